@@ -1,0 +1,8 @@
+"""What a candidate costs and how wrong it is."""
+
+from objectives.cost import CostModel, cost_model
+from objectives.data import Data, DataConfig
+from objectives.finetune import FinetuneConfig, finetune
+from objectives.objective import Evaluator, Objective, Score
+
+__all__ = ["CostModel", "Data", "DataConfig", "Evaluator", "FinetuneConfig", "Objective", "Score", "cost_model", "finetune"]

@@ -1,0 +1,65 @@
+"""How wrong a model is: top-1 error, and its divergence from the dense model."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spaces.errors import DataError, DivergedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Figures of one model on one split.
+
+    Attributes:
+        error: top-1 error in [0, 1].
+        kl: mean KL divergence from the dense model's class probabilities, in nats; None without them.
+        count: number of images.
+    """
+
+    error: float
+    kl: float | None
+    count: int
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Log-probabilities of every batch, [B, classes] float32 on the CPU."""
+    device = next(model.parameters()).device
+    model.eval()
+    return [F.log_softmax(model(images.to(device)).float(), dim=-1).cpu() for images, _ in batches]
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], dense: Sequence[Tensor] | None = None) -> Evaluation:
+    """Error of `model`, put in evaluation mode.
+
+    Args:
+        model: on its device.
+        batches: images [B, C, H, W] and labels [B].
+        dense: `predict` of the dense model on the same batches.
+
+    Raises:
+        DataError: no image, or a label that the model has no class for.
+        DivergedError: an output that is not finite.
+    """
+    device = next(model.parameters()).device
+    model.eval()
+    wrong, divergence, count = 0, 0.0, 0
+    for index, (images, labels) in enumerate(batches):
+        logits = model(images.to(device, non_blocking=True)).float().cpu()
+        if not bool(logits.isfinite().all()):
+            raise DivergedError("the model's outputs are not finite")
+        if int(labels.max()) >= logits.shape[1] or int(labels.min()) < 0:
+            raise DataError(f"label {int(labels.max())} has no class in a model of {logits.shape[1]} classes")
+        wrong += int((logits.argmax(-1) != labels).sum())
+        if dense is not None:
+            log_q = F.log_softmax(logits, dim=-1)
+            divergence += float(F.kl_div(log_q, dense[index], reduction="sum", log_target=True))
+        count += len(labels)
+    if count == 0:
+        raise DataError("no image to evaluate on")
+    return Evaluation(error=wrong / count, kl=max(0.0, divergence / count) if dense is not None else None, count=count)

@@ -1,0 +1,213 @@
+"""Objective: from an allocation to its score. A picklable value; any worker prepares it once and evaluates many times."""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from objectives.cost import CostModel, cost_model
+from objectives.data import Data, DataConfig
+from objectives.error import Evaluation, evaluate, predict
+from objectives.finetune import FinetuneConfig, Step, finetune
+from objectives.seeding import seed_everything
+from spaces.allocation import Allocation
+from spaces.errors import ConfigError, DataError
+from spaces.factors import Factors, fingerprint
+from spaces.files import replacing
+from spaces.models import ModelConfig, create_model, preprocessing
+from spaces.sites import Space
+from spaces.vit import SpaceName, describe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What candidates of one search are measured by.
+
+    Attributes:
+        model: the dense model.
+        data: the images.
+        finetune: the short fine-tune of every candidate.
+        space: which operators are offered.
+        multiple: what FFN widths and ranks are multiples of.
+        factors: folder of the factors; taken from a sister folder of another run where that has them, else computed.
+        device: cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.
+    """
+
+    model: ModelConfig
+    data: DataConfig
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    space: SpaceName = "contract"
+    multiple: int = 8
+    factors: Path
+    device: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Figures of one candidate; errors and divergences on the search split.
+
+    Attributes:
+        error: top-1 error after the short fine-tune, in [0, 1].
+        error_before: the same as built from the factors, before any training.
+        kl, kl_before: mean KL divergence from the dense model, in nats.
+        macs: multiply-accumulates for one image.
+        params: parameters.
+        seconds: wall time of building, training and evaluating.
+    """
+
+    error: float
+    error_before: float
+    kl: float
+    kl_before: float
+    macs: int
+    params: int
+    seconds: float
+
+
+class Evaluator:
+    """An objective made warm: model, images, factors and the dense model's answers stay loaded between candidates.
+
+    Attributes:
+        objective: what was prepared.
+        device: where candidates are trained.
+        data: the splits.
+        space: the space of the dense model.
+        fingerprint: of the weights, the space and the calibration images.
+        factors: what candidates are built from.
+        costs: closed-form costs.
+        dense: figures of the dense model on the search split, as given.
+    """
+
+    def __init__(self, objective: Objective, progress: Callable[[str, int, int], None] = lambda what, done, total: None) -> None:
+        self.objective = objective
+        self.device = resolve_device(objective.device)
+        model = create_model(objective.model)
+        self.preprocessing = preprocessing(model, objective.model)
+        self.data = Data(objective.data, self.preprocessing)
+        _check_classes(model, self.data)
+        self.space = describe(model, objective.space, objective.multiple)
+        self.costs: CostModel = cost_model(model, self.space)
+        self.fingerprint = self._fingerprint(model)
+        self.factors = self._factors(model, progress)
+        self._teacher: nn.Module = create_model(objective.model).to(self.device) if self.device.type != "cpu" else model
+        self._answers: list[Tensor] = []
+        batches = _Counted(self.data, "search", progress)
+        self._answers = predict(self._teacher, batches)
+        self.dense: Evaluation = evaluate(self._teacher, self.data.evaluation("search"), self._answers)
+
+    def evaluate(
+        self,
+        allocation: Allocation,
+        seed: int,
+        on_step: Callable[[Step], None] = lambda step: None,
+        weights: Path | None = None,
+    ) -> Score:
+        """Build, fine-tune and measure one candidate.
+
+        Args:
+            allocation: one of the space.
+            seed: of the batches, the augmentation and the dropouts. The same for all candidates of a search, so that they differ by
+                their allocation alone.
+            on_step: called after every optimiser step.
+            weights: file for the fine-tuned weights (safetensors); not kept if None.
+
+        Raises:
+            AllocationError: the space does not offer it.
+            DivergedError: the loss or the outputs became NaN or infinite.
+        """
+        start = time.perf_counter()
+        seed_everything(seed)
+        model = self.factors.build(allocation).to(self.device)
+        before = self._measure(model)
+        config = self.objective.finetune
+        for step in finetune(model, self.data.training(config.steps, seed), config, self._teacher):
+            on_step(step)
+        after = self._measure(model) if config.steps else before
+        if weights is not None:
+            save_weights(model, weights)
+        assert after.kl is not None and before.kl is not None
+        return Score(
+            error=after.error,
+            error_before=before.error,
+            kl=after.kl,
+            kl_before=before.kl,
+            **self.costs.costs(allocation),
+            seconds=time.perf_counter() - start,
+        )
+
+    def _measure(self, model: nn.Module) -> Evaluation:
+        return evaluate(model, self.data.evaluation("search"), self._answers)
+
+    def _factors(self, model: nn.Module, progress: Callable[[str, int, int], None]) -> Factors:
+        folder, name = self.objective.factors, f"{self.fingerprint}.safetensors"
+        path = folder / name
+        if not path.exists() and (sister := next(folder.parent.parent.glob(f"*/{folder.name}/{name}"), None)):
+            folder.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as partial:
+                shutil.copyfile(sister, partial)
+        if path.exists():
+            return Factors.load(path, model, self.space, self.fingerprint)
+        batches = self.data.calibration()
+        factors = Factors.compute(
+            model, self.space, batches, self.device, lambda done, total: progress("factors", done, total)
+        )
+        factors.save(path, self.fingerprint)
+        return factors
+
+    def _fingerprint(self, model: nn.Module) -> str:
+        """Of everything that the factors depend on: weights, space, preprocessing, and which images calibrate."""
+        objective, data = self.objective, self.objective.data
+        images = (data.dataset, data.train_split, data.search_split, data.search_size, data.holdout, data.split_seed)
+        calibration = (*images, data.calibration_size, self.data.size("train"))
+        return fingerprint(model, objective.space, objective.multiple, self.preprocessing, calibration)
+
+
+class _Counted:
+    """Evaluation batches that report how many have passed."""
+
+    def __init__(self, data: Data, split: str, progress: Callable[[str, int, int], None]) -> None:
+        self._batches = data.evaluation(split)  # type: ignore[arg-type]
+        self._total = -(-(data.size(split) or 0) // data.config.eval_batch_size)  # type: ignore[arg-type]
+        self._progress = progress
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        for done, batch in enumerate(self._batches, start=1):
+            yield batch
+            self._progress("dense model", done, max(done, self._total))
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called `name`; auto is CUDA if there is one, else Apple's GPU, else the CPU.
+
+    Raises:
+        ConfigError: the device does not exist here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {name!r} is not available here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write a state dict atomically as safetensors."""
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    with replacing(path) as partial:
+        save_file(state, partial)
+
+
+def _check_classes(model: nn.Module, data: Data) -> None:
+    classes = getattr(model, "num_classes", None)
+    if data.num_classes is not None and classes != data.num_classes:
+        raise DataError(
+            f"the images have {data.num_classes} classes, the model has {classes}: fine-tune the model on these images first "
+            "and give it with --checkpoint"
+        )

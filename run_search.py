@@ -1,0 +1,97 @@
+"""Command line: arguments -> SearchConfig -> search -> printed result. Wiring, no logic."""
+
+import argparse
+import os
+import sys
+import warnings
+import webbrowser
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait must not spin: trials often share their cores
+
+import optuna  # noqa: E402
+from rich.console import Console  # noqa: E402
+
+from objectives.cost import cost_model  # noqa: E402
+from search import SearchConfig, demo, export, launch, open_run  # noqa: E402
+from search.cli import build_parser, given_options  # noqa: E402
+from search.config import read_options  # noqa: E402
+from search.inspect import describe_model  # noqa: E402
+from search.launch import render  # noqa: E402
+from search.progress import Display, front_table  # noqa: E402
+from search.run import stored_options  # noqa: E402
+from spaces.errors import CompressionError  # noqa: E402
+from spaces.models import ModelConfig, create_model  # noqa: E402
+from spaces.vit import describe  # noqa: E402
+
+_INTERRUPTED = 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; 0 on success, 2 for what the user can put right, 130 after Ctrl-C."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    console, problems = Console(), Console(stderr=True)
+    arguments = build_parser().parse_args(argv)
+    try:
+        _COMMANDS[arguments.command](arguments, console)
+    except CompressionError as error:
+        problems.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        problems.print("interrupted; finished trials are kept: the same command continues the run", markup=False, soft_wrap=True)
+        return _INTERRUPTED
+    return 0
+
+
+def _launch(arguments: argparse.Namespace, console: Console) -> None:
+    flags = given_options(arguments)
+    options = {**(read_options(Path(arguments.config)) if arguments.config else {}), **flags}
+    is_demo = not options.get("model") and not options.get("data_dir") and not options.get("dataset")
+    if is_demo:
+        options = {**demo.OPTIONS, **options}
+    options = {**stored_options(Path(options.get("output") or "")), **options} if options.get("output") else options
+    config = SearchConfig.from_flat(options)
+    with Display(console) as display:
+        if is_demo and not config.model.checkpoint:
+            config = demo.with_dense_model(config, display.stage)
+        run = launch(config, display)
+    console.print(front_table(run.summary))
+    console.print(f"report: {run.directory / 'report.html'}")
+    if is_demo:
+        _export(argparse.Namespace(run=str(run.directory), target=None, trial=None), console)
+    else:
+        console.print(f"next: python run_search.py export {run.directory} --target {','.join(config.study.target) or 'flops=50%'}")
+
+
+def _inspect(arguments: argparse.Namespace, console: Console) -> None:
+    options = given_options(arguments)
+    config = SearchConfig.from_flat(options)
+    model = create_model(ModelConfig(**vars(config.model)))
+    space = describe(model, config.study.space, config.study.multiple)
+    for part in describe_model(arguments.model, space, cost_model(model, space)):
+        console.print(part)
+
+
+def _browse(arguments: argparse.Namespace, console: Console) -> None:
+    run = open_run(arguments.run)
+    render(run)
+    report = (run.directory / "report.html").resolve()
+    console.print(front_table(run.summary))
+    console.print(f"report: {report}")
+    if not arguments.no_open:
+        webbrowser.open(report.as_uri())
+
+
+def _export(arguments: argparse.Namespace, console: Console) -> None:
+    run = open_run(arguments.run)
+    with Display(console) as display:
+        folder = export(run, target=arguments.target, trial=arguments.trial, progress=display.stage)
+    console.print(f"[bold]{folder}[/bold]")
+    console.print((folder / "README.md").read_text(encoding="utf-8").split("---\n")[2].split("\n```")[0].strip(), markup=False)
+
+
+_COMMANDS = {"launch": _launch, "inspect": _inspect, "browse": _browse, "export": _export}
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    sys.exit(main())

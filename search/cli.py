@@ -1,0 +1,95 @@
+"""The command line's arguments: one flag per option of SearchConfig, with the help that its owner's docstring gives."""
+
+import argparse
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from timm.utils import ParseKwargs
+
+from search.config import option_classes, option_help
+
+_TITLES = {
+    "ModelConfig": "model",
+    "DataConfig": "images",
+    "FinetuneConfig": "short fine-tune of every candidate",
+    "StudyConfig": "search",
+}
+
+_EPILOG = """\
+examples:
+  run_search.py launch
+      the built-in demo: trains a small model on the digits, searches, needs no network
+  run_search.py inspect deit_small_patch16_224
+      what can be made smaller, and how far
+  run_search.py launch --model deit_small_patch16_224 --pretrained --data-dir imagenet --target flops=50% --trials 200
+  run_search.py launch --model vit_base_patch16_224 --checkpoint mine.safetensors --data-dir my_images --target params=20M
+  run_search.py browse runs/deit_small_patch16_224-contract
+  run_search.py export runs/deit_small_patch16_224-contract --target flops=50%
+
+"flops" means multiply-accumulates (MACs), as in the literature; targets bound what is kept.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of run_search.py."""
+    parser = argparse.ArgumentParser(
+        prog="run_search.py",
+        description="Searches per-layer ranks and prune ratios of a timm vision transformer for the front of cost against error.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    launch = commands.add_parser(
+        "launch",
+        help="start a search, or continue the one in --output",
+        description="Start a search, or continue the one in --output (its options then need not be repeated). Ctrl-C loses the running trial only.",
+    )
+    launch.add_argument("--config", metavar="YAML", help="file of options by these names; flags win")
+    for owner in option_classes():
+        _add_options(launch.add_argument_group(_TITLES[owner.__name__]), owner)
+    inspect = commands.add_parser("inspect", help="what of a model can be made smaller, to which sizes, and what not and why")
+    inspect.add_argument("model", help="timm model name")
+    _add_options(inspect, option_classes()[0], only=("num_classes", "model_kwargs", "checkpoint"))
+    _add_options(inspect, option_classes()[3], only=("space", "multiple"))
+    browse = commands.add_parser("browse", help="the front as a table, and the report of a run")
+    browse.add_argument("run", help="run directory")
+    browse.add_argument("--no-open", action="store_true", help="do not open report.html in a browser")
+    export = commands.add_parser("export", help="write one point of the front as a model folder, checked after reload")
+    export.add_argument("run", help="run directory")
+    export.add_argument("--target", help="the best trial under this budget, e.g. flops=50%% or params=11M; by default the run's own")
+    export.add_argument("--trial", type=int, metavar="N", help="this trial")
+    return parser
+
+
+def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Option name -> value, of the flags that were given."""
+    names = {name for owner in option_classes() for name in get_type_hints(owner)}
+    return {name: value for name, value in vars(arguments).items() if name in names and value is not None}
+
+
+def _add_options(group: Any, owner: type, only: tuple[str, ...] = ()) -> None:
+    texts, defaults = option_help(owner), vars(owner())
+    for name, hint in get_type_hints(owner).items():
+        if only and name not in only:
+            continue
+        default = defaults[name]
+        shown = "" if default in (None, "", (), {}) else f" (default: {' '.join(map(str, default)) if isinstance(default, tuple) else default})"
+        text = (texts[name] + shown).replace("%", "%%")
+        group.add_argument(f"--{name.replace('_', '-')}", default=None, help=text, **_how(name, hint))
+
+
+def _how(name: str, hint: Any) -> dict[str, Any]:
+    """argparse's way to read a value of this type."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Union or (arguments and type(None) in arguments):
+        return _how(name, next(argument for argument in arguments if argument is not type(None)))
+    if origin is Literal:
+        return {"choices": arguments}
+    if origin is tuple:
+        if get_origin(arguments[0]) is Literal:
+            return {"nargs": "+", "choices": get_args(arguments[0])}
+        return {"nargs": "+" if Ellipsis in arguments else len(arguments), "type": arguments[0], "metavar": name.upper()}
+    if origin is dict:
+        return {"nargs": "*", "action": ParseKwargs, "metavar": "KEY=VALUE"}
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    return {"type": hint, "metavar": hint.__name__.upper()}

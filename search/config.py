@@ -1,0 +1,181 @@
+"""SearchConfig: every option of a search, composed of the dataclasses beside the code that uses them.
+
+Options have one flat set of names, the same on the command line, in YAML and in Python.
+"""
+
+import dataclasses
+import difflib
+import re
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from objectives.data import DataConfig
+from objectives.finetune import FinetuneConfig
+from search.samplers import SAMPLERS
+from spaces.errors import ConfigError
+from spaces.files import write_text
+from spaces.models import ModelConfig
+from spaces.vit import SpaceName
+
+ObjectiveName = Literal["error", "flops", "params"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """What is searched, and how long.
+
+    Attributes:
+        space: contract (narrower heads + fewer FFN neurons), hybrid (low-rank attention + neurons), low-rank, or full (chosen per block).
+        multiple: FFN widths and ranks are multiples of this; GPUs want 8.
+        target: upper bounds on what is kept: flops=50% (MACs), flops=2.3G, params=11M.
+        objectives: what the front trades off: error, flops (MACs), params.
+        trials: trials in the run, baselines included.
+        sampler: tpe, nsga2 or random.
+        band: proposals use between this share of the budget and all of it.
+        seed: of the sampler, the batches and the augmentation.
+        device: cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.
+        threads: CPU threads; by default as many as there are cores. Small models are faster with 1.
+        output: run directory; one that exists is continued. By default runs/MODEL-SPACE.
+    """
+
+    space: SpaceName = "contract"
+    multiple: int = 8
+    target: tuple[str, ...] = ()
+    objectives: tuple[ObjectiveName, ...] = ("error", "flops")
+    trials: int = 50
+    sampler: str = "tpe"
+    band: float = 0.7
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    output: str = ""
+
+    def __post_init__(self) -> None:
+        if self.trials < 1:
+            raise ConfigError(f"trials must be at least 1, got {self.trials}")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"threads must be at least 1, got {self.threads}")
+        if not 0 < self.band < 1:
+            raise ConfigError(f"band must be between 0 and 1, got {self.band}")
+        if self.multiple < 1:
+            raise ConfigError(f"multiple must be at least 1, got {self.multiple}")
+        if self.sampler not in SAMPLERS:
+            raise ConfigError(f"sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
+        if "error" not in self.objectives or not 2 <= len(set(self.objectives)) == len(self.objectives):
+            raise ConfigError(f"objectives must be error and at least one cost, each once, got {', '.join(self.objectives)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """All options of one search."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
+
+    def flat(self) -> dict[str, Any]:
+        """Option name -> value, as YAML and JSON can hold it."""
+        return {name: _plain(value) for part in _parts(self) for name, value in vars(part).items()}
+
+    @classmethod
+    def from_flat(cls, options: Mapping[str, Any]) -> "SearchConfig":
+        """Inverse of `flat`; options that are not given get their defaults.
+
+        Raises:
+            ConfigError: an unknown name (with near ones) or a value of the wrong type or range.
+        """
+        known = option_types()
+        for name in options:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.6)
+                raise ConfigError(f"unknown option {name!r}" + (f": did you mean {', '.join(near)}?" if near else f": known are {', '.join(known)}"))
+        checked = {name: _coerce(name, value, known[name]) for name, value in options.items()}
+        parts = {
+            part.name: part.default_factory(**{f.name: checked[f.name] for f in dataclasses.fields(part.default_factory) if f.name in checked})  # type: ignore[arg-type,misc,operator]
+            for part in dataclasses.fields(cls)
+        }
+        return cls(**parts)
+
+    def dump(self, path: Path) -> None:
+        """Write the options as YAML."""
+        write_text(path, yaml.safe_dump(self.flat(), sort_keys=False, allow_unicode=True))
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """Option name -> value of a YAML file.
+
+    Raises:
+        ConfigError: the file is missing or is no YAML mapping.
+    """
+    try:
+        options = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if options is None:
+        return {}
+    if not isinstance(options, dict):
+        raise ConfigError(f"{path} must hold 'name: value' lines, got a {type(options).__name__}")
+    return options
+
+
+def option_classes() -> tuple[type, ...]:
+    """The dataclasses that own the options, in the order in which they are shown."""
+    return ModelConfig, DataConfig, FinetuneConfig, StudyConfig
+
+
+def option_types() -> dict[str, Any]:
+    """Option name -> its type."""
+    return {name: hint for owner in option_classes() for name, hint in get_type_hints(owner).items()}
+
+
+def option_help(owner: type) -> dict[str, str]:
+    """Option name -> its line of the "Attributes" of the owner's docstring."""
+    text = (owner.__doc__ or "").partition("Attributes:")[2]
+    entries = re.findall(r"^ {8}([a-z_, 0-9]+): (.*(?:\n {12}.*)*)", text, re.MULTILINE)
+    return {name: " ".join(words.split()) for names, words in entries for name in names.split(", ")}
+
+
+def _parts(config: SearchConfig) -> tuple[Any, ...]:
+    return config.model, config.data, config.finetune, config.study
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
+
+
+def _coerce(name: str, value: Any, hint: Any) -> Any:
+    """Check a value against a type hint; integers pass as floats, lists as tuples, numbers written like 1e-3 as floats."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _coerce(name, value, next(argument for argument in arguments if argument is not type(None)))
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(f"{name} must be one of {', '.join(map(str, arguments))}, got {value!r}")
+        return value
+    if origin is tuple:
+        values = [value] if isinstance(value, str | int | float) else value
+        if not isinstance(values, list | tuple):
+            raise ConfigError(f"{name} must be a list, got {value!r}")
+        if Ellipsis not in arguments and len(values) != len(arguments):
+            raise ConfigError(f"{name} must have {len(arguments)} values, got {value!r}")
+        return tuple(_coerce(name, entry, arguments[0]) for entry in values)
+    return _scalar(name, value, origin or hint)
+
+
+def _scalar(name: str, value: Any, kind: type) -> Any:
+    if kind is float and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-3 as text
+        except (TypeError, ValueError):
+            pass
+    if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
+        return value
+    raise ConfigError(f"{name} must be of type {kind.__name__}, got {value!r}")

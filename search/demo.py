@@ -1,0 +1,61 @@
+"""The built-in demo: a small vision transformer trained on the digits in the run itself, so that nothing is downloaded."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from objectives.data import DIGITS, Data, DataConfig
+from objectives.digits import CLASSES
+from objectives.finetune import FinetuneConfig, finetune
+from objectives.objective import save_weights
+from objectives.seeding import seed_everything
+from search.config import SearchConfig
+from spaces.models import ModelConfig, create_model, preprocessing
+
+# 202,186 parameters: 8x8 images in 16 patches.
+_MODEL: dict[str, Any] = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 64, "depth": 4, "num_heads": 4}
+OPTIONS: dict[str, Any] = {
+    "model": "vit_tiny_patch16_224",
+    "model_kwargs": _MODEL,
+    "num_classes": CLASSES,
+    "mean": (0.305,),
+    "std": (0.376,),
+    "crop_pct": 1.0,
+    "dataset": DIGITS,
+    "batch_size": 64,
+    "hflip": 0.0,
+    "scale": (0.7, 1.0),
+    "steps": 60,
+    "target": ("flops=50%",),
+    "trials": 24,
+    "threads": 1,
+    "output": "runs/demo",
+}
+_DENSE = FinetuneConfig(steps=1400, lr=2e-3, weight_decay=0.05)
+
+
+def with_dense_model(config: SearchConfig, progress: Callable[[str, int, int], None]) -> SearchConfig:
+    """`config` with a checkpoint: the demo's model, trained into the run directory unless it is there already."""
+    path = Path(config.study.output) / "dense.safetensors"
+    if not path.exists():
+        train_dense(config.model, config.data, _DENSE, path, config.study.seed, progress)
+    return replace(config, model=replace(config.model, checkpoint=str(path)))
+
+
+def train_dense(
+    model_config: ModelConfig,
+    data_config: DataConfig,
+    config: FinetuneConfig,
+    path: Path,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> None:
+    """Train a model from its random initialisation on the true labels and write its weights."""
+    seed_everything(seed)
+    model = create_model(model_config)
+    data = Data(data_config, preprocessing(model, model_config))
+    for step in finetune(model, data.training(config.steps, seed), config):
+        progress("training", step.step, config.steps)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_weights(model, path)

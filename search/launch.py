@@ -1,0 +1,225 @@
+"""The search itself: prepare the run, ask, run, tell, and keep the tables and the front's weights up to date."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from objectives.count import fvcore_macs
+from objectives.finetune import Step
+from objectives.objective import Evaluator, Objective
+from search.config import SearchConfig
+from search.environment import environment
+from search.parametrisation import Parametrisation
+from search.report import write_picture, write_report
+from search.run import Run, check_same_model, check_same_run, default_output
+from search.runner import WEIGHTS, InProcessRunner
+from search.study import Proposal, Study, Trial
+from search.table import DENSE, describe_space, summarise, trial_table, write_tables
+from search.targets import Target, check_jointly, load_of, parse_targets, reach_of
+from spaces.allocation import Allocation
+from spaces.errors import CountError, RunError
+from spaces.files import write_json
+from spaces.sites import Space
+
+_COLUMNS = {"error": "error", "flops": "macs", "params": "params"}
+_REPORT_SECONDS = 20.0
+
+
+class Reporter(Protocol):
+    """Whoever watches a search."""
+
+    def stage(self, what: str, done: int, total: int) -> None: ...
+
+    def began(self, directory: Path, summary: dict[str, Any], trials: int) -> None: ...
+
+    def started(self, proposal: Proposal) -> None: ...
+
+    def step(self, number: int, step: Step) -> None: ...
+
+    def finished(self, trial: Trial, summary: dict[str, Any], count: int) -> None: ...
+
+
+def launch(config: SearchConfig, reporter: Reporter) -> Run:
+    """Start the search in `config.study.output`, or continue the one that is there.
+
+    Raises:
+        CompressionError: anything that the user can put right, before a trial is paid for.
+        RunError: every trial failed.
+    """
+    directory = Path(config.study.output or default_output(config))
+    check_same_run(directory, config)
+    if config.study.threads is not None:
+        torch.set_num_threads(config.study.threads)
+    config = replace(config, study=replace(config.study, output=str(directory)))
+    _make_directory(directory)
+    search = _Search(config, directory, reporter)
+    try:
+        search.run()
+    finally:
+        search.close()
+    return Run(directory)
+
+
+class _Search:
+    """One launch: what `launch` prepared, and the loop."""
+
+    def __init__(self, config: SearchConfig, directory: Path, reporter: Reporter) -> None:
+        self.config, self.directory, self.reporter = config, directory, reporter
+        study = config.study
+        objective = Objective(
+            model=config.model,
+            data=config.data,
+            finetune=config.finetune,
+            space=study.space,
+            multiple=study.multiple,
+            factors=directory / "factors",
+            device=study.device,
+        )
+        self.evaluator = Evaluator(objective, reporter.stage)
+        check_same_model(directory, self.evaluator.fingerprint)
+        space, costs = self.evaluator.space, self.evaluator.costs
+        self._check_count()
+        reach = reach_of(costs, space)
+        self.targets: tuple[Target, ...] = parse_targets(study.target, reach)
+        check_jointly(self.targets, costs, space)
+        self.parametrisation = Parametrisation(space, self._load, self._band(space))
+        self.objectives = tuple(_COLUMNS[name] for name in study.objectives)
+        self.study = Study(directory, self.parametrisation, self.objectives, study.sampler, study.seed)
+        self.facts = {
+            "model": config.model.model,
+            "fingerprint": self.evaluator.fingerprint,
+            "space": space.name,
+            "sites": describe_space(space),
+            "skipped": [vars(entry) for entry in space.skipped],
+            "dense": {**costs.dense, "error": self.evaluator.dense.error},
+            "reach": {cost: list(ends) for cost, ends in reach.items()},
+        }
+        config.dump(directory / "config.yaml")
+        write_json(directory / "env.json", environment(self.evaluator.device))
+        self._reported = 0.0
+        self.summary = self._write()
+
+    def run(self) -> None:
+        """Propose and evaluate until the run has its number of trials or nothing new is left to propose."""
+        wanted = self.config.study.trials
+        self.reporter.began(self.directory, self.summary, wanted)
+        self._enqueue_baselines()
+        runner = InProcessRunner(self.evaluator, self.reporter.step)
+        running, exhausted = 0, False
+        while True:
+            while not exhausted and running < runner.capacity and len(self.study.trials) + running < wanted:
+                proposal = self.study.ask()
+                exhausted = proposal is None
+                if proposal is not None:
+                    self.reporter.started(proposal)
+                    runner.submit(proposal, self.study.folder(proposal.number))
+                    running += 1
+            if running == 0:
+                break
+            outcome = runner.wait()
+            running -= 1
+            trial = self.study.tell(outcome.number, outcome.score, outcome.reason)
+            self.summary = self._write()
+            self._keep_front_weights()
+            self.reporter.finished(trial, self.summary, len(self.study.trials))
+        self._write_report()
+        if not any(trial.score for trial in self.study.trials):
+            reasons = sorted({trial.reason or "" for trial in self.study.trials})
+            raise RunError(f"all {len(self.study.trials)} trials failed: {reasons[0]} (see {self.directory / 'trials'})")
+
+    def close(self) -> None:
+        self.study.close()
+
+    def _load(self, allocation: Allocation) -> float:
+        return load_of(self.targets, self.evaluator.costs, allocation)
+
+    def _band(self, space: Space) -> tuple[float, float]:
+        """Loads that proposals aim at: a band below the target, or all that the space reaches where there is none."""
+        least = self._load(space.smallest(self._load))
+        if not self.targets:
+            return least, 1.0
+        return max(least, self.config.study.band), max(least, 1.0)
+
+    def _enqueue_baselines(self) -> None:
+        """The dense model given the same fine-tune, and uniform allocations: at the target, below it, and of every operator mix."""
+        low, high = self.parametrisation.band
+        self.study.enqueue(DENSE, {})
+        for mix, operators in _mixes(self.parametrisation.space):
+            self.study.enqueue(f"uniform{mix}", self.parametrisation.uniform(high if self.targets else (low + high) / 2, operators))
+        for share in (0.5, 0.0):
+            self.study.enqueue("uniform", self.parametrisation.uniform(low + share * (high - low)))
+
+    def _check_count(self) -> None:
+        """The closed form must agree with an independent counter on the dense model, or no budget means anything."""
+        model = self.evaluator.factors.dense
+        counted = fvcore_macs(model, tuple(self.evaluator.preprocessing["input_size"]))
+        if counted != self.evaluator.costs.dense["macs"]:
+            raise CountError(
+                f"the closed form gives {self.evaluator.costs.dense['macs']:,} MACs for {type(model).__name__}, fvcore counts {counted:,}: "
+                "a layer of this model is not known here"
+            )
+
+    def _write(self) -> dict[str, Any]:
+        trials = trial_table(self.study.trials, self.evaluator.costs.dense)  # type: ignore[arg-type]
+        summary = summarise(trials, self.objectives, self.targets, self.facts)
+        write_tables(self.directory, trials, summary)
+        if time.monotonic() - self._reported > _REPORT_SECONDS:
+            self._write_report()
+        return summary
+
+    def _write_report(self) -> None:
+        render(Run(self.directory))
+        self._reported = time.monotonic()
+
+    def _keep_front_weights(self) -> None:
+        """Move the weights of trials on the front (and of the dense reference) to front/; drop all others."""
+        kept = {row["number"] for row in self.summary["front"]}
+        kept |= {trial.proposal.number for trial in self.study.trials if trial.proposal.label == DENSE}
+        for trial in self.study.trials:
+            number = trial.proposal.number
+            fresh, stored = self.study.folder(number) / WEIGHTS, self.directory / "front" / f"{number:04d}.safetensors"
+            if number in kept and fresh.exists():
+                stored.parent.mkdir(exist_ok=True)
+                fresh.replace(stored)
+            elif number not in kept:
+                fresh.unlink(missing_ok=True)
+                stored.unlink(missing_ok=True)
+
+
+def render(run: Run) -> None:
+    """Write report.html and pareto.png from the run's tables."""
+    write_report(run.directory / "report.html", run.summary, run.trials, run.space.sites, run=str(run.directory))
+    write_picture(run.directory / "pareto.png", run.summary, run.trials)
+
+
+def _mixes(space: Space) -> Iterable[tuple[str, dict[str, str]]]:
+    """Ways to use one operator per kind of branch: suffix of the label, and branch -> operator."""
+    attention = _rivals(space, "attn")
+    ffn = _rivals(space, "mlp")
+    for first in attention:
+        for second in ffn:
+            chosen = {
+                branch: (first if branch.endswith("attn") else second)
+                for branch, rivals in space.branches.items()
+                if (first if branch.endswith("attn") else second) in {operator.name for operator in rivals}
+            }
+            yield (f" {first}+{second}" if len(attention) * len(ffn) > 1 else ""), chosen
+
+
+def _rivals(space: Space, part: str) -> list[str]:
+    names = [operator.name for branch, rivals in space.branches.items() if branch.endswith(part) for operator in rivals]
+    return list(dict.fromkeys(names)) or [""]
+
+
+def _make_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RunError(f"cannot write to {directory}: {error.strerror or error}: choose another --output") from error

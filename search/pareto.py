@@ -1,0 +1,62 @@
+"""The front, its hypervolume, and the best point under a budget. All objectives are minimised.
+
+A point with a NaN or an infinite value is on no front and adds no volume.
+"""
+
+import math
+from collections.abc import Sequence
+
+Point = Sequence[float]
+
+
+def front(points: Sequence[Point]) -> list[int]:
+    """Indices of the points that no other dominates, in ascending order of the coordinates.
+
+    Of several equal points the first one is on the front.
+    """
+    order = sorted((i for i, point in enumerate(points) if _finite(point)), key=lambda i: (tuple(points[i]), i))
+    kept: list[int] = []
+    for index in order:  # a point can only be dominated by one that comes before it in this order
+        if not any(_covers(points[other], points[index]) for other in kept):
+            kept.append(index)
+    return kept
+
+
+def hypervolume(points: Sequence[Point], reference: Point) -> float:
+    """Volume between the front and the reference point, by slicing along the last coordinate.
+
+    Points that do not lie strictly below the reference in every coordinate add nothing.
+    """
+    inside = [tuple(p) for p in points if _finite(p) and all(a < b for a, b in zip(p, reference, strict=True))]
+    if not inside:
+        return 0.0
+    if len(reference) == 1:
+        return float(reference[0] - min(p[0] for p in inside))
+    inside = sorted({inside[i] for i in front(inside)}, key=lambda p: p[-1])
+    ends = [p[-1] for p in inside[1:]] + [reference[-1]]
+    return sum(
+        (end - inside[i][-1]) * hypervolume([p[:-1] for p in inside[: i + 1]], reference[:-1])
+        for i, end in enumerate(ends)
+        if end > inside[i][-1]
+    )
+
+
+def best_under(errors: Sequence[float], costs: Sequence[Point], limits: Point) -> int | None:
+    """Index of the smallest error whose costs all keep their limits; of equal ones the cheapest, then the first.
+
+    None if there is none.
+    """
+    feasible = [
+        i
+        for i, (error, cost) in enumerate(zip(errors, costs, strict=True))
+        if math.isfinite(error) and all(value <= limit for value, limit in zip(cost, limits, strict=True))
+    ]
+    return min(feasible, key=lambda i: (errors[i], tuple(costs[i]), i), default=None)
+
+
+def _covers(a: Point, b: Point) -> bool:
+    return all(x <= y for x, y in zip(a, b, strict=True))
+
+
+def _finite(point: Point) -> bool:
+    return all(math.isfinite(value) for value in point)

@@ -1,0 +1,152 @@
+"""What a search shows while it runs: a live table in a terminal, plain lines elsewhere."""
+
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from objectives.finetune import Step
+from search.study import Proposal, Trial
+from search.targets import format_count, format_kept
+
+_TERMINAL_ROWS = 12
+_STAGES = {"factors": "computing factors", "dense model": "evaluating the dense model", "training": "training the demo model"}
+
+
+class Display:
+    """Implements `search.launch.Reporter` with rich; a context manager, so that the terminal is always given back."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=console)
+        self._tasks: dict[str, Any] = {}
+        self._summary: dict[str, Any] | None = None
+        self._rows: list[Trial] = []
+        self._live = Live(self._view(), console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        self._begun = time.monotonic()
+
+    def __enter__(self) -> "Display":
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def stage(self, what: str, done: int, total: int) -> None:
+        description = _STAGES.get(what, what)
+        if self._live is None:
+            if done == total and what not in self._tasks:
+                self._tasks[what] = True
+                self.console.print(f"{description}: done")
+            return
+        if what not in self._tasks:
+            self._tasks[what] = self._progress.add_task(description, total=total)
+        self._progress.update(self._tasks[what], completed=done, total=total, visible=done < total)
+        self._refresh()
+
+    def began(self, directory: Path, summary: dict[str, Any], trials: int) -> None:
+        dense, finished = summary["dense"], sum(summary["states"].values())
+        reach = summary["reach"]["macs"]
+        self.console.print(
+            f"[bold]{summary['model']}[/bold], space {summary['space']}: {format_count(dense['macs'])} MACs, "
+            f"{format_count(dense['params'])} parameters, error {dense['error']:.2%}; can keep {reach[0] / reach[1]:.1%} to 100% of MACs"
+        )
+        target = " and ".join(entry["text"] for entry in summary["targets"]) or "none: the whole front"
+        continued = f", continuing after {finished}" if finished else ""
+        self.console.print(f"target {target}; {trials} trials in {directory}{continued}")
+        self._summary = summary
+        if self._live is not None:
+            self._tasks["trials"] = self._progress.add_task("trials", total=trials, completed=finished)
+
+    def started(self, proposal: Proposal) -> None:
+        if self._live is not None:
+            self._tasks["step"] = self._progress.add_task(f"trial {proposal.number}", total=None)
+            self._refresh()
+
+    def step(self, number: int, step: Step) -> None:
+        if self._live is not None:
+            self._progress.update(self._tasks["step"], description=f"trial {number}: loss {step.loss:.3f}", completed=step.step)
+            self._refresh()
+
+    def finished(self, trial: Trial, summary: dict[str, Any], count: int) -> None:
+        self._summary = summary
+        self._rows = [*self._rows, trial][-_TERMINAL_ROWS:]
+        if self._live is None:
+            self.console.print(_line(trial, summary), soft_wrap=True)
+            return
+        self._progress.remove_task(self._tasks.pop("step"))
+        self._progress.update(self._tasks["trials"], completed=count)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        if self._live is not None:
+            self._live.update(self._view())
+
+    def _view(self) -> RenderableType:
+        if self._summary is None:
+            return self._progress
+        summary = self._summary
+        states = ", ".join(f"{count} {state.lower()}" for state, count in summary["states"].items()) or "no trial yet"
+        status = f"{states}; {len(summary['front'])} on the front; hypervolume {summary['hypervolume']:.4f}; {_best(summary)}"
+        return Group(_trial_table(self._rows, summary) if self._rows else Text(""), Text(status), self._progress)
+
+
+def front_table(summary: dict[str, Any]) -> Table:
+    """The front as a table for the terminal."""
+    table = Table(title="Pareto front (errors on the search split)", title_justify="left")
+    for name in ("trial", "label", "MACs", "keeps of MACs", "parameters", "keeps of parameters", "error as built", "error fine-tuned"):
+        table.add_column(name, justify="left" if name == "label" else "right", no_wrap=True)
+    dense = summary["dense"]
+    for row in summary["front"]:
+        style = "bold green" if row["number"] == summary["best"] else None
+        table.add_row(
+            str(row["number"]),
+            row["label"] or "",
+            format_count(row["macs"]),
+            format_kept(row["macs"] / dense["macs"]),
+            format_count(row["params"]),
+            format_kept(row["params"] / dense["params"]),
+            f"{row['error_before']:.2%}",
+            f"{row['error']:.2%}",
+            style=style,
+        )
+    return table
+
+
+def _trial_table(rows: list[Trial], summary: dict[str, Any]) -> Table:
+    table = Table()
+    for name in ("trial", "label", "keeps of MACs", "error as built", "error fine-tuned", "seconds"):
+        table.add_column(name, justify="left" if name == "label" else "right", no_wrap=True)
+    for trial in rows:
+        number, label, score = str(trial.proposal.number), trial.proposal.label or "", trial.score
+        if score is None:
+            table.add_row(number, label, "failed", Text(trial.reason or "", style="red", overflow="ellipsis"), "", "")
+            continue
+        kept = format_kept(score.macs / summary["dense"]["macs"])
+        table.add_row(number, label, kept, f"{score.error_before:.2%}", f"{score.error:.2%}", f"{score.seconds:.1f}")
+    return table
+
+
+def _line(trial: Trial, summary: dict[str, Any]) -> str:
+    name = f"trial {trial.proposal.number}" + (f" ({trial.proposal.label})" if trial.proposal.label else "")
+    score = trial.score
+    if score is None:
+        return f"{name}: failed: {trial.reason}"
+    kept = format_kept(score.macs / summary["dense"]["macs"])
+    return f"{name}: keeps {kept} of MACs, error {score.error_before:.2%} as built, {score.error:.2%} fine-tuned, {score.seconds:.1f} s; {_best(summary)}"
+
+
+def _best(summary: dict[str, Any]) -> str:
+    row = next((row for row in summary["front"] if row["number"] == summary["best"]), None)
+    if row is None:
+        return "none under the target yet" if summary["targets"] else f"{len(summary['front'])} on the front"
+    return f"best under the target: {row['error']:.2%} at {row['macs'] / summary['dense']['macs']:.1%} of MACs (trial {row['number']})"

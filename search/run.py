@@ -1,0 +1,146 @@
+"""A run directory as a value: what it holds, what is best in it, and whether a configuration belongs to it."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from search.config import SearchConfig, read_options
+from search.pareto import best_under
+from search.table import read_space, read_tables
+from search.targets import Target, format_count, parse_targets
+from spaces.allocation import Allocation
+from spaces.errors import RunError, TargetError
+from spaces.sites import Space
+
+# What may differ between two launches of one run; everything else changes what its trials mean.
+_FREE = frozenset(("trials", "sampler", "device", "threads", "workers", "eval_batch_size", "output", "checkpoint", "data_dir", "dataset_download"))
+
+
+class Run:
+    """A search's results, read from its tables; safe while a search writes them.
+
+    Attributes:
+        directory: the run directory.
+        trials: a row per finished trial.
+        summary: the content of pareto.json.
+
+    Raises:
+        RunError: there is no run.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        self.trials, self.summary = read_tables(self.directory)
+
+    @cached_property
+    def config(self) -> SearchConfig:
+        """The options that the run was launched with."""
+        return SearchConfig.from_flat(read_options(self.directory / "config.yaml"))
+
+    @cached_property
+    def space(self) -> Space:
+        """The space that was searched."""
+        return read_space(self.summary)
+
+    @property
+    def front(self) -> pd.DataFrame:
+        """The rows of the trials on the front, in ascending order of MACs."""
+        numbers = [row["number"] for row in self.summary["front"]]
+        return self.trials.set_index("number", drop=False).loc[numbers]
+
+    def targets(self, text: str) -> tuple[Target, ...]:
+        """Parse a target for this run's model.
+
+        Raises:
+            TargetError: malformed, or outside what the space reaches.
+        """
+        return parse_targets([text], {cost: (ends[0], ends[1]) for cost, ends in self.summary["reach"].items()})
+
+    def best(self, target: str) -> pd.Series:  # type: ignore[type-arg]
+        """The finished trial of the smallest error under a target.
+
+        Raises:
+            TargetError: no finished trial keeps the target; the message names the nearest one.
+            RunError: no trial finished.
+        """
+        targets = self.targets(target)
+        done = self.trials[self.trials["state"] == "COMPLETE"]
+        if done.empty:
+            raise RunError(f"no trial of {self.directory} has finished")
+        costs = done[[entry.cost for entry in targets]]
+        index = best_under(list(done["error"]), list(costs.itertuples(index=False)), [entry.limit for entry in targets])
+        if index is None:
+            over = (costs / [entry.limit for entry in targets]).max(axis=1)
+            nearest = done.loc[over.idxmin()]
+            raise TargetError(
+                f"no trial of {self.directory} keeps {target}: the nearest is trial {nearest['number']:.0f} with {format_count(nearest['macs'])} MACs "
+                f"and {format_count(nearest['params'])} parameters; search again with --target {target}"
+            )
+        return done.iloc[index]
+
+    def trial(self, number: int) -> pd.Series:  # type: ignore[type-arg]
+        """The row of one finished trial.
+
+        Raises:
+            RunError: there is no such trial, or it failed.
+        """
+        rows = self.trials[self.trials["number"] == number]
+        if rows.empty:
+            raise RunError(f"{self.directory} has no trial {number}: it has {len(self.trials)}, see trials.csv")
+        if rows.iloc[0]["state"] != "COMPLETE":
+            raise RunError(f"trial {number} of {self.directory} failed ({rows.iloc[0]['reason']})")
+        return rows.iloc[0]
+
+    def allocation(self, row: "pd.Series[Any]") -> Allocation:
+        """The sizes of a row of `trials`."""
+        return Allocation({site.name: int(row[site.name]) for site in self.space.sites})
+
+
+def open_run(directory: str | Path) -> Run:
+    """The run in a directory.
+
+    Raises:
+        RunError: there is none.
+    """
+    return Run(directory)
+
+
+def default_output(config: SearchConfig) -> str:
+    """runs/MODEL-SPACE."""
+    return f"runs/{config.model.model}-{config.study.space}"
+
+
+def stored_options(directory: Path) -> dict[str, Any]:
+    """Options of the run in a directory; empty where there is none."""
+    path = directory / "config.yaml"
+    return read_options(path) if path.exists() else {}
+
+
+def check_same_run(directory: Path, config: SearchConfig) -> None:
+    """Raise unless `config` may continue what is in `directory`.
+
+    Raises:
+        RunError: the directory holds a run with another value of an option that its trials depend on.
+    """
+    stored = stored_options(directory)
+    if not stored:
+        return
+    before, now = SearchConfig.from_flat(stored).flat(), config.flat()
+    for name, value in now.items():
+        if name not in _FREE and before[name] != value:
+            raise RunError(f"{directory} was searched with {name}={before[name]!r}, not {value!r}: choose another --output")
+
+
+def check_same_model(directory: Path, fingerprint: str) -> None:
+    """Raise unless the run in `directory`, if there is one, was made from the weights and images of this fingerprint.
+
+    Raises:
+        RunError: it was made from others.
+    """
+    path = directory / "pareto.json"
+    before = json.loads(path.read_text(encoding="utf-8")).get("fingerprint", fingerprint) if path.exists() else fingerprint
+    if before != fingerprint:
+        raise RunError(f"{directory} was searched with other weights or images than these: choose another --output")

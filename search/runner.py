@@ -1,0 +1,81 @@
+"""Where trials run: one protocol for the process itself and, later, for workers on other devices."""
+
+import json
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+from objectives.finetune import Step
+from objectives.objective import Evaluator, Score
+from search.study import Proposal
+from spaces.errors import CompressionError
+
+WEIGHTS, METRICS, STDERR = "weights.safetensors", "metrics.jsonl", "stderr.log"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a trial ended: with a score, or with the reason why it has none."""
+
+    number: int
+    score: Score | None
+    reason: str | None = None
+
+
+class Runner(Protocol):
+    """Runs trials; the study is told by the caller alone.
+
+    `submit` takes a trial while fewer than `capacity` are running, `wait` returns one that has ended. A trial that
+    raises is an outcome with a reason; only errors that concern every trial (`CompressionError`) are raised by `wait`.
+    """
+
+    capacity: int
+
+    def submit(self, proposal: Proposal, folder: Path) -> None: ...
+
+    def wait(self) -> Outcome: ...
+
+    def close(self) -> None: ...
+
+
+class InProcessRunner:
+    """Runs one trial at a time, in this process, on the evaluator's device."""
+
+    capacity = 1
+
+    def __init__(self, evaluator: Evaluator, on_step: Callable[[int, Step], None] = lambda number, step: None) -> None:
+        self._evaluator = evaluator
+        self._on_step = on_step
+        self._submitted: list[tuple[Proposal, Path]] = []
+
+    def submit(self, proposal: Proposal, folder: Path) -> None:
+        self._submitted.append((proposal, folder))
+
+    def wait(self) -> Outcome:
+        proposal, folder = self._submitted.pop(0)
+        return run_trial(self._evaluator, proposal, folder, lambda step: self._on_step(proposal.number, step))
+
+    def close(self) -> None:
+        self._submitted.clear()
+
+
+def run_trial(evaluator: Evaluator, proposal: Proposal, folder: Path, on_step: Callable[[Step], None]) -> Outcome:
+    """Evaluate one proposal; leaves metrics.jsonl and, on success, weights.safetensors or, on failure, stderr.log."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with (folder / METRICS).open("w", encoding="utf-8") as metrics:
+
+            def record(step: Step) -> None:
+                metrics.write(json.dumps(asdict(step)) + "\n")
+                on_step(step)
+
+            score = evaluator.evaluate(proposal.allocation, proposal.seed, record, folder / WEIGHTS)
+            metrics.write(json.dumps(asdict(score)) + "\n")
+    except CompressionError:
+        raise
+    except Exception as error:  # whatever ends a trial is that trial's result, not the search's end
+        (folder / STDERR).write_text(traceback.format_exc(), encoding="utf-8")
+        return Outcome(number=proposal.number, score=None, reason=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    return Outcome(number=proposal.number, score=score)

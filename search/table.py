@@ -1,0 +1,146 @@
+"""The run's own tables: trials.csv, pareto.csv, pareto.json and space.json, written after every trial."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from search.pareto import best_under, front, hypervolume
+from search.study import Trial
+from search.targets import Target
+from spaces.errors import RunError
+from spaces.files import replacing, write_json
+from spaces.sites import Operator, Site, Skipped, Space
+
+DENSE = "dense"
+FIGURES = ("error", "error_before", "kl", "kl_before", "macs", "params", "seconds")
+
+
+def trial_table(trials: Sequence[Trial], dense: dict[str, Any]) -> pd.DataFrame:
+    """A row per finished trial, in the order of their numbers.
+
+    Columns: number, state, label, reason, the fields of `Score`, macs_kept and params_kept (shares of the dense model),
+    seed, and one column per site with its size. Figures of failed trials are NaN.
+    """
+    rows = []
+    for trial in sorted(trials, key=lambda trial: trial.proposal.number):
+        score = trial.score
+        figures = {name: getattr(score, name) if score is not None else None for name in FIGURES}
+        kept = {f"{cost}_kept": None if score is None else getattr(score, cost) / dense[cost] for cost in ("macs", "params")}
+        proposal = trial.proposal
+        head = {"number": proposal.number, "state": trial.state, "label": proposal.label, "reason": trial.reason}
+        rows.append({**head, **figures, **kept, "seed": proposal.seed, **proposal.allocation})
+    table = pd.DataFrame(rows, columns=None if rows else ["number", "state", "label", "reason", *FIGURES, "macs_kept", "params_kept", "seed"])
+    counts = {name: "Int64" for name in ("macs", "params")}
+    numbers = {name: "float64" for name in ("error", "error_before", "kl", "kl_before", "macs_kept", "params_kept", "seconds")}
+    return table.astype({**counts, **numbers})
+
+
+def summarise(
+    trials: pd.DataFrame, objectives: Sequence[str], targets: Sequence[Target], facts: dict[str, Any]
+) -> dict[str, Any]:
+    """The content of pareto.json.
+
+    Args:
+        trials: `trial_table`.
+        objectives: columns to be minimised, "error" first.
+        targets: bounds of this run; `best` keeps all of them.
+        facts: model, space, dense (macs, params, error), reach, sites; copied.
+
+    Returns:
+        `facts` and objectives, targets, states, front (rows with their allocations), best (a trial's number), and the
+        hypervolume of the front in the unit box: errors as they are, costs as shares of the dense model.
+    """
+    done = trials[trials["state"] == "COMPLETE"].reset_index(drop=True)
+    columns = [name if name == "error" else f"{name}_kept" for name in objectives]
+    points = [tuple(float(value) for value in row) for row in done[columns].itertuples(index=False)]
+    sites = [site["name"] for site in facts["sites"]]
+    chosen = done.iloc[front(points)].sort_values("macs")
+    rows = [
+        {**{key: _plain(row[key]) for key in ("number", "label", *FIGURES)}, "allocation": {site: int(row[site]) for site in sites}}
+        for _, row in chosen.iterrows()
+    ]
+    reference = done.loc[done["label"] == DENSE, "error"]
+    best = best_under(
+        list(done["error"]), [tuple(done[t.cost].iloc[i] for t in targets) for i in range(len(done))], [t.limit for t in targets]
+    )
+    return {
+        **facts,
+        "dense": {**facts["dense"], "error_finetuned": float(reference.iloc[0]) if len(reference) else None},
+        "objectives": list(objectives),
+        "targets": [{"text": t.text, "cost": t.cost, "limit": t.limit} for t in targets],
+        "states": {str(state): int(count) for state, count in trials["state"].value_counts().items()},
+        "hypervolume": hypervolume(points, [1.0] * len(columns)),
+        "best": None if best is None or not targets else int(done["number"].iloc[best]),
+        "front": rows,
+    }
+
+
+def describe_space(space: Space) -> list[dict[str, Any]]:
+    """JSON form of the sites of a space."""
+    return [
+        {
+            "name": site.name, "branch": site.branch, "operator": operator.name, "kind": site.kind,
+            "choices": list(site.choices), "linear": list(site.linear) if site.linear else None,
+        }
+        for rivals in space.branches.values() for operator in rivals for site in operator.sites
+    ]  # fmt: skip
+
+
+def read_space(summary: dict[str, Any]) -> Space:
+    """The space that `describe_space` wrote, without the model."""
+    branches: dict[str, dict[str, list[Site]]] = {}
+    for entry in summary["sites"]:
+        site = Site(
+            name=entry["name"],
+            branch=entry["branch"],
+            kind=entry["kind"],
+            choices=tuple(entry["choices"]),
+            linear=tuple(entry["linear"]) if entry["linear"] else None,
+        )
+        branches.setdefault(site.branch, {}).setdefault(entry["operator"], []).append(site)
+    return Space(
+        name=summary["space"],
+        branches={
+            branch: tuple(Operator(name=name, sites=tuple(sites)) for name, sites in rivals.items())
+            for branch, rivals in branches.items()
+        },
+        skipped=tuple(Skipped(**entry) for entry in summary["skipped"]),
+    )
+
+
+def write_tables(directory: Path, trials: pd.DataFrame, summary: dict[str, Any]) -> None:
+    """Write trials.csv, pareto.csv and pareto.json, each atomically."""
+    for name, table in (("trials.csv", trials), ("pareto.csv", trials[trials["number"].isin(_numbers(summary))])):
+        with replacing(directory / name) as partial:
+            table.to_csv(partial, index=False)
+    write_json(directory / "pareto.json", summary)
+
+
+def read_tables(directory: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The trials and the summary of a run, also while a search writes it.
+
+    Raises:
+        RunError: there is no run, or nothing was written yet.
+    """
+    try:
+        summary = json.loads((directory / "pareto.json").read_text(encoding="utf-8"))
+        trials = pd.read_csv(directory / "trials.csv")
+    except FileNotFoundError as error:
+        raise RunError(f"no search in {directory} ({Path(str(error.filename)).name} is missing): start one with launch --output") from error
+    except (ValueError, pd.errors.ParserError) as error:
+        raise RunError(f"the tables of {directory} cannot be read ({error}): launch the run again to write them anew") from error
+    return trials, summary
+
+
+def _numbers(summary: dict[str, Any]) -> list[int]:
+    return [row["number"] for row in summary["front"]]
+
+
+def _plain(value: Any) -> Any:
+    """A pandas scalar as JSON holds it; missing values as None."""
+    if pd.isna(value):
+        return None
+    return value.item() if hasattr(value, "item") else value

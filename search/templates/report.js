@@ -1,0 +1,228 @@
+"use strict";
+// Draws the front, and shows the allocation of the trial that is chosen in it or in the table.
+const data = JSON.parse(document.getElementById("data").textContent);
+const plot = document.getElementById("plot");
+const narrow = window.matchMedia("(max-width: 860px)");
+const dark = window.matchMedia("(prefers-color-scheme: dark)");
+const kinds = {
+  query_key: "query/key width per head", value_output: "value/output width per head", ffn_hidden: "FFN neurons", rank: "rank",
+};
+let cost = "macs";
+let chosen = data.chosen;
+
+// Term -> text, of one trial.
+function facts(point) {
+  return [
+    ["MACs kept", `${point.macs_kept}, ${point.macs}`],
+    ["parameters kept", `${point.params_kept}, ${point.params}`],
+    ["error before → after fine-tune", `${point.before} → ${point.error}`],
+    ["error / dense error", `${point.ratio} of ${data.dense}`],
+    ["KL to dense, before → after", point.kl],
+    ["time", point.time],
+  ];
+}
+
+function element(tag, text = "", className = "") {
+  const made = document.createElement(tag);
+  made.textContent = text;
+  made.className = className;
+  return made;
+}
+
+// Plotly reads a few tags in its texts; a label's are shown as they are.
+function plain(text) {
+  return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+}
+
+function name(number) {
+  const label = data.points[number].label;
+  return `Trial ${number}${label ? `, ${label}` : ""}`;
+}
+
+function hover(number) {
+  if (number === null) return "dense";
+  const lines = facts(data.points[number]).slice(0, 4).map(([term, text]) => `${term}: ${text}`);
+  return [`<b>${plain(name(number))}</b>`, ...lines].join("<br>");
+}
+
+function traces(figure, colour) {
+  const looks = {
+    trials: { name: "trials", mode: "markers", marker: { color: colour("trial"), size: 6, opacity: 0.65 } },
+    line: { name: narrow.matches ? "front" : figure.front, mode: "lines", line: { color: colour("front"), width: 2 }, hoverinfo: "skip" },
+    front: { mode: "markers", showlegend: false, marker: { color: colour("front"), size: 8 } },
+    baselines: {
+      name: "baselines", mode: "markers+text", ...figure.labels[narrow.matches ? "narrow" : "wide"], textfont: { color: colour("baseline"), size: narrow.matches ? 10 : 12 },
+      marker: { symbol: "diamond", color: colour("panel"), size: 9, line: { color: colour("baseline"), width: 2 } },
+    },
+    dense: { name: narrow.matches ? "dense" : figure.reference, mode: "markers", marker: { symbol: "star", color: colour("dense"), size: 14 } },
+  };
+  const drawn = Object.entries(looks).map(([key, look]) => ({
+    type: "scatter", hovertemplate: "%{hovertext}<extra></extra>", ...figure.traces[key],
+    hovertext: figure.traces[key].customdata.map(hover), ...look,
+  }));
+  return [...drawn, ring(figure, colour)];
+}
+
+function ring(figure, colour) {
+  const { x, y, customdata } = figure.traces.trials;
+  const at = customdata.indexOf(chosen);
+  return {
+    type: "scatter", x: [x[at]], y: [y[at]], mode: "markers", showlegend: false, hoverinfo: "skip",
+    marker: { symbol: "circle-open", size: 17, color: colour("chosen"), line: { width: 2.5 } },
+  };
+}
+
+function layout(figure, colour) {
+  const axis = { gridcolor: colour("grid"), linecolor: colour("line"), zeroline: false, automargin: true };
+  const line = { type: "line", layer: "below" };
+  const limits = figure.limits.flatMap(({ x }) => [
+    { type: "rect", layer: "below", x0: Math.min(0, figure.ranges.x[0]), x1: x, yref: "paper", y0: 0, y1: 1,
+      fillcolor: colour("target"), opacity: 0.1, line: { width: 0 } },
+    { ...line, x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: colour("target"), width: 1.5 } },
+  ]);
+  const dense = figure.traces.dense.y[0];
+  return {
+    paper_bgcolor: colour("panel"), plot_bgcolor: colour("panel"),
+    font: { color: colour("ink"), family: getComputedStyle(document.body).fontFamily, size: 12 },
+    margin: { l: 50, r: 34, t: 28, b: 44 },
+    modebar: { orientation: "v", bgcolor: "transparent", color: colour("soft"), activecolor: colour("front") },
+    xaxis: { ...axis, title: { text: figure.title }, range: figure.ranges.x },
+    yaxis: { ...axis, title: { text: narrow.matches ? "top-1 error (%)" : "top-1 error on the search split (%)" }, range: figure.ranges.y },
+    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 11 } },
+    hovermode: "closest",
+    hoverlabel: { align: "left", bgcolor: colour("panel"), bordercolor: colour("soft"), font: { color: colour("ink") } },
+    uirevision: cost,
+    dragmode: window.matchMedia("(pointer: coarse)").matches ? false : "zoom",
+    shapes: [...limits, { ...line, xref: "paper", x0: 0, x1: 1, y0: dense, y1: dense, line: { color: colour("dense"), width: 1, dash: "dot" } }],
+    annotations: figure.limits.map(({ x, y, side, text }) => ({
+      x, y, yref: "paper", text, showarrow: false, xanchor: side, yanchor: "bottom", font: { color: colour("target") },
+    })),
+  };
+}
+
+function draw() {
+  const style = getComputedStyle(document.documentElement);
+  const colour = (key) => style.getPropertyValue(`--${key}`).trim();
+  const figure = data.figures[cost];
+  // Named one by one: Plotly's own set has a button that sends the data to its cloud.
+  const buttons = [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"]];
+  return Plotly.react(plot, traces(figure, colour), layout(figure, colour),
+    { responsive: true, displaylogo: false, showSendToCloud: false, modeBarButtons: buttons });
+}
+
+function bar(site, size) {
+  const cell = element("td");
+  const box = element("div", "", size === site.dense ? "size dense" : "size");
+  const track = element("div");
+  const fill = element("i");
+  fill.style.width = `${100 * size / site.dense}%`;
+  track.append(fill);
+  box.append(element("span", size), track);
+  box.title = `${site.name}: ${size} of ${site.dense} (${(100 * size / site.dense).toFixed(0)} %)`;
+  cell.append(box);
+  return cell;
+}
+
+// Column -> its heading: the short name, what its size counts, and the dense size where all blocks share it.
+function heading(column) {
+  const sites = data.sites.filter((site) => site.column === column);
+  const dense = new Set(sites.map((site) => site.dense));
+  const made = element("th", column.split(".").pop());
+  made.scope = "col";
+  made.title = `${column}: ${kinds[sites[0].kind]}`;
+  if (dense.size === 1) made.append(element("br"), element("small", `of ${sites[0].dense}`));
+  return made;
+}
+
+function drawSizes(sizes) {
+  const columns = [...new Set(data.sites.map((site) => site.column))];
+  const head = element("tr");
+  head.append(element("th", "block"), ...columns.map(heading));
+  const rows = [...new Set(data.sites.map((site) => site.block))].map((block) => {
+    const row = element("tr");
+    const first = element("th", block);
+    first.scope = "row";
+    row.append(first, ...columns.map((column) => {
+      const index = data.sites.findIndex((site) => site.block === block && site.column === column);
+      return index < 0 ? element("td") : bar(data.sites[index], sizes[index]);
+    }));
+    return row;
+  });
+  const table = document.getElementById("sizes");
+  table.className = columns.length > 4 ? "many" : "";
+  table.replaceChildren(element("thead"), element("tbody"));
+  table.tHead.append(head);
+  table.tBodies[0].append(...rows);
+}
+
+function drawFacts(point) {
+  document.getElementById("facts").replaceChildren(...facts(point).map(([term, text]) => {
+    const pair = element("div");
+    pair.append(element("dt", term), element("dd", text));
+    return pair;
+  }));
+}
+
+// Scrolls the table alone, never the page.
+function reveal(row, box) {
+  const above = row.offsetTop - box.querySelector("thead").offsetHeight < box.scrollTop;
+  const below = row.offsetTop + row.offsetHeight > box.scrollTop + box.clientHeight;
+  if (above || below) box.scrollTop = row.offsetTop - box.clientHeight / 2;
+}
+
+function markRow() {
+  for (const row of document.querySelectorAll("#table tbody tr")) {
+    const isChosen = Number(row.dataset.number) === chosen;
+    row.classList.toggle("chosen", isChosen);
+    row.querySelector("button").setAttribute("aria-pressed", isChosen);
+    if (isChosen) reveal(row, row.closest(".scroll"));
+  }
+}
+
+function choose(number) {
+  chosen = number;
+  const point = data.points[number];
+  document.getElementById("allocation-title").textContent = `Allocation of ${name(number).replace("Trial", "trial")}`;
+  document.getElementById("command").textContent = data.command + number;
+  document.getElementById("copied").textContent = "";
+  drawFacts(point);
+  drawSizes(point.sizes);
+  markRow();
+  return draw();
+}
+
+async function copy() {
+  const button = document.getElementById("copy");
+  const command = document.getElementById("command");
+  let copied = "Copied";
+  try {
+    await navigator.clipboard.writeText(command.textContent);
+  } catch {
+    // A page opened as a file may not reach the clipboard: select the command for the reader.
+    getSelection().selectAllChildren(command);
+    copied = "Selected: press Ctrl+C";
+  }
+  document.getElementById("copied").textContent = button.textContent = copied;
+  setTimeout(() => { button.textContent = "Copy export command"; }, 2000);
+}
+
+function step(event) {
+  const to = { ArrowDown: "nextElementSibling", ArrowUp: "previousElementSibling" }[event.key];
+  const row = to && event.target.closest("tr")[to];
+  if (!row) return;
+  event.preventDefault();
+  row.querySelector("button").focus();
+  choose(Number(row.dataset.number));
+}
+
+choose(chosen).then(() => plot.on("plotly_click", ({ points }) => {
+  if (typeof points[0].customdata === "number") choose(points[0].customdata);
+}));
+document.querySelector("#table tbody").addEventListener("click", (event) => choose(Number(event.target.closest("tr").dataset.number)));
+document.querySelector("#table tbody").addEventListener("keydown", step);
+document.getElementById("copy").addEventListener("click", copy);
+for (const input of document.querySelectorAll("input[name=cost]")) {
+  input.addEventListener("change", () => { cost = input.value; draw(); });
+}
+dark.addEventListener("change", draw);
+narrow.addEventListener("change", draw);

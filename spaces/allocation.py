@@ -1,0 +1,84 @@
+"""Allocation: one size for every site of a space; the point that the search moves."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from spaces.errors import AllocationError
+
+
+@dataclass(frozen=True)
+class Allocation(Mapping[str, int]):
+    """An immutable, hashable map from site name to size.
+
+    Whether the sizes are legal is the space's to say (`Space.validate`). Two allocations are equal when they
+    hold the same sizes, whatever the order in which the sites were given.
+
+    Raises:
+        AllocationError: a size is not a positive integer.
+    """
+
+    items_: tuple[tuple[str, int], ...]
+
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        for name, size in sizes.items():
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise AllocationError(f"size of {name} must be a positive integer, got {size!r}")
+        object.__setattr__(self, "items_", tuple(sorted(sizes.items(), key=lambda item: _natural(item[0]))))
+        object.__setattr__(self, "_sizes", dict(self.items_))
+
+    def __getitem__(self, name: str) -> int:
+        try:
+            return self._sizes[name]  # type: ignore[attr-defined, no-any-return]
+        except KeyError:
+            raise KeyError(f"no site {name!r} in this allocation") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sizes)  # type: ignore[attr-defined]
+
+    def __len__(self) -> int:
+        return len(self.items_)
+
+    def __hash__(self) -> int:
+        return hash(self.items_)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Allocation) and self.items_ == other.items_
+
+    def __repr__(self) -> str:
+        return f"Allocation({dict(self.items_)!r})"
+
+    def replace(self, sizes: Mapping[str, int]) -> "Allocation":
+        """A copy with some sizes changed.
+
+        Raises:
+            AllocationError: `sizes` names a site that this allocation does not have.
+        """
+        unknown = sorted(set(sizes) - set(self))
+        if unknown:
+            raise AllocationError(f"unknown site {unknown[0]!r}; this allocation has {', '.join(self)}")
+        return Allocation({**self, **sizes})
+
+    def to_json(self) -> str:
+        """JSON object, site name to size, in model order."""
+        return json.dumps(dict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Allocation":
+        """Inverse of `to_json`.
+
+        Raises:
+            AllocationError: not a JSON object of positive integers.
+        """
+        try:
+            sizes = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise AllocationError(f"allocation is not JSON: {error}") from error
+        if not isinstance(sizes, dict):
+            raise AllocationError(f"allocation must be a JSON object, got {type(sizes).__name__}")
+        return cls(sizes)
+
+
+def _natural(name: str) -> tuple[tuple[int, int | str], ...]:
+    """Sort key that puts block 2 before block 10."""
+    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in name.split("."))

@@ -1,0 +1,29 @@
+"""Square roots of covariance matrices that may be singular; shared by the closed-form operators."""
+
+import torch
+from torch import Tensor
+
+# Directions whose variance is below this share of the largest are noise of the calibration sample: they are floored,
+# so that their inverse root stays bounded.
+FLOOR = 1e-7
+
+
+def roots(covariance: Tensor, floor: float = FLOOR) -> tuple[Tensor, Tensor]:
+    """Symmetric root and inverse root of a positive semi-definite matrix, eigenvalues floored at floor x the largest.
+
+    Shapes: ``[..., d, d] -> ([..., d, d], [..., d, d])``. A zero matrix gets the identity twice.
+    """
+    values, vectors = torch.linalg.eigh((covariance + covariance.mT) / 2)
+    largest = values[..., -1:]
+    values = torch.where(largest > 0, values.clamp_min(0).maximum(floor * largest), torch.ones_like(values))
+    root = (vectors * values.sqrt().unsqueeze(-2)) @ vectors.mT
+    inverse = (vectors * values.rsqrt().unsqueeze(-2)) @ vectors.mT
+    return root, inverse
+
+
+def damped(covariance: Tensor, damping: float) -> Tensor:
+    """`covariance` plus damping x its mean variance on the diagonal; the identity if it is zero. Shape [d, d]."""
+    scale = covariance.diagonal().mean()
+    if scale <= 0:
+        return torch.eye(covariance.shape[0], dtype=covariance.dtype, device=covariance.device)
+    return covariance + damping * scale * torch.eye(covariance.shape[0], dtype=covariance.dtype, device=covariance.device)

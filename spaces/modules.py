@@ -1,0 +1,100 @@
+"""The two modules that a compressed model has and a timm model has not; everything else stays timm's own."""
+
+import torch
+import torch.nn.functional as F
+from timm.layers import apply_rot_embed_cat
+from torch import Tensor, nn
+
+
+def empty_linear(in_features: int, out_features: int, bias: bool) -> nn.Linear:
+    """A linear layer with uninitialised weights, to be filled by the caller."""
+    return nn.utils.skip_init(nn.Linear, in_features, out_features, bias=bias)  # type: ignore[no-any-return]
+
+
+class LowRankLinear(nn.Module):
+    """A linear layer factored through `rank` dimensions: ``y = up(down(x))``.
+
+    Shapes: ``[..., in_features] -> [..., out_features]``. Weights: down [rank, in], up [out, rank]; the bias, if
+    any, belongs to `up`.
+    """
+
+    def __init__(self, in_features: int, out_features: int, rank: int, bias: bool = True) -> None:
+        super().__init__()
+        self.down = empty_linear(in_features, rank, bias=False)
+        self.up = empty_linear(rank, out_features, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(self.down(x))  # type: ignore[no-any-return]
+
+
+class ContractedAttention(nn.Module):
+    """Multi-head self-attention whose query/key and value/output head widths differ from each other.
+
+    Takes the place of timm's `Attention`, `AttentionRope` or `EvaAttention` (with one fused qkv linear) and keeps their
+    normalisations, gate and dropouts. The softmax scale stays that of the dense head width: contraction approximates
+    the dense logits, so their scale must not change. It is passed to the fused kernel explicitly, so that the fused
+    and the unfused path agree.
+
+    Shapes: ``[batch, tokens, dim] -> [batch, tokens, dim]``; with rotary `rope`, only query_key_dim equal to the dense
+    head width is meaningful (the space offers nothing else).
+
+    Args:
+        dense: the attention module that is replaced.
+        query_key_dim: width of each head's queries and keys.
+        value_dim: width of each head's values.
+    """
+
+    def __init__(self, dense: nn.Module, query_key_dim: int, value_dim: int) -> None:
+        super().__init__()
+        qkv, proj = dense.get_submodule("qkv"), dense.get_submodule("proj")
+        assert isinstance(qkv, nn.Linear) and isinstance(proj, nn.Linear)
+        self.num_heads: int = dense.num_heads  # type: ignore[assignment]
+        self.query_key_dim = query_key_dim
+        self.value_dim = value_dim
+        self.scale: float = dense.scale  # type: ignore[assignment]
+        self.fused_attn: bool = dense.fused_attn  # type: ignore[assignment]
+        self.num_prefix_tokens: int = getattr(dense, "num_prefix_tokens", 0)
+        self.rotate_half: bool = getattr(dense, "rotate_half", False)
+        width = self.num_heads * (2 * query_key_dim + value_dim)
+        self.qkv = empty_linear(qkv.in_features, width, bias=qkv.bias is not None)
+        self.q_norm = dense.q_norm
+        self.k_norm = dense.k_norm
+        self.attn_drop = dense.attn_drop
+        self.norm = dense.norm
+        self.gate = dense.gate
+        self.proj = empty_linear(self.num_heads * value_dim, proj.out_features, bias=proj.bias is not None)
+        self.proj_drop = dense.proj_drop
+
+    def forward(
+        self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        batch, tokens, _ = x.shape
+        heads, width = self.num_heads, self.query_key_dim
+        q, k, v = self.qkv(x).split([heads * width, heads * width, heads * self.value_dim], dim=-1)
+        q, k, v = (t.reshape(batch, tokens, heads, -1).transpose(1, 2) for t in (q, k, v))
+        q, k = self.q_norm(q), self.k_norm(k)  # type: ignore[operator]
+        if rope is not None:
+            q, k = self._rotate(q, rope).type_as(v), self._rotate(k, rope).type_as(v)
+        attended = self._attend(q, k, v, attn_mask, is_causal)
+        attended = self.norm(attended.transpose(1, 2).reshape(batch, tokens, -1))  # type: ignore[operator]
+        if self.gate is not None:
+            attended = attended * self.gate(x).sigmoid()  # type: ignore[operator]
+        return self.proj_drop(self.proj(attended))  # type: ignore[operator, no-any-return]
+
+    def _rotate(self, x: Tensor, rope: Tensor) -> Tensor:
+        prefix = self.num_prefix_tokens
+        rotated = apply_rot_embed_cat(x[:, :, prefix:], rope, half=self.rotate_half)
+        return torch.cat([x[:, :, :prefix], rotated], dim=2)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+        drop = self.attn_drop.p if self.training else 0.0  # type: ignore[union-attr]
+        if self.fused_attn:
+            return F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, dropout_p=drop, is_causal=is_causal, scale=self.scale  # type: ignore[arg-type]
+            )
+        logits = (q * self.scale) @ k.transpose(-2, -1)
+        if is_causal:
+            mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        if mask is not None:
+            logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
+        return self.attn_drop(logits.softmax(dim=-1)) @ v  # type: ignore[operator, no-any-return]

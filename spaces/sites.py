@@ -1,0 +1,207 @@
+"""Site and Space: what can be made smaller, to which sizes, and how a budget becomes an allocation."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from spaces.allocation import Allocation
+from spaces.errors import AllocationError
+
+Kind = Literal["query_key", "value_output", "ffn_hidden", "rank"]
+
+# Keep ratios are swept on the log-odds scale; beyond ±40 every site is at an end of its range.
+_LOG_ODDS_RANGE = 40.0
+_BISECTIONS = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """A place in the model with one size to choose.
+
+    Attributes:
+        name: dotted path, e.g. ``blocks.0.attn.qk`` or ``blocks.3.mlp.hidden``.
+        branch: the residual branch it belongs to, e.g. ``blocks.0.attn``.
+        kind: what the size counts: width per head (query_key, value_output), FFN neurons, or the rank of a linear.
+        choices: ascending sizes; the last one is the dense size and leaves the model as it is.
+        linear: [out_features, in_features] of the linear of a rank site; None for the others.
+    """
+
+    name: str
+    branch: str
+    kind: Kind
+    choices: tuple[int, ...]
+    linear: tuple[int, int] | None = None
+
+    @property
+    def dense(self) -> int:
+        """The size that keeps everything."""
+        return self.choices[-1]
+
+    def share(self, size: int) -> float:
+        """Share of the site's own dense weights that `size` keeps, in (0, 1]."""
+        if size == self.dense or self.linear is None:
+            return size / self.dense
+        rows, columns = self.linear
+        return size * (rows + columns) / (rows * columns)
+
+    def nearest(self, share: float) -> int:
+        """The choice whose share is nearest to `share`; the smaller of two equally near ones."""
+        return min(self.choices, key=lambda size: (abs(self.share(size) - share), size))
+
+    def larger(self, size: int) -> int | None:
+        """The next larger choice, or None at the dense size."""
+        return next((choice for choice in self.choices if choice > size), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operator:
+    """One way to make a branch smaller: a name (``contract``, ``low-rank``, ``neurons``) and the sites that it moves."""
+
+    name: str
+    sites: tuple[Site, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A place that is not offered, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """Every allocation that one model may get.
+
+    A branch may have rival operators (space ``full``); an allocation moves the sites of at most one of them, and
+    leaves the other sites of the branch at their dense size.
+
+    Attributes:
+        name: contract, hybrid, low-rank or full.
+        branches: branch path -> its rival operators, in model order.
+        skipped: what is not offered, with the reason.
+    """
+
+    name: str
+    branches: Mapping[str, tuple[Operator, ...]]
+    skipped: tuple[Skipped, ...] = ()
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """All sites, in model order."""
+        return tuple(site for rivals in self.branches.values() for operator in rivals for site in operator.sites)
+
+    def identity(self) -> Allocation:
+        """The allocation that keeps everything."""
+        return Allocation({site.name: site.dense for site in self.sites})
+
+    def operators(self, allocation: Allocation) -> dict[str, str]:
+        """Branch -> name of the operator that `allocation` uses there; the first one where it keeps all."""
+        return {branch: self._operator_of(rivals, allocation).name for branch, rivals in self.branches.items()}
+
+    def smallest(self, load: Callable[[Allocation], float]) -> Allocation:
+        """The allocation of the smallest `load`; among rival operators the cheapest one is taken, branch by branch."""
+        allocation = self.identity()
+        for rivals in self.branches.values():
+            ends = [allocation.replace({site.name: site.choices[0] for site in operator.sites}) for operator in rivals]
+            allocation = min(ends, key=load)
+        return allocation
+
+    def validate(self, allocation: Allocation) -> None:
+        """Raise unless `allocation` is one that this space offers.
+
+        Raises:
+            AllocationError: a site is missing, unknown, of a size that is not offered, or moved by two operators.
+        """
+        sites = {site.name: site for site in self.sites}
+        for name in sorted(set(allocation) ^ set(sites)):
+            problem = "unknown site" if name in allocation else "no size for site"
+            raise AllocationError(f"{problem} {name!r}: space {self.name!r} has {', '.join(sites)}")
+        for name, size in allocation.items():
+            if size not in sites[name].choices:
+                raise AllocationError(f"{name} cannot be {size}: choose one of {', '.join(map(str, sites[name].choices))}")
+        for branch, rivals in self.branches.items():
+            moved = [operator.name for operator in rivals if _moves(operator, allocation)]
+            if len(moved) > 1:
+                raise AllocationError(f"{branch} is made smaller by {' and '.join(moved)} at once: choose one of them")
+
+    def decode(
+        self,
+        limit: float,
+        load: Callable[[Allocation], float],
+        operators: Mapping[str, str] | None = None,
+        offsets: Mapping[str, float] | None = None,
+    ) -> Allocation:
+        """The allocation with the wanted proportions whose `load` is as near below `limit` as the sizes allow.
+
+        Site i keeps the share sigmoid(offset_i + level), rounded to a size that it offers. The common level is found
+        by bisection; what rounding leaves of the budget is then given, a step at a time, to the sites that rounding
+        cut most. With no offsets this is the uniform allocation: the same share everywhere.
+
+        Args:
+            limit: upper bound on `load`.
+            load: cost of an allocation; grows with every size.
+            operators: branch -> operator to use there; the first one where it is not given.
+            offsets: site -> offset in log-odds of its share; 0 where it is not given.
+
+        Raises:
+            AllocationError: the smallest allocation with these operators is above `limit`.
+        """
+        sites = self._chosen(operators or {})
+        offsets = offsets or {}
+        identity = self.identity()
+
+        def wanted(site: Site, level: float) -> float:
+            return 1.0 / (1.0 + math.exp(-max(-_LOG_ODDS_RANGE, min(_LOG_ODDS_RANGE, offsets.get(site.name, 0.0) + level))))
+
+        def at(level: float) -> Allocation:
+            return identity.replace({site.name: site.nearest(wanted(site, level)) for site in sites})
+
+        if load(identity) <= limit:
+            return identity
+        low, high = -_LOG_ODDS_RANGE, _LOG_ODDS_RANGE
+        if load(at(low)) > limit:
+            raise AllocationError(f"no allocation of space {self.name!r} with these operators has a load of at most {limit:.4g}")
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if load(at(middle)) <= limit else (low, middle)
+        return _fill(at(low), sites, lambda site: wanted(site, high), limit, load)
+
+    def _chosen(self, operators: Mapping[str, str]) -> list[Site]:
+        chosen: list[Site] = []
+        for branch, rivals in self.branches.items():
+            by_name = {operator.name: operator for operator in rivals}
+            name = operators.get(branch, rivals[0].name)
+            if name not in by_name:
+                raise AllocationError(f"{branch} has no operator {name!r}: choose one of {', '.join(by_name)}")
+            chosen.extend(by_name[name].sites)
+        return chosen
+
+    @staticmethod
+    def _operator_of(rivals: tuple[Operator, ...], allocation: Allocation) -> Operator:
+        return next((operator for operator in rivals if _moves(operator, allocation)), rivals[0])
+
+
+def _moves(operator: Operator, allocation: Allocation) -> bool:
+    return any(allocation[site.name] != site.dense for site in operator.sites)
+
+
+def _fill(
+    allocation: Allocation,
+    sites: list[Site],
+    wanted: Callable[[Site], float],
+    limit: float,
+    load: Callable[[Allocation], float],
+) -> Allocation:
+    """Raise one site at a time by one step, the one furthest below its wanted share first, while `limit` holds."""
+    open_sites = list(sites)
+    while open_sites:
+        site = max(open_sites, key=lambda candidate: wanted(candidate) - candidate.share(allocation[candidate.name]))
+        step = site.larger(allocation[site.name])
+        raised = allocation.replace({site.name: step}) if step is not None else None
+        if raised is not None and load(raised) <= limit:
+            allocation = raised
+        else:
+            open_sites.remove(site)
+    return allocation
