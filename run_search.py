@@ -8,6 +8,7 @@ import webbrowser
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait must not spin: trials often share their cores
+warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)  # timm's, at import
 
 import optuna  # noqa: E402
 from rich.console import Console  # noqa: E402
@@ -25,12 +26,13 @@ from spaces.models import ModelConfig, create_model  # noqa: E402
 from spaces.vit import describe  # noqa: E402
 
 _INTERRUPTED = 130
+_WIDTH = 130  # of output that goes to a file
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 on success, 2 for what the user can put right, 130 after Ctrl-C."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    console, problems = Console(), Console(stderr=True)
+    console, problems = Console(width=None if sys.stdout.isatty() else _WIDTH), Console(stderr=True)
     arguments = build_parser().parse_args(argv)
     try:
         _COMMANDS[arguments.command](arguments, console)

@@ -14,6 +14,7 @@ import torch
 from timm.data import create_dataset, create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torchvision.transforms import Compose, RandomCrop
 
 from objectives.digits import CLASSES, Digits
 from spaces.errors import ConfigError, DataError
@@ -44,6 +45,7 @@ class DataConfig:
         workers: loader processes; by default 0 for data held in memory, else up to 4.
         calibration_size: training images for the statistics of the factors.
         scale: range of the area of random resized crops.
+        crop_padding: for images that already have the model's size: pad by so many pixels and crop at random, in place of resized crops.
         hflip: probability of a horizontal flip.
         color_jitter: strength of the colour jitter; 0 for none.
         aa: timm's auto-augment policy, e.g. rand-m9-mstd0.5.
@@ -64,6 +66,7 @@ class DataConfig:
     workers: int | None = None
     calibration_size: int = 1024
     scale: tuple[float, float] = (0.6, 1.0)
+    crop_padding: int = 0
     hflip: float = 0.5
     color_jitter: float = 0.0
     aa: str | None = None
@@ -75,6 +78,8 @@ class DataConfig:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.search_size <= 0:
             raise ConfigError(f"search_size must be positive, got {self.search_size}")
+        if self.crop_padding < 0:
+            raise ConfigError(f"crop_padding must be at least 0, got {self.crop_padding}")
         if self.holdout not in ("random", "end"):
             raise ConfigError(f"holdout must be random or end, got {self.holdout!r}")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -188,12 +193,15 @@ class Data:
     def _transform(self, training: bool) -> Callable[[Any], Tensor]:
         pre = self.preprocessing
         options: dict[str, Any] = {"interpolation": pre["interpolation"], "mean": pre["mean"], "std": pre["std"]}
-        if training:
-            config = self.config
-            options.update(scale=config.scale, hflip=config.hflip, color_jitter=config.color_jitter or None, auto_augment=config.aa)
-        else:
+        config, size = self.config, tuple(pre["input_size"])
+        if not training:
             options.update(crop_pct=pre["crop_pct"], crop_mode=pre["crop_mode"])
-        return cast(Callable[[Any], Tensor], create_transform(tuple(pre["input_size"]), is_training=training, **options))
+            return cast(Callable[[Any], Tensor], create_transform(size, **options))
+        options.update(hflip=config.hflip, color_jitter=config.color_jitter or None, auto_augment=config.aa)
+        if config.crop_padding == 0:
+            return cast(Callable[[Any], Tensor], create_transform(size, is_training=True, scale=config.scale, **options))
+        whole = create_transform(size, is_training=True, scale=(1.0, 1.0), ratio=(1.0, 1.0), **options)
+        return Compose([RandomCrop(size[1:], padding=config.crop_padding), whole])
 
 
 def _splits(config: DataConfig, mode: str) -> tuple[dict[SplitName, Dataset[Any]], dict[SplitName, Tensor | None]]:

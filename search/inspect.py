@@ -32,7 +32,7 @@ def _reach(space: Space, costs: CostModel) -> Table:
 def _sites(space: Space, costs: CostModel) -> Table:
     table = Table(title="sites", title_justify="left")
     for column in ("site", "operator", "size counts", "dense", "choices", "share of MACs"):
-        table.add_column(column, justify="right" if column in ("dense", "share of MACs") else "left", no_wrap=column != "choices")
+        table.add_column(column, justify="right" if column in ("dense", "share of MACs") else "left", no_wrap=True)
     for rivals in space.branches.values():
         for operator in rivals:
             for site in operator.sites:
@@ -44,9 +44,9 @@ def _sites(space: Space, costs: CostModel) -> Table:
 
 def _choices(site: Site) -> str:
     sizes = site.choices
-    if len(sizes) <= 6:
+    if len(sizes) <= 4:
         return ", ".join(map(str, sizes))
-    return f"{sizes[0]}, {sizes[1]}, … {sizes[-2]}, {sizes[-1]} ({len(sizes)} sizes)"
+    return f"{sizes[0]}, {sizes[1]} … {sizes[-2]}, {sizes[-1]} ({len(sizes)})"
 
 
 def _skipped(space: Space) -> Table:

@@ -69,8 +69,8 @@ def describe(model: nn.Module, name: SpaceName = "contract", multiple: int = 8) 
     Args:
         model: a dense timm model with `blocks`.
         name: which operators are offered.
-        multiple: FFN widths and ranks are multiples of it. Head widths too, unless the head is narrower than four
-            multiples: then they are quarters of the head.
+        multiple: FFN widths and ranks are multiples of it. Head widths too, unless the head is narrower than eight
+            multiples: then they are eighths of the head.
 
     Raises:
         ModelError: unknown space, or the model has no site in it.
@@ -99,7 +99,7 @@ def describe(model: nn.Module, name: SpaceName = "contract", multiple: int = 8) 
 def _attention_sites(branch: Branch, multiple: int) -> tuple[list[Site], list[Skipped]]:
     attention = branch.module
     dense: int = attention.head_dim  # type: ignore[assignment]
-    step = multiple if dense >= 4 * multiple else max(1, dense // 4)
+    step = max(1, min(multiple, dense // 8))
     refused = {"query_key": _query_key_obstacle(attention), "value_output": _value_output_obstacle(attention)}
     names: dict[Literal["query_key", "value_output"], str] = {"query_key": "qk", "value_output": "vo"}
     sites = [
