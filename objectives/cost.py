@@ -10,8 +10,8 @@ from functools import partial
 from typing import Literal, get_args
 
 import torch
-from timm.layers import AttentionPoolLatent, AttentionRope, GluMlp, SwiGLU
 from timm.layers import Attention as TimmAttention
+from timm.layers import AttentionPoolLatent, AttentionRope, GluMlp, SwiGLU
 from timm.models.eva import EvaAttention
 from torch import Tensor, nn
 
@@ -133,9 +133,7 @@ def _probe(model: nn.Module) -> tuple[int, dict[str, int]]:
     macs: list[int] = []
     tokens: dict[str, int] = {}
     handles = [
-        module.register_forward_hook(partial(_observe, name, macs, tokens))
-        for name, module in model.named_modules()
-        if name
+        module.register_forward_hook(partial(_observe, name, macs, tokens)) for name, module in model.named_modules() if name
     ]
     parameter = next(model.parameters())
     image = torch.zeros(1, *input_size(model), device=parameter.device, dtype=parameter.dtype)
@@ -160,7 +158,7 @@ def _observe(
     elif isinstance(module, TimmAttention | AttentionRope | EvaAttention):
         macs.append(_products(module, tokens[name], tokens[name]))
         if getattr(module, "q_bias", None) is not None:  # EVA applies this weight without calling the layer
-            macs.append(tokens[name] * module.qkv.weight.numel())  # type: ignore[union-attr]
+            macs.append(tokens[name] * module.qkv.weight.numel())
     elif isinstance(module, AttentionPoolLatent):
         macs.append(_products(module, module.latent_len, tokens[name]))
 

@@ -17,14 +17,13 @@ from spaces.errors import CountError
 
 # Element-wise operators and reductions that the traced models may use; anything else that fvcore has no handle for is
 # an error, never a zero.
-_NOT_COUNTED = frozenset(
-    f"aten::{name}"
-    for name in (
-        "add add_ sub mul mul_ div neg sigmoid silu gelu tanh softmax mean sum amax rsqrt pow sin cos cumsum pad rsub "
-        "upsample_bicubic2d upsample_bilinear2d layer_norm rms_norm batch_norm group_norm repeat repeat_interleave ones_like "
-        "meshgrid stack unflatten clone lift_fresh linspace tile outer exp ceil max_pool2d avg_pool2d adaptive_avg_pool2d reshape_as"
-    ).split()
-)
+_ELEMENTWISE = """
+add add_ sub mul mul_ div neg sigmoid silu gelu tanh softmax mean sum amax rsqrt pow sin cos cumsum pad rsub
+upsample_bicubic2d upsample_bilinear2d layer_norm rms_norm batch_norm group_norm repeat repeat_interleave
+ones_like meshgrid stack unflatten clone lift_fresh linspace tile outer exp ceil max_pool2d avg_pool2d
+adaptive_avg_pool2d reshape_as
+"""
+_NOT_COUNTED = frozenset(f"aten::{name}" for name in _ELEMENTWISE.split())
 _COUNTED = {
     "aten::_convolution": jit_handles.conv_flop_jit,
     "aten::linear": jit_handles.linear_flop_jit,
@@ -52,7 +51,9 @@ def fvcore_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     total = int(analysis.total())
     unknown = sorted(set(analysis.unsupported_ops()) - _NOT_COUNTED)
     if unknown:
-        raise CountError(f"{type(model).__name__} uses {', '.join(unknown)}, which has no MAC count: add a handle to objectives/count.py")
+        raise CountError(
+            f"{type(model).__name__} uses {', '.join(unknown)}, which has no MAC count: add a handle to objectives/count.py"
+        )
     return total
 
 
@@ -67,14 +68,14 @@ def torch_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     image = torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype)
     try:
         for module in fused:
-            module.fused_attn = False
+            module.fused_attn = False  # type: ignore[assignment]
         for parameter in trained:  # the counter trips over views of parameters that want a gradient
             parameter.requires_grad_(False)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model.eval()(image)
     finally:
         for module in fused:
-            module.fused_attn = True
+            module.fused_attn = True  # type: ignore[assignment]
         for parameter in trained:
             parameter.requires_grad_(True)
     return int(counter.get_total_flops()) // 2

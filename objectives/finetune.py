@@ -91,7 +91,7 @@ def finetune(
         value = float(loss.detach())
         if not math.isfinite(value):
             raise DivergedError(f"the loss became {value} at step {step} of {config.steps}: lower --lr")
-        scaler.scale(loss).backward()
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad)
         scaler.step(optimizer)

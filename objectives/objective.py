@@ -20,7 +20,6 @@ from spaces.errors import ConfigError, DataError
 from spaces.factors import Factors, fingerprint
 from spaces.files import replacing
 from spaces.models import ModelConfig, create_model, preprocessing
-from spaces.sites import Space
 from spaces.vit import SpaceName, describe
 
 
@@ -83,7 +82,9 @@ class Evaluator:
         dense: figures of the dense model on the search split, as given.
     """
 
-    def __init__(self, objective: Objective, progress: Callable[[str, int, int], None] = lambda what, done, total: None) -> None:
+    def __init__(
+        self, objective: Objective, progress: Callable[[str, int, int], None] = lambda what, done, total: None
+    ) -> None:
         self.objective = objective
         self.device = resolve_device(objective.device)
         model = create_model(objective.model)
@@ -111,8 +112,8 @@ class Evaluator:
 
         Args:
             allocation: one of the space.
-            seed: of the batches, the augmentation and the dropouts. The same for all candidates of a search, so that they differ by
-                their allocation alone.
+            seed: of the batches, the augmentation and the dropouts. The same for all candidates of a
+                search, so that they differ by their allocation alone.
             on_step: called after every optimiser step.
             weights: file for the fine-tuned weights (safetensors); not kept if None.
 
@@ -153,9 +154,7 @@ class Evaluator:
         if path.exists():
             return Factors.load(path, model, self.space, self.fingerprint)
         batches = self.data.calibration()
-        factors = Factors.compute(
-            model, self.space, batches, self.device, lambda done, total: progress("factors", done, total)
-        )
+        factors = Factors.compute(model, self.space, batches, self.device, lambda done, total: progress("factors", done, total))
         factors.save(path, self.fingerprint)
         return factors
 

@@ -25,7 +25,8 @@ def verify(folder: Path, check: Path) -> dict[str, Any]:
     Returns:
         top1 on the test split, macs_fvcore, macs_torch, params, and max_difference of the logits.
     """
-    options = json.loads(check.read_text(encoding="utf-8"))
+    options: dict[str, Any] = json.loads(check.read_text(encoding="utf-8"))
+    options["scale"] = tuple(options["scale"])
     model = load_compressed(folder)
     pre = timm.data.resolve_model_data_config(model)
     pre = {key: list(value) if isinstance(value, tuple) else value for key, value in pre.items()}
@@ -33,7 +34,7 @@ def verify(folder: Path, check: Path) -> dict[str, Any]:
     stored = load_file(check.with_name("outputs.safetensors"))
     with torch.inference_mode():
         difference = float((model(stored["images"]) - stored["logits"]).abs().max())
-    data = Data(DataConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}), pre)
+    data = Data(DataConfig(**options), pre)
     return {
         "top1": 1 - evaluate(model, data.evaluation("test")).error,
         "macs_fvcore": fvcore_macs(model, size),

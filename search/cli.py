@@ -5,7 +5,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from timm.utils import ParseKwargs
 
-from search.config import option_classes, option_help
+from search.config import OWNERS, StudyConfig, option_help, option_types
+from spaces.models import ModelConfig
 
 _TITLES = {
     "ModelConfig": "model",
@@ -33,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of run_search.py."""
     parser = argparse.ArgumentParser(
         prog="run_search.py",
-        description="Searches per-layer ranks and prune ratios of a timm vision transformer for the front of cost against error.",
+        description="Searches per-layer ranks and prune ratios of a timm vision transformer: the front of cost against error.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -41,29 +42,32 @@ def build_parser() -> argparse.ArgumentParser:
     launch = commands.add_parser(
         "launch",
         help="start a search, or continue the one in --output",
-        description="Start a search, or continue the one in --output (its options then need not be repeated). Ctrl-C loses the running trial only.",
+        description="Start a search, or continue the one in --output (its options need not be repeated). "
+        "Ctrl-C loses the running trial only.",
     )
     launch.add_argument("--config", metavar="YAML", help="file of options by these names; flags win")
-    for owner in option_classes():
+    for owner in OWNERS:
         _add_options(launch.add_argument_group(_TITLES[owner.__name__]), owner)
     inspect = commands.add_parser("inspect", help="what of a model can be made smaller, to which sizes, and what not and why")
     inspect.add_argument("model", help="timm model name")
-    _add_options(inspect, option_classes()[0], only=("num_classes", "model_kwargs", "checkpoint"))
-    _add_options(inspect, option_classes()[3], only=("space", "multiple"))
+    _add_options(inspect, ModelConfig, only=("num_classes", "model_kwargs", "checkpoint"))
+    _add_options(inspect, StudyConfig, only=("space", "multiple"))
     browse = commands.add_parser("browse", help="the front as a table, and the report of a run")
     browse.add_argument("run", help="run directory")
     browse.add_argument("--no-open", action="store_true", help="do not open report.html in a browser")
     export = commands.add_parser("export", help="write one point of the front as a model folder, checked after reload")
     export.add_argument("run", help="run directory")
-    export.add_argument("--target", help="the best trial under this budget, e.g. flops=50%% or params=11M; by default the run's own")
+    export.add_argument(
+        "--target", help="the best trial under this budget, e.g. flops=50%% or params=11M; by default the run's own"
+    )
     export.add_argument("--trial", type=int, metavar="N", help="this trial")
     return parser
 
 
 def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Option name -> value, of the flags that were given."""
-    names = {name for owner in option_classes() for name in get_type_hints(owner)}
-    return {name: value for name, value in vars(arguments).items() if name in names and value is not None}
+    known = option_types()
+    return {name: value for name, value in vars(arguments).items() if name in known and value is not None}
 
 
 def _add_options(group: Any, owner: type, only: tuple[str, ...] = ()) -> None:
@@ -72,7 +76,11 @@ def _add_options(group: Any, owner: type, only: tuple[str, ...] = ()) -> None:
         if only and name not in only:
             continue
         default = defaults[name]
-        shown = "" if default in (None, "", (), {}) else f" (default: {' '.join(map(str, default)) if isinstance(default, tuple) else default})"
+        shown = (
+            ""
+            if default in (None, "", (), {})
+            else f" (default: {' '.join(map(str, default)) if isinstance(default, tuple) else default})"
+        )
         text = (texts[name] + shown).replace("%", "%%")
         group.add_argument(f"--{name.replace('_', '-')}", default=None, help=text, **_how(name, hint))
 

@@ -30,7 +30,8 @@ class StudyConfig:
     """What is searched, and how long.
 
     Attributes:
-        space: contract (narrower heads + fewer FFN neurons), hybrid (low-rank attention + neurons), low-rank, or full (chosen per block).
+        space: contract (narrower heads + fewer FFN neurons), hybrid (low-rank attention +
+            neurons), low-rank, or full (chosen per block).
         multiple: FFN widths and ranks are multiples of this; GPUs want 8.
         target: upper bounds on what is kept: flops=50% (MACs), flops=2.3G, params=11M.
         objectives: what the front trades off: error, flops (MACs), params.
@@ -70,6 +71,10 @@ class StudyConfig:
             raise ConfigError(f"objectives must be error and at least one cost, each once, got {', '.join(self.objectives)}")
 
 
+# The dataclasses that own the options, in the order in which they are shown.
+OWNERS: tuple[type[Any], ...] = (ModelConfig, DataConfig, FinetuneConfig, StudyConfig)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
     """All options of one search."""
@@ -94,13 +99,13 @@ class SearchConfig:
         for name in options:
             if name not in known:
                 near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.6)
-                raise ConfigError(f"unknown option {name!r}" + (f": did you mean {', '.join(near)}?" if near else f": known are {', '.join(known)}"))
+                raise ConfigError(
+                    f"unknown option {name!r}"
+                    + (f": did you mean {', '.join(near)}?" if near else f": known are {', '.join(known)}")
+                )
         checked = {name: _coerce(name, value, known[name]) for name, value in options.items()}
-        parts = {
-            part.name: part.default_factory(**{f.name: checked[f.name] for f in dataclasses.fields(part.default_factory) if f.name in checked})  # type: ignore[arg-type,misc,operator]
-            for part in dataclasses.fields(cls)
-        }
-        return cls(**parts)
+        parts = [owner(**{f.name: checked[f.name] for f in dataclasses.fields(owner) if f.name in checked}) for owner in OWNERS]
+        return cls(**dict(zip(("model", "data", "finetune", "study"), parts, strict=True)))
 
     def dump(self, path: Path) -> None:
         """Write the options as YAML."""
@@ -124,14 +129,9 @@ def read_options(path: Path) -> dict[str, Any]:
     return options
 
 
-def option_classes() -> tuple[type, ...]:
-    """The dataclasses that own the options, in the order in which they are shown."""
-    return ModelConfig, DataConfig, FinetuneConfig, StudyConfig
-
-
 def option_types() -> dict[str, Any]:
     """Option name -> its type."""
-    return {name: hint for owner in option_classes() for name, hint in get_type_hints(owner).items()}
+    return {name: hint for owner in OWNERS for name, hint in get_type_hints(owner).items()}
 
 
 def option_help(owner: type) -> dict[str, str]:

@@ -16,7 +16,15 @@ from search.config import SearchConfig
 from spaces.models import ModelConfig, create_model, preprocessing
 
 # 202,186 parameters: 8x8 images in 16 patches.
-_MODEL: dict[str, Any] = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 64, "depth": 4, "num_heads": 4, "weight_init": "reset"}
+_MODEL: dict[str, Any] = {
+    "img_size": 8,
+    "patch_size": 2,
+    "in_chans": 1,
+    "embed_dim": 64,
+    "depth": 4,
+    "num_heads": 4,
+    "weight_init": "reset",
+}
 OPTIONS: dict[str, Any] = {
     "model": "vit_tiny_patch16_224",
     "model_kwargs": _MODEL,

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from objectives.cost import Cost
 from objectives.error import evaluate
 from objectives.objective import Evaluator, Objective
 from search.environment import environment
@@ -102,7 +103,6 @@ class _Export:
         write_text(folder / "README.md", _card(report, config.model.model, config.study.space))
 
     def _report(self, model: nn.Module, folder: Path) -> dict[str, Any]:
-        costs = self.evaluator.costs
         dense = self.evaluator.factors.dense.to(self.evaluator.device)
         top1 = {
             "dense": self._top1(dense),
@@ -113,16 +113,14 @@ class _Export:
         dense.to("cpu")
         reloaded = _in_fresh_process(folder, model.cpu(), self.evaluator)
         errors = {name: 1 - value for name, value in top1.items()}
-        count = costs.costs(self.allocation)
-        if reloaded["max_difference"] > _TOLERANCE or reloaded["macs_fvcore"] != count["macs"]:
+        if reloaded["max_difference"] > _TOLERANCE or reloaded["macs_fvcore"] != self._kept("macs")["compressed"]:
             raise RunError(f"the reloaded model is not the one that was saved: {reloaded}")
         return {
             "trial": self.number,
             "target": list(self.run.config.study.target),
-            "macs": {"dense": costs.dense["macs"], "compressed": count["macs"], "kept": count["macs"] / costs.dense["macs"],
-                     "fvcore_after_reload": reloaded["macs_fvcore"], "torch_after_reload": reloaded["macs_torch"]},
-            "params": {"dense": costs.dense["params"], "compressed": count["params"], "kept": count["params"] / costs.dense["params"],
-                       "after_reload": reloaded["params"]},
+            "macs": {**self._kept("macs"), "fvcore_after_reload": reloaded["macs_fvcore"],
+                     "torch_after_reload": reloaded["macs_torch"]},
+            "params": {**self._kept("params"), "after_reload": reloaded["params"]},
             "test_top1": {**top1, "after_reload": reloaded["top1"]},
             "test_images": self.evaluator.data.size("test"),
             "relative_error": {
@@ -135,6 +133,10 @@ class _Export:
             "finetune": {**asdict(self.run.config.finetune), "seed": self.run.config.study.seed},
             "environment": environment(self.evaluator.device),
         }  # fmt: skip
+
+    def _kept(self, cost: Cost) -> dict[str, float]:
+        dense, compressed = self.evaluator.costs.dense[cost], self.evaluator.costs.count(self.allocation, cost)
+        return {"dense": dense, "compressed": compressed, "kept": compressed / dense}
 
     def _top1(self, model: nn.Module) -> float:
         return 1 - evaluate(model.to(self.evaluator.device), self.evaluator.data.evaluation("test")).error
@@ -167,13 +169,15 @@ def _in_fresh_process(folder: Path, model: nn.Module, evaluator: Evaluator) -> d
         command = [sys.executable, "-m", "objectives.verify", str(folder), str(check)]
         done = subprocess.run(command, capture_output=True, text=True, env=environ, check=False)
     if done.returncode:
-        raise RunError(f"the exported folder does not load in a fresh process: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        raise RunError(
+            f"the exported folder does not load in a fresh process: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+        )
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return result
 
 
 def _card(report: dict[str, Any], model: str, space: str) -> str:
-    templates = Environment(loader=PackageLoader("search"), undefined=StrictUndefined, trim_blocks=True, autoescape=False)  # noqa: S701
+    templates = Environment(loader=PackageLoader("search"), undefined=StrictUndefined, trim_blocks=True, autoescape=False)
     templates.filters.update(count=format_count, kept=format_kept)
     return templates.get_template("card.md.j2").render(report=report, model=model, space=space)
 

@@ -25,7 +25,9 @@ def _reach(space: Space, costs: CostModel) -> Table:
     for column in ("cost", "dense", "smallest", "keeps"):
         table.add_column(column, justify="left" if column == "cost" else "right")
     for cost, (least, dense) in reach_of(costs, space).items():
-        table.add_row("MACs" if cost == "macs" else "parameters", format_count(dense), format_count(least), format_kept(least / dense))
+        table.add_row(
+            "MACs" if cost == "macs" else "parameters", format_count(dense), format_count(least), format_kept(least / dense)
+        )
     return table
 
 

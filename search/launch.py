@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -94,8 +94,8 @@ class _Search:
             "fingerprint": self.evaluator.fingerprint,
             "space": space.name,
             "sites": describe_space(space),
-            "skipped": [vars(entry) for entry in space.skipped],
-            "dense": {**costs.dense, "error": self.evaluator.dense.error},
+            "skipped": [asdict(entry) for entry in space.skipped],
+            "dense": {"macs": costs.dense["macs"], "params": costs.dense["params"], "error": self.evaluator.dense.error},
             "reach": {cost: list(ends) for cost, ends in reach.items()},
         }
         config.dump(directory / "config.yaml")
@@ -145,11 +145,13 @@ class _Search:
         return max(least, self.config.study.band), max(least, 1.0)
 
     def _enqueue_baselines(self) -> None:
-        """The dense model given the same fine-tune, and uniform allocations: at the target, below it, and of every operator mix."""
+        """The dense model given the same fine-tune, and uniform allocations: of every operator mix, and below the target."""
         low, high = self.parametrisation.band
         self.study.enqueue(DENSE, {})
         for mix, operators in _mixes(self.parametrisation.space):
-            self.study.enqueue(f"uniform{mix}", self.parametrisation.uniform(high if self.targets else (low + high) / 2, operators))
+            self.study.enqueue(
+                f"uniform{mix}", self.parametrisation.uniform(high if self.targets else (low + high) / 2, operators)
+            )
         for share in (0.5, 0.0):
             self.study.enqueue("uniform", self.parametrisation.uniform(low + share * (high - low)))
 
@@ -158,8 +160,9 @@ class _Search:
         model = self.evaluator.factors.dense
         counted = fvcore_macs(model, tuple(self.evaluator.preprocessing["input_size"]))
         if counted != self.evaluator.costs.dense["macs"]:
+            expected = self.evaluator.costs.dense["macs"]
             raise CountError(
-                f"the closed form gives {self.evaluator.costs.dense['macs']:,} MACs for {type(model).__name__}, fvcore counts {counted:,}: "
+                f"the closed form gives {expected:,} MACs for {type(model).__name__}, fvcore counts {counted:,}: "
                 "a layer of this model is not known here"
             )
 

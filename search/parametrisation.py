@@ -13,8 +13,8 @@ from spaces.allocation import Allocation
 from spaces.sites import Space
 
 BUDGET = "budget"
-# In log-odds of the share that a site keeps: +-2.5 takes a share of 50 % to 8 % or 92 %.
-_OFFSET = 2.5
+# In log-odds of the share that a site keeps: +-1.5 takes a share of 50 % to 18 % or 82 %.
+_OFFSET = 1.5
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,13 @@ class Display:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         self._progress = Progress(*columns, console=console)
         self._tasks: dict[str, Any] = {}
         self._summary: dict[str, Any] | None = None
@@ -55,10 +61,11 @@ class Display:
 
     def began(self, directory: Path, summary: dict[str, Any], trials: int) -> None:
         dense, finished = summary["dense"], sum(summary["states"].values())
-        reach = summary["reach"]["macs"]
+        least, most = summary["reach"]["macs"]
         self.console.print(
             f"[bold]{summary['model']}[/bold], space {summary['space']}: {format_count(dense['macs'])} MACs, "
-            f"{format_count(dense['params'])} parameters, error {dense['error']:.2%}; can keep {reach[0] / reach[1]:.1%} to 100% of MACs"
+            f"{format_count(dense['params'])} parameters, error {dense['error']:.2%}; "
+            f"can keep {least / most:.1%} to 100% of MACs"
         )
         target = " and ".join(entry["text"] for entry in summary["targets"]) or "none: the whole front"
         continued = f", continuing after {finished}" if finished else ""
@@ -103,7 +110,16 @@ class Display:
 def front_table(summary: dict[str, Any]) -> Table:
     """The front as a table for the terminal."""
     table = Table(title="Pareto front (errors on the search split)", title_justify="left")
-    for name in ("trial", "label", "MACs", "keeps of MACs", "parameters", "keeps of parameters", "error as built", "error fine-tuned"):
+    for name in (
+        "trial",
+        "label",
+        "MACs",
+        "keeps of MACs",
+        "parameters",
+        "keeps of parameters",
+        "error as built",
+        "error fine-tuned",
+    ):
         table.add_column(name, justify="left" if name == "label" else "right", no_wrap=True)
     dense = summary["dense"]
     for row in summary["front"]:
@@ -142,11 +158,13 @@ def _line(trial: Trial, summary: dict[str, Any]) -> str:
     if score is None:
         return f"{name}: failed: {trial.reason}"
     kept = format_kept(score.macs / summary["dense"]["macs"])
-    return f"{name}: keeps {kept} of MACs, error {score.error_before:.2%} as built, {score.error:.2%} fine-tuned, {score.seconds:.1f} s; {_best(summary)}"
+    errors = f"error {score.error_before:.2%} as built, {score.error:.2%} fine-tuned"
+    return f"{name}: keeps {kept} of MACs, {errors}, {score.seconds:.1f} s; {_best(summary)}"
 
 
 def _best(summary: dict[str, Any]) -> str:
     row = next((row for row in summary["front"] if row["number"] == summary["best"]), None)
     if row is None:
         return "none under the target yet" if summary["targets"] else f"{len(summary['front'])} on the front"
-    return f"best under the target: {row['error']:.2%} at {row['macs'] / summary['dense']['macs']:.1%} of MACs (trial {row['number']})"
+    kept = row["macs"] / summary["dense"]["macs"]
+    return f"best under the target: {row['error']:.2%} at {kept:.1%} of MACs (trial {row['number']})"

@@ -59,17 +59,21 @@ def write_report(path: Path, summary: dict[str, Any], trials: pd.DataFrame, site
     best = next((row for row in points if row["number"] == summary["best"]), None)
     style, script = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     scripts: list[str] = [get_plotlyjs(), script]
-    page = _environment().get_template("report.html.j2").render(
-        summary=summary,
-        data=_data(summary, points, sites, run) if points else None,
-        best=best and {"number": best["number"], **_texts(best, summary)},
-        reference=_reference(summary["dense"])[1],
-        rows=_table(summary, points),
-        failed=failed,
-        style=Markup(style),
-        scripts=[Markup(text) for text in scripts],
-        # Only these scripts may run, so markup that slipped through could not.
-        policy=" ".join(_digest(text) for text in scripts),
+    page = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            summary=summary,
+            data=_data(summary, points, sites, run) if points else None,
+            best=best and {"number": best["number"], **_texts(best, summary)},
+            reference=_reference(summary["dense"])[1],
+            rows=_table(summary, points),
+            failed=failed,
+            style=Markup(style),
+            scripts=[Markup(text) for text in scripts],
+            # Only these scripts may run, so markup that slipped through could not.
+            policy=" ".join(_digest(text) for text in scripts),
+        )
     )
     write_text(path, page)
 

@@ -16,7 +16,20 @@ from spaces.errors import RunError, TargetError
 from spaces.sites import Space
 
 # What may differ between two launches of one run; everything else changes what its trials mean.
-_FREE = frozenset(("trials", "sampler", "device", "threads", "workers", "eval_batch_size", "output", "checkpoint", "data_dir", "dataset_download"))
+_FREE = frozenset(
+    (
+        "trials",
+        "sampler",
+        "device",
+        "threads",
+        "workers",
+        "eval_batch_size",
+        "output",
+        "checkpoint",
+        "data_dir",
+        "dataset_download",
+    )
+)
 
 
 class Run:
@@ -59,7 +72,7 @@ class Run:
         """
         return parse_targets([text], {cost: (ends[0], ends[1]) for cost, ends in self.summary["reach"].items()})
 
-    def best(self, target: str) -> pd.Series:  # type: ignore[type-arg]
+    def best(self, target: str) -> "pd.Series[Any]":
         """The finished trial of the smallest error under a target.
 
         Raises:
@@ -74,14 +87,15 @@ class Run:
         index = best_under(list(done["error"]), list(costs.itertuples(index=False)), [entry.limit for entry in targets])
         if index is None:
             over = (costs / [entry.limit for entry in targets]).max(axis=1)
-            nearest = done.loc[over.idxmin()]
+            nearest = done.iloc[int(over.to_numpy().argmin())]
             raise TargetError(
-                f"no trial of {self.directory} keeps {target}: the nearest is trial {nearest['number']:.0f} with {format_count(nearest['macs'])} MACs "
-                f"and {format_count(nearest['params'])} parameters; search again with --target {target}"
+                f"no trial of {self.directory} keeps {target}: the nearest is trial {nearest['number']:.0f} with "
+                f"{format_count(nearest['macs'])} MACs and {format_count(nearest['params'])} parameters; "
+                f"search again with --target {target}"
             )
         return done.iloc[index]
 
-    def trial(self, number: int) -> pd.Series:  # type: ignore[type-arg]
+    def trial(self, number: int) -> "pd.Series[Any]":
         """The row of one finished trial.
 
         Raises:

@@ -77,5 +77,7 @@ def run_trial(evaluator: Evaluator, proposal: Proposal, folder: Path, on_step: C
         raise
     except Exception as error:  # whatever ends a trial is that trial's result, not the search's end
         (folder / STDERR).write_text(traceback.format_exc(), encoding="utf-8")
-        return Outcome(number=proposal.number, score=None, reason=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        return Outcome(
+            number=proposal.number, score=None, reason=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        )
     return Outcome(number=proposal.number, score=score)

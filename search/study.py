@@ -121,7 +121,8 @@ class Study:
         """Record the score of a running trial, or why it has none."""
         proposal, sampled = self._running.pop(number)
         if score is not None and not self._finite(score):
-            score, reason = None, f"the score is not finite: {asdict(score)}"
+            reason = f"the score is not finite: {asdict(score)}"
+            score = None
         trial = Trial(proposal=proposal, score=score, reason=None if score is not None else reason or "no reason was given")
         values = None if score is None else self._values(score)
         attributes: dict[str, Any] = {}
@@ -145,10 +146,14 @@ class Study:
         return self._memory.ask(self.parametrisation.distributions)
 
     def _propose(self, allocation: Allocation, label: str | None, parameters: Mapping[str, float | str]) -> Proposal:
-        return Proposal(number=self._next_number(), allocation=allocation, seed=self.seed, label=label, parameters=dict(parameters))
+        return Proposal(
+            number=self._next_number(), allocation=allocation, seed=self.seed, label=label, parameters=dict(parameters)
+        )
 
     def _start(self, proposal: Proposal, sampled: optuna.Trial | None) -> Proposal:
-        write_json(self.folder(proposal.number) / "allocation.json", {**asdict(proposal), "allocation": dict(proposal.allocation)})
+        write_json(
+            self.folder(proposal.number) / "allocation.json", {**asdict(proposal), "allocation": dict(proposal.allocation)}
+        )
         self._running[proposal.number] = proposal, sampled
         return proposal
 

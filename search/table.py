@@ -32,9 +32,11 @@ def trial_table(trials: Sequence[Trial], dense: dict[str, Any]) -> pd.DataFrame:
         proposal = trial.proposal
         head = {"number": proposal.number, "state": trial.state, "label": proposal.label, "reason": trial.reason}
         rows.append({**head, **figures, **kept, "seed": proposal.seed, **proposal.allocation})
-    table = pd.DataFrame(rows, columns=None if rows else ["number", "state", "label", "reason", *FIGURES, "macs_kept", "params_kept", "seed"])
-    counts = {name: "Int64" for name in ("macs", "params")}
-    numbers = {name: "float64" for name in ("error", "error_before", "kl", "kl_before", "macs_kept", "params_kept", "seconds")}
+    table = pd.DataFrame(
+        rows, columns=None if rows else ["number", "state", "label", "reason", *FIGURES, "macs_kept", "params_kept", "seed"]
+    )
+    counts = dict.fromkeys(("macs", "params"), "Int64")
+    numbers = dict.fromkeys(("error", "error_before", "kl", "kl_before", "macs_kept", "params_kept", "seconds"), "float64")
     return table.astype({**counts, **numbers})
 
 
@@ -59,12 +61,17 @@ def summarise(
     sites = [site["name"] for site in facts["sites"]]
     chosen = done.iloc[front(points)].sort_values("macs")
     rows = [
-        {**{key: _plain(row[key]) for key in ("number", "label", *FIGURES)}, "allocation": {site: int(row[site]) for site in sites}}
+        {
+            **{key: _plain(row[key]) for key in ("number", "label", *FIGURES)},
+            "allocation": {site: int(row[site]) for site in sites},
+        }
         for _, row in chosen.iterrows()
     ]
     reference = done.loc[done["label"] == DENSE, "error"]
     best = best_under(
-        list(done["error"]), [tuple(done[t.cost].iloc[i] for t in targets) for i in range(len(done))], [t.limit for t in targets]
+        list(done["error"]),
+        [tuple(done[t.cost].iloc[i] for t in targets) for i in range(len(done))],
+        [t.limit for t in targets],
     )
     return {
         **facts,
@@ -129,9 +136,13 @@ def read_tables(directory: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         summary = json.loads((directory / "pareto.json").read_text(encoding="utf-8"))
         trials = pd.read_csv(directory / "trials.csv")
     except FileNotFoundError as error:
-        raise RunError(f"no search in {directory} ({Path(str(error.filename)).name} is missing): start one with launch --output") from error
+        raise RunError(
+            f"no search in {directory} ({Path(str(error.filename)).name} is missing): start one with launch --output"
+        ) from error
     except (ValueError, pd.errors.ParserError) as error:
-        raise RunError(f"the tables of {directory} cannot be read ({error}): launch the run again to write them anew") from error
+        raise RunError(
+            f"the tables of {directory} cannot be read ({error}): launch the run again to write them anew"
+        ) from error
     return trials, summary
 
 

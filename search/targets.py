@@ -85,7 +85,9 @@ def check_jointly(targets: Sequence[Target], costs: CostModel, space: Space) -> 
         TargetError: there is none.
     """
     if targets and load_of(targets, costs, space.smallest(lambda allocation: load_of(targets, costs, allocation))) > 1:
-        raise TargetError(f"no allocation keeps {' and '.join(target.text for target in targets)} at once in space {space.name!r}")
+        raise TargetError(
+            f"no allocation keeps {' and '.join(target.text for target in targets)} at once in space {space.name!r}"
+        )
 
 
 def _parse(text: str, reach: Reach) -> Target:

@@ -48,7 +48,9 @@ def load_compressed(folder: str | Path) -> nn.Module:
     folder = Path(folder)
     description = _read_description(folder / CONFIG)
     try:
-        model = instantiate(description["architecture"], {**description["model_args"], "num_classes": description["num_classes"]})
+        model = instantiate(
+            description["architecture"], {**description["model_args"], "num_classes": description["num_classes"]}
+        )
         resize(model, describe(model, description["space"], description["multiple"]), Allocation(description["allocation"]))
         model.load_state_dict(load_file(folder / WEIGHTS), strict=True, assign=True)
     except (OSError, SafetensorError) as error:
@@ -57,7 +59,7 @@ def load_compressed(folder: str | Path) -> nn.Module:
         if isinstance(error, CompressionError):
             raise
         raise CheckpointError(f"{folder / WEIGHTS} does not fit {folder / CONFIG}: {error}") from error
-    model.pretrained_cfg = {**getattr(model, "pretrained_cfg", {}), **description["pretrained_cfg"]}  # type: ignore[dict-item]
+    setattr(model, "pretrained_cfg", {**getattr(model, "pretrained_cfg", {}), **description["pretrained_cfg"]})  # noqa: B010
     return model.eval()
 
 

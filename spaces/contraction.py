@@ -82,7 +82,7 @@ def value_output(weight: Tensor, covariance: Tensor, heads: int) -> ValueOutputF
     value = vt @ inverse
     back = root @ vt.mT
     interleaved = (per_head @ back).permute(1, 2, 0).reshape(weight.shape[0], -1)
-    rotation = torch.block_diag(*value)
+    rotation = torch.block_diag(*value)  # type: ignore[no-untyped-call]
     rotated = (rotation @ covariance @ rotation.T).reshape(heads, width, heads, width)
     rotated = rotated.permute(1, 0, 3, 2).reshape(heads * width, heads * width)
     return ValueOutputFactors(value=value, output=prefix_factors(interleaved, rotated))

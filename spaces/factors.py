@@ -8,21 +8,16 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from timm.layers import GluMlp
 from torch import Tensor, nn
 
 from spaces.allocation import Allocation
-from spaces.contraction import query_key, value_output
 from spaces.errors import CheckpointError
 from spaces.files import replacing
-from spaces.low_rank import factorise
-from spaces.modules import ContractedAttention, LowRankLinear
-from spaces.pruning import elimination_order, prefix_factors, prefix_weight
+from spaces.operators import COMPUTE, FILL, Tensors, input_of
 from spaces.sites import Site, Space
-from spaces.statistics import Moments, collect
+from spaces.statistics import collect
 from spaces.vit import resize
 
-Tensors = dict[str, Tensor]
 _FORMAT = "1"
 
 
@@ -61,14 +56,14 @@ class Factors:
             DataError: no image, or activations that are not finite.
         """
         device = torch.device(device)
-        inputs = {site.name: _input_of(site) for site in space.sites}
+        inputs = {site.name: input_of(site) for site in space.sites}
         per_image = {inputs[site.name] for site in space.sites if site.kind == "query_key"}
         moments = collect(dense.to(device), dict.fromkeys(inputs.values()), batches, per_image)
         dense.to("cpu").eval()
         tensors: Tensors = {}
         for done, site in enumerate(space.sites):
             progress(done, len(space.sites))
-            found = _COMPUTE[site.kind](dense, site, moments[inputs[site.name]], device)
+            found = COMPUTE[site.kind](dense, site, moments[inputs[site.name]], device)
             tensors.update({f"{site.name}.{key}": value.detach().float().cpu().contiguous() for key, value in found.items()})
         progress(len(space.sites), len(space.sites))
         return cls(dense, space, tensors)
@@ -85,7 +80,7 @@ class Factors:
         resize(model, self.space, allocation)
         with torch.no_grad():
             for site in self.space.sites:
-                _FILL[site.kind](self.dense, model, site, allocation[site.name], self._of(site))
+                FILL[site.kind](self.dense, model, site, allocation[site.name], self._of(site))
         return model.eval()
 
     def error(self, site: Site) -> dict[int, float]:
@@ -113,11 +108,13 @@ class Factors:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"factors {path} cannot be read ({error}): delete the file to compute them again") from error
         if metadata.get("format") != _FORMAT or metadata.get("fingerprint") != fingerprint:
-            raise CheckpointError(f"factors {path} belong to another model, space or calibration set: delete the file to compute them again")
+            raise CheckpointError(
+                f"factors {path} belong to another model, space or calibration set: delete the file to compute them again"
+            )
         return cls(dense.cpu().eval(), space, tensors)
 
     def _of(self, site: Site) -> Tensors:
@@ -132,170 +129,3 @@ def fingerprint(dense: nn.Module, *conditions: object) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
-
-
-def _input_of(site: Site) -> str:
-    """Name of the linear whose inputs' moments the site needs."""
-    linear = {"query_key": "qkv", "value_output": "proj", "ffn_hidden": "fc2"}.get(site.kind)
-    return f"{site.branch}.{linear}" if linear else site.name
-
-
-def _linear(model: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
-    linear = model.get_submodule(name)
-    assert isinstance(linear, nn.Linear)
-    return linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
-
-
-def _spread(moments: Moments, bias: Tensor | None) -> Tensor:
-    """Covariance where a bias can carry the mean of what is lost, second moment where there is no bias."""
-    return moments.covariance if bias is not None else moments.second()
-
-
-def _compute_query_key(dense: nn.Module, site: Site, moments: Moments, device: torch.device) -> Tensors:
-    weight, bias = _linear(dense, f"{site.branch}.qkv")
-    assert moments.within is not None
-    heads = weight.shape[0] // (3 * site.dense)
-    query, key, _ = weight.to(device).double().reshape(3, heads, site.dense, -1)
-    mean = query @ moments.mean.to(device)
-    if bias is not None:
-        mean = mean + bias.to(device).double().reshape(3, heads, site.dense)[0]
-    second = query @ moments.covariance.to(device) @ query.mT + mean.unsqueeze(-1) * mean.unsqueeze(-2)
-    factors = query_key(second, key @ moments.within.to(device) @ key.mT)
-    return {"query": factors.query, "key": factors.key, "error": factors.error}
-
-
-def _compute_value_output(dense: nn.Module, site: Site, moments: Moments, device: torch.device) -> Tensors:
-    weight, bias = _linear(dense, f"{site.branch}.proj")
-    heads = weight.shape[1] // site.dense
-    factors = value_output(weight.to(device).double(), _spread(moments, bias).to(device), heads)
-    output = factors.output
-    return {
-        "value": factors.value,
-        "projected": output.projected,
-        "triangle": output.triangle,
-        "error": output.error,
-        "mean": moments.mean,
-    }
-
-
-def _compute_neurons(dense: nn.Module, site: Site, moments: Moments, device: torch.device) -> Tensors:
-    weight, bias = _linear(dense, f"{site.branch}.fc2")
-    weight, covariance = weight.to(device).double(), _spread(moments, bias).to(device)
-    order = elimination_order(weight, covariance)
-    factors = prefix_factors(weight[:, order], covariance[order][:, order])
-    return {
-        "order": order,
-        "projected": factors.projected,
-        "triangle": factors.triangle,
-        "error": factors.error,
-        "mean": moments.mean,
-    }
-
-
-def _compute_rank(dense: nn.Module, site: Site, moments: Moments, device: torch.device) -> Tensors:
-    weight, bias = _linear(dense, site.name)
-    factors = factorise(weight.to(device).double(), _spread(moments, bias).to(device))
-    return {"up": factors.up, "down": factors.down, "error": factors.error, "mean": moments.mean}
-
-
-def _parts(dense: nn.Module, site: Site) -> tuple[int, list[Tensor], list[Tensor | None]]:
-    """Heads, and the dense query, key and value: weights [heads, d, dim] and biases [heads, d]."""
-    weight, bias = _linear(dense, f"{site.branch}.qkv")
-    heads: int = dense.get_submodule(site.branch).num_heads  # type: ignore[assignment]
-    weights = list(weight.reshape(3, heads, -1, weight.shape[1]))
-    biases: list[Tensor | None] = [None] * 3 if bias is None else list(bias.reshape(3, heads, -1))
-    return heads, weights, biases
-
-
-def _fill_part(attention: ContractedAttention, part: int, weight: Tensor, bias: Tensor | None) -> None:
-    """Write query (0), key (1) or value (2), given per head as [heads, d, dim], into the fused qkv linear."""
-    start = part * attention.num_heads * attention.query_key_dim
-    rows = slice(start, start + weight.shape[0] * weight.shape[1])
-    attention.qkv.weight[rows] = weight.flatten(0, 1)
-    if bias is not None:
-        attention.qkv.bias[rows] = bias.flatten()
-
-
-def _fill_query_key(dense: nn.Module, model: nn.Module, site: Site, size: int, factors: Tensors) -> None:
-    attention = model.get_submodule(site.branch)
-    if not isinstance(attention, ContractedAttention):
-        return
-    _, weights, biases = _parts(dense, site)
-    for part, name in ((0, "query"), (1, "key")):
-        weight, bias = weights[part], biases[part]
-        if size != site.dense:
-            basis = factors[name][:, :size]
-            weight = basis @ weight
-            bias = None if bias is None else (basis @ bias.unsqueeze(-1)).squeeze(-1)
-        _fill_part(attention, part, weight, bias)
-
-
-def _fill_value_output(dense: nn.Module, model: nn.Module, site: Site, size: int, factors: Tensors) -> None:
-    attention = model.get_submodule(site.branch)
-    if not isinstance(attention, ContractedAttention):
-        return
-    heads, (_, _, value), (_, _, value_bias) = _parts(dense, site)
-    weight, bias = _linear(dense, f"{site.branch}.proj")
-    if size != site.dense:
-        basis = factors["value"][:, :size]
-        value = basis @ value
-        value_bias = None if value_bias is None else (basis @ value_bias.unsqueeze(-1)).squeeze(-1)
-        interleaved = prefix_weight(factors["projected"], factors["triangle"], size * heads)
-        corrected = interleaved.reshape(-1, size, heads).transpose(1, 2).flatten(1)
-        if bias is not None:
-            mean = (basis @ factors["mean"].reshape(heads, -1, 1)).flatten()
-            bias = bias + weight @ factors["mean"] - corrected @ mean
-        weight = corrected
-    _fill_part(attention, 2, value, value_bias)
-    _fill_linear(attention.proj, weight, bias)
-
-
-def _fill_neurons(dense: nn.Module, model: nn.Module, site: Site, size: int, factors: Tensors) -> None:
-    if size == site.dense:
-        return
-    ffn = model.get_submodule(site.branch)
-    kept = factors["order"][:size].long()
-    for name in ("fc1", "fc1_g", "fc1_x"):
-        if hasattr(ffn, name):
-            weight, bias = _linear(dense, f"{site.branch}.{name}")
-            rows = torch.cat([kept, kept + site.dense]) if isinstance(ffn, GluMlp) else kept
-            _fill_linear(ffn.get_submodule(name), weight[rows], None if bias is None else bias[rows])
-    weight, bias = _linear(dense, f"{site.branch}.fc2")
-    corrected = prefix_weight(factors["projected"], factors["triangle"], size)
-    if bias is not None:
-        bias = bias + weight @ factors["mean"] - corrected @ factors["mean"][kept]
-    _fill_linear(ffn.get_submodule("fc2"), corrected, bias)
-
-
-def _fill_rank(dense: nn.Module, model: nn.Module, site: Site, size: int, factors: Tensors) -> None:
-    if size == site.dense:
-        return
-    linear = model.get_submodule(site.name)
-    assert isinstance(linear, LowRankLinear)
-    weight, bias = _linear(dense, site.name)
-    up, down = factors["up"][:, :size], factors["down"][:size]
-    if bias is not None:
-        bias = bias + weight @ factors["mean"] - up @ (down @ factors["mean"])
-    _fill_linear(linear.down, down, None)
-    _fill_linear(linear.up, up, bias)
-
-
-def _fill_linear(linear: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
-    assert isinstance(linear, nn.Linear)
-    linear.weight.copy_(weight)
-    if bias is not None:
-        linear.bias.copy_(bias)
-
-
-_COMPUTE = {
-    "query_key": _compute_query_key,
-    "value_output": _compute_value_output,
-    "ffn_hidden": _compute_neurons,
-    "rank": _compute_rank,
-}
-_FILL = {
-    "query_key": _fill_query_key,
-    "value_output": _fill_value_output,
-    "ffn_hidden": _fill_neurons,
-    "rank": _fill_rank,
-}

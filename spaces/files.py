@@ -21,7 +21,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield partial
         if partial.is_dir() and path.is_dir():
             shutil.rmtree(path)
-        os.replace(partial, path)
+        partial.replace(path)
     finally:
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)

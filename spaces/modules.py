@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 def empty_linear(in_features: int, out_features: int, bias: bool) -> nn.Linear:
     """A linear layer with uninitialised weights, to be filled by the caller."""
-    return nn.utils.skip_init(nn.Linear, in_features, out_features, bias=bias)  # type: ignore[no-any-return]
+    return nn.utils.skip_init(nn.Linear, in_features, out_features, bias=bias)  # type: ignore[no-untyped-call, no-any-return]
 
 
 class LowRankLinear(nn.Module):
@@ -87,11 +87,9 @@ class ContractedAttention(nn.Module):
         return torch.cat([x[:, :, :prefix], rotated], dim=2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
-        drop = self.attn_drop.p if self.training else 0.0  # type: ignore[union-attr]
         if self.fused_attn:
-            return F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, dropout_p=drop, is_causal=is_causal, scale=self.scale  # type: ignore[arg-type]
-            )
+            drop: float = self.attn_drop.p if self.training else 0.0  # type: ignore[union-attr,assignment]
+            return F.scaled_dot_product_attention(q, k, v, mask, drop, is_causal, scale=self.scale)
         logits = (q * self.scale) @ k.transpose(-2, -1)
         if is_causal:
             mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).tril()

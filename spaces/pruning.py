@@ -45,7 +45,8 @@ def prefix_factors(weight: Tensor, covariance: Tensor) -> PrefixFactors:
 
 def prefix_weight(projected: Tensor, triangle: Tensor, size: int) -> Tensor:
     """Corrected weight [m, size] of the first `size` inputs."""
-    return torch.linalg.solve_triangular(triangle[:size, :size], projected[:, :size], upper=False, left=False)
+    weight: Tensor = torch.linalg.solve_triangular(triangle[:size, :size], projected[:, :size], upper=False, left=False)
+    return weight
 
 
 def variance_order(weight: Tensor, covariance: Tensor) -> Tensor:

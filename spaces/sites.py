@@ -162,7 +162,9 @@ class Space:
             return identity
         low, high = -_LOG_ODDS_RANGE, _LOG_ODDS_RANGE
         if load(at(low)) > limit:
-            raise AllocationError(f"no allocation of space {self.name!r} with these operators has a load of at most {limit:.4g}")
+            raise AllocationError(
+                f"no allocation of space {self.name!r} with these operators has a load of at most {limit:.4g}"
+            )
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
             low, high = (middle, high) if load(at(middle)) <= limit else (low, middle)

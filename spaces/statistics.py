@@ -110,7 +110,9 @@ def collect(
     moments = {name: accumulator.moments() for name, accumulator in accumulators.items()}
     for name, entry in moments.items():
         if not bool(entry.covariance.isfinite().all()):
-            raise DataError(f"activations of {name} are not finite on the calibration images: check the weights and the normalisation")
+            raise DataError(
+                f"activations of {name} are not finite on the calibration images: check the weights and the normalisation"
+            )
     return moments
 
 

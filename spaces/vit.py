@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from timm.layers import AttentionRope, GluMlp, Mlp, SwiGLU
 from timm.layers import Attention as TimmAttention
+from timm.layers import AttentionRope, GluMlp, Mlp, SwiGLU
 from timm.models.eva import EvaAttention
 from torch import nn
 
@@ -49,7 +49,9 @@ def branches(model: nn.Module) -> tuple[list[Branch], list[Skipped]]:
     """
     blocks = getattr(model, "blocks", None)
     if not isinstance(blocks, nn.Sequential | nn.ModuleList):
-        raise ModelError(f"{type(model).__name__} has no list of transformer blocks: only plain vision transformers can be compressed")
+        raise ModelError(
+            f"{type(model).__name__} has no list of transformer blocks: only plain vision transformers can be compressed"
+        )
     known, skipped = [], []
     for index, block in enumerate(blocks):
         for part in ("attn", "mlp"):
@@ -151,7 +153,7 @@ def _rank_sites(branch: Branch, multiple: int) -> tuple[list[Site], list[Skipped
             skipped.append(Skipped(name=name, reason=f"{type(branch.module).__name__} has no single linear layer there"))
             continue
         rows, columns = linear.out_features, linear.in_features
-        # A rank at break-even costs as much as the dense layer (mn / (m + n) for an m x n weight); only smaller ones are offered.
+        # A rank at break-even, mn / (m + n), costs as much as the dense layer; only smaller ones are offered.
         last = (rows * columns - 1) // (rows + columns)
         ranks = tuple(range(multiple, last + 1, multiple)) or (max(1, last),)
         choices = (*ranks, min(rows, columns))
