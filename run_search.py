@@ -6,6 +6,7 @@ import sys
 import warnings
 import webbrowser
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait must not spin: trials often share their cores
 warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)  # timm's, at import
@@ -33,25 +34,26 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 on success, 2 for what the user can put right, 130 after Ctrl-C."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     console, problems = Console(width=None if sys.stdout.isatty() else _WIDTH), Console(stderr=True)
-    arguments = build_parser().parse_args(argv)
     try:
+        arguments = build_parser().parse_args(argv)
         _COMMANDS[arguments.command](arguments, console)
-    except CompressionError as error:
-        problems.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    except (CompressionError, OSError) as error:  # OSError: a full disk, no permission; its text holds the path
+        text = " ".join(str(error).splitlines())
+        problems.print(f"error: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
-        problems.print("interrupted; finished trials are kept: the same command continues the run", markup=False, soft_wrap=True)
+        text = "interrupted; finished trials are kept: the same command continues the run"
+        problems.print(text, markup=False, soft_wrap=True)
         return _INTERRUPTED
     return 0
 
 
 def _launch(arguments: argparse.Namespace, console: Console) -> None:
-    flags = given_options(arguments)
-    options = {**(read_options(Path(arguments.config)) if arguments.config else {}), **flags}
-    is_demo = not options.get("model") and not options.get("data_dir") and not options.get("dataset")
+    given = {**(read_options(Path(arguments.config)) if arguments.config else {}), **given_options(arguments)}
+    options = _with_stored(given)
+    is_demo = not any(options.get(name) for name in ("model", "data_dir", "dataset"))
     if is_demo:
-        options = {**demo.OPTIONS, **options}
-    options = {**stored_options(Path(options.get("output") or "")), **options} if options.get("output") else options
+        options = {**demo.OPTIONS, **_with_stored({"output": demo.OPTIONS["output"], **given})}
     config = SearchConfig.from_flat(options)
     with Display(console) as display:
         if is_demo and not config.model.checkpoint:
@@ -62,7 +64,14 @@ def _launch(arguments: argparse.Namespace, console: Console) -> None:
     if is_demo:
         _export(argparse.Namespace(run=str(run.directory), target=None, trial=None), console)
     else:
-        console.print(f"next: python run_search.py export {run.directory} --target {','.join(config.study.target) or 'flops=50%'}")
+        target = ",".join(config.study.target) or "flops=50%"
+        console.print(f"next: python run_search.py export {run.directory} --target {target}")
+
+
+def _with_stored(given: dict[str, Any]) -> dict[str, Any]:
+    """`given`, and below it the options of the run that is in its output directory."""
+    output = given.get("output")
+    return {**stored_options(Path(output)), **given} if output else given
 
 
 def _inspect(arguments: argparse.Namespace, console: Console) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from objectives.cost import CostModel, cost_model
@@ -18,7 +17,7 @@ from objectives.seeding import seed_everything
 from spaces.allocation import Allocation
 from spaces.errors import ConfigError, DataError
 from spaces.factors import Factors, fingerprint
-from spaces.files import replacing
+from spaces.files import replacing, save_tensors
 from spaces.models import ModelConfig, create_model, preprocessing
 from spaces.vit import SpaceName, describe
 
@@ -130,7 +129,7 @@ class Evaluator:
             on_step(step)
         after = self._measure(model) if config.steps else before
         if weights is not None:
-            save_weights(model, weights)
+            save_tensors(weights, model.state_dict())
         assert after.kl is not None and before.kl is not None
         return Score(
             error=after.error,
@@ -194,13 +193,6 @@ def resolve_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {name!r} is not available here: {str(error).splitlines()[0]}") from error
     return device
-
-
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write a state dict atomically as safetensors."""
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    with replacing(path) as partial:
-        save_file(state, partial)
 
 
 def _check_classes(model: nn.Module, data: Data) -> None:

@@ -1,11 +1,13 @@
 """The command line's arguments: one flag per option of SearchConfig, with the help that its owner's docstring gives."""
 
 import argparse
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+import difflib
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from timm.utils import ParseKwargs
 
 from search.config import OWNERS, StudyConfig, option_help, option_types
+from spaces.errors import ConfigError
 from spaces.models import ModelConfig
 
 _TITLES = {
@@ -30,9 +32,19 @@ examples:
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong argument as every other wrong input is reported: by one line."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.partition("unrecognized arguments: ")[2].split(maxsplit=1)[:1]
+        near = difflib.get_close_matches(unknown[0], [_flag(name) for name in option_types()], n=3) if unknown else []
+        hint = f"did you mean {', '.join(near)}?" if near else f"see {self.prog} --help"
+        raise ConfigError(f"{message}: {hint}")
+
+
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of run_search.py."""
-    parser = argparse.ArgumentParser(
+    """The parser of run_search.py; it raises ConfigError for a wrong argument."""
+    parser = _Parser(
         prog="run_search.py",
         description="Searches per-layer ranks and prune ratios of a timm vision transformer: the front of cost against error.",
         epilog=_EPILOG,
@@ -82,7 +94,11 @@ def _add_options(group: Any, owner: type, only: tuple[str, ...] = ()) -> None:
             else f" (default: {' '.join(map(str, default)) if isinstance(default, tuple) else default})"
         )
         text = (texts[name] + shown).replace("%", "%%")
-        group.add_argument(f"--{name.replace('_', '-')}", default=None, help=text, **_how(name, hint))
+        group.add_argument(_flag(name), default=None, help=text, **_how(name, hint))
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _how(name: str, hint: Any) -> dict[str, Any]:
@@ -97,7 +113,13 @@ def _how(name: str, hint: Any) -> dict[str, Any]:
             return {"nargs": "+", "choices": get_args(arguments[0])}
         return {"nargs": "+" if Ellipsis in arguments else len(arguments), "type": arguments[0], "metavar": name.upper()}
     if origin is dict:
-        return {"nargs": "*", "action": ParseKwargs, "metavar": "KEY=VALUE"}
+        return {"nargs": "*", "type": _key_value, "action": ParseKwargs, "metavar": "KEY=VALUE"}
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction}
     return {"type": hint, "metavar": hint.__name__.upper()}
+
+
+def _key_value(text: str) -> str:
+    if "=" not in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return text

@@ -10,9 +10,9 @@ from torch import nn
 from objectives.data import DIGITS, Data, DataConfig
 from objectives.digits import CLASSES
 from objectives.finetune import FinetuneConfig, finetune
-from objectives.objective import save_weights
 from objectives.seeding import seed_everything
 from search.config import SearchConfig
+from spaces.files import save_tensors
 from spaces.models import ModelConfig, create_model, preprocessing
 
 # 202,186 parameters: 8x8 images in 16 patches.
@@ -73,5 +73,4 @@ def train_dense(
     data = Data(data_config, preprocessing(model, model_config))
     for step in finetune(model, data.training(config.steps, seed), config):
         progress("training", step.step, config.steps)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_weights(model, path)
+    save_tensors(path, model.state_dict())

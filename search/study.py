@@ -62,7 +62,7 @@ class Study:
     """Ask, tell and resume.
 
     Proposals depend on the seed, the trial's number and the finished trials alone, so a resumed study proposes what an
-    uninterrupted one would have.
+    uninterrupted one would have (with tpe and random; nsga2 goes on from the same population, but mutates it otherwise).
 
     Args:
         directory: the run directory; holds study.journal and trials/.
@@ -84,7 +84,11 @@ class Study:
         self.sampler = sampler
         self.seed = seed
         self._lock = _lock(directory / ".lock")
-        self._journal = _open_journal(directory / "study.journal", objectives)
+        try:
+            self._journal = _open_journal(directory / "study.journal", objectives)
+        except RunError:
+            self._lock.close()
+            raise
         self._memory = optuna.create_study(directions=["minimize"] * len(objectives), sampler=create_sampler(sampler, seed))
         self.trials: list[Trial] = []
         for frozen in self._journal.get_trials(deepcopy=False):
@@ -98,7 +102,7 @@ class Study:
         """Propose this baseline next, unless its allocation was already tried or is waiting."""
         allocation = self.parametrisation.decode(parameters) if parameters else self.parametrisation.space.identity()
         waiting = {proposal.allocation for proposal in self._queue}
-        if allocation not in waiting | set(self._known()):
+        if allocation not in waiting | self._known():
             self._queue.append(self._propose(allocation, label, parameters))
 
     def ask(self) -> Proposal | None:
@@ -114,7 +118,7 @@ class Study:
             allocation = self.parametrisation.decode(sampled.params)
             if allocation not in known:
                 return self._start(self._propose(allocation, None, sampled.params), sampled)
-            self._repeat(sampled, known[allocation])
+            self._memory.tell(sampled, state=TrialState.FAIL)  # a repetition is not paid for, and must not count
         return None
 
     def tell(self, number: int, score: Score | None, reason: str | None = None) -> Trial:
@@ -157,18 +161,10 @@ class Study:
         self._running[proposal.number] = proposal, sampled
         return proposal
 
-    def _known(self) -> dict[Allocation, Trial | None]:
+    def _known(self) -> set[Allocation]:
         """Allocations that were tried or are running."""
-        known: dict[Allocation, Trial | None] = {proposal.allocation: None for proposal, _ in self._running.values()}
-        known.update({trial.proposal.allocation: trial for trial in self.trials})
-        return known
-
-    def _repeat(self, sampled: optuna.Trial, known: Trial | None) -> None:
-        """Tell the sampler what it proposed again, without paying for it."""
-        if known is not None and known.score is not None:
-            self._memory.tell(sampled, self._values(known.score))
-        else:
-            self._memory.tell(sampled, state=TrialState.FAIL)
+        running = {proposal.allocation for proposal, _ in self._running.values()}
+        return running | {trial.proposal.allocation for trial in self.trials}
 
     def _next_number(self) -> int:
         numbers = [trial.proposal.number for trial in self.trials] + [proposal.number for proposal in self._queue]

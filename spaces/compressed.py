@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from spaces.allocation import Allocation
 from spaces.errors import CheckpointError, CompressionError
-from spaces.files import write_json
+from spaces.files import save_tensors, write_json
 from spaces.models import instantiate
 from spaces.vit import describe, resize
 
@@ -28,8 +28,7 @@ def save_compressed(folder: Path, model: nn.Module, description: dict[str, Any])
             pretrained_cfg (the preprocessing); JSON values.
     """
     assert set(_KEYS) <= set(description), f"description lacks {set(_KEYS) - set(description)}"
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    save_tensors(folder / WEIGHTS, model.state_dict(), {"format": "pt"})
     write_json(folder / CONFIG, description)
 
 

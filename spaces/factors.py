@@ -7,13 +7,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from spaces.allocation import Allocation
 from spaces.errors import CheckpointError
-from spaces.files import replacing
-from spaces.operators import COMPUTE, FILL, Tensors, input_of
+from spaces.files import save_tensors
+from spaces.operators import COMPUTE, FILL, Tensors, inherit, input_of
 from spaces.sites import Site, Space
 from spaces.statistics import collect
 from spaces.vit import resize
@@ -79,8 +78,10 @@ class Factors:
         model = copy.deepcopy(self.dense)
         resize(model, self.space, allocation)
         with torch.no_grad():
+            inherit(self.dense, model)
             for site in self.space.sites:
-                FILL[site.kind](self.dense, model, site, allocation[site.name], self._of(site))
+                if allocation[site.name] != site.dense:
+                    FILL[site.kind](self.dense, model, site, allocation[site.name], self._of(site))
         return model.eval()
 
     def error(self, site: Site) -> dict[int, float]:
@@ -95,8 +96,7 @@ class Factors:
 
     def save(self, path: Path, fingerprint: str) -> None:
         """Write the tensors atomically as safetensors."""
-        with replacing(path) as partial:
-            save_file(self._tensors, partial, metadata={"format": _FORMAT, "fingerprint": fingerprint})
+        save_tensors(path, self._tensors, {"format": _FORMAT, "fingerprint": fingerprint})
 
     @classmethod
     def load(cls, path: Path, dense: nn.Module, space: Space, fingerprint: str) -> "Factors":

@@ -2,13 +2,13 @@
 
 import difflib
 import pickle
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
 from timm.data import resolve_data_config
 from timm.models import load_state_dict
 from torch import Tensor, nn
@@ -114,10 +114,10 @@ def input_size(model: nn.Module) -> tuple[int, int, int]:
     projection = getattr(embed, "proj", None)
     channels = getattr(projection, "in_channels", None)
     if channels is None:
-        raise ModelError(f"{type(model).__name__} has no convolutional patch embedding: only plain vision transformers are supported")
+        raise ModelError(f"{type(model).__name__} has no convolutional patch embedding, as plain vision transformers have")
     if hasattr(embed, "backbone"):  # hybrids: the projection sees the backbone's channels, not the image's
-        channels = model.pretrained_cfg["input_size"][0]  # type: ignore[index,union-attr]
-    size = getattr(embed, "img_size", None) or model.pretrained_cfg["input_size"][1:]  # type: ignore[index,union-attr]
+        channels = model.pretrained_cfg["input_size"][0]  # type: ignore[index]
+    size = getattr(embed, "img_size", None) or model.pretrained_cfg["input_size"][1:]  # type: ignore[index]
     return int(channels), int(size[0]), int(size[1])
 
 
@@ -125,41 +125,56 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:
-        state = load_state_dict(str(path), weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} holds pickled Python objects, which can run code when loaded: save its state_dict() (or safetensors) instead"
-        ) from error
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{path} cannot be read as weights ({_first_line(error)}): it may be cut short or of another format") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of pickle protocols before it refuses them
+            state = dict(load_state_dict(str(path), weights_only=True).items())
+    except Exception as error:  # foreign bytes make the readers raise anything
+        raise CheckpointError(f"{path} {_problem(path, error)}") from error
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors")
-    broken = next((key for key, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())), None)
+    broken = [key for key, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if broken:
-        raise CheckpointError(f"{path} holds NaN or infinite weights in {broken}")
+        raise CheckpointError(f"{path} holds NaN or infinite weights in {broken[0]}")
     return tensors
+
+
+def _problem(path: Path, error: Exception) -> str:
+    """Why a file gave no weights; a pickle is told from noise by how it begins."""
+    refused = isinstance(error.__cause__ or error, pickle.UnpicklingError)  # timm's error, made from torch's
+    if refused and _beginning(path).startswith((b"PK", b"\x80")):
+        return "holds pickled Python objects, which can run code when loaded: save its state_dict() or safetensors"
+    reason = "no PyTorch file" if refused else _first_line(error)
+    return f"cannot be read as weights ({reason}): cut short, or of another format?"
+
+
+def _beginning(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(2)
 
 
 def _classes_of(state: dict[str, Tensor] | None) -> int | None:
     head = None if state is None else state.get("head.weight")
-    return None if head is None else int(head.shape[0])
+    return None if head is None or head.ndim == 0 else int(head.shape[0])
 
 
 def _load_strictly(model: nn.Module, state: dict[str, Tensor], config: ModelConfig) -> None:
     expected = {key: value.shape for key, value in model.state_dict().items()}
-    head = state.get("head.weight")
-    if head is not None and "head.weight" in expected and head.shape[0] != expected["head.weight"][0]:
+    found, wanted = _classes_of(state), getattr(model, "num_classes", None)
+    if found is not None and "head.weight" in expected and found != wanted:
         raise CheckpointError(
-            f"{config.checkpoint} has {head.shape[0]} classes, but --num-classes is {expected['head.weight'][0]}: leave the flag out to use the checkpoint's"
+            f"{config.checkpoint} has {found} classes, but --num-classes is {wanted}: "
+            "leave the flag out to use the checkpoint's"
         )
-    wrong = [f"{key} is {list(state[key].shape)}, not {list(shape)}" for key, shape in expected.items() if key in state and state[key].shape != shape]
+    shapes = {key: (state[key].shape, shape) for key, shape in expected.items() if key in state}
+    wrong = [f"{key} is {list(has)}, not {list(needs)}" for key, (has, needs) in shapes.items() if has != needs]
     missing = [f"{key} is missing" for key in expected if key not in state]
     surplus = [f"{key} is not in the model" for key in state if key not in expected]
     problems = wrong + missing + surplus
     if problems:
         more = f" and {len(problems) - 2} more" if len(problems) > 2 else ""
-        raise CheckpointError(f"{config.checkpoint} does not fit {config.model}: {'; '.join(problems[:2])}{more} (see --model-kwargs)")
+        first = "; ".join(problems[:2])
+        raise CheckpointError(f"{config.checkpoint} does not fit {config.model}: {first}{more} (see --model-kwargs)")
     with torch.no_grad():
         model.load_state_dict(state)
 

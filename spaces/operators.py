@@ -80,10 +80,10 @@ def _compute_rank(dense: nn.Module, site: Site, moments: Moments, device: torch.
     return {"up": factors.up, "down": factors.down, "error": factors.error, "mean": moments.mean}
 
 
-def _parts(dense: nn.Module, site: Site) -> tuple[int, list[Tensor], list[Tensor | None]]:
+def _parts(dense: nn.Module, branch: str) -> tuple[int, list[Tensor], list[Tensor | None]]:
     """Heads, and the dense query, key and value: weights [heads, d, dim] and biases [heads, d]."""
-    weight, bias = _linear(dense, f"{site.branch}.qkv")
-    heads: int = dense.get_submodule(site.branch).num_heads  # type: ignore[assignment]
+    weight, bias = _linear(dense, f"{branch}.qkv")
+    heads: int = dense.get_submodule(branch).num_heads  # type: ignore[assignment]
     weights = list(weight.reshape(3, heads, -1, weight.shape[1]))
     biases: list[Tensor | None] = [None] * 3 if bias is None else list(bias.reshape(3, heads, -1))
     return heads, weights, biases
@@ -98,43 +98,49 @@ def _fill_part(attention: ContractedAttention, part: int, weight: Tensor, bias: 
         attention.qkv.bias[rows] = bias.flatten()
 
 
+def inherit(dense: nn.Module, model: nn.Module) -> None:
+    """Copy into contracted attention what keeps its dense width; the sites that shrink are filled after it."""
+    for path, attention in model.named_modules():
+        if isinstance(attention, ContractedAttention):
+            _, weights, biases = _parts(dense, path)
+            widths = (attention.query_key_dim, attention.query_key_dim, attention.value_dim)
+            for part, width in enumerate(widths):
+                if width == weights[part].shape[1]:
+                    _fill_part(attention, part, weights[part], biases[part])
+            if attention.value_dim == weights[2].shape[1]:
+                _fill_linear(attention.proj, *_linear(dense, f"{path}.proj"))
+
+
 def _fill_query_key(dense: nn.Module, model: nn.Module, site: Site, size: int, factors: Tensors) -> None:
     attention = model.get_submodule(site.branch)
-    if not isinstance(attention, ContractedAttention):
-        return
-    _, weights, biases = _parts(dense, site)
+    assert isinstance(attention, ContractedAttention)
+    _, weights, biases = _parts(dense, site.branch)
     for part, name in ((0, "query"), (1, "key")):
-        weight, bias = weights[part], biases[part]
-        if size != site.dense:
-            basis = factors[name][:, :size]
-            weight = basis @ weight
-            bias = None if bias is None else (basis @ bias.unsqueeze(-1)).squeeze(-1)
-        _fill_part(attention, part, weight, bias)
+        basis, bias = factors[name][:, :size], biases[part]
+        _fill_part(attention, part, basis @ weights[part], None if bias is None else _apply(basis, bias))
 
 
 def _fill_value_output(dense: nn.Module, model: nn.Module, site: Site, size: int, factors: Tensors) -> None:
     attention = model.get_submodule(site.branch)
-    if not isinstance(attention, ContractedAttention):
-        return
-    heads, (_, _, value), (_, _, value_bias) = _parts(dense, site)
+    assert isinstance(attention, ContractedAttention)
+    heads, (_, _, value), (_, _, value_bias) = _parts(dense, site.branch)
+    basis = factors["value"][:, :size]
+    _fill_part(attention, 2, basis @ value, None if value_bias is None else _apply(basis, value_bias))
+    interleaved = prefix_weight(factors["projected"], factors["triangle"], size * heads)
+    corrected = interleaved.reshape(-1, size, heads).transpose(1, 2).flatten(1)
     weight, bias = _linear(dense, f"{site.branch}.proj")
-    if size != site.dense:
-        basis = factors["value"][:, :size]
-        value = basis @ value
-        value_bias = None if value_bias is None else (basis @ value_bias.unsqueeze(-1)).squeeze(-1)
-        interleaved = prefix_weight(factors["projected"], factors["triangle"], size * heads)
-        corrected = interleaved.reshape(-1, size, heads).transpose(1, 2).flatten(1)
-        if bias is not None:
-            mean = (basis @ factors["mean"].reshape(heads, -1, 1)).flatten()
-            bias = bias + weight @ factors["mean"] - corrected @ mean
-        weight = corrected
-    _fill_part(attention, 2, value, value_bias)
-    _fill_linear(attention.proj, weight, bias)
+    if bias is not None:
+        mean = _apply(basis, factors["mean"].reshape(heads, -1)).flatten()
+        bias = bias + weight @ factors["mean"] - corrected @ mean
+    _fill_linear(attention.proj, corrected, bias)
+
+
+def _apply(basis: Tensor, vectors: Tensor) -> Tensor:
+    """Per head: [heads, r, d] times [heads, d] -> [heads, r]."""
+    return (basis @ vectors.unsqueeze(-1)).squeeze(-1)
 
 
 def _fill_neurons(dense: nn.Module, model: nn.Module, site: Site, size: int, factors: Tensors) -> None:
-    if size == site.dense:
-        return
     ffn = model.get_submodule(site.branch)
     kept = factors["order"][:size].long()
     for name in ("fc1", "fc1_g", "fc1_x"):
@@ -150,8 +156,6 @@ def _fill_neurons(dense: nn.Module, model: nn.Module, site: Site, size: int, fac
 
 
 def _fill_rank(dense: nn.Module, model: nn.Module, site: Site, size: int, factors: Tensors) -> None:
-    if size == site.dense:
-        return
     linear = model.get_submodule(site.name)
     assert isinstance(linear, LowRankLinear)
     weight, bias = _linear(dense, site.name)

@@ -1,0 +1,48 @@
+"""One small model for the unit tests; its weights are large enough that attention is far from uniform."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
+
+
+def tiny_vit(name: str = "vit_tiny_patch16_224", **options: Any) -> nn.Module:
+    """A timm model of two blocks, 32 wide, with random weights of visible effect."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, **{**TINY, **options}).eval()
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(std=0.2)
+            elif "norm" not in key:
+                parameter.normal_(mean=1.0 if "gamma" in key or ".ls" in key else 0.0, std=0.2)
+    return model
+
+
+@pytest.fixture(scope="session")
+def vit() -> nn.Module:
+    return tiny_vit()
+
+
+@pytest.fixture(scope="session")
+def images() -> Tensor:
+    """64 images with structure: every pixel depends on a few hidden factors."""
+    generator = torch.Generator().manual_seed(1)
+    basis = torch.randn(12, 3 * 16 * 16, generator=generator)
+    noise = 0.1 * torch.randn(64, 3 * 16 * 16, generator=generator)
+    return (torch.randn(64, 12, generator=generator) @ basis / 3 + noise).reshape(64, 3, 16, 16)
+
+
+@pytest.fixture(scope="session")
+def make_vit() -> Callable[..., nn.Module]:
+    return tiny_vit
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)

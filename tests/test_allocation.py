@@ -1,0 +1,46 @@
+import pickle
+
+import pytest
+
+from spaces.allocation import Allocation
+from spaces.errors import AllocationError
+
+
+def test_order_of_sites_does_not_matter() -> None:
+    a = Allocation({"blocks.10.mlp.hidden": 8, "blocks.2.mlp.hidden": 16})
+    b = Allocation({"blocks.2.mlp.hidden": 16, "blocks.10.mlp.hidden": 8})
+    assert a == b
+    assert hash(a) == hash(b)
+    assert list(a) == ["blocks.2.mlp.hidden", "blocks.10.mlp.hidden"]
+
+
+def test_json_round_trip() -> None:
+    allocation = Allocation({"blocks.0.attn.qk": 8, "blocks.0.mlp.hidden": 64})
+    assert Allocation.from_json(allocation.to_json()) == allocation
+    assert pickle.loads(pickle.dumps(allocation)) == allocation
+    assert eval(repr(allocation)) == allocation
+
+
+def test_is_immutable() -> None:
+    allocation = Allocation({"a": 1})
+    with pytest.raises(AttributeError):
+        allocation.items_ = ()  # type: ignore[misc]
+    changed = allocation.replace({"a": 2})
+    assert (allocation["a"], changed["a"]) == (1, 2)
+
+
+@pytest.mark.parametrize("size", [0, -8, 1.5, "8", None, True])
+def test_sizes_are_positive_integers(size: object) -> None:
+    with pytest.raises(AllocationError, match="positive integer"):
+        Allocation({"a": size})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", '{"a": 0}', "3"])
+def test_bad_json_is_refused(text: str) -> None:
+    with pytest.raises(AllocationError):
+        Allocation.from_json(text)
+
+
+def test_replace_refuses_unknown_sites() -> None:
+    with pytest.raises(AllocationError, match="unknown site 'b'"):
+        Allocation({"a": 1}).replace({"b": 2})

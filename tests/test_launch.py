@@ -1,0 +1,275 @@
+"""The whole path on real digits with a small untrained model: launch, kill, continue, read, export, reload."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from objectives.data import Data
+from objectives.error import evaluate
+from objectives.finetune import Step
+from search import SearchConfig, export, launch, open_run
+from search.run import Run
+from search.study import Proposal, Trial
+from spaces import load_compressed
+from spaces.errors import CheckpointError, RunError, TargetError
+from spaces.files import save_tensors
+from spaces.models import ModelConfig, create_model, preprocessing
+
+pytestmark = pytest.mark.slow
+
+OPTIONS: dict[str, Any] = {
+    "model": "vit_tiny_patch16_224",
+    "model_kwargs": {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "depth": 2, "num_heads": 2},
+    "num_classes": 10,
+    "mean": [0.3],
+    "std": [0.37],
+    "crop_pct": 1.0,
+    "dataset": "digits",
+    "hflip": 0.0,
+    "batch_size": 32,
+    "calibration_size": 256,
+    "steps": 3,
+    "target": ["flops=60%"],
+    "trials": 8,
+    "device": "cpu",
+    "threads": 1,
+}
+
+
+class Silent:
+    """A reporter that keeps what it was told, and stops the search where it is asked to."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.stop_at, self.trials, self.steps = stop_at, list[Trial](), 0
+
+    def stage(self, what: str, done: int, total: int) -> None: ...
+
+    def began(self, directory: Path, summary: dict[str, Any], trials: int) -> None: ...
+
+    def started(self, proposal: Proposal) -> None:
+        if proposal.number == self.stop_at:
+            raise KeyboardInterrupt
+
+    def step(self, number: int, step: Step) -> None:
+        self.steps += 1
+
+    def finished(self, trial: Trial, summary: dict[str, Any], count: int) -> None:
+        self.trials.append(trial)
+
+
+def config_of(folder: Path, **options: Any) -> SearchConfig:
+    checkpoint = folder / "dense.safetensors"
+    if not checkpoint.exists():
+        torch.manual_seed(0)
+        model = create_model(ModelConfig(model=OPTIONS["model"], num_classes=10, model_kwargs=OPTIONS["model_kwargs"]))
+        save_tensors(checkpoint, model.state_dict())
+    output = options.pop("output", str(folder / "run"))
+    return SearchConfig.from_flat({**OPTIONS, "checkpoint": str(checkpoint), "output": output, **options})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return launch(config_of(tmp_path_factory.mktemp("whole")), Silent())
+
+
+def test_the_run_directory_is_complete(run: Run) -> None:
+    for name in (
+        "config.yaml",
+        "env.json",
+        "study.journal",
+        "trials.csv",
+        "pareto.csv",
+        "pareto.json",
+        "report.html",
+        "pareto.png",
+    ):
+        assert (run.directory / name).stat().st_size > 0, name
+    assert not list(run.directory.glob(".*partial"))
+    metrics = (run.directory / "trials" / "0003" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line).get("step") for line in metrics] == [1, 2, 3, None]
+
+
+def test_the_table_holds_every_trial(run: Run) -> None:
+    table = run.trials
+    assert list(table["number"]) == list(range(8))
+    assert list(table["label"][:4]) == ["dense", "uniform", "uniform", "uniform"]
+    assert (table["state"] == "COMPLETE").all()
+    assert table["macs_kept"][0] == 1.0
+    assert (table["macs_kept"][1:] <= 0.6).all()
+    assert (table["macs_kept"][1:] > 0.6 * 0.7 - 0.03).all()
+    for _, row in table.iterrows():
+        run.space.validate(run.allocation(row))
+
+
+def test_the_front_and_the_best_follow_from_the_table(run: Run) -> None:
+    front = run.front
+    assert list(front["macs"]) == sorted(front["macs"])
+    assert list(front["error"]) == sorted(front["error"], reverse=True)
+    for _, row in run.trials.iterrows():
+        beaten = (front["macs"] <= row["macs"]) & (front["error"] <= row["error"])
+        assert beaten.any()
+    best = run.best("flops=60%")
+    assert best["error"] == run.trials[run.trials["macs_kept"] <= 0.6]["error"].min()
+    assert run.summary["best"] == best["number"]
+    weights = {path.stem for path in (run.directory / "front").glob("*.safetensors")}
+    assert weights == {f"{number:04d}" for number in {0, *front["number"]}}
+    assert not list(run.directory.glob("trials/*/weights.safetensors"))
+
+
+def test_a_target_that_nobody_keeps_names_the_nearest(run: Run) -> None:
+    with pytest.raises(TargetError, match=r"the nearest is trial \d+ with .* MACs"):
+        run.best("flops=25%")
+    with pytest.raises(RunError, match="has no trial 99"):
+        run.trial(99)
+
+
+def test_interrupted_and_continued_equals_uninterrupted(run: Run, tmp_path: Path) -> None:
+    for stop in (2, 6):
+        with pytest.raises(KeyboardInterrupt):
+            launch(config_of(tmp_path), Silent(stop_at=stop))
+        assert len(open_run(tmp_path / "run").trials) == stop
+    reporter = Silent()
+    again = launch(config_of(tmp_path), reporter)
+    assert [trial.proposal.number for trial in reporter.trials] == [6, 7]
+    pd.testing.assert_frame_equal(again.trials.drop(columns="seconds"), run.trials.drop(columns="seconds"))
+    assert launch(config_of(tmp_path), Silent()).trials.equals(again.trials), "a finished run is left as it is"
+
+
+def test_failed_trials_are_recorded_and_the_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from objectives import objective
+
+    genuine = objective.finetune
+
+    def sometimes(model: nn.Module, *arguments: Any) -> Any:
+        if sum(p.numel() for p in model.parameters()) < 20_000:
+            raise RuntimeError("out of\nmemory <b>")
+        return genuine(model, *arguments)
+
+    monkeypatch.setattr(objective, "finetune", sometimes)
+    run = launch(config_of(tmp_path, trials=6), Silent())
+    failed = run.trials[run.trials["state"] == "FAIL"]
+    assert 0 < len(failed) < 6
+    assert set(failed["reason"]) == {"RuntimeError: out of memory <b>"}
+    assert not set(failed["number"]) & set(run.front["number"])
+    number = int(failed["number"].iloc[0])
+    assert "Traceback" in (run.directory / "trials" / f"{number:04d}" / "stderr.log").read_text()
+    with pytest.raises(RunError, match="failed"):
+        run.trial(number)
+
+
+def test_a_search_without_a_single_success_fails(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="all 2 trials failed: DivergedError"):
+        launch(config_of(tmp_path, trials=2, lr=1e30, clip_grad=1e30, opt="sgd", steps=30), Silent())
+
+
+@pytest.mark.parametrize("space", ["hybrid", "low-rank", "full"])
+def test_other_spaces_samplers_and_objectives(tmp_path: Path, space: str) -> None:
+    options = {
+        "space": space,
+        "sampler": "nsga2",
+        "objectives": ["error", "flops", "params"],
+        "target": ["flops=70%,params=70%"],
+    }
+    run = launch(config_of(tmp_path, trials=7, **options), Silent())
+    small = run.trials[run.trials["label"] != "dense"]
+    assert (small["macs_kept"] <= 0.7).all()
+    assert (small["params_kept"] <= 0.7).all()
+    assert len(run.front) >= 1
+    assert len(run.summary["front"][0]["allocation"]) == len(run.space.sites)
+
+
+def test_no_target_spans_the_whole_range(tmp_path: Path) -> None:
+    run = launch(config_of(tmp_path, trials=8, target=[]), Silent())
+    assert run.summary["best"] is None
+    assert run.trials["macs_kept"].min() < 0.3
+
+
+@pytest.fixture(scope="module")
+def folder(run: Run) -> Path:
+    return export(run, target="flops=60%")
+
+
+def test_export_reloads_as_it_was_measured(run: Run, folder: Path) -> None:
+    report = json.loads((folder / "report.json").read_text())
+    best = run.best("flops=60%")
+    assert (
+        report["macs"]["fvcore_after_reload"]
+        == report["macs"]["torch_after_reload"]
+        == report["macs"]["compressed"]
+        == best["macs"]
+    )
+    assert report["params"]["after_reload"] == best["params"]
+    assert report["test_top1"]["after_reload"] == report["test_top1"]["finetuned"]
+    model = load_compressed(folder)
+    assert sum(p.numel() for p in model.parameters()) == best["params"]
+    config = run.config
+    data = Data(config.data, preprocessing(create_model(config.model), config.model))
+    assert evaluate(model, data.evaluation("search")).error == pytest.approx(best["error"])
+    assert 1 - evaluate(model, data.evaluation("test")).error == report["test_top1"]["after_reload"]
+    assert "keeps" in (folder / "README.md").read_text()
+
+
+def test_loading_imports_no_search(folder: Path) -> None:
+    code = (
+        "import sys, torch; from spaces import load_compressed\n"
+        f"out = load_compressed({str(folder)!r})(torch.zeros(2, 1, 8, 8))\n"
+        "print(tuple(out.shape), sorted({'optuna', 'ray', 'search', 'objectives'} & set(sys.modules)))"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout.strip() == "(2, 10) []"
+
+
+def test_export_of_a_trial_off_the_front(run: Run) -> None:
+    """Its weights were not kept: it is fine-tuned again, with the same seed."""
+    numbers = set(run.trials["number"]) - set(run.front["number"]) - {0}
+    number = min(numbers)
+    folder = export(run, trial=number)
+    assert folder.name == f"trial{number}"
+    data = Data(run.config.data, preprocessing(create_model(run.config.model), run.config.model))
+    assert evaluate(load_compressed(folder), data.evaluation("search")).error == pytest.approx(run.trial(number)["error"])
+
+
+def test_a_failed_export_leaves_no_half_folder(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from search import export as module
+
+    target = run.directory / "export" / "trial0"
+
+    def fail(*arguments: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(sys.modules["search.export"], "save_compressed", fail)
+    with pytest.raises(OSError, match="No space"):
+        export(run, trial=0)
+    assert not target.exists()
+    assert not list(target.parent.glob(".*partial"))
+    assert module is export
+
+
+def test_broken_folders_are_refused(folder: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
+        load_compressed(broken)
+    config = json.loads((folder / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config))
+    (broken / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read"):
+        load_compressed(broken)
+    (broken / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    site = next(iter(config["allocation"]))
+    (broken / "config.json").write_text(
+        json.dumps({**config, "allocation": {**config["allocation"], site: 2 if config["allocation"][site] != 2 else 4}})
+    )
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load_compressed(broken)
+    (broken / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="lacks architecture"):
+        load_compressed(broken)

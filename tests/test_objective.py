@@ -1,0 +1,161 @@
+"""Fine-tuning and evaluation on the real digits, with an untrained small model."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from objectives.data import Data, DataConfig
+from objectives.error import evaluate, predict
+from objectives.finetune import FinetuneConfig, finetune
+from objectives.objective import Evaluator, Objective, resolve_device
+from spaces.allocation import Allocation
+from spaces.errors import ConfigError, DataError, DivergedError
+from spaces.files import save_tensors
+from spaces.models import ModelConfig, create_model, preprocessing
+
+MODEL = ModelConfig(
+    model="vit_tiny_patch16_224",
+    num_classes=10,
+    crop_pct=1.0,
+    mean=(0.3,),
+    std=(0.37,),
+    model_kwargs={"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "depth": 2, "num_heads": 2},
+)
+DATA = DataConfig(dataset="digits", batch_size=32, hflip=0.0, calibration_size=256)
+
+
+@pytest.fixture(scope="module")
+def evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
+    folder = tmp_path_factory.mktemp("runs")
+    torch.manual_seed(0)
+    save_tensors(folder / "dense.safetensors", create_model(MODEL).state_dict())
+    model = replace(MODEL, checkpoint=str(folder / "dense.safetensors"))
+    finetune = FinetuneConfig(steps=4)
+    return Evaluator(Objective(model=model, data=DATA, finetune=finetune, factors=folder / "one" / "factors", device="cpu"))
+
+
+def half(evaluator: Evaluator) -> Allocation:
+    return Allocation({site.name: site.choices[len(site.choices) // 2] for site in evaluator.space.sites})
+
+
+def test_the_identity_scores_as_the_dense_model(evaluator: Evaluator) -> None:
+    score = evaluator.evaluate(evaluator.space.identity(), seed=0)
+    assert score.error_before == evaluator.dense.error
+    assert score.kl_before == pytest.approx(0, abs=1e-7)
+    assert (score.macs, score.params) == (evaluator.costs.dense["macs"], evaluator.costs.dense["params"])
+
+
+def test_the_same_seed_gives_the_same_score(evaluator: Evaluator, tmp_path: Path) -> None:
+    scores = [evaluator.evaluate(half(evaluator), seed, weights=tmp_path / f"{i}") for i, seed in enumerate((0, 0, 1))]
+    assert (tmp_path / "0").read_bytes() == (tmp_path / "1").read_bytes() != (tmp_path / "2").read_bytes()
+    assert scores[0].error == scores[1].error
+    assert scores[0].kl == scores[1].kl != scores[2].kl
+    assert scores[0].kl_before == scores[2].kl_before > 0
+
+
+def test_factors_are_reused(evaluator: Evaluator, tmp_path: Path) -> None:
+    folder = evaluator.objective.factors
+    (path,) = folder.glob("*.safetensors")
+    before = path.stat().st_mtime_ns
+    again = Evaluator(evaluator.objective)
+    assert path.stat().st_mtime_ns == before
+    assert again.fingerprint == path.stem
+    sister = Objective(**{**vars(evaluator.objective), "factors": folder.parents[1] / "other" / "factors"})
+    Evaluator(sister)
+    (copied,) = sister.factors.glob("*.safetensors")
+    assert copied.read_bytes() == path.read_bytes()
+
+
+def test_training_lowers_the_loss_and_ends_in_evaluation_mode() -> None:
+    torch.manual_seed(0)
+    model = create_model(MODEL)
+    data = Data(DATA, preprocessing(model, MODEL))
+    losses = [step.loss for step in finetune(model, data.training(60, 0), FinetuneConfig(steps=60, lr=1e-2))]
+    assert len(losses) == 60
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+    assert not model.training
+
+
+def test_distillation_pulls_towards_the_dense_model() -> None:
+    torch.manual_seed(0)
+    dense = create_model(MODEL)
+    with torch.no_grad():
+        dense.get_parameter("head.weight").normal_(std=0.5)
+    data = Data(DATA, preprocessing(dense, MODEL))
+    answers = predict(dense, data.evaluation("search"))
+    divergences = []
+    for weight in (0.0, 1.0):
+        torch.manual_seed(1)
+        student = create_model(MODEL)
+        config = FinetuneConfig(steps=40, lr=3e-3, distillation=weight)
+        for _ in finetune(student, data.training(40, 0), config, dense):
+            pass
+        divergences.append(evaluate(student, data.evaluation("search"), answers).kl or 0.0)
+    assert divergences[1] < 0.5 * divergences[0]
+
+
+def test_the_learning_rate_warms_up_and_decays() -> None:
+    torch.manual_seed(0)
+    model = create_model(MODEL)
+    data = Data(DATA, preprocessing(model, MODEL))
+    rates = [step.lr for step in finetune(model, data.training(40, 0), FinetuneConfig(steps=40, lr=1e-3))]
+    assert rates[0] < rates[2] < rates[4] == pytest.approx(1e-3, rel=0.05)
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert rates[-1] < 1e-5
+
+
+def test_a_loss_that_is_not_finite_stops_the_trial(evaluator: Evaluator) -> None:
+    def poisoned() -> Iterator[tuple[Tensor, Tensor]]:
+        yield torch.full((4, 1, 8, 8), torch.nan), torch.zeros(4, dtype=torch.long)
+
+    with pytest.raises(DivergedError, match="at step 1 of 100"):
+        list(finetune(create_model(MODEL), poisoned(), FinetuneConfig()))
+
+
+class Fixed(nn.Module):
+    """Logits that say class 0, whatever the image."""
+
+    def __init__(self, value: float = 1.0) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor([value, 0.0, 0.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits.expand(len(x), 3)
+
+
+def test_error_and_divergence_by_hand() -> None:
+    images = torch.zeros(4, 1, 2, 2)
+    batches = [(images, torch.tensor([0, 1, 2, 0])), (images[:1], torch.tensor([1]))]
+    found = evaluate(Fixed(0.0), batches, predict(Fixed(1.0), batches))
+    p = torch.tensor([1.0, 0.0, 0.0]).softmax(0)
+    assert found.count == 5
+    assert found.error == 3 / 5
+    assert found.kl == pytest.approx(float((p * (p * 3).log()).sum()), rel=1e-5)
+
+
+def test_errors_of_evaluation() -> None:
+    image = torch.zeros(1, 1, 2, 2)
+    with pytest.raises(DataError, match="no image"):
+        evaluate(Fixed(), [])
+    with pytest.raises(DataError, match="label 7"):
+        evaluate(Fixed(), [(image, torch.tensor([7]))])
+    with pytest.raises(DivergedError):
+        evaluate(Fixed(float("nan")), [(image, torch.tensor([0]))])
+
+
+def test_unknown_device_is_named() -> None:
+    assert resolve_device("cpu").type == "cpu"
+    with pytest.raises(ConfigError, match="not available here"):
+        resolve_device("cuda:99")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_agrees_with_the_cpu(evaluator: Evaluator) -> None:
+    on_gpu = Evaluator(Objective(**{**vars(evaluator.objective), "device": "cuda"}))
+    scores = [entry.evaluate(half(evaluator), seed=0) for entry in (evaluator, on_gpu)]
+    assert scores[0].error_before == pytest.approx(scores[1].error_before, abs=0.01)

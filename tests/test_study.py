@@ -1,0 +1,252 @@
+"""Ask, tell and resume: nothing finished is lost or run twice, whatever ends the process."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from objectives.objective import Score
+from search.parametrisation import Parametrisation
+from search.samplers import SAMPLERS, create_sampler
+from search.study import Study
+from spaces.allocation import Allocation
+from spaces.errors import ConfigError, RunError
+from spaces.sites import Operator, Site, Space
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def space_of(rivals: bool = False) -> Space:
+    branches = {}
+    for i in range(4):
+        widths = Site(name=f"b{i}.hidden", branch=f"b{i}", kind="ffn_hidden", choices=tuple(range(8, 129, 8)))
+        rank = Site(name=f"b{i}.fc1", branch=f"b{i}", kind="rank", choices=(8, 16, 24, 128), linear=(128, 128))
+        operators = (Operator(name="neurons", sites=(widths,)), Operator(name="low-rank", sites=(rank,)))
+        branches[f"b{i}"] = operators if rivals else operators[:1]
+    return Space(name="test", branches=branches)
+
+
+def parametrisation_of(rivals: bool = False) -> Parametrisation:
+    space = space_of(rivals)
+    shares = {site.name: site for site in space.sites}
+
+    def load(allocation: Allocation) -> float:
+        branches: dict[str, float] = {}
+        for name, size in allocation.items():
+            site = shares[name]
+            branches[site.branch] = min(branches.get(site.branch, 1.0), site.share(size))
+        return sum(branches.values()) / len(branches) / 0.5
+
+    return Parametrisation(space, load, (0.7, 1.0))
+
+
+def score_of(allocation: Allocation) -> Score:
+    """A made-up error: branch 0 matters most."""
+    error = sum((4 - index) * (1 - size / 128) for index, size in enumerate(allocation.values())) / 20
+    macs = sum(allocation.values())
+    return Score(error=error, error_before=error, kl=0.0, kl_before=0.0, macs=macs, params=macs, seconds=0.1)
+
+
+OPENED: list[Study] = []
+
+
+@pytest.fixture(autouse=True)
+def _close_all() -> Iterator[None]:
+    yield
+    while OPENED:
+        OPENED.pop().close()
+
+
+def open_study(directory: Path, **options: Any) -> Study:
+    settings = {"parametrisation": parametrisation_of(), "objectives": ("error", "macs"), "sampler": "tpe", "seed": 0}
+    OPENED.append(Study(directory, **{**settings, **options}))
+    return OPENED[-1]
+
+
+def run(study: Study, trials: int) -> None:
+    while len(study.trials) < trials:
+        proposal = study.ask()
+        assert proposal is not None
+        study.tell(proposal.number, score_of(proposal.allocation))
+
+
+def history(study: Study) -> list[tuple[int, Allocation]]:
+    return [(trial.proposal.number, trial.proposal.allocation) for trial in study.trials]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("rivals", [False, True])
+def test_every_proposal_is_legal_new_and_in_the_band(tmp_path: Path, sampler: str, rivals: bool) -> None:
+    parametrisation = parametrisation_of(rivals)
+    study = open_study(tmp_path, sampler=sampler, parametrisation=parametrisation)
+    run(study, 30)
+    allocations = [allocation for _, allocation in history(study)]
+    assert len(set(allocations)) == 30
+    for allocation in allocations:
+        parametrisation.space.validate(allocation)
+        assert 0.6 < parametrisation.load(allocation) <= 1.0
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_resumed_proposes_what_an_uninterrupted_one_would(tmp_path: Path, sampler: str) -> None:
+    whole = open_study(tmp_path / "whole", sampler=sampler)
+    run(whole, 25)
+    for stop in (7, 18, 25):
+        part = open_study(tmp_path / "part", sampler=sampler)
+        run(part, stop)
+        part.close()
+    assert history(open_study(tmp_path / "part", sampler=sampler)) == history(whole)
+
+
+def test_the_seed_decides(tmp_path: Path) -> None:
+    studies = [open_study(tmp_path / str(index), seed=seed) for index, seed in enumerate((0, 0, 1))]
+    for study in studies:
+        run(study, 5)
+    assert history(studies[0]) == history(studies[1]) != history(studies[2])
+
+
+def test_baselines_come_first_and_once(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    for _ in range(2):
+        study.enqueue("dense", {})
+        study.enqueue("uniform", study.parametrisation.uniform(1.0))
+    run(study, 3)
+    assert [trial.proposal.label for trial in study.trials] == ["dense", "uniform", None]
+    assert study.trials[0].proposal.allocation == study.parametrisation.space.identity()
+    assert set(study.trials[1].proposal.allocation.values()) == {64}
+    study.close()
+    again = open_study(tmp_path)
+    again.enqueue("dense", {})
+    proposal = again.ask()
+    assert proposal is not None
+    assert proposal.label is None, "a baseline that was tried is not tried again"
+
+
+def test_a_trial_that_was_running_is_run_again(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    run(study, 3)
+    lost = study.ask()
+    study.close()
+    again = open_study(tmp_path)
+    assert again.ask() == lost
+    assert lost is not None
+    again.tell(lost.number, score_of(lost.allocation))
+    assert [number for number, _ in history(again)] == [0, 1, 2, 3]
+
+
+def test_several_trials_run_at_once_and_end_in_any_order(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    proposals = [study.ask() for _ in range(4)]
+    numbers = [proposal.number for proposal in proposals if proposal]
+    assert numbers == [0, 1, 2, 3]
+    for proposal in reversed(proposals[1:]):
+        assert proposal is not None
+        study.tell(proposal.number, score_of(proposal.allocation))
+    study.close()
+    again = open_study(tmp_path)
+    assert again.ask() == proposals[0]
+    following = again.ask()
+    assert following is not None
+    assert following.number == 4
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_score_that_is_not_finite_is_a_failure(tmp_path: Path, bad: float) -> None:
+    study = open_study(tmp_path)
+    proposal = study.ask()
+    assert proposal is not None
+    score = score_of(proposal.allocation)
+    trial = study.tell(proposal.number, Score(**{**vars(score), "error": bad}))
+    assert trial.state == "FAIL"
+    assert "not finite" in (trial.reason or "")
+    run(study, 4)
+    study.close()
+    assert [trial.state for trial in open_study(tmp_path).trials] == ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
+
+
+def test_a_torn_last_line_is_cut(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    run(study, 4)
+    study.close()
+    journal = tmp_path / "study.journal"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + b'{"op_code": 4, "worker_')
+    again = open_study(tmp_path)
+    assert len(again.trials) == 4
+    run(again, 6)
+    again.close()
+    assert len(open_study(tmp_path).trials) == 6
+
+
+def test_a_stale_lock_does_not_block(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    run(study, 1)
+    study.close()
+    (tmp_path / "study.journal.lock").symlink_to(tmp_path / "study.journal")
+    run(open_study(tmp_path), 2)
+    assert not (tmp_path / "study.journal.lock").is_symlink()
+
+
+def test_one_writer(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    with pytest.raises(RunError, match="another process"):
+        open_study(tmp_path)
+    study.close()
+    open_study(tmp_path).close()
+
+
+def test_a_broken_journal_is_named(tmp_path: Path) -> None:
+    (tmp_path / "study.journal").write_text("not json\n")
+    with pytest.raises(RunError, match=r"study\.journal cannot be read"):
+        open_study(tmp_path)
+
+
+def test_an_exhausted_space_ends_the_search(tmp_path: Path) -> None:
+    site = Site(name="b.hidden", branch="b", kind="ffn_hidden", choices=(8, 16))
+    space = Space(name="tiny", branches={"b": (Operator(name="neurons", sites=(site,)),)})
+    study = open_study(tmp_path, parametrisation=Parametrisation(space, lambda a: a["b.hidden"] / 8, (1.0, 1.5)))
+    first = study.ask()
+    assert first is not None
+    study.tell(first.number, score_of(first.allocation))
+    assert study.ask() is None
+
+
+def test_unknown_sampler_lists_the_known() -> None:
+    with pytest.raises(ConfigError, match="tpe, nsga2, random"):
+        create_sampler("cma", 0)
+
+
+@pytest.mark.slow
+def test_kill_at_any_moment_loses_running_trials_only(tmp_path: Path) -> None:
+    """A process that is killed with -9 while it tells: every trial that it reported as told is there afterwards."""
+    code = f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+import test_study as t
+study = t.open_study(Path({str(tmp_path)!r}))
+while True:
+    proposal = study.ask()
+    study.tell(proposal.number, t.score_of(proposal.allocation))
+    print(proposal.number, flush=True)
+"""
+    told = -1
+    for kill_after in (3, 9):
+        process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        for line in process.stdout:
+            told = int(line)
+            if told >= kill_after:
+                break
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        study = open_study(tmp_path)
+        numbers = [trial.proposal.number for trial in study.trials]
+        assert numbers == list(range(len(numbers)))
+        assert len(numbers) > told
+        study.close()
