@@ -14,7 +14,8 @@ from objectives.objective import Evaluator, Objective
 from search.config import SearchConfig
 from search.environment import environment
 from search.parametrisation import Parametrisation
-from search.report import write_picture, write_report
+from search.picture import write_picture
+from search.report import write_report
 from search.run import Run, check_same_model, check_same_run, default_output
 from search.runner import WEIGHTS, InProcessRunner
 from search.study import Proposal, Study, Trial

@@ -74,8 +74,9 @@ def format_count(value: float) -> str:
 
 
 def format_kept(share: float) -> str:
-    """0.5 -> '50.0 % (−50.0 %)': what is kept, and what is gone."""
-    return f"{share * 100:.1f} % (−{(1 - share) * 100:.1f} %)"
+    """0.5 -> '50.0 % (−50.0 %)': what is kept, and what is gone; '±' where nothing is."""
+    change = f"{100 * (share - 1):+.1f}".replace("-", "−")
+    return f"{share * 100:.1f} % ({'±0.0' if change[1:] == '0.0' else change} %)"
 
 
 def check_jointly(targets: Sequence[Target], costs: CostModel, space: Space) -> None:

@@ -80,6 +80,4 @@ def test_defaults_are_not_shared() -> None:
     """A default dictionary of one configuration must not carry into the next."""
     first, second = SearchConfig(), SearchConfig()
     assert first.model.model_kwargs is not second.model.model_kwargs
-    assert all(not isinstance(field.default, list | dict | set) for owner in OWNERS for field in dataclasses.fields(owner)), (
-        typing.get_type_hints
-    )
+    assert not any(isinstance(field.default, list | dict | set) for owner in OWNERS for field in dataclasses.fields(owner))

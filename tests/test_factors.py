@@ -105,7 +105,7 @@ def test_errors_fall_with_size(make_vit: Callable[..., nn.Module], images: Tenso
 
 
 def test_one_width_of_every_head_removes_exactly_these_parameters(make_vit: Callable[..., nn.Module], images: Tensor) -> None:
-    """dim 32, 2 heads of 16. Query/key 16 -> 14: 2 heads x 2 rows x 2 matrices x (32 + 1). FFN 128 -> 120: 8 x (32 + 1 + 32)."""
+    """dim 32, 2 heads of 16. Query/key 16 -> 14: 2 heads x 2 rows x 2 weights x (32 + 1). FFN 128 -> 120: 8 x (32 + 1 + 32)."""
     factors = factors_of(make_vit, images, "plain", "contract")
 
     def count(sizes: dict[str, int]) -> int:

@@ -15,7 +15,8 @@ import pytest
 from matplotlib.image import imread
 from plotly.offline import get_plotlyjs
 
-from search.report import write_picture, write_report
+from search.picture import write_picture
+from search.report import write_report
 from spaces.sites import Site
 
 NAN = float("nan")
