@@ -50,7 +50,7 @@ class StudyConfig:
     objectives: tuple[ObjectiveName, ...] = ("error", "flops")
     trials: int = 50
     sampler: str = "tpe"
-    band: float = 0.7
+    band: float = 0.5
     seed: int = 0
     device: str = "auto"
     threads: int | None = None

@@ -38,6 +38,7 @@ OPTIONS: dict[str, Any] = {
     "crop_padding": 1,
     "steps": 40,
     "target": ("flops=50%",),
+    "band": 0.4,
     "trials": 20,
     "threads": 1,
     "output": "runs/demo",
