@@ -1,8 +1,9 @@
 """Objective: from an allocation to its score. A picklable value; any worker prepares it once and evaluates many times."""
 
+import copy
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from objectives.cost import CostModel, cost_model
-from objectives.data import Data, DataConfig
+from objectives.data import Data
 from objectives.error import Evaluation, evaluate, predict
 from objectives.finetune import FinetuneConfig, Step, finetune
 from objectives.seeding import seed_everything
+from objectives.splits import DataConfig
 from spaces.allocation import Allocation
 from spaces.errors import ConfigError, DataError
 from spaces.factors import Factors, fingerprint
@@ -70,6 +72,12 @@ class Score:
 class Evaluator:
     """An objective made warm: model, images, factors and the dense model's answers stay loaded between candidates.
 
+    Args:
+        objective: what to prepare.
+        progress: called with (what, done, in all).
+        accept: called when data, space, fingerprint and costs are known, before anything is computed or written; raises
+            where the caller has no use for them.
+
     Attributes:
         objective: what was prepared.
         device: where candidates are trained.
@@ -82,22 +90,25 @@ class Evaluator:
     """
 
     def __init__(
-        self, objective: Objective, progress: Callable[[str, int, int], None] = lambda what, done, total: None
+        self,
+        objective: Objective,
+        progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+        accept: Callable[["Evaluator"], None] = lambda evaluator: None,
     ) -> None:
         self.objective = objective
         self.device = resolve_device(objective.device)
+        seed_everything(0)  # a model without weights is the same in every process
         model = create_model(objective.model)
         self.preprocessing = preprocessing(model, objective.model)
-        self.data = Data(objective.data, self.preprocessing)
+        self.data = Data(objective.data, self.preprocessing, getattr(model, "num_classes", None))
         _check_classes(model, self.data)
         self.space = describe(model, objective.space, objective.multiple)
         self.costs: CostModel = cost_model(model, self.space)
         self.fingerprint = self._fingerprint(model)
+        accept(self)
         self.factors = self._factors(model, progress)
-        self._teacher: nn.Module = create_model(objective.model).to(self.device) if self.device.type != "cpu" else model
-        self._answers: list[Tensor] = []
-        batches = _Counted(self.data, "search", progress)
-        self._answers = predict(self._teacher, batches)
+        self._teacher: nn.Module = copy.deepcopy(model).to(self.device) if self.device.type != "cpu" else model
+        self._answers: list[Tensor] = predict(self._teacher, _counted(self.data, progress))
         self.dense: Evaluation = evaluate(self._teacher, self.data.evaluation("search"), self._answers)
 
     def evaluate(
@@ -165,18 +176,12 @@ class Evaluator:
         return fingerprint(model, objective.space, objective.multiple, self.preprocessing, calibration)
 
 
-class _Counted:
-    """Evaluation batches that report how many have passed."""
-
-    def __init__(self, data: Data, split: str, progress: Callable[[str, int, int], None]) -> None:
-        self._batches = data.evaluation(split)  # type: ignore[arg-type]
-        self._total = -(-(data.size(split) or 0) // data.config.eval_batch_size)  # type: ignore[arg-type]
-        self._progress = progress
-
-    def __iter__(self):  # type: ignore[no-untyped-def]
-        for done, batch in enumerate(self._batches, start=1):
-            yield batch
-            self._progress("dense model", done, max(done, self._total))
+def _counted(data: Data, progress: Callable[[str, int, int], None]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of the search split; reports how many have passed."""
+    total = -(-(data.size("search") or 0) // data.config.eval_batch_size)
+    for done, batch in enumerate(data.evaluation("search"), start=1):
+        yield batch
+        progress("dense model", done, max(done, total))
 
 
 def resolve_device(name: str) -> torch.device:

@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from objectives.count import fvcore_macs, torch_macs
-from objectives.data import Data, DataConfig
+from objectives.data import Data
 from objectives.error import evaluate
+from objectives.splits import DataConfig
 from spaces.compressed import load_compressed
 
 

@@ -14,8 +14,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from objectives.data import DataConfig
 from objectives.finetune import FinetuneConfig
+from objectives.splits import DataConfig
 from search.samplers import SAMPLERS
 from spaces.errors import ConfigError
 from spaces.files import write_text

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from objectives.data import DIGITS, Data, DataConfig
+from objectives.data import Data
 from objectives.digits import CLASSES
 from objectives.finetune import FinetuneConfig, finetune
 from objectives.seeding import seed_everything
+from objectives.splits import DIGITS, DataConfig
 from search.config import SearchConfig
 from spaces.files import save_tensors
 from spaces.models import ModelConfig, create_model, preprocessing
@@ -39,11 +40,11 @@ OPTIONS: dict[str, Any] = {
     "steps": 40,
     "target": ("flops=50%",),
     "band": 0.4,
-    "trials": 20,
+    "trials": 16,
     "threads": 1,
     "output": "runs/demo",
 }
-_DENSE = FinetuneConfig(steps=2000, lr=2e-3)
+_DENSE = FinetuneConfig(steps=1800, lr=2e-3)
 _DENSE_BATCH = 32
 
 

@@ -35,7 +35,7 @@ class Reporter(Protocol):
 
     def stage(self, what: str, done: int, total: int) -> None: ...
 
-    def began(self, directory: Path, summary: dict[str, Any], trials: int) -> None: ...
+    def began(self, directory: Path, summary: dict[str, Any], trials: int, steps: int) -> None: ...
 
     def started(self, proposal: Proposal) -> None: ...
 
@@ -80,18 +80,16 @@ class _Search:
             factors=directory / "factors",
             device=study.device,
         )
-        self.evaluator = Evaluator(objective, reporter.stage)
-        check_same_model(directory, self.evaluator.fingerprint)
+        self.evaluator = Evaluator(objective, reporter.stage, self._accept)
         space, costs = self.evaluator.space, self.evaluator.costs
         self._check_count()
         reach = reach_of(costs, space)
         self.targets: tuple[Target, ...] = parse_targets(study.target, reach)
-        check_jointly(self.targets, costs, space)
         self.parametrisation = Parametrisation(space, self._load, self._band(space))
         self.objectives = tuple(_COLUMNS[name] for name in study.objectives)
-        self.study = Study(directory, self.parametrisation, self.objectives, study.sampler, study.seed)
         self.facts = {
             "model": config.model.model,
+            "classes": self.evaluator.data.num_classes,
             "fingerprint": self.evaluator.fingerprint,
             "space": space.name,
             "sites": describe_space(space),
@@ -99,15 +97,22 @@ class _Search:
             "dense": {"macs": costs.dense["macs"], "params": costs.dense["params"], "error": self.evaluator.dense.error},
             "reach": {cost: list(ends) for cost, ends in reach.items()},
         }
-        config.dump(directory / "config.yaml")
-        write_json(directory / "env.json", environment(self.evaluator.device))
         self._reported = 0.0
-        self.summary = self._write()
+        self.study = Study(directory, self.parametrisation, self.objectives, study.sampler, study.seed)
+
+    def _accept(self, evaluator: Evaluator) -> None:
+        """Refuse another model's run, and targets that cannot be reached, before the factors are computed."""
+        check_same_model(self.directory, evaluator.fingerprint)
+        targets = parse_targets(self.config.study.target, reach_of(evaluator.costs, evaluator.space))
+        check_jointly(targets, evaluator.costs, evaluator.space)
 
     def run(self) -> None:
         """Propose and evaluate until the run has its number of trials or nothing new is left to propose."""
         wanted = self.config.study.trials
-        self.reporter.began(self.directory, self.summary, wanted)
+        self.config.dump(self.directory / "config.yaml")
+        write_json(self.directory / "env.json", environment(self.evaluator.device))
+        self.summary = self._write()
+        self.reporter.began(self.directory, self.summary, wanted, self.config.finetune.steps)
         self._enqueue_baselines()
         runner = InProcessRunner(self.evaluator, self.reporter.step)
         running, exhausted = 0, False

@@ -1,6 +1,5 @@
 """What a search shows while it runs: a live table in a terminal, plain lines elsewhere."""
 
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,8 +34,8 @@ class Display:
         self._tasks: dict[str, Any] = {}
         self._summary: dict[str, Any] | None = None
         self._rows: list[Trial] = []
+        self._steps = 0
         self._live = Live(self._view(), console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
-        self._begun = time.monotonic()
 
     def __enter__(self) -> "Display":
         if self._live is not None:
@@ -59,7 +58,7 @@ class Display:
         self._progress.update(self._tasks[what], completed=done, total=total, visible=done < total)
         self._refresh()
 
-    def began(self, directory: Path, summary: dict[str, Any], trials: int) -> None:
+    def began(self, directory: Path, summary: dict[str, Any], trials: int, steps: int) -> None:
         dense, finished = summary["dense"], sum(summary["states"].values())
         least, most = summary["reach"]["macs"]
         self.console.print(
@@ -70,13 +69,15 @@ class Display:
         target = " and ".join(entry["text"] for entry in summary["targets"]) or "none: the whole front"
         continued = f", continuing after {finished}" if finished else ""
         self.console.print(f"target {target}; {trials} trials in {directory}{continued}")
-        self._summary = summary
+        if summary["classes"] and dense["error"] > 1 - 2 / summary["classes"]:
+            self.console.print("the dense model is near chance on these images: was it fine-tuned on them?", style="yellow")
+        self._summary, self._steps = summary, steps
         if self._live is not None:
             self._tasks["trials"] = self._progress.add_task("trials", total=trials, completed=finished)
 
     def started(self, proposal: Proposal) -> None:
         if self._live is not None:
-            self._tasks["step"] = self._progress.add_task(f"trial {proposal.number}", total=None)
+            self._tasks["step"] = self._progress.add_task(f"trial {proposal.number}", total=self._steps)
             self._refresh()
 
     def step(self, number: int, step: Step) -> None:

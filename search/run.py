@@ -155,6 +155,9 @@ def check_same_model(directory: Path, fingerprint: str) -> None:
         RunError: it was made from others.
     """
     path = directory / "pareto.json"
-    before = json.loads(path.read_text(encoding="utf-8")).get("fingerprint", fingerprint) if path.exists() else fingerprint
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))["fingerprint"] if path.exists() else fingerprint
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} cannot be read ({error!r}): remove it, and it is written anew from the journal") from error
     if before != fingerprint:
         raise RunError(f"{directory} was searched with other weights or images than these: choose another --output")

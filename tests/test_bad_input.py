@@ -3,6 +3,7 @@
 import errno
 import pickle
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -245,13 +246,14 @@ def test_malformed_target(launch: Fails, target: str) -> None:
 
 
 @pytest.mark.parametrize("target", ["params=1%", "params=1", "params=200%"])
-def test_unreachable_target_tells_the_range(launch: Fails, target: str) -> None:
+def test_unreachable_target_tells_the_range(launch: Fails, tmp_path: Path, target: str) -> None:
     """Dense: as many parameters as the model has, 3.85 K."""
     line = launch("--target", target)
     assert sum(parameter.numel() for parameter in model().parameters()) == 3850
     assert f"target {target!r}" in line
     assert "reaches from" in line
     assert "to 3.85 K (100%, the dense model)" in line
+    assert not list(tmp_path.rglob("*.safetensors")), "nothing was computed for it"
 
 
 def test_two_targets_for_one_cost(launch: Fails) -> None:
@@ -278,7 +280,6 @@ def test_run_of_something_else_stays_as_it_is(fails: Fails, finished: Path, argu
     assert content(finished) == before
 
 
-@pytest.mark.xfail(strict=True, reason="the factors of the other weights are stored before the run is compared")
 def test_run_of_other_weights_stays_as_it_is(fails: Fails, finished: Path, tmp_path: Path) -> None:
     other = {key: 2 * value for key, value in model().state_dict().items()}
     save_file(other, tmp_path / "other.safetensors")
@@ -383,6 +384,15 @@ def test_run_with_damaged_tables(fails: Fails, tmp_path: Path) -> None:
     (tmp_path / "pareto.json").write_text("{")
     (tmp_path / "trials.csv").touch()
     assert f"the tables of {tmp_path} cannot be read" in fails("browse", tmp_path, "--no-open")
+
+
+def test_launch_over_a_damaged_table(fails: Fails, finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "pareto.json").write_text("{")
+    before = content(run)
+    assert "pareto.json cannot be read" in fails("launch", "--output", run)
+    assert content(run) == before
 
 
 @pytest.mark.parametrize(

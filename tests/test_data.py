@@ -17,7 +17,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from objectives.data import Data, DataConfig
+from objectives.data import Data
+from objectives.splits import DataConfig
 from spaces.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm leaves closing to the collector
@@ -174,7 +175,7 @@ def test_classes_in_another_order_are_refused(tmp_path: Path, monkeypatch: pytes
     def create(name: str, split: str, **options: Any) -> Listed:
         return Listed("ab" if split == "train" else "ba")
 
-    monkeypatch.setattr("objectives.data.create_dataset", create)
+    monkeypatch.setattr("objectives.splits.create_dataset", create)
     with pytest.raises(DataError, match="the same in another order"):
         opened(tmp_path, dataset="hfds/any")
 
@@ -375,7 +376,7 @@ def test_label_out_of_range_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
         def __getitem__(self, index: int) -> tuple[Image.Image, int]:
             return picture(index), label
 
-    monkeypatch.setattr("objectives.data.create_dataset", lambda *args, **options: Unlabelled())
+    monkeypatch.setattr("objectives.splits.create_dataset", lambda *args, **options: Unlabelled())
     data = Data(DataConfig(dataset="hfds/any", data_dir=str(tmp_path), workers=0), RGB, classes=7)
     assert data.num_classes is None
     with pytest.raises(DataError, match=f"test split has the label {label}: labels must be from 0 to 6"):
@@ -431,6 +432,22 @@ def test_stream_goes_on_past_an_epoch_and_follows_the_seed(shards: Path) -> None
     epochs = [numbers_of(runs[0][start : start + 2]) for start in (0, 2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(20))
     assert epochs[0] != epochs[1]
+
+
+@pytest.mark.slow
+def test_every_epoch_shuffles_within_a_shard(shards: Path) -> None:
+    batches = streamed(shards, train_split="train-0.tar|10", scale=(1.0, 1.0)).training(3, seed=0)
+    epochs = [numbers_of([batch]) for batch in batches]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 3
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")  # on a machine of two cores
+def test_more_workers_than_shards_lose_no_image(shards: Path) -> None:
+    data = streamed(shards, workers=3)
+    assert sorted(numbers_of(data.evaluation("search"))) == list(range(100, 106))
+    assert [len(labels) for _, labels in data.training(5, seed=0)] == [10] * 5
 
 
 @pytest.mark.slow

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from objectives.data import Data, DataConfig
+from objectives.data import Data
 from objectives.error import evaluate, predict
 from objectives.finetune import FinetuneConfig, finetune
 from objectives.objective import Evaluator, Objective, resolve_device
+from objectives.splits import DataConfig
 from spaces.allocation import Allocation
 from spaces.errors import ConfigError, DataError, DivergedError
 from spaces.files import save_tensors

@@ -1,0 +1,238 @@
+"""Which images belong to which split: opened by timm, held out where a split lacks, checked against leaks."""
+
+from collections.abc import Mapping, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import torch
+from timm.data import create_dataset
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+from objectives.digits import CLASSES, Digits
+from spaces.errors import ConfigError, DataError
+
+SplitName = Literal["train", "search", "test"]
+DIGITS = "digits"
+_STREAMED = ("wds/", "tfds/", "hfids/")
+_KNOWN = ("torch/", "hfds/", *_STREAMED)
+_TRAIN_FOLDERS = ("train", "training")
+_TEST_FOLDERS = ("test", "val", "validation", "valid", "eval")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, how they are split, and how training images are varied. Names are timm's where timm has one.
+
+    Attributes:
+        dataset: data set in the words of timm.data.create_dataset (torch/cifar10, hfds/...,
+            wds/...), or digits; empty for a folder.
+        data_dir: image folder (class folders, or train/ and val/ with class folders), or the root of `dataset`.
+        train_split: split to train on; the search split is taken from it.
+        search_split: split to select on; by default a part of train_split is held out.
+        val_split: split to report on; never used to select. A folder without one gives up a part of its images.
+        search_size: images held out of train_split for searching: a share below 1, or a number.
+        holdout: which images are held out: random ones, or the end of the split.
+        class_map: timm's class map file.
+        dataset_download: let the data set download itself.
+        batch_size: images per training step.
+        eval_batch_size: images per evaluation batch.
+        workers: loader processes; by default 0 for data held in memory, else up to 4.
+        calibration_size: training images for the statistics of the factors.
+        scale: range of the area of random resized crops.
+        crop_padding: for images that already have the model's size: pad by so many pixels and
+            crop at random, in place of resized crops.
+        hflip: probability of a horizontal flip.
+        color_jitter: strength of the colour jitter; 0 for none.
+        aa: timm's auto-augment policy, e.g. rand-m9-mstd0.5.
+        split_seed: seed of the random hold-out.
+    """
+
+    dataset: str = ""
+    data_dir: str | None = None
+    train_split: str = "train"
+    search_split: str | None = None
+    val_split: str = "validation"
+    search_size: float = 0.1
+    holdout: Literal["random", "end"] = "random"
+    class_map: str | None = None
+    dataset_download: bool = False
+    batch_size: int = 128
+    eval_batch_size: int = 256
+    workers: int | None = None
+    calibration_size: int = 1024
+    scale: tuple[float, float] = (0.6, 1.0)
+    crop_padding: int = 0
+    hflip: float = 0.5
+    color_jitter: float = 0.0
+    aa: str | None = None
+    split_seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "eval_batch_size", "calibration_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.dataset not in ("", DIGITS) and not self.dataset.startswith(_KNOWN):
+            raise ConfigError(f"dataset must be empty, {DIGITS} or begin with {', '.join(_KNOWN)}: got {self.dataset!r}")
+        if self.search_size <= 0:
+            raise ConfigError(f"search_size must be positive, got {self.search_size}")
+        if self.crop_padding < 0:
+            raise ConfigError(f"crop_padding must be at least 0, got {self.crop_padding}")
+        if self.holdout not in ("random", "end"):
+            raise ConfigError(f"holdout must be random or end, got {self.holdout!r}")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ConfigError(f"scale must be two areas 0 < low <= high <= 1, got {list(self.scale)}")
+
+
+def open_splits(config: DataConfig, mode: str) -> tuple[dict[SplitName, Dataset[Any]], dict[SplitName, Tensor | None]]:
+    """The data set behind every split, and the indices that belong to it (None: all of a stream)."""
+    if config.dataset == DIGITS:
+        bases: dict[SplitName, Dataset[Any]] = {name: Digits(name) for name in get_args(SplitName)}
+        return bases, {name: torch.arange(len(cast(Sized, base))) for name, base in bases.items()}
+    names = _folder_splits(config) if not config.dataset else _named_splits(config)
+    _check_apart(names)
+    bases = {name: _open(config, split, mode, training=name == "train") for name, split in names.items() if split is not None}
+    _check_apart({name: _origin(base) for name, base in bases.items()})
+    if isinstance(bases["train"], IterableDataset):
+        if "search" not in bases:
+            raise DataError(f"{config.dataset} is streamed, so nothing can be held out of it: name a --search-split")
+        return bases, dict.fromkeys(bases)
+    return _hold_out(config, bases)
+
+
+def _named_splits(config: DataConfig) -> dict[SplitName, str | None]:
+    return {"train": config.train_split, "search": config.search_split, "test": config.val_split}
+
+
+def _check_apart(origins: Mapping[SplitName, object]) -> None:
+    """Raise where two splits come from the same place: then candidates would be selected on images that they have seen."""
+    seen: dict[object, SplitName] = {}
+    for name, origin in origins.items():
+        if origin is not None and origin in seen:
+            raise DataError(f"the {seen[origin]} and {name} splits are the same images ({origin}): name different splits")
+        seen[origin] = name
+
+
+def _origin(base: Dataset[Any]) -> object:
+    """What tells one torchvision split from another; None for other data sets."""
+    found = {key: str(getattr(base, key)) for key in ("root", "train", "split", "version") if hasattr(base, key)}
+    return ", ".join(f"{key}={value}" for key, value in found.items()) or None
+
+
+def _hold_out(
+    config: DataConfig, bases: dict[SplitName, Dataset[Any]]
+) -> tuple[dict[SplitName, Dataset[Any]], dict[SplitName, Tensor | None]]:
+    """Take from the training split what the other two lack."""
+    size = len(cast(Sized, bases["train"]))
+    order = torch.arange(size)
+    if config.holdout == "random":
+        order = torch.randperm(size, generator=torch.Generator().manual_seed(config.split_seed))
+    parts: dict[SplitName, Tensor | None] = {}
+    wanted = config.search_size if config.search_size >= 1 else config.search_size * size
+    for name in ("test", "search"):
+        if name in bases:
+            parts[name] = torch.arange(len(cast(Sized, bases[name])))
+            continue
+        count = max(1, round(wanted))
+        if count >= len(order):
+            raise DataError(f"holding {count} images out for {name} leaves none of {size} to train on: lower --search-size")
+        bases[name], parts[name], order = bases["train"], order[-count:].sort().values, order[:-count]
+    parts["train"] = order.sort().values
+    return bases, parts
+
+
+def _folder_splits(config: DataConfig) -> dict[SplitName, str | None]:
+    """Check an image folder; its split folders, None where it has none."""
+    if config.data_dir is None:
+        raise DataError("no images: give --data-dir with an image folder, or --dataset with a timm data set name")
+    root = Path(config.data_dir)
+    if not root.is_dir():
+        raise DataError(f"no folder at {root}")
+    names = _named_splits(config)
+    for name, default in _named_splits(DataConfig()).items():
+        chosen = names[name]
+        if chosen != default and not (root / str(chosen)).is_dir():  # timm would take the whole folder in its place
+            raise DataError(f"{root} has no folder {chosen!r} for the {name} split: it has {_listed(root)}")
+    train = next((name for name in (config.train_split, *_TRAIN_FOLDERS) if (root / name).is_dir()), None)
+    if train is None:
+        _check_class_folders(root)
+        return {"train": config.train_split, "search": config.search_split, "test": None}
+    others = (name for name in _TEST_FOLDERS if _folders(root / name) and name != config.search_split)
+    test = config.val_split if (root / config.val_split).is_dir() else next(others, None)
+    return {"train": train, "search": config.search_split, "test": test}
+
+
+def _check_class_folders(root: Path) -> None:
+    """Raise unless the folders of `root` hold images alone: timm names a class for the innermost folder, wherever it is."""
+    nested = [name for name in _folders(root) if _folders(root / name)]
+    if nested or not _folders(root):
+        found = f"{', '.join(nested[:3])} hold folders in turn" if nested else "it has no folders"
+        raise DataError(
+            f"{root} must have a folder of images for every class, or train/ and val/ with such folders, but {found}: "
+            "name splits with --train-split and --val-split"
+        )
+
+
+def _folders(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != ".") if root.is_dir() else []
+
+
+def _listed(root: Path) -> str:
+    names = _folders(root)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "no folder"
+
+
+def _open(config: DataConfig, split: str, mode: str, training: bool) -> Dataset[Any]:
+    options: dict[str, Any] = {} if config.dataset.startswith("torch/") else {"input_img_mode": mode}
+    streamed = config.dataset.startswith(_STREAMED)
+    if streamed:
+        options.update(batch_size=config.batch_size, seed=config.split_seed)
+    try:
+        base = create_dataset(
+            config.dataset,
+            root=config.data_dir,
+            split=split,
+            class_map=config.class_map,
+            is_training=training and streamed,
+            download=config.dataset_download,
+            **options,
+        )
+    except Exception as error:  # every reader raises its own kind; all of it means the same to the user
+        where = f"{config.dataset or 'image folder'} in {config.data_dir}, split {split!r}"
+        raise DataError(f"cannot open {where}: {first_line(error)}") from error
+    if not isinstance(base, IterableDataset) and len(base) == 0:
+        raise DataError(f"no images in {config.data_dir} (split {split!r})")
+    return cast(Dataset[Any], base)
+
+
+def count_classes(bases: dict[SplitName, Dataset[Any]], config: DataConfig) -> int | None:
+    """Number of classes, where the data set tells; every split must agree on them."""
+    if config.dataset == DIGITS:
+        return CLASSES
+    maps = {name: _classes(base) for name, base in bases.items()}
+    train = maps["train"]
+    if train is None:
+        return None
+    if len(set(train.values())) < 2:
+        raise DataError(f"{config.data_dir} has {len(train)} class ({', '.join(train)}): at least two are needed")
+    for name, classes in maps.items():
+        if classes is not None and classes != train:
+            odd = sorted(set(classes) ^ set(train))[:3]
+            how = f"differing in {', '.join(odd)}" if odd else "the same in another order"
+            raise DataError(f"the {name} split has {len(classes)} classes, train has {len(train)} ({how})")
+    return max(train.values()) + 1
+
+
+def _classes(base: Dataset[Any]) -> dict[str, int] | None:
+    """Class name -> label, where the data set tells."""
+    reader = getattr(base, "reader", None)
+    found = getattr(reader, "class_to_idx", None) or getattr(base, "class_to_idx", None) or getattr(base, "classes", None)
+    if not found:
+        return None
+    pairs = found.items() if isinstance(found, dict) else zip(found, range(len(found)), strict=True)
+    return {str(name): int(label) for name, label in pairs}
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
