@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -57,7 +58,12 @@ def launch(config: SearchConfig, reporter: Reporter) -> Run:
         torch.set_num_threads(config.study.threads)
     config = replace(config, study=replace(config.study, output=str(directory)))
     _make_directory(directory)
-    search = _Search(config, directory, reporter)
+    try:
+        search = _Search(config, directory, reporter)
+    except BaseException:
+        with suppress(OSError):  # not empty: it was there before, or holds factors that another try can use
+            directory.rmdir()
+        raise
     try:
         search.run()
     finally:
