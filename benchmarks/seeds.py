@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from objectives.error import evaluate
-from objectives.objective import Evaluator, Objective
+from objectives.objective import Evaluator
 from search import open_run
 from spaces import Allocation
 
@@ -28,17 +28,7 @@ def main() -> None:
     run = open_run(arguments.run)
     config = run.config
     torch.set_num_threads(config.study.threads or torch.get_num_threads())
-    evaluator = Evaluator(
-        Objective(
-            model=config.model,
-            data=config.data,
-            finetune=config.finetune,
-            space=config.study.space,
-            multiple=config.study.multiple,
-            factors=run.directory / "factors",
-            device=config.study.device,
-        )
-    )
+    evaluator = Evaluator(config.objective(run.directory))
     best = run.best(arguments.target)
     chosen, identity = run.allocation(best), run.space.identity()
     kept = f"keeps {best['macs_kept']:.1%} of MACs, {best['params_kept']:.1%} of parameters"

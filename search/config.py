@@ -15,6 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from objectives.finetune import FinetuneConfig
+from objectives.objective import Objective
 from objectives.splits import DataConfig
 from search.samplers import SAMPLERS
 from spaces.errors import ConfigError
@@ -106,6 +107,19 @@ class SearchConfig:
         checked = {name: _coerce(name, value, known[name]) for name, value in options.items()}
         parts = [owner(**{f.name: checked[f.name] for f in dataclasses.fields(owner) if f.name in checked}) for owner in OWNERS]
         return cls(**dict(zip(("model", "data", "finetune", "study"), parts, strict=True)))
+
+    def objective(self, directory: Path) -> Objective:
+        """What candidates of this search are measured by; factors are kept in the run directory."""
+        study = self.study
+        return Objective(
+            model=self.model,
+            data=self.data,
+            finetune=self.finetune,
+            space=study.space,
+            multiple=study.multiple,
+            factors=directory / "factors",
+            device=study.device,
+        )
 
     def dump(self, path: Path) -> None:
         """Write the options as YAML."""

@@ -17,7 +17,7 @@ from torch import nn
 
 from objectives.cost import Cost
 from objectives.error import evaluate
-from objectives.objective import Evaluator, Objective
+from objectives.objective import Evaluator
 from search.environment import environment
 from search.run import Run
 from search.table import DENSE
@@ -70,19 +70,7 @@ class _Export:
 
     def __init__(self, run: Run, number: int, allocation: Allocation, progress: Callable[[str, int, int], None]) -> None:
         self.run, self.number, self.allocation = run, number, allocation
-        config = run.config
-        self.evaluator = Evaluator(
-            Objective(
-                model=config.model,
-                data=config.data,
-                finetune=config.finetune,
-                space=config.study.space,
-                multiple=config.study.multiple,
-                factors=run.directory / "factors",
-                device=config.study.device,
-            ),
-            progress,
-        )
+        self.evaluator = Evaluator(run.config.objective(run.directory), progress)
 
     def write(self, folder: Path) -> None:
         """Write everything that the folder holds."""

@@ -11,7 +11,7 @@ import torch
 
 from objectives.count import fvcore_macs
 from objectives.finetune import Step
-from objectives.objective import Evaluator, Objective
+from objectives.objective import Evaluator
 from search.config import SearchConfig
 from search.environment import environment
 from search.parametrisation import Parametrisation
@@ -77,16 +77,7 @@ class _Search:
     def __init__(self, config: SearchConfig, directory: Path, reporter: Reporter) -> None:
         self.config, self.directory, self.reporter = config, directory, reporter
         study = config.study
-        objective = Objective(
-            model=config.model,
-            data=config.data,
-            finetune=config.finetune,
-            space=study.space,
-            multiple=study.multiple,
-            factors=directory / "factors",
-            device=study.device,
-        )
-        self.evaluator = Evaluator(objective, reporter.stage, self._accept)
+        self.evaluator = Evaluator(config.objective(directory), reporter.stage, self._accept)
         space, costs = self.evaluator.space, self.evaluator.costs
         self._check_count()
         reach = reach_of(costs, space)

@@ -18,35 +18,32 @@ class Allocation(Mapping[str, int]):
         AllocationError: a size is not a positive integer.
     """
 
-    items_: tuple[tuple[str, int], ...]
+    pairs: tuple[tuple[str, int], ...]
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
         for name, size in sizes.items():
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise AllocationError(f"size of {name} must be a positive integer, got {size!r}")
-        object.__setattr__(self, "items_", tuple(sorted(sizes.items(), key=lambda item: _natural(item[0]))))
-        object.__setattr__(self, "_sizes", dict(self.items_))
+        object.__setattr__(self, "pairs", tuple(sorted(sizes.items(), key=lambda item: _natural(item[0]))))
+        object.__setattr__(self, "_sizes", dict(self.pairs))
 
     def __getitem__(self, name: str) -> int:
-        try:
-            return self._sizes[name]  # type: ignore[attr-defined, no-any-return]
-        except KeyError:
-            raise KeyError(f"no site {name!r} in this allocation") from None
+        return self._sizes[name]  # type: ignore[attr-defined, no-any-return]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._sizes)  # type: ignore[attr-defined]
 
     def __len__(self) -> int:
-        return len(self.items_)
+        return len(self.pairs)
 
     def __hash__(self) -> int:
-        return hash(self.items_)
+        return hash(self.pairs)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Allocation) and self.items_ == other.items_
+        return isinstance(other, Allocation) and self.pairs == other.pairs
 
     def __repr__(self) -> str:
-        return f"Allocation({dict(self.items_)!r})"
+        return f"Allocation({dict(self.pairs)!r})"
 
     def replace(self, sizes: Mapping[str, int]) -> "Allocation":
         """A copy with some sizes changed.

@@ -24,7 +24,7 @@ def test_json_round_trip() -> None:
 def test_is_immutable() -> None:
     allocation = Allocation({"a": 1})
     with pytest.raises(AttributeError):
-        allocation.items_ = ()  # type: ignore[misc]
+        allocation.pairs = ()  # type: ignore[misc]
     changed = allocation.replace({"a": 2})
     assert (allocation["a"], changed["a"]) == (1, 2)
 

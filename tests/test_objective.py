@@ -81,6 +81,19 @@ def test_training_lowers_the_loss_and_ends_in_evaluation_mode() -> None:
     assert not model.training
 
 
+def test_mixed_precision_trains_about_as_well() -> None:
+    ends = []
+    for amp in ("off", "on"):
+        torch.manual_seed(0)
+        model = create_model(MODEL)
+        data = Data(DATA, preprocessing(model, MODEL))
+        losses = [step.loss for step in finetune(model, data.training(40, 0), FinetuneConfig(steps=40, lr=1e-2, amp=amp))]
+        ends.append(sum(losses[-10:]) / 10)
+        assert next(model.parameters()).dtype == torch.float32
+    assert ends[0] != ends[1]
+    assert ends[1] == pytest.approx(ends[0], rel=0.15)
+
+
 def test_distillation_pulls_towards_the_dense_model() -> None:
     torch.manual_seed(0)
     dense = create_model(MODEL)
