@@ -19,6 +19,7 @@ from objectives.seeding import drawn_apart
 from objectives.splits import DIGITS, DataConfig, SplitName, count_classes, first_line, open_splits
 from spaces.errors import DataError
 
+CALIBRATION_BATCH = 64
 _CACHE_BYTES = 1 << 30
 
 
@@ -104,7 +105,7 @@ class Data:
     def calibration(self) -> Iterator[Tensor]:
         """Batches of unvaried training images without labels, [B, C, H, W]; `calibration_size` in all, or all there are."""
         transform, size, part = self._transform(training=False), self.config.calibration_size, self._parts["train"]
-        batch, seed = min(64, self.config.eval_batch_size), self.config.split_seed
+        batch, seed = CALIBRATION_BATCH, self.config.split_seed
         if part is None:
             return _first(self._stream("train", transform, batch, seed), size)
         order = torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))

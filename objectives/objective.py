@@ -3,15 +3,16 @@
 import copy
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from objectives.cost import CostModel, cost_model
-from objectives.data import Data
+from objectives.data import CALIBRATION_BATCH, Data
 from objectives.error import Evaluation, evaluate, predict
 from objectives.finetune import FinetuneConfig, Step, finetune
 from objectives.seeding import seed_everything
@@ -22,6 +23,8 @@ from spaces.factors import Factors, fingerprint
 from spaces.files import replacing, save_tensors
 from spaces.models import ModelConfig, create_model, preprocessing
 from spaces.vit import SpaceName, describe
+
+Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, of how much
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +95,7 @@ class Evaluator:
     def __init__(
         self,
         objective: Objective,
-        progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+        progress: Progress = lambda what, done, total: None,
         accept: Callable[["Evaluator"], None] = lambda evaluator: None,
     ) -> None:
         self.objective = objective
@@ -108,7 +111,7 @@ class Evaluator:
         accept(self)
         self.factors = self._factors(model, progress)
         self._teacher: nn.Module = copy.deepcopy(model).to(self.device) if self.device.type != "cpu" else model
-        self._answers: list[Tensor] = predict(self._teacher, _counted(self.data, progress))
+        self._answers: list[Tensor] = predict(self._teacher, self._search_batches(progress))
         self.dense: Evaluation = evaluate(self._teacher, self.data.evaluation("search"), self._answers)
 
     def evaluate(
@@ -151,10 +154,14 @@ class Evaluator:
             seconds=time.perf_counter() - start,
         )
 
+    def _search_batches(self, progress: Progress) -> Iterator[tuple[Tensor, Tensor]]:
+        images, batch = self.data.size("search") or 0, self.objective.data.eval_batch_size
+        return _counted("dense model", self.data.evaluation("search"), images, batch, progress)
+
     def _measure(self, model: nn.Module) -> Evaluation:
         return evaluate(model, self.data.evaluation("search"), self._answers)
 
-    def _factors(self, model: nn.Module, progress: Callable[[str, int, int], None]) -> Factors:
+    def _factors(self, model: nn.Module, progress: Progress) -> Factors:
         folder, name = self.objective.factors, f"{self.fingerprint}.safetensors"
         path = folder / name
         if not path.exists() and (sister := next(folder.parent.parent.glob(f"*/{folder.name}/{name}"), None)):
@@ -163,7 +170,9 @@ class Evaluator:
                 shutil.copyfile(sister, partial)
         if path.exists():
             return Factors.load(path, model, self.space, self.fingerprint)
-        batches = self.data.calibration()
+        size = self.objective.data.calibration_size
+        images = min(size, self.data.size("train") or size)
+        batches = _counted("calibration", self.data.calibration(), images, CALIBRATION_BATCH, progress)
         factors = Factors.compute(model, self.space, batches, self.device, lambda done, total: progress("factors", done, total))
         factors.save(path, self.fingerprint)
         return factors
@@ -176,12 +185,15 @@ class Evaluator:
         return fingerprint(model, objective.space, objective.multiple, self.preprocessing, calibration)
 
 
-def _counted(data: Data, progress: Callable[[str, int, int], None]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of the search split; reports how many have passed."""
-    total = -(-(data.size("search") or 0) // data.config.eval_batch_size)
-    for done, batch in enumerate(data.evaluation("search"), start=1):
-        yield batch
-        progress("dense model", done, max(done, total))
+T = TypeVar("T")
+
+
+def _counted(what: str, batches: Iterable[T], images: int, batch: int, progress: Progress) -> Iterator[T]:
+    """`batches` of so many images; reports how many have passed."""
+    total = -(-images // batch)
+    for done, entry in enumerate(batches, start=1):
+        yield entry
+        progress(what, done, max(done, total))
 
 
 def resolve_device(name: str) -> torch.device:

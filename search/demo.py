@@ -1,6 +1,5 @@
 """The built-in demo: a small vision transformer trained on the digits in the run itself, so that nothing is downloaded."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from torch import nn
 from objectives.data import Data
 from objectives.digits import CLASSES
 from objectives.finetune import FinetuneConfig, finetune
+from objectives.objective import Progress
 from objectives.seeding import seed_everything
 from objectives.splits import DIGITS, DataConfig
 from search.config import SearchConfig
@@ -48,7 +48,7 @@ _DENSE = FinetuneConfig(steps=1800, lr=2e-3)
 _DENSE_BATCH = 32
 
 
-def with_dense_model(config: SearchConfig, progress: Callable[[str, int, int], None]) -> SearchConfig:
+def with_dense_model(config: SearchConfig, progress: Progress) -> SearchConfig:
     """`config` with a checkpoint: the demo's model, trained into the run directory unless it is there already."""
     path = Path(config.study.output) / "dense.safetensors"
     if not path.exists():
@@ -62,7 +62,7 @@ def train_dense(
     config: FinetuneConfig,
     path: Path,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Progress = lambda what, done, total: None,
 ) -> None:
     """Train a model from its random initialisation on the true labels and write its weights.
 

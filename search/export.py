@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import nn
 
 from objectives.cost import Cost
 from objectives.error import evaluate
-from objectives.objective import Evaluator
+from objectives.objective import Evaluator, Progress
 from search.environment import environment
 from search.run import Run
 from search.table import DENSE
@@ -35,7 +34,7 @@ def export(
     run: Run,
     target: str | None = None,
     trial: int | None = None,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Progress = lambda what, done, total: None,
 ) -> Path:
     """Write one trial's model to ``export/`` in the run directory.
 
@@ -68,7 +67,7 @@ def export(
 class _Export:
     """The parts of one export."""
 
-    def __init__(self, run: Run, number: int, allocation: Allocation, progress: Callable[[str, int, int], None]) -> None:
+    def __init__(self, run: Run, number: int, allocation: Allocation, progress: Progress) -> None:
         self.run, self.number, self.allocation = run, number, allocation
         self.evaluator = Evaluator(run.config.objective(run.directory), progress)
 

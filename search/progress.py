@@ -15,7 +15,12 @@ from search.study import Proposal, Trial
 from search.targets import format_count, format_kept
 
 _TERMINAL_ROWS = 12
-_STAGES = {"factors": "computing factors", "dense model": "evaluating the dense model", "training": "training the demo model"}
+_STAGES = {
+    "calibration": "calibration pass",
+    "factors": "computing factors",
+    "dense model": "evaluating the dense model",
+    "training": "training the demo model",
+}
 
 
 class Display:

@@ -58,6 +58,16 @@ def test_the_same_seed_gives_the_same_score(evaluator: Evaluator, tmp_path: Path
     assert scores[0].kl_before == scores[2].kl_before > 0
 
 
+def test_preparing_says_how_far_it_is(evaluator: Evaluator, tmp_path: Path) -> None:
+    """256 calibration images in batches of 64, 6 sites, 297 search images in batches of 256."""
+    seen: dict[str, list[tuple[int, int]]] = {}
+    objective = replace(evaluator.objective, factors=tmp_path / "run" / "factors")
+    Evaluator(objective, lambda what, done, total: seen.setdefault(what, []).append((done, total)))
+    assert seen["calibration"] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert seen["factors"] == [(done, 6) for done in range(7)]
+    assert seen["dense model"] == [(1, 2), (2, 2)]
+
+
 def test_factors_are_reused(evaluator: Evaluator, tmp_path: Path) -> None:
     folder = evaluator.objective.factors
     (path,) = folder.glob("*.safetensors")
