@@ -1,11 +1,14 @@
 """One small model for the unit tests; its weights are large enough that attention is far from uniform."""
 
+import struct
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from local_images import SIZE, fill
 from torch import Tensor, nn
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
@@ -41,6 +44,29 @@ def images() -> Tensor:
 @pytest.fixture(scope="session")
 def make_vit() -> Callable[..., nn.Module]:
     return tiny_vit
+
+
+@pytest.fixture(scope="session")
+def split_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/ with 20 + 20 images, val/ with 5 + 5."""
+    root = tmp_path_factory.mktemp("split")
+    fill(root / "train", {"cat": range(20), "dog": range(20, 40)})
+    fill(root / "val", {"cat": range(100, 105), "dog": range(105, 110)})
+    return root
+
+
+@pytest.fixture(scope="session")
+def idx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 images to train (0..29) and 6 to test (200..205), as torchvision keeps Fashion-MNIST."""
+    root = tmp_path_factory.mktemp("idx")
+    raw = root / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for prefix, numbers in (("train", range(30)), ("t10k", range(200, 206))):
+        pixels = b"".join(bytes([number]) * SIZE * SIZE for number in numbers)
+        labels = bytes(number % 10 for number in numbers)
+        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, len(numbers), SIZE, SIZE) + pixels)
+        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, len(numbers)) + labels)
+    return root
 
 
 @pytest.fixture(autouse=True)
