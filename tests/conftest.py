@@ -9,7 +9,11 @@ import pytest
 import timm
 import torch
 from local_images import SIZE, fill
+from local_runs import DIGITS, MODEL, Fails, model
+from safetensors.torch import save_file
 from torch import Tensor, nn
+
+import run_search
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
 
@@ -67,6 +71,50 @@ def idx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (raw / f"{prefix}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, len(numbers), SIZE, SIZE) + pixels)
         (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, len(numbers)) + labels)
     return root
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
+    """Run a command that must fail; its only line on stderr."""
+
+    def run(*arguments: str | Path) -> str:
+        capsys.readouterr()
+        assert run_search.main([str(argument) for argument in arguments]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("error: ")
+        return lines[0]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "dense.safetensors"
+    save_file(model().state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two trials: the dense model, and a uniform allocation of about half of its MACs."""
+    directory = tmp_path_factory.mktemp("runs") / "finished"
+    assert run_search.main(["launch", *MODEL, "--checkpoint", str(checkpoint), *DIGITS, "--output", str(directory)]) == 0
+    return directory
+
+
+@pytest.fixture
+def launch(checkpoint: Path, tmp_path: Path, fails: Fails) -> Fails:
+    """The line that a launch with further arguments ends with; no run may come of it."""
+
+    def run(*arguments: str | Path) -> str:
+        output = tmp_path / "run"
+        line = fails("launch", *MODEL, "--checkpoint", checkpoint, *DIGITS, "--output", output, *arguments)
+        assert not (output / "study.journal").exists()
+        assert not (output / "config.yaml").exists()
+        return line
+
+    return run
 
 
 @pytest.fixture(autouse=True)
