@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import Compose, RandomCrop
 
 from objectives.seeding import drawn_apart
-from objectives.splits import DIGITS, DataConfig, SplitName, count_classes, first_line, open_splits
-from spaces.errors import DataError
+from objectives.splits import DIGITS, DataConfig, SplitName, count_classes, open_splits
+from spaces.errors import DataError, first_line
 
 CALIBRATION_BATCH = 64
 _CACHE_BYTES = 1 << 30

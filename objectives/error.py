@@ -48,9 +48,14 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], dense: 
     """
     device = next(model.parameters()).device
     model.eval()
+    return compare(((model(images.to(device, non_blocking=True)), labels) for images, labels in batches), dense)
+
+
+def compare(outputs: Iterable[tuple[Tensor, Tensor]], dense: Sequence[Tensor] | None = None) -> Evaluation:
+    """`evaluate` on outputs that are there already: logits or log-probabilities [B, classes], and labels [B]."""
     wrong, divergence, count = 0, 0.0, 0
-    for index, (images, labels) in enumerate(batches):
-        logits = model(images.to(device, non_blocking=True)).float().cpu()
+    for index, (logits, labels) in enumerate(outputs):
+        logits = logits.float().cpu()
         if not bool(logits.isfinite().all()):
             raise DivergedError("the model's outputs are not finite")
         if int(labels.max()) >= logits.shape[1] or int(labels.min()) < 0:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from objectives.cost import CostModel, cost_model
 from objectives.data import CALIBRATION_BATCH, Data
-from objectives.error import Evaluation, evaluate, predict
+from objectives.error import Evaluation, compare, evaluate, predict
 from objectives.finetune import FinetuneConfig, Step, finetune
 from objectives.seeding import seed_everything
 from objectives.splits import DataConfig
@@ -84,6 +84,7 @@ class Evaluator:
     Attributes:
         objective: what was prepared.
         device: where candidates are trained.
+        model: the dense model, on the CPU.
         data: the splits.
         space: the space of the dense model.
         fingerprint: of the weights, the space and the calibration images.
@@ -101,7 +102,7 @@ class Evaluator:
         self.objective = objective
         self.device = resolve_device(objective.device)
         seed_everything(0)  # a model without weights is the same in every process
-        model = create_model(objective.model)
+        self.model = model = create_model(objective.model)
         self.preprocessing = preprocessing(model, objective.model)
         self.data = Data(objective.data, self.preprocessing, getattr(model, "num_classes", None))
         _check_classes(model, self.data)
@@ -112,7 +113,8 @@ class Evaluator:
         self.factors = self._factors(model, progress)
         self._teacher: nn.Module = copy.deepcopy(model).to(self.device) if self.device.type != "cpu" else model
         self._answers: list[Tensor] = predict(self._teacher, self._search_batches(progress))
-        self.dense: Evaluation = evaluate(self._teacher, self.data.evaluation("search"), self._answers)
+        labels = (labels for _, labels in self.data.evaluation("search"))
+        self.dense: Evaluation = compare(zip(self._answers, labels, strict=True), self._answers)
 
     def evaluate(
         self,

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from objectives.digits import CLASSES, Digits
-from spaces.errors import ConfigError, DataError
+from spaces.errors import ConfigError, DataError, first_line
 
 SplitName = Literal["train", "search", "test"]
 DIGITS = "digits"
@@ -232,7 +232,3 @@ def _classes(base: Dataset[Any]) -> dict[str, int] | None:
         return None
     pairs = found.items() if isinstance(found, dict) else zip(found, range(len(found)), strict=True)
     return {str(name): int(label) for name, label in pairs}
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -21,7 +21,7 @@ from search.run import Run, check_same_model, check_same_run, default_output
 from search.runner import WEIGHTS, InProcessRunner
 from search.study import Proposal, Study, Trial
 from search.table import DENSE, describe_space, summarise, trial_table, write_tables
-from search.targets import Target, check_jointly, load_of, parse_targets, reach_of
+from search.targets import Reach, Target, check_jointly, load_of, parse_targets, reach_of
 from spaces.allocation import Allocation
 from spaces.errors import CountError, RunError
 from spaces.files import write_json
@@ -79,9 +79,6 @@ class _Search:
         study = config.study
         self.evaluator = Evaluator(config.objective(directory), reporter.stage, self._accept)
         space, costs = self.evaluator.space, self.evaluator.costs
-        self._check_count()
-        reach = reach_of(costs, space)
-        self.targets: tuple[Target, ...] = parse_targets(study.target, reach)
         self.parametrisation = Parametrisation(space, self._load, self._band(space))
         self.objectives = tuple(_COLUMNS[name] for name in study.objectives)
         self.facts = {
@@ -92,16 +89,18 @@ class _Search:
             "sites": describe_space(space),
             "skipped": [asdict(entry) for entry in space.skipped],
             "dense": {"macs": costs.dense["macs"], "params": costs.dense["params"], "error": self.evaluator.dense.error},
-            "reach": {cost: list(ends) for cost, ends in reach.items()},
+            "reach": {cost: list(ends) for cost, ends in self.reach.items()},
         }
         self._reported = 0.0
         self.study = Study(directory, self.parametrisation, self.objectives, study.sampler, study.seed)
 
     def _accept(self, evaluator: Evaluator) -> None:
-        """Refuse another model's run, and targets that cannot be reached, before the factors are computed."""
+        """Refuse another model's run, costs that cannot be counted and targets out of reach before factors are computed."""
         check_same_model(self.directory, evaluator.fingerprint)
-        targets = parse_targets(self.config.study.target, reach_of(evaluator.costs, evaluator.space))
-        check_jointly(targets, evaluator.costs, evaluator.space)
+        _check_count(evaluator)
+        self.reach: Reach = reach_of(evaluator.costs, evaluator.space)
+        self.targets: tuple[Target, ...] = parse_targets(self.config.study.target, self.reach)
+        check_jointly(self.targets, evaluator.costs, evaluator.space)
 
     def run(self) -> None:
         """Propose and evaluate until the run has its number of trials or nothing new is left to propose."""
@@ -158,17 +157,6 @@ class _Search:
         for share in (0.5, 0.0):
             self.study.enqueue("uniform", self.parametrisation.uniform(low + share * (high - low)))
 
-    def _check_count(self) -> None:
-        """The closed form must agree with an independent counter on the dense model, or no budget means anything."""
-        model = self.evaluator.factors.dense
-        counted = fvcore_macs(model, tuple(self.evaluator.preprocessing["input_size"]))
-        if counted != self.evaluator.costs.dense["macs"]:
-            expected = self.evaluator.costs.dense["macs"]
-            raise CountError(
-                f"the closed form gives {expected:,} MACs for {type(model).__name__}, fvcore counts {counted:,}: "
-                "a layer of this model is not known here"
-            )
-
     def _write(self) -> dict[str, Any]:
         trials = trial_table(self.study.trials, self.evaluator.costs.dense)  # type: ignore[arg-type]
         summary = summarise(trials, self.objectives, self.targets, self.facts)
@@ -194,6 +182,17 @@ class _Search:
             elif number not in kept:
                 fresh.unlink(missing_ok=True)
                 stored.unlink(missing_ok=True)
+
+
+def _check_count(evaluator: Evaluator) -> None:
+    """The closed form must agree with an independent counter on the dense model, or no budget means anything."""
+    counted = fvcore_macs(evaluator.model, tuple(evaluator.preprocessing["input_size"]))
+    expected = evaluator.costs.dense["macs"]
+    if counted != expected:
+        raise CountError(
+            f"the closed form gives {expected:,} MACs for {type(evaluator.model).__name__}, fvcore counts {counted:,}: "
+            "a layer of this model is not known here"
+        )
 
 
 def render(run: Run) -> None:

@@ -67,6 +67,8 @@ class Parametrisation:
 
     def _affordable(self, operators: dict[str, str], budget: float) -> dict[str, str]:
         """`operators`, with as few of them replaced as it takes to get below the budget."""
+        if not operators:
+            return operators
         cheapest = self.space.operators(self.space.smallest(self.load))
         chosen = dict(operators)
         for branch, operator in operators.items():

@@ -1,4 +1,4 @@
-"""The run's own tables: trials.csv, pareto.csv, pareto.json and space.json, written after every trial."""
+"""The run's own tables: trials.csv, pareto.csv and pareto.json, written after every trial."""
 
 import json
 from collections.abc import Sequence

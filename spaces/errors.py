@@ -51,3 +51,8 @@ class CountError(CompressionError, RuntimeError):
 
 class DivergedError(ArithmeticError):
     """The loss of a fine-tune became NaN or infinite."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, without what follows; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

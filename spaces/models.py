@@ -13,7 +13,7 @@ from timm.data import resolve_data_config
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from spaces.errors import CheckpointError, ModelError
+from spaces.errors import CheckpointError, ModelError, first_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ def instantiate(name: str, arguments: dict[str, Any], pretrained: bool = False) 
         model = timm.create_model(name, pretrained=pretrained, **arguments)
     except Exception as error:  # timm, the hub and torch raise what they like here; all of it means the same to the user
         what = "with its pretrained weights " if pretrained else ""
-        raise ModelError(f"timm cannot create {name!r} {what}from {arguments}: {_first_line(error)}") from error
+        raise ModelError(f"timm cannot create {name!r} {what}from {arguments}: {first_line(error)[:200]}") from error
     assert isinstance(model, nn.Module)
     return model
 
@@ -144,7 +144,7 @@ def _problem(path: Path, error: Exception) -> str:
     refused = isinstance(error.__cause__ or error, pickle.UnpicklingError)  # timm's error, made from torch's
     if refused and _beginning(path).startswith((b"PK", b"\x80")):
         return "holds pickled Python objects, which can run code when loaded: save its state_dict() or safetensors"
-    reason = "no PyTorch file" if refused else _first_line(error)
+    reason = "no PyTorch file" if refused else first_line(error)[:200]
     return f"cannot be read as weights ({reason}): cut short, or of another format?"
 
 
@@ -177,7 +177,3 @@ def _load_strictly(model: nn.Module, state: dict[str, Tensor], config: ModelConf
         raise CheckpointError(f"{config.checkpoint} does not fit {config.model}: {first}{more} (see --model-kwargs)")
     with torch.no_grad():
         model.load_state_dict(state)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
