@@ -4,7 +4,7 @@
 attention (what objectives/count.py counts by tracing).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
@@ -18,47 +18,51 @@ from torch import Tensor, nn
 from spaces.allocation import Allocation
 from spaces.errors import CountError
 from spaces.models import input_size
-from spaces.sites import Site, Space
+from spaces.sites import Operator, Space
 
 Cost = Literal["macs", "params"]
 COSTS: tuple[Cost, ...] = get_args(Cost)
+_ATTENTION = (TimmAttention, AttentionRope, EvaAttention)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Unit:
-    """What one unit of size costs at one site: MACs per image and parameters."""
-
-    macs: int
-    params: int
+Sizes = Mapping[str, int]
+Count = tuple[int, int]  # MACs, parameters
 
 
 @dataclass(frozen=True)
 class CostModel:
     """Costs of every allocation of one space of one dense model, for one image of the model's input size.
 
-    Rival operators of a branch never act together, so the cost of an allocation is that of the dense model less what
-    each site saves.
+    The cost of a branch is closed form in the sizes of its sites; branches add up.
 
     Attributes:
         dense: cost name -> figure of the dense model.
-        sites: site name -> (site, cost of one unit of its size, cost at its dense size).
+        operators: every operator of every branch, with its branch's cost as a function of the sizes of its sites.
     """
 
     dense: dict[Cost, int]
-    sites: dict[str, tuple[Site, Unit, Unit]]
-
-    def count(self, allocation: Allocation, cost: Cost) -> int:
-        """MACs or parameters of the model that `allocation` builds."""
-        total = self.dense[cost]
-        for name, size in allocation.items():
-            site, unit, whole = self.sites[name]
-            if size != site.dense:
-                total += size * getattr(unit, cost) - getattr(whole, cost)
-        return total
+    operators: tuple[tuple[Operator, Callable[[Sizes], Count]], ...]
 
     def costs(self, allocation: Allocation) -> dict[Cost, int]:
-        """All costs of an allocation."""
-        return {cost: self.count(allocation, cost) for cost in COSTS}
+        """MACs and parameters of the model that `allocation` builds."""
+        macs, params = self.dense["macs"], self.dense["params"]
+        for operator, count in self.operators:
+            if operator.moves(allocation):
+                sizes, whole = count(operator.sizes(allocation)), count({site.part: site.dense for site in operator.sites})
+                macs, params = macs + sizes[0] - whole[0], params + sizes[1] - whole[1]
+        return {"macs": macs, "params": params}
+
+    def count(self, allocation: Allocation, cost: Cost) -> int:
+        """One of the costs of an allocation."""
+        return self.costs(allocation)[cost]
+
+    def load(self, allocation: Allocation, limits: Mapping[Cost, float]) -> float:
+        """How much of a budget an allocation uses: the largest cost / limit; 1 is exactly on the budget.
+
+        With no limit, the share of the dense model's MACs.
+        """
+        costs, limits = self.costs(allocation), limits or {"macs": self.dense["macs"]}
+        return max(costs[cost] / limit for cost, limit in limits.items())
 
 
 def cost_model(dense: nn.Module, space: Space) -> CostModel:
@@ -69,63 +73,83 @@ def cost_model(dense: nn.Module, space: Space) -> CostModel:
     """
     macs, tokens = _probe(dense)
     params = sum(parameter.numel() for parameter in dense.parameters())
-    sites: dict[str, tuple[Site, Unit, Unit]] = {}
-    for site in space.sites:
-        branch = dense.get_submodule(site.branch)
-        count = tokens.get(site.branch, 0)
-        if count == 0:
-            raise CountError(f"{site.branch} was not called in a forward pass: its cost is unknown")
-        unit = _UNITS[site.kind](site, branch, count)
-        whole = Unit(macs=site.dense * unit.macs, params=site.dense * unit.params)
-        if site.linear is not None:
-            weights = site.linear[0] * site.linear[1]
-            whole = Unit(macs=count * weights, params=weights)
-        sites[site.name] = (site, unit, whole)
-    return CostModel({"macs": macs, "params": params}, sites)
+    operators = []
+    for path, rivals in space.branches.items():
+        if tokens.get(path, 0) == 0:
+            raise CountError(f"{path} was not called in a forward pass: its cost is unknown")
+        for operator in rivals:
+            operators.append((operator, _branch_cost(dense.get_submodule(path), operator, tokens[path])))
+    return CostModel({"macs": macs, "params": params}, tuple(operators))
 
 
-def _query_key_unit(site: Site, branch: nn.Module, tokens: int) -> Unit:
-    qkv, _, heads = _attention_shape(branch)
-    bias = qkv.bias is not None
-    return Unit(macs=heads * tokens * (2 * qkv.in_features + tokens), params=heads * 2 * (qkv.in_features + bias))
+def _branch_cost(branch: nn.Module, operator: Operator, tokens: int) -> Callable[[Sizes], Count]:
+    """What of a branch's cost depends on the sizes of an operator's sites, as a function of them."""
+    if any(site.kind in ("rank", "rows") for site in operator.sites):
+        shapes = {site.part: site.linear for site in operator.sites if site.kind == "rank" and site.linear is not None}
+        return partial(_linears_cost, shapes=shapes, tokens=tokens)
+    if isinstance(branch, _ATTENTION):
+        return partial(_attention_cost, attention=_AttentionShape.of(branch), tokens=tokens)
+    return partial(_ffn_cost, ffn=_FfnShape.of(branch), tokens=tokens)
 
 
-def _value_output_unit(site: Site, branch: nn.Module, tokens: int) -> Unit:
-    qkv, proj, heads = _attention_shape(branch)
-    bias = qkv.bias is not None
-    return Unit(
-        macs=heads * tokens * (qkv.in_features + tokens + proj.out_features),
-        params=heads * (qkv.in_features + bias + proj.out_features),
-    )
+@dataclass(frozen=True)
+class _AttentionShape:
+    inputs: int
+    heads: int
+    width: int
+    outputs: int
+    bias: bool
+
+    @classmethod
+    def of(cls, attention: nn.Module) -> "_AttentionShape":
+        qkv, proj = attention.get_submodule("qkv"), attention.get_submodule("proj")
+        assert isinstance(qkv, nn.Linear) and isinstance(proj, nn.Linear)
+        heads: int = attention.num_heads  # type: ignore[assignment]
+        width: int = attention.head_dim  # type: ignore[assignment]
+        return cls(qkv.in_features, heads, width, proj.out_features, qkv.bias is not None)
 
 
-def _attention_shape(branch: nn.Module) -> tuple[nn.Linear, nn.Linear, int]:
-    qkv, proj = branch.get_submodule("qkv"), branch.get_submodule("proj")
-    assert isinstance(qkv, nn.Linear) and isinstance(proj, nn.Linear)
-    return qkv, proj, branch.num_heads  # type: ignore[return-value]
+def _attention_cost(sizes: Sizes, attention: _AttentionShape, tokens: int) -> Count:
+    inputs, heads = sizes.get("inputs", attention.inputs), sizes.get("heads", attention.heads)
+    query_key, value = heads * sizes.get("qk", attention.width), heads * sizes.get("vo", attention.width)
+    projected = 2 * query_key + value
+    weights = inputs * projected + value * attention.outputs
+    return tokens * weights + tokens * tokens * (query_key + value), weights + attention.bias * projected
 
 
-def _neuron_unit(site: Site, branch: nn.Module, tokens: int) -> Unit:
-    first = branch.get_submodule("fc1_x" if isinstance(branch, SwiGLU) else "fc1")
-    second = branch.get_submodule("fc2")
-    assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
-    gates = 2 if isinstance(branch, SwiGLU | GluMlp) else 1
-    weights = gates * first.in_features + second.out_features
-    return Unit(macs=tokens * weights, params=weights + gates * (first.bias is not None))
+@dataclass(frozen=True)
+class _FfnShape:
+    inputs: int
+    hidden: int
+    outputs: int
+    gates: int
+    bias: bool
+
+    @classmethod
+    def of(cls, ffn: nn.Module) -> "_FfnShape":
+        first = ffn.get_submodule("fc1_x" if isinstance(ffn, SwiGLU) else "fc1")
+        second = ffn.get_submodule("fc2")
+        assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
+        gates = 2 if isinstance(ffn, SwiGLU | GluMlp) else 1
+        return cls(first.in_features, second.in_features, second.out_features, gates, first.bias is not None)
 
 
-def _rank_unit(site: Site, branch: nn.Module, tokens: int) -> Unit:
-    assert site.linear is not None
-    weights = sum(site.linear)
-    return Unit(macs=tokens * weights, params=weights)
+def _ffn_cost(sizes: Sizes, ffn: _FfnShape, tokens: int) -> Count:
+    inputs, hidden = sizes.get("inputs", ffn.inputs), sizes.get("hidden", ffn.hidden)
+    weights = hidden * (ffn.gates * inputs + ffn.outputs)
+    return tokens * weights, weights + hidden * ffn.gates * ffn.bias
 
 
-_UNITS: dict[str, Callable[[Site, nn.Module, int], Unit]] = {
-    "query_key": _query_key_unit,
-    "value_output": _value_output_unit,
-    "ffn_hidden": _neuron_unit,
-    "rank": _rank_unit,
-}
+def _linears_cost(sizes: Sizes, shapes: Mapping[str, tuple[int, int]], tokens: int) -> Count:
+    """Linear layers of which some rows may be whole, the others of low rank."""
+    weights = 0
+    for part, (rows, columns) in shapes.items():
+        rank, whole = sizes[part], sizes.get(f"{part}_rows")
+        if whole == rows or (whole is None and rank == min(rows, columns)):
+            weights += rows * columns
+        else:
+            weights += (whole or 0) * columns + rank * (columns + rows - (whole or 0))
+    return tokens * weights, weights
 
 
 def _probe(model: nn.Module) -> tuple[int, dict[str, int]]:
@@ -155,7 +179,7 @@ def _observe(
         macs.append(output.numel() * module.in_features)
     elif isinstance(module, nn.Conv2d):
         macs.append(output.numel() * module.weight[0].numel())
-    elif isinstance(module, TimmAttention | AttentionRope | EvaAttention):
+    elif isinstance(module, _ATTENTION):
         macs.append(_products(module, tokens[name], tokens[name]))
         if getattr(module, "q_bias", None) is not None:  # EVA applies this weight without calling the layer
             macs.append(tokens[name] * module.qkv.weight.numel())

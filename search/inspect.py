@@ -8,7 +8,9 @@ from objectives.cost import CostModel
 from search.targets import format_count, format_kept, reach_of
 from spaces.sites import Site, Space
 
-_COUNTED = {"query_key": "width per head", "value_output": "width per head", "ffn_hidden": "neurons", "rank": "rank"}
+_COUNTED = {
+    "query_key": "width per head", "value_output": "width per head", "heads": "heads", "ffn_hidden": "neurons", "rank": "rank",
+}  # fmt: skip
 
 
 def describe_model(name: str, space: Space, costs: CostModel) -> Iterator[Table | str]:
@@ -33,14 +35,14 @@ def _reach(space: Space, costs: CostModel) -> Table:
 
 def _sites(space: Space, costs: CostModel) -> Table:
     table = Table(title="sites", title_justify="left")
-    for column in ("site", "operator", "size counts", "dense", "choices", "share of MACs"):
-        table.add_column(column, justify="right" if column in ("dense", "share of MACs") else "left", no_wrap=True)
+    for column in ("site", "operator", "size counts", "dense", "choices", "can save of MACs"):
+        table.add_column(column, justify="right" if column in ("dense", "can save of MACs") else "left", no_wrap=True)
     for rivals in space.branches.values():
         for operator in rivals:
             for site in operator.sites:
-                _, _, whole = costs.sites[site.name]
-                share = f"{whole.macs / costs.dense['macs']:.1%}"
-                table.add_row(site.name, operator.name, _COUNTED[site.kind], str(site.dense), _choices(site), share)
+                least = costs.count(space.identity().replace({site.name: site.choices[0]}), "macs")
+                saved = f"{1 - least / costs.dense['macs']:.1%}"
+                table.add_row(site.name, operator.name, _COUNTED[site.kind], str(site.dense), _choices(site), saved)
     return table
 
 

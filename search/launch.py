@@ -21,7 +21,7 @@ from search.run import Run, check_same_model, check_same_run, default_output
 from search.runner import WEIGHTS, InProcessRunner
 from search.study import Proposal, Study, Trial
 from search.table import DENSE, describe_space, summarise, trial_table, write_tables
-from search.targets import Reach, Target, check_jointly, load_of, parse_targets, reach_of
+from search.targets import Reach, Target, check_jointly, limits_of, parse_targets, reach_of
 from spaces.allocation import Allocation
 from spaces.errors import CountError, RunError
 from spaces.files import write_json
@@ -137,7 +137,7 @@ class _Search:
         self.study.close()
 
     def _load(self, allocation: Allocation) -> float:
-        return load_of(self.targets, self.evaluator.costs, allocation)
+        return self.evaluator.costs.load(allocation, limits_of(self.targets))
 
     def _band(self, space: Space) -> tuple[float, float]:
         """Loads that proposals aim at: a band below the target, or all that the space reaches where there is none."""

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from objectives.cost import COSTS, Cost, CostModel
-from spaces.allocation import Allocation
 from spaces.errors import TargetError
 from spaces.sites import Space
 
@@ -54,14 +53,9 @@ def parse_targets(texts: Sequence[str], reach: Reach) -> tuple[Target, ...]:
     return targets
 
 
-def load_of(targets: Sequence[Target], costs: CostModel, allocation: Allocation) -> float:
-    """How much of the budget an allocation uses: the largest cost / limit; 1 is exactly on the budget.
-
-    With no target, the share of the dense model's MACs.
-    """
-    if not targets:
-        return costs.count(allocation, "macs") / costs.dense["macs"]
-    return max(costs.count(allocation, target.cost) / target.limit for target in targets)
+def limits_of(targets: Sequence[Target]) -> dict[Cost, float]:
+    """Cost -> its bound, in MACs or parameters."""
+    return {target.cost: target.limit for target in targets}
 
 
 def format_count(value: float) -> str:
@@ -85,7 +79,8 @@ def check_jointly(targets: Sequence[Target], costs: CostModel, space: Space) -> 
     Raises:
         TargetError: there is none.
     """
-    if targets and load_of(targets, costs, space.smallest(lambda allocation: load_of(targets, costs, allocation))) > 1:
+    limits = limits_of(targets)
+    if targets and costs.load(space.smallest(lambda allocation: costs.load(allocation, limits)), limits) > 1:
         raise TargetError(
             f"no allocation keeps {' and '.join(target.text for target in targets)} at once in space {space.name!r}"
         )

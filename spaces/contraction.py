@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spaces.linalg import roots
+from spaces.linalg import head_blocks, roots
 from spaces.low_rank import tail_sums
 from spaces.pruning import PrefixFactors, prefix_factors
 
@@ -75,8 +75,7 @@ def value_output(weight: Tensor, covariance: Tensor, heads: int) -> ValueOutputF
         heads: number of heads.
     """
     width = weight.shape[1] // heads
-    blocks = covariance.reshape(heads, width, heads, width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-    root, inverse = roots(blocks)
+    root, inverse = roots(head_blocks(covariance, heads))
     per_head = weight.reshape(-1, heads, width).transpose(0, 1)
     _, _, vt = torch.linalg.svd(per_head @ root, full_matrices=False)
     value = vt @ inverse

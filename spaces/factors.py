@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from spaces.allocation import Allocation
 from spaces.errors import CheckpointError
 from spaces.files import save_tensors
-from spaces.operators import COMPUTE, FILL, Tensors, inherit, input_of
+from spaces.filling import FILL
+from spaces.operators import Tensors, Variants, input_of, variant_of
 from spaces.sites import Site, Space
 from spaces.statistics import collect
 from spaces.vit import resize
@@ -41,8 +42,9 @@ class Factors:
         batches: Iterable[Tensor],
         device: torch.device | str = "cpu",
         progress: Callable[[int, int], None] = lambda done, total: None,
+        variants: Variants | None = None,
     ) -> "Factors":
-        """Factors from one calibration pass.
+        """Factors from one calibration pass; none is made where no variant needs it.
 
         Args:
             dense: the dense model; left on the CPU in evaluation mode.
@@ -50,19 +52,26 @@ class Factors:
             batches: calibration images, [B, C, H, W], normalised for the model; no labels.
             device: where the pass and the decompositions run.
             progress: called with (sites done, sites in all).
+            variants: kind of site -> name of a variant in spaces/operators.py; the engine's own where none is given.
 
         Raises:
             DataError: no image, or activations that are not finite.
         """
         device = torch.device(device)
-        inputs = {site.name: input_of(site) for site in space.sites}
-        per_image = {inputs[site.name] for site in space.sites if site.kind == "query_key"}
-        moments = collect(dense.to(device), dict.fromkeys(inputs.values()), batches, per_image)
+        chosen = {site: variant_of(site.kind, variants or {}) for site in space.sites}
+        inputs = {site: input_of(site) for site, variant in chosen.items() if variant.needs}
+        moments = collect(
+            dense.to(device),
+            dict.fromkeys(inputs.values()),
+            batches,
+            per_image={name for site, name in inputs.items() if site.kind == "query_key"},
+            salient={name: site.dense for site, name in inputs.items() if "saliency" in chosen[site].needs},
+        )
         dense.to("cpu").eval()
         tensors: Tensors = {}
-        for done, site in enumerate(space.sites):
+        for done, (site, variant) in enumerate(chosen.items()):
             progress(done, len(space.sites))
-            found = COMPUTE[site.kind](dense, site, moments[inputs[site.name]], device)
+            found = variant.compute(dense, site, moments.get(inputs.get(site, "")), device)
             tensors.update({f"{site.name}.{key}": value.detach().float().cpu().contiguous() for key, value in found.items()})
         progress(len(space.sites), len(space.sites))
         return cls(dense, space, tensors)
@@ -78,10 +87,11 @@ class Factors:
         model = copy.deepcopy(self.dense)
         resize(model, self.space, allocation)
         with torch.no_grad():
-            inherit(self.dense, model)
-            for site in self.space.sites:
-                if allocation[site.name] != site.dense:
-                    FILL[site.kind](self.dense, model, site, allocation[site.name], self._of(site))
+            for branch, rivals in self.space.branches.items():
+                for operator in rivals:
+                    if operator.moves(allocation):
+                        factors = {site.part: self._of(site) for site in operator.sites}
+                        FILL[operator.name](self.dense, model, branch, operator.sizes(allocation), factors)
         return model.eval()
 
     def error(self, site: Site) -> dict[int, float]:

@@ -1,4 +1,4 @@
-"""Square roots of covariance matrices that may be singular; shared by the closed-form operators."""
+"""Square roots of covariance matrices that may be singular, and their blocks; shared by the closed-form operators."""
 
 import torch
 from torch import Tensor
@@ -27,3 +27,9 @@ def damped(covariance: Tensor, damping: float) -> Tensor:
     if scale <= 0:
         return torch.eye(covariance.shape[0], dtype=covariance.dtype, device=covariance.device)
     return covariance + damping * scale * torch.eye(covariance.shape[0], dtype=covariance.dtype, device=covariance.device)
+
+
+def head_blocks(matrix: Tensor, heads: int) -> Tensor:
+    """Diagonal blocks, one per head: [heads * d, heads * d] -> [heads, d, d]."""
+    width = matrix.shape[0] // heads
+    return matrix.reshape(heads, width, heads, width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)

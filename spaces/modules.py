@@ -1,4 +1,4 @@
-"""The two modules that a compressed model has and a timm model has not; everything else stays timm's own."""
+"""The modules that a compressed model has and a timm model has not; everything else stays timm's own."""
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +27,56 @@ class LowRankLinear(nn.Module):
         return self.up(self.down(x))  # type: ignore[no-any-return]
 
 
+class SelectedLinear(nn.Linear):
+    """A linear layer that reads some of its inputs: ``y = W x[..., kept] + b``.
+
+    Shapes: ``[..., total] -> [..., out_features]``; weight [out, number kept].
+
+    Attributes:
+        kept: indices of the inputs that are read, [number kept].
+    """
+
+    kept: Tensor
+
+    def __init__(self, kept: int, out_features: int, bias: bool = True) -> None:
+        super().__init__(kept, out_features, bias=bias)
+        self.register_buffer("kept", torch.arange(kept))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.index_select(-1, self.kept))
+
+
+def selected_linear(total: int, kept: int, out_features: int, bias: bool) -> nn.Linear:
+    """A linear layer that reads `kept` of `total` inputs: a plain one where it reads all. Weights to be filled."""
+    return empty_linear(total, out_features, bias) if kept == total else SelectedLinear(kept, out_features, bias)
+
+
+class LowRankSparseLinear(nn.Module):
+    """A linear layer with some whole rows, the others through `rank` dimensions: what LoSparse's L R + S computes when
+    S has only these rows.
+
+    Shapes: ``[..., in_features] -> [..., out_features]``. Weights: rows [whole, in], down [rank, in],
+    up [out - whole, rank]; the biases belong to `rows` and `up`.
+
+    Attributes:
+        order: position of every output in the concatenation of the whole rows and the others, [out_features].
+    """
+
+    order: Tensor
+
+    def __init__(self, in_features: int, out_features: int, rank: int, whole: int, bias: bool = True) -> None:
+        super().__init__()
+        self.rows = empty_linear(in_features, whole, bias=bias)
+        self.down = empty_linear(in_features, rank, bias=False)
+        self.up = empty_linear(rank, out_features - whole, bias=bias)
+        self.register_buffer("order", torch.arange(out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.rows(x), self.up(self.down(x))], dim=-1).index_select(-1, self.order)
+
+
 class ContractedAttention(nn.Module):
-    """Multi-head self-attention whose query/key and value/output head widths differ from each other.
+    """Multi-head self-attention with fewer heads, and query/key and value/output head widths that differ.
 
     Takes the place of timm's `Attention`, `AttentionRope` or `EvaAttention` (with one fused qkv linear) and keeps their
     normalisations, gate and dropouts. The softmax scale stays that of the dense head width: contraction approximates
@@ -40,15 +88,17 @@ class ContractedAttention(nn.Module):
 
     Args:
         dense: the attention module that is replaced.
+        num_heads: heads that stay.
         query_key_dim: width of each head's queries and keys.
         value_dim: width of each head's values.
+        inputs: channels of the input that are read.
     """
 
-    def __init__(self, dense: nn.Module, query_key_dim: int, value_dim: int) -> None:
+    def __init__(self, dense: nn.Module, num_heads: int, query_key_dim: int, value_dim: int, inputs: int) -> None:
         super().__init__()
         qkv, proj = dense.get_submodule("qkv"), dense.get_submodule("proj")
         assert isinstance(qkv, nn.Linear) and isinstance(proj, nn.Linear)
-        self.num_heads: int = dense.num_heads  # type: ignore[assignment]
+        self.num_heads = num_heads
         self.query_key_dim = query_key_dim
         self.value_dim = value_dim
         self.scale: float = dense.scale  # type: ignore[assignment]
@@ -56,7 +106,7 @@ class ContractedAttention(nn.Module):
         self.num_prefix_tokens: int = getattr(dense, "num_prefix_tokens", 0)
         self.rotate_half: bool = getattr(dense, "rotate_half", False)
         width = self.num_heads * (2 * query_key_dim + value_dim)
-        self.qkv = empty_linear(qkv.in_features, width, bias=qkv.bias is not None)
+        self.qkv = selected_linear(qkv.in_features, inputs, width, bias=qkv.bias is not None)
         self.q_norm = dense.q_norm
         self.k_norm = dense.k_norm
         self.attn_drop = dense.attn_drop

@@ -49,6 +49,17 @@ def prefix_weight(projected: Tensor, triangle: Tensor, size: int) -> Tensor:
     return weight
 
 
+def subset_weight(projected: Tensor, triangle: Tensor, kept: Tensor) -> Tensor:
+    """Corrected weight [m, k] of any subset of the inputs, given by their indices [k] in the order of the factors.
+
+    Least squares on the rows L_S of the triangle: C_SS = L_S L_S^T and W C_{:,S} = A L_S^T. In float64, because the
+    product squares the triangle's condition number.
+    """
+    rows = triangle[kept].double()
+    weight: Tensor = torch.linalg.solve(rows @ rows.T, rows @ projected.double().T)
+    return weight.T.to(projected)
+
+
 def variance_order(weight: Tensor, covariance: Tensor) -> Tensor:
     """Inputs by the variance that each alone brings to the output, ||w_i||^2 C_ii, largest first. Shape [n]."""
     return (weight.square().sum(0) * covariance.diagonal()).argsort(descending=True, stable=True)

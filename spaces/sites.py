@@ -1,17 +1,17 @@
 """Site and Space: what can be made smaller, to which sizes, and how a budget becomes an allocation."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError
 
-Kind = Literal["query_key", "value_output", "ffn_hidden", "rank"]
+Kind = Literal["query_key", "value_output", "heads", "ffn_hidden", "rank", "rows", "inputs"]
 
 # Keep ratios are swept on the log-odds scale; beyond ±40 every site is at an end of its range.
-_LOG_ODDS_RANGE = 40.0
+LEVELS = 40.0
 _BISECTIONS = 40
 
 
@@ -22,9 +22,10 @@ class Site:
     Attributes:
         name: dotted path, e.g. ``blocks.0.attn.qk`` or ``blocks.3.mlp.hidden``.
         branch: the residual branch it belongs to, e.g. ``blocks.0.attn``.
-        kind: what the size counts: width per head (query_key, value_output), FFN neurons, or the rank of a linear.
+        kind: what the size counts: width per head (query_key, value_output), heads, FFN neurons, the rank of a linear, its
+            rows that stay beside a low-rank part (rows), or its inputs.
         choices: ascending sizes; the last one is the dense size and leaves the model as it is.
-        linear: [out_features, in_features] of the linear of a rank site; None for the others.
+        linear: [out_features, in_features] of the linear of a rank or rows site; None for the others.
     """
 
     name: str
@@ -38,9 +39,14 @@ class Site:
         """The size that keeps everything."""
         return self.choices[-1]
 
+    @property
+    def part(self) -> str:
+        """The last part of the name: what the site is called within its branch."""
+        return self.name.rpartition(".")[2]
+
     def share(self, size: int) -> float:
         """Share of the site's own dense weights that `size` keeps, in (0, 1]."""
-        if size == self.dense or self.linear is None:
+        if size == self.dense or self.linear is None or self.kind != "rank":
             return size / self.dense
         rows, columns = self.linear
         return size * (rows + columns) / (rows * columns)
@@ -60,6 +66,14 @@ class Operator:
 
     name: str
     sites: tuple[Site, ...]
+
+    def moves(self, allocation: Allocation) -> bool:
+        """Whether `allocation` makes one of its sites smaller."""
+        return any(allocation[site.name] != site.dense for site in self.sites)
+
+    def sizes(self, allocation: Allocation) -> dict[str, int]:
+        """Sizes of its sites by the part of the branch that they are called."""
+        return {site.part: allocation[site.name] for site in self.sites}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +136,7 @@ class Space:
             if size not in sites[name].choices:
                 raise AllocationError(f"{name} cannot be {size}: choose one of {', '.join(map(str, sites[name].choices))}")
         for branch, rivals in self.branches.items():
-            moved = [operator.name for operator in rivals if _moves(operator, allocation)]
+            moved = [operator.name for operator in rivals if operator.moves(allocation)]
             if len(moved) > 1:
                 raise AllocationError(f"{branch} is made smaller by {' and '.join(moved)} at once: choose one of them")
 
@@ -148,19 +162,41 @@ class Space:
         Raises:
             AllocationError: the smallest allocation with these operators is above `limit`.
         """
-        sites = self._chosen(operators or {})
         offsets = offsets or {}
-        identity = self.identity()
 
         def wanted(site: Site, level: float) -> float:
-            return 1.0 / (1.0 + math.exp(-max(-_LOG_ODDS_RANGE, min(_LOG_ODDS_RANGE, offsets.get(site.name, 0.0) + level))))
+            return sigmoid(offsets.get(site.name, 0.0) + level)
+
+        return self.fit(limit, load, self._chosen(operators or {}), wanted)
+
+    def fit(
+        self,
+        limit: float,
+        load: Callable[[Allocation], float],
+        sites: Sequence[Site],
+        wanted: Callable[[Site, float], float],
+        base: Allocation | None = None,
+    ) -> Allocation:
+        """The allocation that follows a rule with one free level, as near below `limit` as the sizes allow.
+
+        Args:
+            limit: upper bound on `load`.
+            load: cost of an allocation; grows with every size.
+            sites: those that may move; of one operator per branch.
+            wanted: (site, level) -> share that the site should keep; grows with the level, from -40 to 40.
+            base: sizes of the other sites; dense where it is None.
+
+        Raises:
+            AllocationError: at the lowest level the load is above `limit`.
+        """
+        base = self.identity() if base is None else base
 
         def at(level: float) -> Allocation:
-            return identity.replace({site.name: site.nearest(wanted(site, level)) for site in sites})
+            return base.replace({site.name: site.nearest(wanted(site, level)) for site in sites})
 
-        if load(identity) <= limit:
-            return identity
-        low, high = -_LOG_ODDS_RANGE, _LOG_ODDS_RANGE
+        if load(whole := base.replace({site.name: site.dense for site in sites})) <= limit:
+            return whole
+        low, high = -LEVELS, LEVELS
         if load(at(low)) > limit:
             raise AllocationError(
                 f"no allocation of space {self.name!r} with these operators has a load of at most {limit:.4g}"
@@ -182,16 +218,12 @@ class Space:
 
     @staticmethod
     def _operator_of(rivals: tuple[Operator, ...], allocation: Allocation) -> Operator:
-        return next((operator for operator in rivals if _moves(operator, allocation)), rivals[0])
-
-
-def _moves(operator: Operator, allocation: Allocation) -> bool:
-    return any(allocation[site.name] != site.dense for site in operator.sites)
+        return next((operator for operator in rivals if operator.moves(allocation)), rivals[0])
 
 
 def _fill(
     allocation: Allocation,
-    sites: list[Site],
+    sites: Sequence[Site],
     wanted: Callable[[Site], float],
     limit: float,
     load: Callable[[Allocation], float],
@@ -207,3 +239,8 @@ def _fill(
         else:
             open_sites.remove(site)
     return allocation
+
+
+def sigmoid(level: float) -> float:
+    """Share of a level in log-odds."""
+    return 1.0 / (1.0 + math.exp(-max(-LEVELS, min(LEVELS, level))))

@@ -1,10 +1,11 @@
-"""Second moments of the inputs of linear layers, streamed over a calibration pass."""
+"""Second moments of the inputs of linear layers, and what the outputs depend on, streamed over a calibration pass."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -20,12 +21,14 @@ class Moments:
         covariance: E[(x - mean)(x - mean)^T], shape [d, d].
         within: the same about each image's own mean, shape [d, d]: what remains of keys once a constant that the
             softmax over one image's tokens cannot see is taken away. None where it was not asked for.
+        saliency: E|sum of x dL/dx over one group of inputs and one image's tokens|, [groups]. None where not asked for.
         count: number of tokens.
     """
 
     mean: Tensor
     covariance: Tensor
     within: Tensor | None
+    saliency: Tensor | None
     count: int
 
     def second(self) -> Tensor:
@@ -36,9 +39,19 @@ class Moments:
 class _Accumulator:
     """Running sums about a pilot mean (the first batch's), so that a large mean does not cancel small variances."""
 
-    def __init__(self, per_image: bool) -> None:
+    def __init__(self, per_image: bool, groups: int | None) -> None:
         self.count = 0
         self.per_image = per_image
+        self.groups = groups
+        self.images = 0
+        self.saliency = torch.zeros(groups or 0, dtype=torch.float64)
+
+    def add_saliency(self, x: Tensor, gradient: Tensor) -> None:
+        """Inputs of one batch, [B, tokens, d], and the loss's gradient with respect to them."""
+        assert self.groups is not None
+        products = (x.detach() * gradient).reshape(x.shape[0], -1, self.groups, x.shape[-1] // self.groups)
+        self.saliency += products.sum((1, 3)).abs().sum(0).to("cpu", torch.float64)
+        self.images += x.shape[0]
 
     def add(self, x: Tensor) -> None:
         x = x.detach().reshape(x.shape[0], -1, x.shape[-1]).float()
@@ -64,6 +77,7 @@ class _Accumulator:
             mean=(self.pilot.to(offset) + offset).cpu(),
             covariance=(second - torch.outer(offset, offset)).cpu(),
             within=None if self.between is None else (second - self.between / self.count).cpu(),
+            saliency=None if self.groups is None else self.saliency / self.images,
             count=self.count,
         )
 
@@ -73,9 +87,12 @@ def _wide(x: Tensor) -> torch.device:
     return torch.device("cpu") if x.device.type == "mps" else x.device
 
 
-@torch.inference_mode()
 def collect(
-    model: nn.Module, linears: Iterable[str], batches: Iterable[Tensor], per_image: Collection[str] = ()
+    model: nn.Module,
+    linears: Iterable[str],
+    batches: Iterable[Tensor],
+    per_image: Collection[str] = (),
+    salient: Mapping[str, int] | None = None,
 ) -> dict[str, Moments]:
     """Moments of the inputs of the named linear layers.
 
@@ -83,24 +100,32 @@ def collect(
 
     Args:
         model: dense model, put in evaluation mode; images are moved to the device of its parameters.
-        linears: dotted names of `nn.Linear` modules.
+        linears: dotted names of `nn.Linear` modules; with none, no image is looked at.
         batches: images, each batch [B, C, H, W], normalised for the model.
         per_image: those of `linears` that get `Moments.within` too.
+        salient: those that get `Moments.saliency` too -> number of equal groups of their inputs.
 
     Raises:
         DataError: no image, or an activation that is not finite.
     """
-    names = list(linears)
+    names, salient = list(linears), salient or {}
+    if not names:
+        return {}
     device = next(model.parameters()).device
-    accumulators = {name: _Accumulator(name in per_image) for name in names}
+    accumulators = {name: _Accumulator(name in per_image, salient.get(name)) for name in names}
     handles: list[RemovableHandle] = []
     was_training = model.training
+    inputs: dict[str, Tensor] = {}
     model.eval()
     try:
         for name in names:
-            handles.append(model.get_submodule(name).register_forward_pre_hook(partial(_observe, accumulators[name])))
+            hook = partial(_observe, accumulators[name], name, inputs if name in salient else None)
+            handles.append(model.get_submodule(name).register_forward_pre_hook(hook))
         for batch in batches:
-            model(batch.to(device))
+            with torch.set_grad_enabled(bool(salient)):
+                outputs = model(batch.to(device))
+                if salient:
+                    _add_saliency(outputs, inputs, accumulators)
     finally:
         for handle in handles:
             handle.remove()
@@ -116,5 +141,20 @@ def collect(
     return moments
 
 
-def _observe(accumulator: _Accumulator, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def _observe(
+    accumulator: _Accumulator, name: str, kept: dict[str, Tensor] | None, module: nn.Module, inputs: tuple[Tensor, ...]
+) -> None:
+    if kept is not None:
+        kept[name] = inputs[0]
     accumulator.add(inputs[0])
+
+
+def _add_saliency(outputs: Tensor, inputs: dict[str, Tensor], accumulators: dict[str, _Accumulator]) -> None:
+    """The loss is the log-likelihood of the model's own most likely class; of features, half their squared norm."""
+    if outputs.ndim == 2 and outputs.shape[1] > 1:
+        loss = F.cross_entropy(outputs, outputs.argmax(-1), reduction="sum")
+    else:
+        loss = outputs.square().sum() / 2
+    gradients = torch.autograd.grad(loss, list(inputs.values()))
+    for (name, x), gradient in zip(inputs.items(), gradients, strict=True):
+        accumulators[name].add_saliency(x, gradient)

@@ -1,7 +1,7 @@
 """Which sites a timm vision transformer has, why some places have none, and the structure that an allocation gives it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from timm.layers import Attention as TimmAttention
@@ -11,17 +11,20 @@ from torch import nn
 
 from spaces.allocation import Allocation
 from spaces.errors import ModelError
-from spaces.modules import ContractedAttention, LowRankLinear, empty_linear
+from spaces.modules import ContractedAttention, LowRankLinear, LowRankSparseLinear, empty_linear, selected_linear
 from spaces.sites import Operator, Site, Skipped, Space
 
-SpaceName = Literal["contract", "hybrid", "low-rank", "full"]
+SpaceName = Literal["contract", "heads", "hybrid", "low-rank", "full"]
 
-# Space -> rival operators of an attention and of an FFN branch.
-OPERATORS: dict[SpaceName, tuple[tuple[str, ...], tuple[str, ...]]] = {
+# Space -> rival operators of an attention and of an FFN branch. The last two only describe what trained recipes make.
+OPERATORS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "contract": (("contract",), ("neurons",)),
+    "heads": (("heads",), ("neurons",)),
     "hybrid": (("low-rank",), ("neurons",)),
     "low-rank": (("low-rank",), ("low-rank",)),
     "full": (("contract", "low-rank"), ("neurons", "low-rank")),
+    "gated": (("gated",), ("gated",)),
+    "low-rank-sparse": (("low-rank-sparse",), ("low-rank-sparse",)),
 }
 
 # timm's own classes only: a subclass may compute something else in the same attributes.
@@ -65,7 +68,7 @@ def branches(model: nn.Module) -> tuple[list[Branch], list[Skipped]]:
     return known, skipped
 
 
-def describe(model: nn.Module, name: SpaceName = "contract", multiple: int = 8) -> Space:
+def describe(model: nn.Module, name: str = "contract", multiple: int = 8) -> Space:
     """The space called `name` for a dense timm model.
 
     Args:
@@ -77,7 +80,7 @@ def describe(model: nn.Module, name: SpaceName = "contract", multiple: int = 8) 
     Raises:
         ModelError: unknown space, or the model has no site in it.
     """
-    if name not in get_args(SpaceName):
+    if name not in OPERATORS:
         raise ModelError(f"unknown space {name!r}: choose one of {', '.join(get_args(SpaceName))}")
     if multiple < 1:
         raise ModelError(f"sizes must be rounded to a multiple of at least 1, got {multiple}")
@@ -115,6 +118,35 @@ def _attention_sites(branch: Branch, multiple: int) -> tuple[list[Site], list[Sk
     return sites, reasons
 
 
+def _head_sites(branch: Branch, multiple: int) -> tuple[list[Site], list[Skipped]]:
+    """Whole heads, and the widths of those that stay."""
+    sites, reasons = _attention_sites(branch, multiple)
+    name = f"{branch.path}.heads"
+    obstacle = _value_output_obstacle(branch.module) or _head_obstacle(branch.module)
+    if obstacle:
+        return sites, [*reasons, Skipped(name=name, reason=obstacle)]
+    heads: int = branch.module.num_heads  # type: ignore[assignment]
+    return [Site(name=name, branch=branch.path, kind="heads", choices=_widths(heads, 1)), *sites], reasons
+
+
+def _gated_sites(branch: Branch, multiple: int) -> tuple[list[Site], list[Skipped]]:
+    """The widths behind VTP's four gates: inputs of a branch, channels of the head outputs, FFN neurons."""
+    if branch.is_attention:
+        found, reasons = _attention_sites(branch, multiple)
+        sites, first = [site for site in found if site.kind == "value_output"], getattr(branch.module, "qkv", None)
+        if getattr(branch.module, "q_bias", None) is not None:
+            first = None
+    else:
+        sites, reasons = _neuron_sites(branch, multiple)
+        first = getattr(branch.module, "fc1", None)
+    name = f"{branch.path}.inputs"
+    if not isinstance(first, nn.Linear):
+        reason = f"the first linear layer of {type(branch.module).__name__} is not a single plain one"
+        return sites, [*reasons, Skipped(name=name, reason=reason)]
+    inputs = Site(name=name, branch=branch.path, kind="inputs", choices=_widths(first.in_features, multiple))
+    return [inputs, *sites], reasons
+
+
 def _query_key_obstacle(attention: nn.Module) -> str | None:
     if not isinstance(attention.q_norm, nn.Identity) or not isinstance(attention.k_norm, nn.Identity):
         return "q/k normalisation acts between the projection and the product, so W_q and W_k cannot be contracted"
@@ -130,6 +162,14 @@ def _value_output_obstacle(attention: nn.Module) -> str | None:
         return "a gate multiplies every channel between the heads and the output projection"
     if getattr(attention, "q_bias", None) is not None:
         return "EVA's separate query and value biases are not handled"
+    return None
+
+
+def _head_obstacle(attention: nn.Module) -> str | None:
+    if getattr(attention, "num_kv_groups", 1) != 1:
+        return "several heads share their keys and values"
+    if isinstance(attention, AttentionRope | EvaAttention):
+        return "rotary positions may differ from head to head"
     return None
 
 
@@ -161,10 +201,24 @@ def _rank_sites(branch: Branch, multiple: int) -> tuple[list[Site], list[Skipped
     return sites, skipped
 
 
+def _rank_and_row_sites(branch: Branch, multiple: int) -> tuple[list[Site], list[Skipped]]:
+    """Per linear its rank, and the rows that are kept whole beside the low-rank part."""
+    ranks, skipped = _rank_sites(branch, multiple)
+    sites = []
+    for rank in ranks:
+        assert rank.linear is not None
+        choices = _widths(rank.linear[0], multiple)
+        sites += [rank, replace(rank, name=f"{rank.name}_rows", kind="rows", choices=choices)]
+    return sites, skipped
+
+
 _SITES: dict[str, Callable[[Branch, int], tuple[list[Site], list[Skipped]]]] = {
     "contract": _attention_sites,
+    "heads": _head_sites,
     "neurons": _neuron_sites,
     "low-rank": _rank_sites,
+    "gated": _gated_sites,
+    "low-rank-sparse": _rank_and_row_sites,
 }
 
 
@@ -183,40 +237,63 @@ def resize(model: nn.Module, space: Space, allocation: Allocation) -> None:
     space.validate(allocation)
     for branch, rivals in space.branches.items():
         for operator in rivals:
-            sizes = {site.name.rpartition(".")[2]: allocation[site.name] for site in operator.sites}
-            moved = {site.name.rpartition(".")[2] for site in operator.sites if allocation[site.name] != site.dense}
-            if moved:
-                _RESIZE[operator.name](model, branch, sizes, moved)
+            if operator.moves(allocation):
+                moved = {site.part: allocation[site.name] for site in operator.sites if allocation[site.name] != site.dense}
+                _RESIZE[operator.name](model, branch, operator.sizes(allocation), moved)
 
 
-def _resize_attention(model: nn.Module, path: str, sizes: dict[str, int], moved: set[str]) -> None:
+Sizes = dict[str, int]
+
+
+def _resize_attention(model: nn.Module, path: str, sizes: Sizes, moved: Sizes) -> None:
     dense = model.get_submodule(path)
+    heads: int = dense.num_heads  # type: ignore[assignment]
     width: int = dense.head_dim  # type: ignore[assignment]
-    model.set_submodule(path, ContractedAttention(dense, sizes.get("qk", width), sizes.get("vo", width)))
+    inputs: int = dense.get_submodule("qkv").in_features  # type: ignore[assignment]
+    attention = ContractedAttention(
+        dense, sizes.get("heads", heads), sizes.get("qk", width), sizes.get("vo", width), sizes.get("inputs", inputs)
+    )
+    model.set_submodule(path, attention)
 
 
-def _resize_ffn(model: nn.Module, path: str, sizes: dict[str, int], moved: set[str]) -> None:
-    ffn, width = model.get_submodule(path), sizes["hidden"]
+def _resize_ffn(model: nn.Module, path: str, sizes: Sizes, moved: Sizes) -> None:
+    ffn = model.get_submodule(path)
+    fc2 = ffn.get_submodule("fc2")
+    assert isinstance(fc2, nn.Linear)
+    width = sizes.get("hidden", fc2.in_features)
     for name in ("fc1", "fc1_g", "fc1_x"):
         linear = getattr(ffn, name, None)
         if linear is not None:
             rows = 2 * width if isinstance(ffn, GluMlp) else width
-            setattr(ffn, name, empty_linear(linear.in_features, rows, bias=linear.bias is not None))
-    fc2 = ffn.get_submodule("fc2")
-    assert isinstance(fc2, nn.Linear)
+            inputs = sizes.get("inputs", linear.in_features)
+            setattr(ffn, name, selected_linear(linear.in_features, inputs, rows, linear.bias is not None))
     ffn.fc2 = empty_linear(width, fc2.out_features, bias=fc2.bias is not None)
 
 
-def _resize_linears(model: nn.Module, path: str, sizes: dict[str, int], moved: set[str]) -> None:
-    for part in moved:
+def _resize_linears(model: nn.Module, path: str, sizes: Sizes, moved: Sizes) -> None:
+    for part, rank in moved.items():
         linear = model.get_submodule(f"{path}.{part}")
         assert isinstance(linear, nn.Linear)
-        low_rank = LowRankLinear(linear.in_features, linear.out_features, sizes[part], bias=linear.bias is not None)
+        low_rank = LowRankLinear(linear.in_features, linear.out_features, rank, bias=linear.bias is not None)
         model.set_submodule(f"{path}.{part}", low_rank)
 
 
-_RESIZE: dict[str, Callable[[nn.Module, str, dict[str, int], set[str]], None]] = {
+def _resize_sparse(model: nn.Module, path: str, sizes: Sizes, moved: Sizes) -> None:
+    for part in ("qkv", "proj", "fc1", "fc2"):
+        if f"{part}_rows" in moved:
+            linear = model.get_submodule(f"{path}.{part}")
+            assert isinstance(linear, nn.Linear)
+            shape = linear.in_features, linear.out_features, sizes[part], sizes[f"{part}_rows"]
+            model.set_submodule(f"{path}.{part}", LowRankSparseLinear(*shape, bias=linear.bias is not None))
+
+
+_RESIZE: dict[str, Callable[[nn.Module, str, Sizes, Sizes], None]] = {
     "contract": _resize_attention,
+    "heads": _resize_attention,
     "neurons": _resize_ffn,
     "low-rank": _resize_linears,
+    "gated": lambda model, path, sizes, moved: (
+        _resize_attention if isinstance(model.get_submodule(path), _ATTENTION) else _resize_ffn
+    )(model, path, sizes, moved),
+    "low-rank-sparse": _resize_sparse,
 }
