@@ -1,7 +1,7 @@
 """Fine-tuning with distillation from the dense model: the short one of every trial, and the long one before export."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -27,6 +27,8 @@ class FinetuneConfig:
         distillation: weight of the dense model's soft labels in the loss; 1 - this of the true labels.
         temperature: softmax temperature of the soft labels.
         amp: mixed precision: auto (on a GPU), on, or off. bfloat16 where the device has it, else float16 with loss scaling.
+        recipe_share: share of the steps that a recipe which trains (vtp, gohsp, losparse, kumar-hybrid) spends before the
+            cut; the fine-tune gets the others, so that every trial costs the same number of steps.
     """
 
     steps: int = 100
@@ -37,6 +39,7 @@ class FinetuneConfig:
     distillation: float = 0.7
     temperature: float = 2.0
     amp: str = "auto"
+    recipe_share: float = 0.5
 
     def __post_init__(self) -> None:
         if self.steps < 0:
@@ -45,6 +48,8 @@ class FinetuneConfig:
             raise ConfigError(f"lr must be positive, got {self.lr}")
         if not 0 <= self.distillation <= 1:
             raise ConfigError(f"distillation must be between 0 and 1, got {self.distillation}")
+        if not 0 < self.recipe_share < 1:
+            raise ConfigError(f"recipe_share must be between 0 and 1, got {self.recipe_share}")
         if self.amp not in ("auto", "on", "off"):
             raise ConfigError(f"amp must be auto, on or off, got {self.amp!r}")
 
@@ -63,6 +68,7 @@ def finetune(
     batches: Iterable[tuple[Tensor, Tensor]],
     config: FinetuneConfig,
     teacher: nn.Module | None = None,
+    penalty: Callable[[], Tensor] | None = None,
 ) -> Iterator[Step]:
     """Train `model` in place, one step for every value taken from the iterator.
 
@@ -71,6 +77,7 @@ def finetune(
         batches: images [B, C, H, W] and labels [B]; `config.steps` of them.
         config: how to train.
         teacher: dense model on the same device, in evaluation mode; None trains on the labels alone.
+        penalty: a scalar that is added to the loss of every step.
 
     Raises:
         DivergedError: the loss is NaN or infinite.
@@ -88,6 +95,8 @@ def finetune(
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         with cast:
             loss = _loss(model(images), labels, _soft_labels(teacher, images), config)
+        if penalty is not None:
+            loss = loss + penalty()
         value = float(loss.detach())
         if not math.isfinite(value):
             raise DivergedError(f"the loss became {value} at step {step} of {config.steps}: lower --lr")

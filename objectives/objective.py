@@ -3,15 +3,16 @@
 import copy
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from objectives.cost import CostModel, cost_model
+from objectives.cost import Cost, CostModel, cost_model
 from objectives.data import CALIBRATION_BATCH, Data
 from objectives.error import Evaluation, compare, evaluate, predict
 from objectives.finetune import FinetuneConfig, Step, finetune
@@ -22,9 +23,12 @@ from spaces.errors import ConfigError, DataError
 from spaces.factors import Factors, fingerprint
 from spaces.files import replacing, save_tensors
 from spaces.models import ModelConfig, create_model, preprocessing
+from spaces.operators import Variants
+from spaces.sites import Space
 from spaces.vit import SpaceName, describe
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, of how much
+OnStep = Callable[[Step], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,7 @@ class Score:
         kl, kl_before: mean KL divergence from the dense model, in nats.
         macs: multiply-accumulates for one image.
         params: parameters.
+        steps: optimiser steps paid: those of the fine-tune, and those of a recipe before it.
         seconds: wall time of building, training and evaluating.
     """
 
@@ -69,6 +74,7 @@ class Score:
     kl_before: float
     macs: int
     params: int
+    steps: int
     seconds: float
 
 
@@ -88,8 +94,8 @@ class Evaluator:
         data: the splits.
         space: the space of the dense model.
         fingerprint: of the weights, the space and the calibration images.
-        factors: what candidates are built from.
         costs: closed-form costs.
+        teacher: the dense model, on the device.
         dense: figures of the dense model on the search split, as given.
     """
 
@@ -108,19 +114,36 @@ class Evaluator:
         _check_classes(model, self.data)
         self.space = describe(model, objective.space, objective.multiple)
         self.costs: CostModel = cost_model(model, self.space)
-        self.fingerprint = self._fingerprint(model)
+        self.fingerprint = self._fingerprint(model, objective.space)
         accept(self)
-        self.factors = self._factors(model, progress)
-        self._teacher: nn.Module = copy.deepcopy(model).to(self.device) if self.device.type != "cpu" else model
-        self._answers: list[Tensor] = predict(self._teacher, self._search_batches(progress))
+        self._progress = progress
+        self._kept: dict[str, Factors] = {}
+        self.teacher: nn.Module = copy.deepcopy(model).to(self.device) if self.device.type != "cpu" else model
+        self._answers: list[Tensor] = predict(self.teacher, self._search_batches())
         labels = (labels for _, labels in self.data.evaluation("search"))
         self.dense: Evaluation = compare(zip(self._answers, labels, strict=True), self._answers)
+
+    @property
+    def factors(self) -> Factors:
+        """What candidates are built from: computed, or read from the factors' folder, at the first use."""
+        return self.factors_of(self.space)
+
+    def factors_of(self, space: Space, variants: Variants | None = None) -> Factors:
+        """Factors of a space of the dense model, from the calibration images; kept in memory and in the factors' folder."""
+        mark = self._fingerprint(self.model, space.name, variants)
+        if mark not in self._kept:
+            self._kept[mark] = self._factors(space, mark, variants)
+        return self._kept[mark]
+
+    def build(self, allocation: Allocation) -> nn.Module:
+        """The model of an allocation, before any training, on the CPU."""
+        return copy.deepcopy(self.model) if allocation == self.space.identity() else self.factors.build(allocation)
 
     def evaluate(
         self,
         allocation: Allocation,
         seed: int,
-        on_step: Callable[[Step], None] = lambda step: None,
+        on_step: OnStep = lambda step: None,
         weights: Path | None = None,
     ) -> Score:
         """Build, fine-tune and measure one candidate.
@@ -136,14 +159,39 @@ class Evaluator:
             AllocationError: the space does not offer it.
             DivergedError: the loss or the outputs became NaN or infinite.
         """
-        start = time.perf_counter()
+        start, steps = time.perf_counter(), self.objective.finetune.steps
         seed_everything(seed)
-        model = self.factors.build(allocation).to(self.device)
-        before = self._measure(model)
-        config = self.objective.finetune
-        for step in finetune(model, self.data.training(config.steps, seed), config, self._teacher):
-            on_step(step)
-        after = self._measure(model) if config.steps else before
+        model = self.build(allocation)
+        score = self.finish(model, self.costs.costs(allocation), self.data.training(steps, seed), 0, on_step, weights)
+        return replace(score, seconds=time.perf_counter() - start)
+
+    def finish(
+        self,
+        model: nn.Module,
+        costs: Mapping[Cost, int],
+        batches: Iterable[tuple[Tensor, Tensor]],
+        spent: int = 0,
+        on_step: OnStep = lambda step: None,
+        weights: Path | None = None,
+    ) -> Score:
+        """Measure a model as it is, fine-tune it for the steps that are left, and measure it again.
+
+        Args:
+            model: a compressed model; trained in place, on the device.
+            costs: its MACs and parameters.
+            batches: training batches, at least as many as steps are left.
+            spent: steps of the fine-tune's number that were spent on making the model.
+            on_step: called after every optimiser step.
+            weights: file for the fine-tuned weights; not kept if None.
+        """
+        start, config = time.perf_counter(), self.objective.finetune
+        model = model.to(self.device)
+        before = after = self._measure(model)
+        left = replace(config, steps=config.steps - spent)
+        if left.steps:
+            for step in finetune(model, islice(batches, left.steps), left, self.teacher):
+                on_step(replace(step, step=step.step + spent))
+            after = self._measure(model)
         if weights is not None:
             save_tensors(weights, model.state_dict())
         assert after.kl is not None and before.kl is not None
@@ -152,39 +200,44 @@ class Evaluator:
             error_before=before.error,
             kl=after.kl,
             kl_before=before.kl,
-            **self.costs.costs(allocation),
+            macs=costs["macs"],
+            params=costs["params"],
+            steps=config.steps,
             seconds=time.perf_counter() - start,
         )
 
-    def _search_batches(self, progress: Progress) -> Iterator[tuple[Tensor, Tensor]]:
+    def _search_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         images, batch = self.data.size("search") or 0, self.objective.data.eval_batch_size
-        return _counted("dense model", self.data.evaluation("search"), images, batch, progress)
+        return _counted("dense model", self.data.evaluation("search"), images, batch, self._progress)
 
     def _measure(self, model: nn.Module) -> Evaluation:
         return evaluate(model, self.data.evaluation("search"), self._answers)
 
-    def _factors(self, model: nn.Module, progress: Progress) -> Factors:
-        folder, name = self.objective.factors, f"{self.fingerprint}.safetensors"
+    def _factors(self, space: Space, mark: str, variants: Variants | None) -> Factors:
+        folder, name, progress = self.objective.factors, f"{mark}.safetensors", self._progress
         path = folder / name
         if not path.exists() and (sister := next(folder.parent.parent.glob(f"*/{folder.name}/{name}"), None)):
             folder.mkdir(parents=True, exist_ok=True)
             with replacing(path) as partial:
                 shutil.copyfile(sister, partial)
         if path.exists():
-            return Factors.load(path, model, self.space, self.fingerprint)
+            return Factors.load(path, self.model, space, mark)
         size = self.objective.data.calibration_size
         images = min(size, self.data.size("train") or size)
         batches = _counted("calibration", self.data.calibration(), images, CALIBRATION_BATCH, progress)
-        factors = Factors.compute(model, self.space, batches, self.device, lambda done, total: progress("factors", done, total))
-        factors.save(path, self.fingerprint)
+        factors = Factors.compute(
+            self.model, space, batches, self.device, lambda done, total: progress("factors", done, total), variants
+        )
+        factors.save(path, mark)
         return factors
 
-    def _fingerprint(self, model: nn.Module) -> str:
+    def _fingerprint(self, model: nn.Module, space: str, variants: Variants | None = None) -> str:
         """Of everything that the factors depend on: weights, space, preprocessing, and which images calibrate."""
         objective, data = self.objective, self.objective.data
         images = (data.dataset, data.train_split, data.search_split, data.search_size, data.holdout, data.split_seed)
         calibration = (*images, data.calibration_size, self.data.size("train"))
-        return fingerprint(model, objective.space, objective.multiple, self.preprocessing, calibration)
+        chosen = sorted((variants or {}).items())
+        return fingerprint(model, space, objective.multiple, self.preprocessing, calibration, *chosen)
 
 
 T = TypeVar("T")

@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -13,7 +13,8 @@ from spaces.allocation import Allocation
 from spaces.errors import CheckpointError
 from spaces.files import save_tensors
 from spaces.filling import FILL
-from spaces.operators import Tensors, Variants, input_of, variant_of
+from spaces.operators import Variants, input_of, variant_of
+from spaces.selection import Tensors, select
 from spaces.sites import Site, Space
 from spaces.statistics import collect
 from spaces.vit import resize
@@ -43,6 +44,7 @@ class Factors:
         device: torch.device | str = "cpu",
         progress: Callable[[int, int], None] = lambda done, total: None,
         variants: Variants | None = None,
+        scores: Mapping[str, Tensor] | None = None,
     ) -> "Factors":
         """Factors from one calibration pass; none is made where no variant needs it.
 
@@ -53,12 +55,15 @@ class Factors:
             device: where the pass and the decompositions run.
             progress: called with (sites done, sites in all).
             variants: kind of site -> name of a variant in spaces/operators.py; the engine's own where none is given.
+            scores: name of a site -> importance of what it may keep (`spaces.selection.select`): such a site is sliced by
+                these scores, with no correction.
 
         Raises:
             DataError: no image, or activations that are not finite.
         """
         device = torch.device(device)
-        chosen = {site: variant_of(site.kind, variants or {}) for site in space.sites}
+        scores = scores or {}
+        chosen = {site: variant_of(site.kind, variants or {}) for site in space.sites if site.name not in scores}
         inputs = {site: input_of(site) for site, variant in chosen.items() if variant.needs}
         moments = collect(
             dense.to(device),
@@ -69,9 +74,12 @@ class Factors:
         )
         dense.to("cpu").eval()
         tensors: Tensors = {}
-        for done, (site, variant) in enumerate(chosen.items()):
+        for done, site in enumerate(space.sites):
             progress(done, len(space.sites))
-            found = variant.compute(dense, site, moments.get(inputs.get(site, "")), device)
+            if site.name in scores:
+                found = select(dense, site, scores[site.name])
+            else:
+                found = chosen[site].compute(dense, site, moments.get(inputs.get(site, "")), device)
             tensors.update({f"{site.name}.{key}": value.detach().float().cpu().contiguous() for key, value in found.items()})
         progress(len(space.sites), len(space.sites))
         return cls(dense, space, tensors)
@@ -103,6 +111,10 @@ class Factors:
         tail = self._tensors[f"{site.name}.error"]
         scale = (len(tail) - 1) // site.dense  # value/output counts components of all heads
         return {size: 0.0 if size == site.dense else float(tail[size * scale]) for size in site.choices}
+
+    def total(self, site: Site) -> float:
+        """Expected squared error of keeping nothing at this site, in the unit of `error`."""
+        return float(self._tensors[f"{site.name}.error"][0])
 
     def save(self, path: Path, fingerprint: str) -> None:
         """Write the tensors atomically as safetensors."""

@@ -6,9 +6,9 @@ import torch
 from timm.layers import GluMlp
 from torch import Tensor, nn
 
-from spaces.modules import ContractedAttention, LowRankLinear
-from spaces.operators import Tensors, head_parts, linear_of
+from spaces.modules import ContractedAttention, LowRankLinear, SelectedLinear
 from spaces.pruning import prefix_weight, subset_weight
+from spaces.selection import Tensors, head_parts, linear_of
 
 Sizes = Mapping[str, int]
 Factors = Mapping[str, Tensors]
@@ -21,6 +21,7 @@ def _fill_attention(dense: nn.Module, model: nn.Module, branch: str, sizes: Size
     count, weights, biases = head_parts(dense, branch)
     kept = factors["heads"]["order"][: attention.num_heads].long().sort().values if "heads" in sizes else torch.arange(count)
     width = weights[0].shape[1]
+    read = _fill_inputs(attention.qkv, factors)
     bases: list[Tensor | None] = [None, None, None]
     if attention.query_key_dim < width:
         bases[:2] = (factors["qk"][name][kept, : attention.query_key_dim] for name in ("query", "key"))
@@ -28,11 +29,20 @@ def _fill_attention(dense: nn.Module, model: nn.Module, branch: str, sizes: Size
     if corrected:
         bases[2] = factors["vo"]["value"][kept, : attention.value_dim]
     for part, basis in enumerate(bases):
-        _fill_part(attention, part, weights[part][kept], _of(biases[part], kept), basis)
+        _fill_part(attention, part, weights[part][kept][..., read], _of(biases[part], kept), basis)
     if corrected:
         _fill_projection(dense, attention, branch, kept, factors["vo"])
     else:
         fill_linear(attention.proj, *linear_of(dense, f"{branch}.proj"))
+
+
+def _fill_inputs(first: nn.Module, factors: Factors) -> Tensor | slice:
+    """Tell the first linear of a branch which inputs it reads; returns the columns of the dense weight that stay."""
+    if not isinstance(first, SelectedLinear):
+        return slice(None)
+    kept = factors["inputs"]["order"][: first.in_features].long().sort().values
+    first.kept.copy_(kept)
+    return kept
 
 
 def _fill_part(attention: ContractedAttention, part: int, weight: Tensor, bias: Tensor | None, basis: Tensor | None) -> None:
@@ -80,9 +90,9 @@ def _fill_neurons(dense: nn.Module, model: nn.Module, branch: str, sizes: Sizes,
     kept = found["order"][:size].long()
     for name in ("fc1", "fc1_g", "fc1_x"):
         if hasattr(ffn, name):
-            weight, bias = linear_of(dense, f"{branch}.{name}")
+            first, (weight, bias) = ffn.get_submodule(name), linear_of(dense, f"{branch}.{name}")
             rows = torch.cat([kept, kept + len(found["order"])]) if isinstance(ffn, GluMlp) else kept
-            fill_linear(ffn.get_submodule(name), weight[rows], _of(bias, rows))
+            fill_linear(first, weight[rows][:, _fill_inputs(first, factors)], _of(bias, rows))
     weight, bias = linear_of(dense, f"{branch}.fc2")
     corrected = prefix_weight(found["projected"], found["triangle"], size)
     fill_linear(ffn.get_submodule("fc2"), corrected, _shifted(bias, weight, found["mean"], corrected, found["mean"][kept]))
@@ -96,6 +106,11 @@ def _fill_ranks(dense: nn.Module, model: nn.Module, branch: str, sizes: Sizes, f
             up, down = found["up"][:, :rank], found["down"][:rank]
             fill_linear(linear.down, down, None)
             fill_linear(linear.up, up, _shifted(bias, weight, found["mean"], up, down @ found["mean"]))
+
+
+def _fill_gated(dense: nn.Module, model: nn.Module, branch: str, sizes: Sizes, factors: Factors) -> None:
+    attention = isinstance(model.get_submodule(branch), ContractedAttention)
+    (_fill_attention if attention else _fill_neurons)(dense, model, branch, sizes, factors)
 
 
 def fill_linear(linear: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
@@ -112,4 +127,5 @@ FILL: dict[str, Callable[[nn.Module, nn.Module, str, Sizes, Factors], None]] = {
     "heads": _fill_attention,
     "neurons": _fill_neurons,
     "low-rank": _fill_ranks,
+    "gated": _fill_gated,
 }

@@ -1,25 +1,23 @@
 """What every kind of site needs to be made smaller, computed from weights and moments; several variants of most kinds.
 
 All variants of a kind give the same tensors, so that spaces/filling.py builds models from any of them. The first variant of
-a kind is the engine's own; `plain` and `magnitude` have no correction and need no images: they are what papers
-compare with.
+a kind is the engine's own; `plain` and `magnitude` have no correction and need no images: they are what papers compare with.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from timm.layers import GluMlp
 from torch import Tensor, nn
 
 from spaces import heads
 from spaces.contraction import query_key, value_output
-from spaces.low_rank import factorise, tail_sums
+from spaces.low_rank import factorise
 from spaces.pruning import elimination_order, prefix_factors, variance_order
+from spaces.selection import Tensors, linear_of, magnitude, select
 from spaces.sites import Kind, Site
 from spaces.statistics import Moments
 
-Tensors = dict[str, Tensor]
 Variants = Mapping[Kind, str]
 Compute = Callable[[nn.Module, Site, Moments | None, torch.device], Tensors]
 
@@ -56,22 +54,6 @@ def input_of(site: Site) -> str:
     return f"{site.branch}.{linear}" if linear else site.name
 
 
-def linear_of(model: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of a linear layer."""
-    linear = model.get_submodule(name)
-    assert isinstance(linear, nn.Linear)
-    return linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
-
-
-def head_parts(dense: nn.Module, branch: str) -> tuple[int, list[Tensor], list[Tensor | None]]:
-    """Heads, and the dense query, key and value: weights [heads, d, dim] and biases [heads, d]."""
-    weight, bias = linear_of(dense, f"{branch}.qkv")
-    count: int = dense.get_submodule(branch).num_heads  # type: ignore[assignment]
-    weights = list(weight.reshape(3, count, -1, weight.shape[1]))
-    biases: list[Tensor | None] = [None] * 3 if bias is None else list(bias.reshape(3, count, -1))
-    return count, weights, biases
-
-
 def _spread(moments: Moments | None, bias: Tensor | None) -> Tensor:
     """Covariance where a bias can carry the mean of what is lost, second moment where there is no bias."""
     assert moments is not None
@@ -91,14 +73,6 @@ def _contract_query_key(dense: nn.Module, site: Site, moments: Moments | None, d
     return {"query": factors.query, "key": factors.key, "error": factors.error}
 
 
-def _select_query_key(dense: nn.Module, site: Site, moments: Moments | None, device: torch.device) -> Tensors:
-    """Channels of each head by the product of the norms of their query and key weights."""
-    _, (query, key, _), _ = head_parts(dense, site.branch)
-    energy = query.square().sum(-1) * key.square().sum(-1)
-    basis, kept = _permutations(energy)
-    return {"query": basis, "key": basis, "error": tail_sums(kept.sum(0))}
-
-
 def _contract_value_output(dense: nn.Module, site: Site, moments: Moments | None, device: torch.device) -> Tensors:
     weight, bias = linear_of(dense, f"{site.branch}.proj")
     count = weight.shape[1] // site.dense
@@ -114,27 +88,8 @@ def _contract_value_output(dense: nn.Module, site: Site, moments: Moments | None
     }
 
 
-def _select_value_output(dense: nn.Module, site: Site, moments: Moments | None, device: torch.device) -> Tensors:
-    """Channels of each head by the product of the norms of their value and output weights; nothing makes up for them."""
-    weight, _ = linear_of(dense, f"{site.branch}.proj")
-    count, (_, _, value), _ = head_parts(dense, site.branch)
-    output = weight.reshape(weight.shape[0], count, -1).permute(1, 2, 0)
-    basis, energy = _permutations(value.square().sum(-1) * output.square().sum(-1))
-    interleaved = (basis @ output).permute(2, 1, 0).flatten(1)
-    return _uncorrected(interleaved, energy.T.flatten()) | {"value": basis}
-
-
-def _permutations(energy: Tensor) -> tuple[Tensor, Tensor]:
-    """Per head the permutation that sorts its channels, and the sorted energies: [heads, d] -> [heads, d, d], [heads, d]."""
-    order = energy.argsort(dim=-1, descending=True, stable=True)
-    return torch.eye(energy.shape[-1])[order], energy.gather(-1, order)
-
-
-def _uncorrected(weight: Tensor, energy: Tensor) -> Tensors:
-    """Factors whose prefixes are the plain columns of `weight`; errors are in units of weights only."""
-    inputs = weight.shape[1]
-    triangle, mean = torch.eye(inputs), torch.zeros(inputs)
-    return {"projected": weight, "triangle": triangle, "error": tail_sums(energy), "mean": mean}
+def _select_by_magnitude(dense: nn.Module, site: Site, moments: Moments | None, device: torch.device) -> Tensors:
+    return select(dense, site, magnitude(dense, site))
 
 
 def _order_heads(score: Callable[[nn.Module, Site, Moments | None, torch.device], Tensor]) -> Compute:
@@ -198,22 +153,6 @@ def _order_neurons(order_of: Callable[[Tensor, Tensor], Tensor]) -> Compute:
     return compute
 
 
-def _select_neurons(dense: nn.Module, site: Site, moments: Moments | None, device: torch.device) -> Tensors:
-    """Neurons by the product of the norms of their input and output weights; nothing makes up for them."""
-    weight, _ = linear_of(dense, f"{site.branch}.fc2")
-    first = sum(rows.square().sum(-1) for rows in incoming(dense, site.branch))
-    energy = first * weight.square().sum(0)
-    order = energy.argsort(descending=True, stable=True)
-    return _uncorrected(weight[:, order], energy[order]) | {"order": order}
-
-
-def incoming(dense: nn.Module, branch: str) -> list[Tensor]:
-    """Weights into the hidden neurons of an FFN, [neurons, dim] each; two where the FFN is gated."""
-    ffn = dense.get_submodule(branch)
-    weights = [linear_of(dense, f"{branch}.{name}")[0] for name in ("fc1", "fc1_g", "fc1_x") if hasattr(ffn, name)]
-    return list(weights[0].chunk(2)) if isinstance(ffn, GluMlp) else weights
-
-
 def _factorise_whitened(dense: nn.Module, site: Site, moments: Moments | None, device: torch.device) -> Tensors:
     weight, bias = linear_of(dense, site.name)
     factors = factorise(weight.to(device).double(), _spread(moments, bias).to(device))
@@ -232,11 +171,11 @@ _NOTHING: frozenset[str] = frozenset()
 VARIANTS: dict[Kind, dict[str, Variant]] = {
     "query_key": {
         "contraction": Variant(compute=_contract_query_key),
-        "magnitude": Variant(compute=_select_query_key, needs=_NOTHING),
+        "magnitude": Variant(compute=_select_by_magnitude, needs=_NOTHING),
     },
     "value_output": {
         "contraction": Variant(compute=_contract_value_output),
-        "magnitude": Variant(compute=_select_value_output, needs=_NOTHING),
+        "magnitude": Variant(compute=_select_by_magnitude, needs=_NOTHING),
     },
     "heads": {
         "energy": Variant(compute=_order_heads(_head_energy)),
@@ -248,7 +187,7 @@ VARIANTS: dict[Kind, dict[str, Variant]] = {
     "ffn_hidden": {
         "elimination": Variant(compute=_order_neurons(elimination_order)),
         "variance": Variant(compute=_order_neurons(variance_order)),
-        "magnitude": Variant(compute=_select_neurons, needs=_NOTHING),
+        "magnitude": Variant(compute=_select_by_magnitude, needs=_NOTHING),
     },
     "rank": {
         "whitened": Variant(compute=_factorise_whitened),
