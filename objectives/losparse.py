@@ -46,7 +46,7 @@ class LowRankPlusRows(nn.Module):
         self.rows = nn.Parameter(weight - up @ down)
         self.bias = None if bias is None else nn.Parameter(bias.clone())
         self.importance = torch.zeros(len(weight), device=weight.device)
-        self.rows.register_post_accumulate_grad_hook(self._observe)
+        self.rows.register_post_accumulate_grad_hook(self._observe)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.whole(), self.bias)
@@ -87,7 +87,7 @@ def keep_rows(layers: dict[str, LowRankPlusRows], share: float) -> None:
     count = max(1, round(share * len(importance)))
     threshold = importance.topk(count).values[-1]
     for layer in layers.values():
-        layer.rows *= (layer.importance >= threshold).unsqueeze(1)
+        layer.rows.mul_((layer.importance >= threshold).unsqueeze(1))
 
 
 def decompose(model: nn.Module, ranks: Allocation, bench: Workbench) -> dict[str, LowRankPlusRows]:
@@ -129,9 +129,9 @@ def _rebuilt(bench: Workbench, trained: nn.Module, layers: dict[str, LowRankPlus
     model = trained.cpu().eval()
     resize(model, bench.space, allocation)
     for name, layer in layers.items():
-        linear = model.get_submodule(name.removesuffix("_rows"))
-        if isinstance(linear, LowRankSparseLinear):
-            _fill_sparse(linear, layer.cpu(), allocation[name])
+        small = model.get_submodule(name.removesuffix("_rows"))
+        if isinstance(small, LowRankSparseLinear):
+            _fill_sparse(small, layer.cpu(), allocation[name])
     return model
 
 
