@@ -45,7 +45,7 @@ def main() -> None:
 
 def error(evaluator: Evaluator, allocation: Allocation, seed: int | None) -> float:
     """Top-1 error on the test split; as built without a seed, else fine-tuned with it."""
-    model = evaluator.factors.build(allocation)
+    model = evaluator.build(allocation)
     if seed is not None:
         with tempfile.TemporaryDirectory() as folder:
             weights = Path(folder) / "weights.safetensors"

@@ -128,6 +128,15 @@ def open_workbench(
     return Workbench(evaluator, recipe.space, recipe.kinds, limits, steps, seed, on_step)
 
 
+def make_cut(
+    evaluator: Evaluator, name: str, limits: Mapping[Cost, float], seed: int, on_step: OnStep = lambda step: None
+) -> tuple[Workbench, Cut]:
+    """Run a recipe up to its cut: the model before its fine-tune."""
+    seed_everything(seed)
+    bench = open_workbench(evaluator, name, limits, seed, on_step)
+    return bench, recipe_of(name).make(bench)
+
+
 def evaluate_recipe(
     evaluator: Evaluator,
     name: str,
@@ -154,9 +163,7 @@ def evaluate_recipe(
         DivergedError: the loss or the outputs became NaN or infinite.
     """
     start = time.perf_counter()
-    seed_everything(seed)
-    bench = open_workbench(evaluator, name, limits, seed, on_step)
-    cut = recipe_of(name).make(bench)
+    bench, cut = make_cut(evaluator, name, limits, seed, on_step)
     score = evaluator.finish(cut.model, bench.costs.costs(cut.allocation), bench.batches, bench.steps, on_step, weights)
     return replace(score, seconds=time.perf_counter() - start), cut.allocation
 

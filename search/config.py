@@ -16,6 +16,7 @@ import yaml
 
 from objectives.finetune import FinetuneConfig
 from objectives.objective import Objective
+from objectives.recipes import RECIPES
 from objectives.splits import DataConfig
 from search.samplers import SAMPLERS
 from spaces.errors import ConfigError
@@ -24,6 +25,9 @@ from spaces.models import ModelConfig
 from spaces.vit import SpaceName
 
 ObjectiveName = Literal["error", "flops", "params"]
+
+# Baselines that are points of the searched space: the sampler learns from them as from its own proposals.
+ALLOCATED = ("uniform", "random")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,10 @@ class StudyConfig:
         objectives: what the front trades off: error, flops (MACs), params.
         trials: trials in the run, baselines included.
         sampler: tpe, nsga2 or random.
+        baselines: named recipes that run first and are drawn with the others: uniform, random, kumar-hybrid,
+            kumar-hybrid-whitened, vtp, gohsp, losparse, svd-energy, magnitude, heads-energy (-elimination, -magnitude, -taylor,
+            -graph); or none.
+        recipe: run this recipe and the dense reference alone, with no search.
         band: proposals use between this share of the budget and all of it.
         seed: of the sampler, the batches and the augmentation.
         device: cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.
@@ -51,6 +59,8 @@ class StudyConfig:
     objectives: tuple[ObjectiveName, ...] = ("error", "flops")
     trials: int = 50
     sampler: str = "tpe"
+    baselines: tuple[str, ...] = ("uniform",)
+    recipe: str | None = None
     band: float = 0.5
     seed: int = 0
     device: str = "auto"
@@ -68,8 +78,21 @@ class StudyConfig:
             raise ConfigError(f"multiple must be at least 1, got {self.multiple}")
         if self.sampler not in SAMPLERS:
             raise ConfigError(f"sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
+        for name in self.recipes:
+            if name not in (*ALLOCATED, *RECIPES):
+                raise ConfigError(f"unknown recipe {name!r}: choose one of {', '.join((*ALLOCATED, *RECIPES))}")
+        if self.recipe is not None and not self.target:
+            raise ConfigError(f"the recipe {self.recipe!r} needs a budget: --target flops=50%")
         if "error" not in self.objectives or not 2 <= len(set(self.objectives)) == len(self.objectives):
             raise ConfigError(f"objectives must be error and at least one cost, each once, got {', '.join(self.objectives)}")
+
+    @property
+    def recipes(self) -> tuple[str, ...]:
+        """Names of the recipes to run, in order."""
+        if self.recipe is not None:
+            return (self.recipe,)
+        names = tuple(name for text in self.baselines for name in text.split(","))
+        return () if names == ("none",) else names
 
 
 # The dataclasses that own the options, in the order in which they are shown.

@@ -1,5 +1,6 @@
 """A point of the front as a folder that loads by itself, checked after reload in a fresh process."""
 
+import copy
 import json
 import os
 import subprocess
@@ -9,22 +10,24 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from objectives.cost import Cost
+from objectives.cost import Cost, cost_model
 from objectives.error import evaluate
 from objectives.objective import Evaluator, Progress
+from objectives.recipes import RECIPES, evaluate_recipe, make_cut
 from search.environment import environment
 from search.run import Run
 from search.table import DENSE
-from search.targets import format_count, format_kept
-from spaces.allocation import Allocation
+from search.targets import format_count, format_kept, recipe_limits
 from spaces.compressed import save_compressed
 from spaces.errors import RunError
 from spaces.files import replacing, write_json, write_text
+from spaces.vit import describe, resize
 
 _TOLERANCE = 1e-4
 _PROBE_IMAGES = 32
@@ -56,7 +59,7 @@ def export(
         raise RunError("say which point to export: --target flops=50% or --trial N")
     row = run.trial(trial) if trial is not None else run.best(str(target))
     name = f"trial{trial}" if trial is not None else str(target).replace("=", "").replace("%", "").replace(",", "-")
-    work = _Export(run, int(row["number"]), run.allocation(row), progress)
+    work = _Export(run, row, progress)
     folder = run.directory / "export" / name
     with replacing(folder) as partial:
         partial.mkdir(parents=True)
@@ -67,43 +70,46 @@ def export(
 class _Export:
     """The parts of one export."""
 
-    def __init__(self, run: Run, number: int, allocation: Allocation, progress: Progress) -> None:
-        self.run, self.number, self.allocation = run, number, allocation
+    def __init__(self, run: Run, row: "pd.Series[Any]", progress: Progress) -> None:
+        self.run, self.number, self.allocation = run, int(row["number"]), run.allocation(row)
+        self.recipe: str | None = row["label"] if row["label"] in RECIPES else None
         self.evaluator = Evaluator(run.config.objective(run.directory), progress)
+        self.space = describe(self.evaluator.model, str(row["space"]), run.config.study.multiple)
+        self.costs = cost_model(self.evaluator.model, self.space)
 
     def write(self, folder: Path) -> None:
         """Write everything that the folder holds."""
-        model = self._finetuned(self.number, self.allocation)
+        model = self._finetuned()
         config = self.run.config
         save_compressed(folder, model, {
             "architecture": config.model.model,
             "model_args": dict(config.model.model_kwargs),
             "num_classes": getattr(model, "num_classes", None),
-            "space": config.study.space,
+            "space": self.space.name,
             "multiple": config.study.multiple,
             "allocation": dict(self.allocation),
             "pretrained_cfg": self.evaluator.preprocessing,
-            "operators": self.run.space.operators(self.allocation),
+            "operators": self.space.operators(self.allocation),
+            "recipe": self.recipe,
         })  # fmt: skip
         report = self._report(model, folder)
         write_json(folder / "report.json", report)
-        write_text(folder / "README.md", _card(report, config.model.model, config.study.space))
+        write_text(folder / "README.md", _card(report, config.model.model, self.space.name))
 
     def _report(self, model: nn.Module, folder: Path) -> dict[str, Any]:
-        dense = self.evaluator.factors.dense.to(self.evaluator.device)
         top1 = {
-            "dense": self._top1(dense),
+            "dense": self._top1(self.evaluator.teacher),
             "dense_finetuned": self._top1(self._reference()),
-            "as_built": self._top1(self.evaluator.factors.build(self.allocation)),
+            "as_built": self._top1(self._built()),
             "finetuned": self._top1(model),
         }
-        dense.to("cpu")
         reloaded = _in_fresh_process(folder, model.cpu(), self.evaluator)
         errors = {name: 1 - value for name, value in top1.items()}
         if reloaded["max_difference"] > _TOLERANCE or reloaded["macs_fvcore"] != self._kept("macs")["compressed"]:
             raise RunError(f"the reloaded model is not the one that was saved: {reloaded}")
         return {
             "trial": self.number,
+            "recipe": self.recipe,
             "target": list(self.run.config.study.target),
             "macs": {**self._kept("macs"), "fvcore_after_reload": reloaded["macs_fvcore"],
                      "torch_after_reload": reloaded["macs_torch"]},
@@ -122,7 +128,7 @@ class _Export:
         }  # fmt: skip
 
     def _kept(self, cost: Cost) -> dict[str, float]:
-        dense, compressed = self.evaluator.costs.dense[cost], self.evaluator.costs.count(self.allocation, cost)
+        dense, compressed = self.costs.dense[cost], self.costs.count(self.allocation, cost)
         return {"dense": dense, "compressed": compressed, "kept": compressed / dense}
 
     def _top1(self, model: nn.Module) -> float:
@@ -132,16 +138,43 @@ class _Export:
         """The dense model given the same fine-tune as the candidates."""
         rows = self.run.trials[(self.run.trials["label"] == DENSE) & (self.run.trials["state"] == "COMPLETE")]
         number = int(rows.iloc[0]["number"]) if len(rows) else -1
-        return self._finetuned(number, self.run.space.identity())
-
-    def _finetuned(self, number: int, allocation: Allocation) -> nn.Module:
-        """The model of a trial: from the weights that the search kept, else fine-tuned again with the same seed."""
-        weights = self.run.directory / "front" / f"{number:04d}.safetensors"
+        weights = self._weights(number)
         if not weights.exists():
-            self.evaluator.evaluate(allocation, self.run.config.study.seed, weights=weights)
-        model = self.evaluator.factors.build(allocation)
-        model.load_state_dict(load_file(weights), strict=True)
-        return model
+            self.evaluator.evaluate(self.evaluator.space.identity(), self._seed, weights=weights)
+        return _filled(copy.deepcopy(self.evaluator.model), weights)
+
+    def _built(self) -> nn.Module:
+        """The trial's model before its fine-tune."""
+        if self.recipe is not None:
+            return make_cut(self.evaluator, self.recipe, self._limits(), self._seed)[1].model
+        return self.evaluator.build(self.allocation)
+
+    def _finetuned(self) -> nn.Module:
+        """The trial's model: from the weights that the search kept, else trained again with the same seed."""
+        weights = self._weights(self.number)
+        if not weights.exists() and self.recipe is not None:
+            evaluate_recipe(self.evaluator, self.recipe, self._limits(), self._seed, weights=weights)
+        elif not weights.exists():
+            self.evaluator.evaluate(self.allocation, self._seed, weights=weights)
+        model = copy.deepcopy(self.evaluator.model)
+        resize(model, self.space, self.allocation)
+        return _filled(model, weights)
+
+    @property
+    def _seed(self) -> int:
+        return self.run.config.study.seed
+
+    def _limits(self) -> dict[Cost, float]:
+        text = ",".join(self.run.config.study.target)
+        return recipe_limits(self.run.targets(text) if text else (), self.evaluator.costs)
+
+    def _weights(self, number: int) -> Path:
+        return self.run.directory / "front" / f"{number:04d}.safetensors"
+
+
+def _filled(model: nn.Module, weights: Path) -> nn.Module:
+    model.load_state_dict(load_file(weights), strict=True)
+    return model.eval()
 
 
 def _in_fresh_process(folder: Path, model: nn.Module, evaluator: Evaluator) -> dict[str, Any]:

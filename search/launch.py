@@ -12,7 +12,8 @@ import torch
 from objectives.count import fvcore_macs
 from objectives.finetune import Step
 from objectives.objective import Evaluator
-from search.config import SearchConfig
+from objectives.recipes import check_reach
+from search.config import ALLOCATED, SearchConfig
 from search.environment import environment
 from search.parametrisation import Parametrisation
 from search.picture import write_picture
@@ -20,12 +21,13 @@ from search.report import write_report
 from search.run import Run, check_same_model, check_same_run, default_output
 from search.runner import WEIGHTS, InProcessRunner
 from search.study import Proposal, Study, Trial
-from search.table import DENSE, describe_space, summarise, trial_table, write_tables
-from search.targets import Reach, Target, check_jointly, limits_of, parse_targets, reach_of
+from search.table import DENSE, describe_space, sites_of, summarise, trial_table, write_tables
+from search.targets import Reach, Target, check_jointly, limits_of, parse_targets, reach_of, recipe_limits
 from spaces.allocation import Allocation
 from spaces.errors import CountError, RunError
 from spaces.files import write_json
 from spaces.sites import Space
+from spaces.vit import describe
 
 _COLUMNS = {"error": "error", "flops": "macs", "params": "params"}
 _REPORT_SECONDS = 20.0
@@ -79,20 +81,25 @@ class _Search:
         study = config.study
         self.evaluator = Evaluator(config.objective(directory), reporter.stage, self._accept)
         space, costs = self.evaluator.space, self.evaluator.costs
+        if config.study.recipe is None:
+            _ = self.evaluator.factors  # computed before the run is written: what stops here leaves no run behind
         self.parametrisation = Parametrisation(space, self._load, self._band(space))
         self.objectives = tuple(_COLUMNS[name] for name in study.objectives)
-        self.facts = {
+        self.facts: dict[str, Any] = {
             "model": config.model.model,
             "classes": self.evaluator.data.num_classes,
             "fingerprint": self.evaluator.fingerprint,
             "space": space.name,
-            "sites": describe_space(space),
+            "spaces": {},
             "skipped": [asdict(entry) for entry in space.skipped],
             "dense": {"macs": costs.dense["macs"], "params": costs.dense["params"], "error": self.evaluator.dense.error},
             "reach": {cost: list(ends) for cost, ends in self.reach.items()},
         }
         self._reported = 0.0
         self.study = Study(directory, self.parametrisation, self.objectives, study.sampler, study.seed)
+        self._enqueue_baselines()
+        names = dict.fromkeys([space.name, *self.study.spaces])
+        self.facts["spaces"] = {name: describe_space(describe(self.evaluator.model, name, study.multiple)) for name in names}
 
     def _accept(self, evaluator: Evaluator) -> None:
         """Refuse another model's run, costs that cannot be counted and targets out of reach before factors are computed."""
@@ -101,15 +108,16 @@ class _Search:
         self.reach: Reach = reach_of(evaluator.costs, evaluator.space)
         self.targets: tuple[Target, ...] = parse_targets(self.config.study.target, self.reach)
         check_jointly(self.targets, evaluator.costs, evaluator.space)
+        for name in self._recipes():
+            check_reach(evaluator, name, recipe_limits(self.targets, evaluator.costs))
 
     def run(self) -> None:
         """Propose and evaluate until the run has its number of trials or nothing new is left to propose."""
-        wanted = self.config.study.trials
+        wanted = self.study.planned if self.config.study.recipe else self.config.study.trials
         self.config.dump(self.directory / "config.yaml")
         write_json(self.directory / "env.json", environment(self.evaluator.device))
         self.summary = self._write()
         self.reporter.began(self.directory, self.summary, wanted, self.config.finetune.steps)
-        self._enqueue_baselines()
         runner = InProcessRunner(self.evaluator, self.reporter.step)
         running, exhausted = 0, False
         while True:
@@ -124,7 +132,7 @@ class _Search:
                 break
             outcome = runner.wait()
             running -= 1
-            trial = self.study.tell(outcome.number, outcome.score, outcome.reason)
+            trial = self.study.tell(outcome.number, outcome.score, outcome.reason, outcome.allocation)
             self.summary = self._write()
             self._keep_front_weights()
             self.reporter.finished(trial, self.summary, len(self.study.trials))
@@ -147,18 +155,35 @@ class _Search:
         return max(least, self.config.study.band), max(least, 1.0)
 
     def _enqueue_baselines(self) -> None:
-        """The dense model given the same fine-tune, and uniform allocations: of every operator mix, and below the target."""
-        low, high = self.parametrisation.band
+        """The dense model given the same fine-tune, and the recipes that were asked for."""
         self.study.enqueue(DENSE, {})
+        names = self.config.study.recipes
+        if "uniform" in names:
+            self._enqueue_uniform()
+        if "random" in names:
+            self.study.enqueue("random", self.parametrisation.random(self._full(), self.config.study.seed))
+        for name in self._recipes():
+            self.study.enqueue_recipe(name, recipe_limits(self.targets, self.evaluator.costs))
+
+    def _enqueue_uniform(self) -> None:
+        """The same share everywhere: with every mix of operators on the budget, and in a search below it too."""
+        low, high = self.parametrisation.band
         for mix, operators in _mixes(self.parametrisation.space):
-            self.study.enqueue(
-                f"uniform{mix}", self.parametrisation.uniform(high if self.targets else (low + high) / 2, operators)
-            )
-        for share in (0.5, 0.0):
+            self.study.enqueue(f"uniform{mix}", self.parametrisation.uniform(self._full(), operators))
+        for share in (0.5, 0.0) if self.config.study.recipe is None else ():
             self.study.enqueue("uniform", self.parametrisation.uniform(low + share * (high - low)))
 
+    def _full(self) -> float:
+        """The load that baselines aim at: all of the budget, or the middle of the band where there is no target."""
+        low, high = self.parametrisation.band
+        return high if self.targets else (low + high) / 2
+
+    def _recipes(self) -> list[str]:
+        """Recipes that make models of their own; the others are points of the searched space."""
+        return [name for name in self.config.study.recipes if name not in ALLOCATED]
+
     def _write(self) -> dict[str, Any]:
-        trials = trial_table(self.study.trials, self.evaluator.costs.dense)  # type: ignore[arg-type]
+        trials = trial_table(self.study.trials, self.evaluator.costs.dense, sites_of(self.facts))  # type: ignore[arg-type]
         summary = summarise(trials, self.objectives, self.targets, self.facts)
         write_tables(self.directory, trials, summary)
         if time.monotonic() - self._reported > _REPORT_SECONDS:
@@ -197,7 +222,7 @@ def _check_count(evaluator: Evaluator) -> None:
 
 def render(run: Run) -> None:
     """Write report.html and pareto.png from the run's tables."""
-    write_report(run.directory / "report.html", run.summary, run.trials, run.space.sites, run=str(run.directory))
+    write_report(run.directory / "report.html", run.summary, run.trials, run.sites, run=str(run.directory))
     write_picture(run.directory / "pareto.png", run.summary, run.trials)
 
 

@@ -4,6 +4,7 @@ The sampler never proposes sizes. It proposes how much of the budget to use and 
 space decodes that into sizes that meet the budget, so that every trial lies in the wanted band of cost.
 """
 
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -64,6 +65,14 @@ class Parametrisation:
             if len(rivals) > 1
         }
         return {BUDGET: budget, **chosen, **{site.name: 0.0 for site in self.space.sites}}
+
+    def random(self, budget: float, seed: int) -> dict[str, float | str]:
+        """Parameters of an allocation with random proportions, drawn as the sampler's first ones are."""
+        rng, parameters = random.Random(seed), self.uniform(budget)
+        for branch, rivals in self.space.branches.items():
+            if len(rivals) > 1:
+                parameters[branch] = rng.choice(rivals).name
+        return {**parameters, **{site.name: rng.uniform(-_OFFSET, _OFFSET) for site in self.space.sites}}
 
     def _affordable(self, operators: dict[str, str], budget: float) -> dict[str, str]:
         """`operators`, with as few of them replaced as it takes to get below the budget."""

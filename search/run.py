@@ -9,17 +9,19 @@ import pandas as pd
 
 from search.config import SearchConfig, read_options
 from search.pareto import best_under
-from search.table import read_space, read_tables
+from search.table import read_space, read_tables, sites_of
 from search.targets import Target, format_count, parse_targets
 from spaces.allocation import Allocation
 from spaces.errors import RunError, TargetError
-from spaces.sites import Space
+from spaces.sites import Site, Space
 
 # What may differ between two launches of one run; everything else changes what its trials mean.
 _FREE = frozenset(
     (
         "trials",
         "sampler",
+        "baselines",
+        "recipe",
         "device",
         "threads",
         "workers",
@@ -57,6 +59,15 @@ class Run:
     def space(self) -> Space:
         """The space that was searched."""
         return read_space(self.summary)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """All sites that a trial has a size for: those of the searched space, and those of the recipes' spaces."""
+        return sites_of(self.summary)
+
+    def space_of(self, row: "pd.Series[Any]") -> Space:
+        """The space of one trial's allocation."""
+        return read_space(self.summary, str(row["space"]))
 
     @property
     def front(self) -> pd.DataFrame:
@@ -110,7 +121,7 @@ class Run:
 
     def allocation(self, row: "pd.Series[Any]") -> Allocation:
         """The sizes of a row of `trials`."""
-        return Allocation({site.name: int(row[site.name]) for site in self.space.sites})
+        return Allocation({site.name: int(row[site.name]) for site in self.space_of(row).sites})
 
 
 def open_run(directory: str | Path) -> Run:
@@ -123,8 +134,8 @@ def open_run(directory: str | Path) -> Run:
 
 
 def default_output(config: SearchConfig) -> str:
-    """runs/MODEL-SPACE."""
-    return f"runs/{config.model.model}-{config.study.space}"
+    """runs/MODEL-SPACE, or runs/MODEL-RECIPE."""
+    return f"runs/{config.model.model}-{config.study.recipe or config.study.space}"
 
 
 def stored_options(directory: Path) -> dict[str, Any]:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Protocol
 
 from objectives.finetune import Step
-from objectives.objective import Evaluator, Score
+from objectives.objective import Evaluator, OnStep, Score
+from objectives.recipes import evaluate_recipe
 from search.study import Proposal
+from spaces.allocation import Allocation
 from spaces.errors import CompressionError
 
 WEIGHTS, METRICS, STDERR = "weights.safetensors", "metrics.jsonl", "stderr.log"
@@ -17,11 +19,12 @@ WEIGHTS, METRICS, STDERR = "weights.safetensors", "metrics.jsonl", "stderr.log"
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a trial ended: with a score, or with the reason why it has none."""
+    """How a trial ended: with a score, or with the reason why it has none; and the allocation that a recipe made."""
 
     number: int
     score: Score | None
     reason: str | None = None
+    allocation: Allocation | None = None
 
 
 class Runner(Protocol):
@@ -71,7 +74,7 @@ def run_trial(evaluator: Evaluator, proposal: Proposal, folder: Path, on_step: C
                 metrics.write(json.dumps(asdict(step)) + "\n")
                 on_step(step)
 
-            score = evaluator.evaluate(proposal.allocation, proposal.seed, record, folder / WEIGHTS)
+            score, allocation = _score(evaluator, proposal, record, folder / WEIGHTS)
             metrics.write(json.dumps(asdict(score)) + "\n")
     except CompressionError:
         raise
@@ -80,4 +83,11 @@ def run_trial(evaluator: Evaluator, proposal: Proposal, folder: Path, on_step: C
         return Outcome(
             number=proposal.number, score=None, reason=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         )
-    return Outcome(number=proposal.number, score=score)
+    return Outcome(number=proposal.number, score=score, allocation=allocation)
+
+
+def _score(evaluator: Evaluator, proposal: Proposal, on_step: OnStep, weights: Path) -> tuple[Score, Allocation]:
+    if proposal.recipe is not None:
+        return evaluate_recipe(evaluator, proposal.recipe, proposal.limits, proposal.seed, on_step, weights)
+    assert proposal.allocation is not None
+    return evaluator.evaluate(proposal.allocation, proposal.seed, on_step, weights), proposal.allocation

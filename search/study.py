@@ -7,7 +7,7 @@ journal by a single append, so that a kill at any moment loses running trials on
 import fcntl
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,7 +15,9 @@ import optuna
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from objectives.cost import Cost
 from objectives.objective import Score
+from objectives.recipes import recipe_of
 from search.parametrisation import Parametrisation
 from search.samplers import create_sampler
 from spaces.allocation import Allocation
@@ -32,17 +34,23 @@ class Proposal:
 
     Attributes:
         number: of the trial, counted from 0 in the order of proposing.
-        allocation: what to build.
+        allocation: what to build; None while a recipe has not made it.
+        space: name of the space of the allocation.
         seed: for its fine-tune.
         label: name of the baseline that it is, if it is one.
         parameters: what the sampler sees; empty for an allocation outside of the sampled band.
+        recipe: name of the recipe that makes the model, in place of an allocation.
+        limits: the recipe's budget: cost -> bound, in MACs or parameters.
     """
 
     number: int
-    allocation: Allocation
+    allocation: Allocation | None
+    space: str
     seed: int
     label: str | None = None
-    parameters: Mapping[str, float | str]
+    parameters: Mapping[str, float | str] = field(default_factory=dict)
+    recipe: str | None = None
+    limits: Mapping[Cost, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +113,14 @@ class Study:
         if allocation not in waiting | self._known():
             self._queue.append(self._propose(allocation, label, parameters))
 
+    def enqueue_recipe(self, name: str, limits: Mapping[Cost, float]) -> None:
+        """Propose this recipe next, unless it was already tried on this budget or is waiting."""
+        running = [proposal for proposal, _ in self._running.values()]
+        known = [trial.proposal for trial in self.trials] + running + self._queue
+        if not any(proposal.recipe == name and dict(proposal.limits) == dict(limits) for proposal in known):
+            proposal = self._propose(None, name, {})
+            self._queue.append(replace(proposal, space=recipe_of(name).space, recipe=name, limits=dict(limits)))
+
     def ask(self) -> Proposal | None:
         """The next trial: what was interrupted or enqueued first, then the sampler's. None if it finds nothing new."""
         if self._queue:
@@ -121,9 +137,11 @@ class Study:
             self._memory.tell(sampled, state=TrialState.FAIL)  # a repetition is not paid for, and must not count
         return None
 
-    def tell(self, number: int, score: Score | None, reason: str | None = None) -> Trial:
-        """Record the score of a running trial, or why it has none."""
+    def tell(self, number: int, score: Score | None, reason: str | None = None, allocation: Allocation | None = None) -> Trial:
+        """Record the score of a running trial, or why it has none, and the allocation that a recipe made."""
         proposal, sampled = self._running.pop(number)
+        if allocation is not None:
+            proposal = replace(proposal, allocation=allocation)
         if score is not None and not self._finite(score):
             reason = f"the score is not finite: {asdict(score)}"
             score = None
@@ -137,6 +155,17 @@ class Study:
         self.trials.append(trial)
         return trial
 
+    @property
+    def spaces(self) -> list[str]:
+        """Names of the spaces of all trials, finished, running or waiting."""
+        proposals = [trial.proposal for trial in self.trials] + [entry for entry, _ in self._running.values()] + self._queue
+        return [proposal.space for proposal in proposals]
+
+    @property
+    def planned(self) -> int:
+        """Trials that are finished, running or waiting."""
+        return len(self.spaces)
+
     def close(self) -> None:
         """Let another process write the run."""
         self._lock.close()
@@ -149,22 +178,26 @@ class Study:
         self._memory.sampler = create_sampler(self.sampler, (self.seed * 1_000_003 + number * _ATTEMPTS + attempt) % 2**31)
         return self._memory.ask(self.parametrisation.distributions)
 
-    def _propose(self, allocation: Allocation, label: str | None, parameters: Mapping[str, float | str]) -> Proposal:
+    def _propose(self, allocation: Allocation | None, label: str | None, parameters: Mapping[str, float | str]) -> Proposal:
         return Proposal(
-            number=self._next_number(), allocation=allocation, seed=self.seed, label=label, parameters=dict(parameters)
+            number=self._next_number(),
+            allocation=allocation,
+            space=self.parametrisation.space.name,
+            seed=self.seed,
+            label=label,
+            parameters=dict(parameters),
         )
 
     def _start(self, proposal: Proposal, sampled: optuna.Trial | None) -> Proposal:
-        write_json(
-            self.folder(proposal.number) / "allocation.json", {**asdict(proposal), "allocation": dict(proposal.allocation)}
-        )
+        sizes = None if proposal.allocation is None else dict(proposal.allocation)
+        write_json(self.folder(proposal.number) / "allocation.json", {**asdict(proposal), "allocation": sizes})
         self._running[proposal.number] = proposal, sampled
         return proposal
 
     def _known(self) -> set[Allocation]:
-        """Allocations that were tried or are running."""
-        running = {proposal.allocation for proposal, _ in self._running.values()}
-        return running | {trial.proposal.allocation for trial in self.trials}
+        """Allocations that were tried or are running; what a recipe made has other weights, and does not count."""
+        proposals = [*(proposal for proposal, _ in self._running.values()), *(trial.proposal for trial in self.trials)]
+        return {entry.allocation for entry in proposals if entry.allocation is not None and entry.recipe is None}
 
     def _next_number(self) -> int:
         numbers = [trial.proposal.number for trial in self.trials] + [proposal.number for proposal in self._queue]
@@ -177,7 +210,7 @@ class Study:
         for path in sorted((self.directory / "trials").glob("*/allocation.json")):
             try:
                 entry = json.loads(path.read_text(encoding="utf-8"))
-                proposal = Proposal(**{**entry, "allocation": Allocation(entry["allocation"])})
+                proposal = Proposal(**{**entry, "allocation": _allocation(entry["allocation"])})
             except (OSError, ValueError, TypeError, KeyError):
                 continue  # a file that was never finished belongs to a trial that never began
             if proposal.number not in told:
@@ -201,9 +234,12 @@ def _freeze(trial: Trial, values: list[float] | None, parametrisation: Parametri
         distributions={name: known[name] for name in proposal.parameters},
         user_attrs={
             "number": proposal.number,
-            "allocation": dict(proposal.allocation),
+            "allocation": None if proposal.allocation is None else dict(proposal.allocation),
+            "space": proposal.space,
             "seed": proposal.seed,
             "label": proposal.label,
+            "recipe": proposal.recipe,
+            "limits": dict(proposal.limits),
             "score": None if trial.score is None else asdict(trial.score),
             "reason": trial.reason,
         },
@@ -215,13 +251,20 @@ def _thaw(frozen: FrozenTrial) -> Trial:
     attributes = frozen.user_attrs
     proposal = Proposal(
         number=attributes["number"],
-        allocation=Allocation(attributes["allocation"]),
+        allocation=_allocation(attributes["allocation"]),
+        space=attributes["space"],
         seed=attributes["seed"],
         label=attributes["label"],
         parameters=frozen.params,
+        recipe=attributes["recipe"],
+        limits=attributes["limits"],
     )
     score = Score(**attributes["score"]) if attributes["score"] else None
     return Trial(proposal=proposal, score=score, reason=attributes["reason"])
+
+
+def _allocation(sizes: Mapping[str, int] | None) -> Allocation | None:
+    return None if sizes is None else Allocation(sizes)
 
 
 def _lock(path: Path) -> IO[str]:

@@ -15,27 +15,33 @@ from spaces.files import replacing, write_json
 from spaces.sites import Operator, Site, Skipped, Space
 
 DENSE = "dense"
-FIGURES = ("error", "error_before", "kl", "kl_before", "macs", "params", "seconds")
+FIGURES = ("error", "error_before", "kl", "kl_before", "macs", "params", "steps", "seconds")
+_HEAD = ("number", "state", "label", "space", "reason")
 
 
-def trial_table(trials: Sequence[Trial], dense: dict[str, Any]) -> pd.DataFrame:
+def trial_table(trials: Sequence[Trial], dense: dict[str, Any], sites: Sequence[Site]) -> pd.DataFrame:
     """A row per finished trial, in the order of their numbers.
 
-    Columns: number, state, label, reason, the fields of `Score`, macs_kept and params_kept (shares of the dense model),
-    seed, and one column per site with its size. Figures of failed trials are NaN.
+    Columns: number, state, label, space (of the allocation), reason, the fields of `Score`, macs_kept and params_kept (shares
+    of the dense model), seed, and one column per site with its size. Figures of failed trials are NaN.
+
+    Args:
+        trials: in any order.
+        dense: macs and params of the dense model.
+        sites: of all trials' spaces; a trial has the dense size of those that are not in its own.
     """
+    whole = {site.name: site.dense for site in sites}
     rows = []
     for trial in sorted(trials, key=lambda trial: trial.proposal.number):
         score = trial.score
         figures = {name: getattr(score, name) if score is not None else None for name in FIGURES}
         kept = {f"{cost}_kept": None if score is None else getattr(score, cost) / dense[cost] for cost in ("macs", "params")}
         proposal = trial.proposal
-        head = {"number": proposal.number, "state": trial.state, "label": proposal.label, "reason": trial.reason}
-        rows.append({**head, **figures, **kept, "seed": proposal.seed, **proposal.allocation})
-    table = pd.DataFrame(
-        rows, columns=None if rows else ["number", "state", "label", "reason", *FIGURES, "macs_kept", "params_kept", "seed"]
-    )
-    counts = dict.fromkeys(("macs", "params"), "Int64")
+        head = (proposal.number, trial.state, proposal.label, proposal.space, trial.reason)
+        sizes = dict.fromkeys(whole) if proposal.allocation is None else {**whole, **proposal.allocation}
+        rows.append({**dict(zip(_HEAD, head, strict=True)), **figures, **kept, "seed": proposal.seed, **sizes})
+    table = pd.DataFrame(rows, columns=None if rows else [*_HEAD, *FIGURES, "macs_kept", "params_kept", "seed", *whole])
+    counts = dict.fromkeys(("macs", "params", "steps", *whole), "Int64")
     numbers = dict.fromkeys(("error", "error_before", "kl", "kl_before", "macs_kept", "params_kept", "seconds"), "float64")
     return table.astype({**counts, **numbers})
 
@@ -49,7 +55,7 @@ def summarise(
         trials: `trial_table`.
         objectives: columns to be minimised, "error" first.
         targets: bounds of this run; `best` keeps all of them.
-        facts: model, space, dense (macs, params, error), reach, sites; copied.
+        facts: model, space, dense (macs, params, error), reach, spaces (name -> `describe_space`); copied.
 
     Returns:
         `facts` and objectives, targets, states, front (rows with their allocations), best (a trial's number), and the
@@ -58,12 +64,11 @@ def summarise(
     done = trials[trials["state"] == "COMPLETE"].reset_index(drop=True)
     columns = [name if name == "error" else f"{name}_kept" for name in objectives]
     points = [tuple(float(value) for value in row) for row in done[columns].itertuples(index=False)]
-    sites = [site["name"] for site in facts["sites"]]
     chosen = done.iloc[front(points)].sort_values("macs")
     rows = [
         {
-            **{key: _plain(row[key]) for key in ("number", "label", *FIGURES)},
-            "allocation": {site: int(row[site]) for site in sites},
+            **{key: _plain(row[key]) for key in ("number", "label", "space", *FIGURES)},
+            "allocation": {site["name"]: int(row[site["name"]]) for site in facts["spaces"][row["space"]]},
         }
         for _, row in chosen.iterrows()
     ]
@@ -96,10 +101,11 @@ def describe_space(space: Space) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def read_space(summary: dict[str, Any]) -> Space:
-    """The space that `describe_space` wrote, without the model."""
+def read_space(summary: dict[str, Any], name: str | None = None) -> Space:
+    """A space that `describe_space` wrote, by default the searched one, without the model."""
+    name = name or summary["space"]
     branches: dict[str, dict[str, list[Site]]] = {}
-    for entry in summary["sites"]:
+    for entry in summary["spaces"][name]:
         site = Site(
             name=entry["name"],
             branch=entry["branch"],
@@ -109,13 +115,19 @@ def read_space(summary: dict[str, Any]) -> Space:
         )
         branches.setdefault(site.branch, {}).setdefault(entry["operator"], []).append(site)
     return Space(
-        name=summary["space"],
+        name=name,
         branches={
             branch: tuple(Operator(name=name, sites=tuple(sites)) for name, sites in rivals.items())
             for branch, rivals in branches.items()
         },
         skipped=tuple(Skipped(**entry) for entry in summary["skipped"]),
     )
+
+
+def sites_of(summary: dict[str, Any]) -> tuple[Site, ...]:
+    """The sites of all spaces of a run, each once, the searched space's first."""
+    spaces = [read_space(summary, name) for name in summary["spaces"]]
+    return tuple({site.name: site for space in spaces for site in reversed(space.sites)}.values())
 
 
 def write_tables(directory: Path, trials: pd.DataFrame, summary: dict[str, Any]) -> None:

@@ -58,6 +58,11 @@ def limits_of(targets: Sequence[Target]) -> dict[Cost, float]:
     return {target.cost: target.limit for target in targets}
 
 
+def recipe_limits(targets: Sequence[Target], costs: CostModel) -> dict[Cost, float]:
+    """The budget of recipes: that of the search, or half of the MACs where it has none."""
+    return limits_of(targets) or {"macs": costs.dense["macs"] / 2}
+
+
 def format_count(value: float) -> str:
     """1234567 -> '1.23 M'."""
     for unit in ("", "K", "M", "G", "T"):
