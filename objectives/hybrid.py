@@ -40,5 +40,6 @@ def _hybrid(bench: Workbench, variants: Variants) -> Cut:
 
     allocation = bench.fit(wanted)
     images = bench.evaluator.data.calibration()
-    factors = Factors.compute(model, bench.space, images, bench.evaluator.device, variants=variants, scores=gates)
+    device = bench.evaluator.device
+    factors = Factors.compute(model, bench.space, images, device, variants=variants, scores=gates, gradients=False)
     return Cut(model=factors.build(allocation), allocation=allocation)

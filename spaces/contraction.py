@@ -20,7 +20,7 @@ class QueryKeyFactors:
 
     Attributes:
         query, key: [heads, d, d]; a width r keeps the first r rows: q' = query[:, :r] @ q.
-        error: expected squared error of the logits of every width 0..d, summed over heads, [d + 1].
+        error: expected squared error of the logits of every width 0..d, in each head's unit, summed over heads, [d + 1].
     """
 
     query: Tensor
@@ -28,7 +28,7 @@ class QueryKeyFactors:
     error: Tensor
 
 
-def query_key(query_second: Tensor, key_within: Tensor) -> QueryKeyFactors:
+def query_key(query_second: Tensor, key_within: Tensor, unit: Tensor | None = None) -> QueryKeyFactors:
     """Contraction of queries and keys.
 
     Minimises E[(q.k - q'.k')^2] for independent q and k. A constant added to all keys of an image changes every logit
@@ -37,15 +37,17 @@ def query_key(query_second: Tensor, key_within: Tensor) -> QueryKeyFactors:
     Args:
         query_second: E[q q^T] per head, bias included, [heads, d, d].
         key_within: covariance of k about its image's mean, per head, [heads, d, d].
+        unit: what a squared error of one head's logits costs, [heads]; None for 1.
     """
     q_root, q_inverse = roots(query_second)
     k_root, k_inverse = roots(key_within)
     u, sigma, vt = torch.linalg.svd(q_root @ k_root)
     scale = sigma.sqrt().unsqueeze(-1)
+    energy = sigma.square() if unit is None else unit.unsqueeze(-1) * sigma.square()
     return QueryKeyFactors(
         query=scale * (u.mT @ q_inverse),
         key=scale * (vt @ k_inverse),
-        error=tail_sums(sigma.square().sum(0)),
+        error=tail_sums(energy.sum(0)),
     )
 
 
@@ -63,7 +65,7 @@ class ValueOutputFactors:
     output: PrefixFactors
 
 
-def value_output(weight: Tensor, covariance: Tensor, heads: int) -> ValueOutputFactors:
+def value_output(weight: Tensor, covariance: Tensor, heads: int, metric: Tensor | None = None) -> ValueOutputFactors:
     """Contraction of values and output projection.
 
     Each head's values are rotated to the axes along which its output contributes most; the output projection is then
@@ -73,15 +75,18 @@ def value_output(weight: Tensor, covariance: Tensor, heads: int) -> ValueOutputF
         weight: output projection W_o, [m, heads * d].
         covariance: of the concatenated head outputs, [heads * d, heads * d].
         heads: number of heads.
+        metric: [m, m], what an error of the outputs costs; None for the Euclidean one.
     """
     width = weight.shape[1] // heads
     root, inverse = roots(head_blocks(covariance, heads))
     per_head = weight.reshape(-1, heads, width).transpose(0, 1)
-    _, _, vt = torch.linalg.svd(per_head @ root, full_matrices=False)
+    out_root = roots(metric)[0] if metric is not None else None
+    seen = per_head @ root
+    _, _, vt = torch.linalg.svd(seen if out_root is None else out_root @ seen, full_matrices=False)
     value = vt @ inverse
     back = root @ vt.mT
     interleaved = (per_head @ back).permute(1, 2, 0).reshape(weight.shape[0], -1)
     rotation = torch.block_diag(*value)  # type: ignore[no-untyped-call]
     rotated = (rotation @ covariance @ rotation.T).reshape(heads, width, heads, width)
     rotated = rotated.permute(1, 0, 3, 2).reshape(heads * width, heads * width)
-    return ValueOutputFactors(value=value, output=prefix_factors(interleaved, rotated))
+    return ValueOutputFactors(value=value, output=prefix_factors(interleaved, rotated, out_root))

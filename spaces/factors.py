@@ -19,7 +19,7 @@ from spaces.sites import Site, Space
 from spaces.statistics import collect
 from spaces.vit import resize
 
-_FORMAT = "1"
+_FORMAT = "2"
 
 
 class Factors:
@@ -45,6 +45,7 @@ class Factors:
         progress: Callable[[int, int], None] = lambda done, total: None,
         variants: Variants | None = None,
         scores: Mapping[str, Tensor] | None = None,
+        gradients: bool = True,
     ) -> "Factors":
         """Factors from one calibration pass; none is made where no variant needs it.
 
@@ -57,6 +58,8 @@ class Factors:
             variants: kind of site -> name of a variant in spaces/operators.py; the engine's own where none is given.
             scores: name of a site -> importance of what it may keep (`spaces.selection.select`): such a site is sliced by
                 these scores, with no correction.
+            gradients: weigh tokens and outputs by what they cost at the model's output; without, as in most papers, every
+                layer is approximated for itself.
 
         Raises:
             DataError: no image, or activations that are not finite.
@@ -69,8 +72,9 @@ class Factors:
             dense.to(device),
             dict.fromkeys(inputs.values()),
             batches,
-            per_image={name for site, name in inputs.items() if site.kind == "query_key"},
+            heads={name: _heads(dense, site) for site, name in inputs.items() if site.kind == "query_key"},
             salient={name: site.dense for site, name in inputs.items() if "saliency" in chosen[site].needs},
+            gradients=gradients,
         )
         dense.to("cpu").eval()
         tensors: Tensors = {}
@@ -103,10 +107,11 @@ class Factors:
         return model.eval()
 
     def error(self, site: Site) -> dict[int, float]:
-        """Choice -> expected squared error at this site after the correction, other sites dense; 0 at the dense size.
+        """Choice -> expected cost of this size after the correction, other sites dense; 0 at the dense size.
 
-        The unit is that of the branch output (logits for query/key, the linear's own output for ranks), so errors of
-        different kinds of sites are not comparable.
+        In nats of divergence from the dense model to second order (squared error of the features in a model without
+        classes), tokens taken as independent: an estimate, made to compare sites rather than to be read as it is. For sites
+        that were sliced without a correction, and without gradients, the unit is the layer's own.
         """
         tail = self._tensors[f"{site.name}.error"]
         scale = (len(tail) - 1) // site.dense  # value/output counts components of all heads
@@ -142,6 +147,10 @@ class Factors:
     def _of(self, site: Site) -> Tensors:
         prefix = f"{site.name}."
         return {key.removeprefix(prefix): value for key, value in self._tensors.items() if key.startswith(prefix)}
+
+
+def _heads(dense: nn.Module, site: Site) -> int:
+    return dense.get_submodule(site.branch).num_heads  # type: ignore[return-value]
 
 
 def fingerprint(dense: nn.Module, *conditions: object) -> str:

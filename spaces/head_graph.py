@@ -2,8 +2,9 @@
 
 Source: GOHSP, arXiv 2301.05345, section 3.1. The heads of a layer are the nodes of a graph; the chain moves from a head to
 another with a probability that grows with the similarity of their attention outputs, so it stays longest at the heads
-that stand for many others. The paper leaves the similarity open: here it is the magnitude of the cosine between
-the outputs of two heads over all tokens of the calibration images, and a head is not its own neighbour.
+that stand for many others. The paper leaves the similarity open: here it is ||C_gh|| / sqrt(||C_gg|| ||C_hh||), with C_gh the
+second moments between the outputs of heads g and h over all tokens of the calibration images and the Frobenius norm: 1 for
+heads that are rotations of each other, whatever basis each head computes in. A head is not its own neighbour.
 """
 
 import torch
@@ -14,18 +15,17 @@ _TOLERANCE = 1e-12
 
 
 def similarity(second: Tensor, heads: int) -> Tensor:
-    """Cosine magnitudes between the outputs of heads, with a zero diagonal. Shape [heads, heads].
+    """Similarity in [0, 1] between the outputs of heads, with a zero diagonal. Shape [heads, heads].
 
     Args:
         second: E[o o^T] of the concatenated head outputs, [heads * d, heads * d].
         heads: number of heads.
     """
     width = second.shape[0] // heads
-    products = second.reshape(heads, width, heads, width).diagonal(dim1=1, dim2=3).sum(-1)
-    norms = products.diagonal().clamp_min(0).sqrt()
-    scale = torch.outer(norms, norms)
-    cosines = torch.where(scale > 0, products.abs() / scale.clamp_min(torch.finfo(scale.dtype).tiny), 0.0)
-    return cosines - torch.diag(cosines.diagonal())
+    norms = second.reshape(heads, width, heads, width).square().sum((1, 3)).sqrt()
+    scale = torch.outer(norms.diagonal(), norms.diagonal()).sqrt()
+    found = torch.where(scale > 0, norms / scale.clamp_min(torch.finfo(scale.dtype).tiny), 0.0)
+    return found - torch.diag(found.diagonal())
 
 
 def transition(weights: Tensor) -> Tensor:

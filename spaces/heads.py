@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from spaces.head_graph import graph_scores
-from spaces.linalg import damped, head_blocks
+from spaces.linalg import head_blocks, triangle
 from spaces.pruning import DAMPING
 
 __all__ = ["elimination_scores", "energy_scores", "graph_scores", "magnitude_scores", "taylor_scores"]
@@ -40,6 +40,8 @@ def magnitude_scores(qkv: Tensor, weight: Tensor, heads: int) -> Tensor:
 def taylor_scores(saliency: Tensor, heads: int) -> Tensor:
     """First-order change of the loss when a head is removed, E|sum_i o_i dL/do_i| (Michel et al. 2019). Shape [heads].
 
+    The loss here is the random scalar of spaces/statistics.py, so that no labels are needed.
+
     Args:
         saliency: E|sum over a group of x dL/dx| of the head outputs, one entry per head or per channel, [heads * k].
         heads: number of heads.
@@ -54,7 +56,7 @@ def elimination_scores(weight: Tensor, covariance: Tensor, heads: int) -> Tensor
     inverse covariance of the remaining heads: optimal brain surgery (Hassibi & Stork 1993) on blocks.
     """
     width = weight.shape[1] // heads
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(covariance, DAMPING)))
+    inverse = torch.cholesky_inverse(triangle(covariance, DAMPING))
     weight, alive = weight.clone(), list(range(heads))
     scores = weight.new_zeros(heads)
     for position in range(heads):

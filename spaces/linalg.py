@@ -33,3 +33,23 @@ def head_blocks(matrix: Tensor, heads: int) -> Tensor:
     """Diagonal blocks, one per head: [heads * d, heads * d] -> [heads, d, d]."""
     width = matrix.shape[0] // heads
     return matrix.reshape(heads, width, heads, width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+
+
+def triangle(covariance: Tensor, damping: float) -> Tensor:
+    """Lower Cholesky factor of `damped`; the damping grows tenfold until there is one.
+
+    A covariance of few images has no full rank, and rounding can leave it slightly indefinite.
+    """
+    while True:
+        factor: Tensor
+        factor, failed = torch.linalg.cholesky_ex(damped(covariance, damping))
+        if not failed:
+            return factor
+        damping *= 10
+
+
+def blended(metric: Tensor, share: float) -> Tensor:
+    """(1 - share) x metric + share x the isotropic one of the same trace; the identity if it is zero. Shape [m, m]."""
+    identity = torch.eye(metric.shape[0], dtype=metric.dtype, device=metric.device)
+    scale = metric.diagonal().mean()
+    return (1 - share) * metric + share * scale * identity if scale > 0 else identity

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from spaces import heads
 from spaces.contraction import query_key, value_output
+from spaces.linalg import blended, roots
 from spaces.low_rank import factorise
 from spaces.pruning import elimination_order, prefix_factors, variance_order
 from spaces.selection import Tensors, linear_of, magnitude, select
@@ -19,6 +20,9 @@ from spaces.sites import Kind, Site
 from spaces.statistics import Moments
 
 Variants = Mapping[Kind, str]
+
+# Share of the isotropic metric in that of a layer's outputs: directions that no calibration image uses keep a cost.
+METRIC_DAMPING = 0.1
 Compute = Callable[[nn.Module, Site, Moments | None, torch.device], Tensors]
 
 
@@ -54,6 +58,18 @@ def input_of(site: Site) -> str:
     return f"{site.branch}.{linear}" if linear else site.name
 
 
+def _metric(moments: Moments | None, device: torch.device) -> Tensor | None:
+    """What an error of the layer's outputs costs, damped; None where all outputs cost the same."""
+    assert moments is not None
+    return None if moments.metric is None else blended(moments.metric.to(device), METRIC_DAMPING)
+
+
+def _root(moments: Moments | None, device: torch.device) -> Tensor | None:
+    """Symmetric root of the metric."""
+    metric = _metric(moments, device)
+    return None if metric is None else roots(metric)[0]
+
+
 def _spread(moments: Moments | None, bias: Tensor | None) -> Tensor:
     """Covariance where a bias can carry the mean of what is lost, second moment where there is no bias."""
     assert moments is not None
@@ -61,22 +77,17 @@ def _spread(moments: Moments | None, bias: Tensor | None) -> Tensor:
 
 
 def _contract_query_key(dense: nn.Module, site: Site, moments: Moments | None, device: torch.device) -> Tensors:
-    weight, bias = linear_of(dense, f"{site.branch}.qkv")
-    assert moments is not None and moments.within is not None
-    count = weight.shape[0] // (3 * site.dense)
-    query, key, _ = weight.to(device).double().reshape(3, count, site.dense, -1)
-    mean = query @ moments.mean.to(device)
-    if bias is not None:
-        mean = mean + bias.to(device).double().reshape(3, count, site.dense)[0]
-    second = query @ moments.covariance.to(device) @ query.mT + mean.unsqueeze(-1) * mean.unsqueeze(-2)
-    factors = query_key(second, key @ moments.within.to(device) @ key.mT)
+    assert moments is not None and moments.heads is not None
+    unit = None if moments.heads.unit is None else moments.heads.unit.to(device)
+    factors = query_key(moments.heads.query.to(device), moments.heads.key.to(device), unit)
     return {"query": factors.query, "key": factors.key, "error": factors.error}
 
 
 def _contract_value_output(dense: nn.Module, site: Site, moments: Moments | None, device: torch.device) -> Tensors:
     weight, bias = linear_of(dense, f"{site.branch}.proj")
     count = weight.shape[1] // site.dense
-    factors = value_output(weight.to(device).double(), _spread(moments, bias).to(device), count)
+    spread = _spread(moments, bias).to(device)
+    factors = value_output(weight.to(device).double(), spread, count, _metric(moments, device))
     assert moments is not None
     output = factors.output
     return {
@@ -86,6 +97,11 @@ def _contract_value_output(dense: nn.Module, site: Site, moments: Moments | None
         "error": output.error,
         "mean": moments.mean,
     }
+
+
+def _seen(weight: Tensor, root: Tensor | None) -> Tensor:
+    """A weight [m, n] with its outputs in the metric in which errors count alike."""
+    return weight if root is None else root @ weight
 
 
 def _select_by_magnitude(dense: nn.Module, site: Site, moments: Moments | None, device: torch.device) -> Tensors:
@@ -100,8 +116,9 @@ def _order_heads(score: Callable[[nn.Module, Site, Moments | None, torch.device]
         if moments is None:
             return {"order": order, "error": torch.arange(site.dense, -1, -1)}  # heads lost: no images, no better measure
         weight, bias = linear_of(dense, f"{site.branch}.proj")
-        columns = torch.arange(weight.shape[1]).reshape(site.dense, -1)[order].flatten()
-        factors = prefix_factors(weight.to(device).double()[:, columns], _spread(moments, bias).to(device)[columns][:, columns])
+        columns = torch.arange(weight.shape[1]).reshape(site.dense, -1)[order].flatten().to(device)
+        spread = _spread(moments, bias).to(device)[columns][:, columns]
+        factors = prefix_factors(weight.to(device).double()[:, columns], spread, _root(moments, device))
         return {"order": order, "error": factors.error[:: weight.shape[1] // site.dense]}
 
     return compute
@@ -109,12 +126,14 @@ def _order_heads(score: Callable[[nn.Module, Site, Moments | None, torch.device]
 
 def _head_energy(dense: nn.Module, site: Site, moments: Moments | None, device: torch.device) -> Tensor:
     weight, bias = linear_of(dense, f"{site.branch}.proj")
-    return heads.energy_scores(weight.to(device).double(), _spread(moments, bias).to(device), site.dense)
+    weight = _seen(weight.to(device).double(), _root(moments, device))
+    return heads.energy_scores(weight, _spread(moments, bias).to(device), site.dense)
 
 
 def _head_elimination(dense: nn.Module, site: Site, moments: Moments | None, device: torch.device) -> Tensor:
     weight, bias = linear_of(dense, f"{site.branch}.proj")
-    return heads.elimination_scores(weight.to(device).double(), _spread(moments, bias).to(device), site.dense)
+    weight = _seen(weight.to(device).double(), _root(moments, device))
+    return heads.elimination_scores(weight, _spread(moments, bias).to(device), site.dense)
 
 
 def _head_magnitude(dense: nn.Module, site: Site, moments: Moments | None, device: torch.device) -> Tensor:
@@ -139,8 +158,9 @@ def _order_neurons(order_of: Callable[[Tensor, Tensor], Tensor]) -> Compute:
     def compute(dense: nn.Module, site: Site, moments: Moments | None, device: torch.device) -> Tensors:
         weight, bias = linear_of(dense, f"{site.branch}.fc2")
         weight, covariance = weight.to(device).double(), _spread(moments, bias).to(device)
-        order = order_of(weight, covariance)
-        factors = prefix_factors(weight[:, order], covariance[order][:, order])
+        root = _root(moments, device)
+        order = order_of(_seen(weight, root), covariance)
+        factors = prefix_factors(weight[:, order], covariance[order][:, order], root)
         assert moments is not None
         return {
             "order": order,
@@ -155,7 +175,7 @@ def _order_neurons(order_of: Callable[[Tensor, Tensor], Tensor]) -> Compute:
 
 def _factorise_whitened(dense: nn.Module, site: Site, moments: Moments | None, device: torch.device) -> Tensors:
     weight, bias = linear_of(dense, site.name)
-    factors = factorise(weight.to(device).double(), _spread(moments, bias).to(device))
+    factors = factorise(weight.to(device).double(), _spread(moments, bias).to(device), _metric(moments, device))
     assert moments is not None
     return {"up": factors.up, "down": factors.down, "error": factors.error, "mean": moments.mean}
 
@@ -178,8 +198,8 @@ VARIANTS: dict[Kind, dict[str, Variant]] = {
         "magnitude": Variant(compute=_select_by_magnitude, needs=_NOTHING),
     },
     "heads": {
-        "energy": Variant(compute=_order_heads(_head_energy)),
         "elimination": Variant(compute=_order_heads(_head_elimination)),
+        "energy": Variant(compute=_order_heads(_head_energy)),
         "magnitude": Variant(compute=_order_heads(_head_magnitude), needs=_NOTHING),
         "taylor": Variant(compute=_order_heads(_head_taylor), needs=frozenset({"moments", "saliency"})),
         "graph": Variant(compute=_order_heads(_head_graph)),

@@ -4,6 +4,7 @@ Removing inputs P of y = W x and refitting the weights of the kept inputs S by l
 W' = W C[:, S] C[S, S]^-1 and leaves the error tr(W_P (C_PP - C_PS C_SS^-1 C_SP) W_P^T), with C the inputs' covariance.
 With the inputs in a fixed order every size is a prefix, and one Cholesky factorisation C = L L^T serves all of them:
 W' = A[:, :s] L[:s, :s]^-1 with A = W L, and the error is the energy of the columns A[:, s:].
+What an error of the outputs costs, a metric M on them, changes the order and the error (W becomes M^1/2 W), not the refit.
 Source of the elimination order: Optimal Brain Surgeon (Hassibi & Stork 1993), applied to whole neurons.
 """
 
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spaces.linalg import damped
+from spaces.linalg import triangle
 from spaces.low_rank import tail_sums
 
 # Ridge added to the covariance, as a share of its mean variance: bounds the corrected weights where neurons are
@@ -28,7 +29,7 @@ class PrefixFactors:
     Attributes:
         projected: A = W L, [m, n].
         triangle: lower Cholesky factor L of the covariance, [n, n].
-        error: expected squared output error of every size 0..n after the correction, [n + 1].
+        error: expected squared output error, in the metric, of every size 0..n after the correction, [n + 1].
     """
 
     projected: Tensor
@@ -36,11 +37,18 @@ class PrefixFactors:
     error: Tensor
 
 
-def prefix_factors(weight: Tensor, covariance: Tensor) -> PrefixFactors:
-    """Factors for a weight [m, n] whose inputs, of covariance [n, n], are already in order of importance."""
-    triangle = torch.linalg.cholesky(damped(covariance, DAMPING))
-    projected = weight @ triangle
-    return PrefixFactors(projected=projected, triangle=triangle, error=tail_sums(projected.square().sum(0)))
+def prefix_factors(weight: Tensor, covariance: Tensor, root: Tensor | None = None) -> PrefixFactors:
+    """Factors for a weight [m, n] whose inputs, of covariance [n, n], are already in order of importance.
+
+    Args:
+        weight: [m, n].
+        covariance: [n, n].
+        root: [m, m], square root of the outputs' metric; None for the Euclidean one.
+    """
+    factor = triangle(covariance, DAMPING)
+    projected = weight @ factor
+    energy = (projected if root is None else root @ projected).square().sum(0)
+    return PrefixFactors(projected=projected, triangle=factor, error=tail_sums(energy))
 
 
 def prefix_weight(projected: Tensor, triangle: Tensor, size: int) -> Tensor:
@@ -73,12 +81,12 @@ def elimination_order(weight: Tensor, covariance: Tensor) -> Tensor:
     applied in blocks of `_BLOCK` eliminations, which leaves the result unchanged and is some fifty times faster.
 
     Args:
-        weight: [m, n].
+        weight: [m, n]; times the root of the outputs' metric, if they have one.
         covariance: [n, n].
     """
     n = weight.shape[1]
     alive = torch.arange(n, device=weight.device)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(covariance, DAMPING)))
+    inverse = torch.cholesky_inverse(triangle(covariance, DAMPING))
     weight = weight.clone()
     removed: list[Tensor] = []
     while alive.numel():

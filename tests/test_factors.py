@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError, CheckpointError
 from spaces.factors import Factors, fingerprint
+from spaces.linalg import blended
+from spaces.operators import METRIC_DAMPING
 from spaces.sites import Site
+from spaces.statistics import _probe, _weights
 from spaces.vit import describe
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -85,13 +88,22 @@ def branch_outputs(model: nn.Module, branch: str, images: Tensor) -> Tensor:
 def test_closed_form_error_is_the_measured_one(
     make_vit: Callable[..., nn.Module], images: Tensor, kind: str, suffix: str
 ) -> None:
-    """One site of the first block cut, everything before it dense: the branch output's mean squared error is known."""
+    """One site of the first block cut, everything before it dense: the weighted error of the linear's output is known."""
     factors = factors_of(make_vit, images, kind)
     site = next(site for site in factors.space.sites if site.name == f"blocks.0.{suffix}")
     size = site.choices[len(site.choices) // 2]
     model = factors.build(factors.space.identity().replace({site.name: size}))
     difference = branch_outputs(model, site.branch, images) - branch_outputs(factors.dense, site.branch, images)
-    measured = float(difference.square().sum(-1).mean())
+    gradients: list[Tensor] = []
+    branch = factors.dense.get_submodule(site.branch)
+    handle = branch.register_forward_hook(lambda module, args, output: output.register_hook(gradients.append) and None)
+    _probe(factors.dense, images.clone().requires_grad_(), torch.Generator().manual_seed(0)).backward()
+    handle.remove()
+    weight = _weights(gradients[0])
+    gradient = gradients[0].flatten(0, 1)
+    metric = blended(gradient.T @ gradient / (2 * len(images)), METRIC_DAMPING)
+    costs = (difference @ metric * difference).sum(-1)
+    measured = float((weight * costs).sum() / weight.sum())
     assert measured == pytest.approx(factors.error(site)[size], rel=0.05)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from spaces.contraction import query_key, value_output
 from spaces.linalg import roots
-from spaces.low_rank import factorise
+from spaces.low_rank import LowRankFactors, factorise
 from spaces.pruning import DAMPING, elimination_order, prefix_factors, prefix_weight, variance_order
 
 
@@ -155,3 +155,21 @@ def test_value_output_is_exact_at_full_width_and_costs_what_it_says(samples: Ten
         measured = squared_error(samples @ weight.T, narrow @ output.T)
         assert measured == pytest.approx(float(factors.output.error[size * heads]), rel=0.02, abs=1e-6)
     assert float(factors.output.error[-1]) == 0
+
+
+@pytest.mark.parametrize("rank", [1, 5, 15])
+def test_a_metric_of_the_outputs_counts_in_the_error_and_is_minimised(samples: Tensor, weight: Tensor, rank: int) -> None:
+    root = torch.diag(torch.logspace(0, -1, 16, dtype=torch.float64))
+    metric, plain = root @ root, factorise(weight, covariance(samples))
+    factors = factorise(weight, covariance(samples), metric)
+
+    def cost(f: LowRankFactors) -> float:
+        return squared_error(samples @ weight.T @ root, samples @ (f.up[:, :rank] @ f.down[:rank]).T @ root)
+
+    assert cost(factors) == pytest.approx(float(factors.error[rank]), rel=1e-5)
+    assert cost(factors) < cost(plain)
+    order = elimination_order(root @ weight, covariance(samples))
+    pruned = prefix_factors(weight[:, order], covariance(samples)[order][:, order], root)
+    kept = prefix_weight(pruned.projected, pruned.triangle, rank)
+    measured = squared_error(samples @ weight.T @ root, samples[:, order[:rank]] @ kept.T @ root)
+    assert measured == pytest.approx(float(pruned.error[rank]), rel=1e-2)

@@ -48,7 +48,7 @@ def score_of(allocation: Allocation) -> Score:
     """A made-up error: branch 0 matters most."""
     error = sum((4 - index) * (1 - size / 128) for index, size in enumerate(allocation.values())) / 20
     macs = sum(allocation.values())
-    return Score(error=error, error_before=error, kl=0.0, kl_before=0.0, macs=macs, params=macs, seconds=0.1)
+    return Score(error=error, error_before=error, kl=0.0, kl_before=0.0, macs=macs, params=macs, steps=10, seconds=0.1)
 
 
 OPENED: list[Study] = []
