@@ -8,128 +8,154 @@ step leaves of the budget is then filled, with the best affordable exchange at a
 """
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from objectives.cost import Cost, CostModel
+import numpy as np
+from numpy.typing import NDArray
+
+from objectives.cost import COSTS, Cost, CostModel
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError
 from spaces.factors import Factors
-from spaces.sites import Space
+from spaces.sites import Operator, Space
 
 Errors = Mapping[str, Mapping[int, float]]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Option:
-    """One way to make a branch smaller, or to leave it.
+class _Options:
+    """What one operator of a branch offers.
 
     Attributes:
-        sizes: site name -> size, of the sites that it sets.
-        cost: what it costs more than nothing, as a share of the budget.
-        error: its closed-form error.
+        operator: its sites name the columns of `sizes` and `errors`.
+        sizes: [options, sites].
+        costs: MACs and parameters less those of the dense branch, [options, 2].
+        errors: of every site by itself, [options, sites].
     """
 
-    sizes: tuple[tuple[str, int], ...]
-    cost: float
-    error: float
+    operator: Operator
+    sizes: NDArray[np.int64]
+    costs: Floats
+    errors: Floats
 
 
-def errors_of(factors: Factors) -> dict[str, dict[int, float]]:
-    """Site name -> size -> closed-form error."""
-    return {site.name: factors.error(site) for site in factors.space.sites}
-
-
-def allocate(space: Space, costs: CostModel, limits: Mapping[Cost, float], errors: Errors) -> Allocation:
-    """The allocation of least total error whose costs keep `limits`.
-
-    Optimal for one limit up to the last step of the hull; several limits are weighed alike, each as a share of its bound.
+class Knapsack:
+    """Least-error allocations of one space, for any budget.
 
     Args:
         space: what may be chosen; rival operators of a branch compete.
         costs: of this space.
-        limits: upper bounds, in MACs or parameters.
         errors: site name -> size -> error.
-
-    Raises:
-        AllocationError: the smallest allocation is above a limit.
     """
-    options = branch_options(space, costs, limits, errors)
-    hulls = [_hull(choices) for choices in options]
-    chosen = [hull[0] for hull in hulls]
 
-    def allocation(options: list[Option]) -> Allocation:
-        return space.identity().replace({name: size for option in options for name, size in option.sizes})
+    def __init__(self, space: Space, costs: CostModel, errors: Errors) -> None:
+        self.space, self.costs = space, costs
+        self._dense = np.array([costs.dense[cost] for cost in COSTS], dtype=float)
+        self._branches: dict[str, list[_Options]] = {branch: [] for branch in space.branches}
+        for operator, count in costs.operators:
+            sizes = np.array(list(itertools.product(*(site.choices for site in operator.sites))))
+            parts = [site.part for site in operator.sites]
+            whole = count({site.part: site.dense for site in operator.sites})
+            counted = np.array([count(dict(zip(parts, row, strict=True))) for row in sizes.tolist()], dtype=float)
+            found = [
+                [errors[site.name][size] for site, size in zip(operator.sites, row, strict=True)] for row in sizes.tolist()
+            ]
+            options = _Options(operator, sizes, counted - np.array(whole), np.array(found))
+            self._branches[operator.sites[0].branch].append(options)
 
-    def fits(options: list[Option]) -> bool:
-        return costs.load(allocation(options), limits) <= 1
+    @classmethod
+    def of(cls, factors: Factors, costs: CostModel) -> "Knapsack":
+        """Over the closed-form errors of these factors."""
+        return cls(factors.space, costs, {site.name: factors.error(site) for site in factors.space.sites})
 
-    if not fits(chosen):
-        raise AllocationError(f"no allocation of space {space.name!r} keeps the budget")
-    steps = [
-        ((before.error - after.error) / (after.cost - before.cost), branch, after)
-        for branch, hull in enumerate(hulls)
-        for before, after in itertools.pairwise(hull)
-    ]
-    for _, branch, option in sorted(steps, key=lambda step: -step[0]):
-        taken = [*chosen[:branch], option, *chosen[branch + 1 :]]
-        if not fits(taken):
-            break
-        chosen = taken
-    while (better := _best_exchange(chosen, options, fits)) is not None:
-        chosen = better
-    return allocation(chosen)
+    def allocate(self, limits: Mapping[Cost, float], multipliers: Mapping[str, float] | None = None) -> Allocation:
+        """The allocation of least total error whose costs keep `limits`.
+
+        Optimal for one limit up to the last step of the hull; several limits weigh alike, each as a share of its bound.
+
+        Args:
+            limits: upper bounds, in MACs or parameters.
+            multipliers: site name -> logarithm of a factor on its errors; 0 where it is not given.
+
+        Raises:
+            AllocationError: the smallest allocation is above a limit.
+        """
+        bounds = np.array([limits.get(cost, np.inf) for cost in COSTS], dtype=float)
+        branches = [self._tables(rivals, bounds, multipliers or {}) for rivals in self._branches.values()]
+        hulls = [_hull(table[0], table[1]) for table in branches]
+        chosen = [hull[0] for hull in hulls]
+        total = self._dense + sum(table[2][index] for table, index in zip(branches, chosen, strict=True))
+        if (total > bounds).any():
+            raise AllocationError(f"no allocation of space {self.space.name!r} keeps {dict(limits)}")
+        steps = [
+            ((table[1][before] - table[1][after]) / (table[0][after] - table[0][before]), branch, after)
+            for branch, (table, hull) in enumerate(zip(branches, hulls, strict=True))
+            for before, after in itertools.pairwise(hull)
+        ]
+        for _, branch, after in sorted(steps, key=lambda step: -step[0]):
+            moved = total + branches[branch][2][after] - branches[branch][2][chosen[branch]]
+            if (moved > bounds).any():
+                break
+            chosen[branch], total = after, moved
+        while (exchange := _best_exchange(branches, chosen, total, bounds)) is not None:
+            branch, after = exchange
+            total = total + branches[branch][2][after] - branches[branch][2][chosen[branch]]
+            chosen[branch] = after
+        return self._allocation(chosen)
+
+    def _tables(
+        self, rivals: list[_Options], bounds: Floats, multipliers: Mapping[str, float]
+    ) -> tuple[Floats, Floats, Floats]:
+        """A branch's options: cost as a share of the budget, error, and costs themselves [options, 2]."""
+        costs = np.concatenate([options.costs for options in rivals])
+        errors = [
+            options.errors @ np.exp([multipliers.get(site.name, 0.0) for site in options.operator.sites]) for options in rivals
+        ]
+        return (costs / bounds).sum(1), np.concatenate(errors), costs
+
+    def _allocation(self, chosen: list[int]) -> Allocation:
+        sizes: dict[str, int] = {}
+        for rivals, index in zip(self._branches.values(), chosen, strict=True):
+            for options in rivals:
+                if 0 <= index < len(options.sizes):
+                    sizes |= dict(
+                        zip((site.name for site in options.operator.sites), options.sizes[index].tolist(), strict=True)
+                    )
+                index -= len(options.sizes)
+        return self.space.identity().replace(sizes)
 
 
-def branch_options(space: Space, costs: CostModel, limits: Mapping[Cost, float], errors: Errors) -> list[list[Option]]:
-    """Every branch's options: all combinations of the sizes of one operator's sites, the others dense."""
-    branches: dict[str, list[Option]] = {branch: [] for branch in space.branches}
-    for operator, count in costs.operators:
-        whole = count({site.part: site.dense for site in operator.sites})
-        for sizes in itertools.product(*(site.choices for site in operator.sites)):
-            macs, params = count({site.part: size for site, size in zip(operator.sites, sizes, strict=True)})
-            if (macs, params) > whole:
-                continue
-            kept: dict[Cost, int] = {"macs": macs, "params": params}
-            names = tuple(site.name for site in operator.sites)
-            branches[operator.sites[0].branch].append(
-                Option(
-                    sizes=tuple(zip(names, sizes, strict=True)),
-                    cost=sum(kept[cost] / limit for cost, limit in limits.items()),
-                    error=sum(errors[name][size] for name, size in zip(names, sizes, strict=True)),
-                )
-            )
-    return list(branches.values())
-
-
-def _hull(options: list[Option]) -> list[Option]:
+def _hull(costs: Floats, errors: Floats) -> list[int]:
     """Options on the lower convex hull of cost and error, from the cheapest to the one of least error."""
-    hull: list[Option] = []
-    for option in sorted(options, key=lambda entry: (entry.cost, entry.error)):
-        if hull and option.error >= hull[-1].error:
+    hull: list[int] = []
+    for index in np.lexsort((errors, costs)).tolist():
+        if hull and errors[index] >= errors[hull[-1]]:
             continue
-        while len(hull) > 1 and _slope(hull[-2], hull[-1]) <= _slope(hull[-1], option):
+        if hull and costs[index] == costs[hull[-1]]:
+            continue
+        while len(hull) > 1 and _slope(hull[-2], hull[-1], costs, errors) <= _slope(hull[-1], index, costs, errors):
             hull.pop()
-        hull.append(option)
+        hull.append(index)
     return hull
 
 
-def _slope(a: Option, b: Option) -> float:
-    return (a.error - b.error) / (b.cost - a.cost)
+def _slope(a: int, b: int, costs: Floats, errors: Floats) -> float:
+    return float((errors[a] - errors[b]) / (costs[b] - costs[a]))
 
 
 def _best_exchange(
-    chosen: list[Option], options: list[list[Option]], fits: Callable[[list[Option]], bool]
-) -> list[Option] | None:
-    """`chosen` with the one other option that saves most error per cost and still fits; None if there is none."""
-    found = [
-        ((now.error - option.error) / max(option.cost - now.cost, 1e-12), branch, option)
-        for branch, (now, choices) in enumerate(zip(chosen, options, strict=True))
-        for option in choices
-        if option.error < now.error
-    ]
-    for _, branch, option in sorted(found, key=lambda entry: -entry[0]):
-        taken = [*chosen[:branch], option, *chosen[branch + 1 :]]
-        if fits(taken):
-            return taken
-    return None
+    branches: list[tuple[Floats, Floats, Floats]], chosen: list[int], total: Floats, bounds: Floats
+) -> tuple[int, int] | None:
+    """The branch and its other option that save most error per cost and still fit; None if there is none."""
+    best: tuple[float, int, int] | None = None
+    for branch, ((costs, errors, counted), now) in enumerate(zip(branches, chosen, strict=True)):
+        saved = errors[now] - errors
+        fits = (saved > 0) & (total + counted - counted[now] <= bounds).all(1)
+        if fits.any():
+            rates = np.where(fits, saved / np.maximum(costs - costs[now], 1e-12), -np.inf)
+            index = int(rates.argmax())
+            if best is None or rates[index] > best[0]:
+                best = float(rates[index]), branch, index
+    return None if best is None else best[1:]

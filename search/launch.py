@@ -15,6 +15,7 @@ from objectives.objective import Evaluator
 from objectives.recipes import check_reach
 from search.config import ALLOCATED, SearchConfig
 from search.environment import environment
+from search.knapsack import Knapsack
 from search.parametrisation import Parametrisation
 from search.picture import write_picture
 from search.report import write_report
@@ -81,9 +82,10 @@ class _Search:
         study = config.study
         self.evaluator = Evaluator(config.objective(directory), reporter.stage, self._accept)
         space, costs = self.evaluator.space, self.evaluator.costs
-        if config.study.recipe is None:
-            _ = self.evaluator.factors  # computed before the run is written: what stops here leaves no run behind
-        self.parametrisation = Parametrisation(space, self._load, self._band(space))
+        # Factors are computed before the run is written: what stops here leaves no run behind.
+        knapsack = Knapsack.of(self.evaluator.factors, costs) if study.recipe is None else None
+        limits = limits_of(self.targets) or {"macs": costs.dense["macs"]}
+        self.parametrisation = Parametrisation(space, costs, limits, self._band(space), knapsack)
         self.objectives = tuple(_COLUMNS[name] for name in study.objectives)
         self.facts: dict[str, Any] = {
             "model": config.model.model,
@@ -156,14 +158,23 @@ class _Search:
 
     def _enqueue_baselines(self) -> None:
         """The dense model given the same fine-tune, and the recipes that were asked for."""
-        self.study.enqueue(DENSE, {})
+        self.study.enqueue(DENSE, self.parametrisation.space.identity())
         names = self.config.study.recipes
+        if self.config.study.recipe is None:
+            self._enqueue_start()
         if "uniform" in names:
             self._enqueue_uniform()
         if "random" in names:
             self.study.enqueue("random", self.parametrisation.random(self._full(), self.config.study.seed))
         for name in self._recipes():
             self.study.enqueue_recipe(name, recipe_limits(self.targets, self.evaluator.costs))
+
+    def _enqueue_start(self) -> None:
+        """What the closed-form errors choose, on the budget and below it: where the sampler starts."""
+        low, high = self.parametrisation.band
+        for share in (1.0, 0.5, 0.0):
+            parameters = self.parametrisation.start(low + share * (high - low))
+            self.study.enqueue("warm start", self.parametrisation.decode(parameters), parameters)
 
     def _enqueue_uniform(self) -> None:
         """The same share everywhere: with every mix of operators on the budget, and in a search below it too."""

@@ -1,20 +1,25 @@
-"""What the sampler sees: a budget, one offset per site, and the operator of every branch that has rivals.
+"""What the sampler sees: a budget, and how much more or less than its closed-form error every site matters.
 
-The sampler never proposes sizes. It proposes how much of the budget to use and which sites get more than others; the
-space decodes that into sizes that meet the budget, so that every trial lies in the wanted band of cost.
+The sampler never proposes sizes. It proposes how much of the budget to use and a log-multiplier per site on the closed-form
+errors; a knapsack decodes that into the allocation of least total error, so that every trial meets its budget. With all
+multipliers at zero that is where a search starts: what the calibration activations and gradients alone would choose.
 """
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution
 
+from objectives.cost import Cost, CostModel
+from search.knapsack import Knapsack
 from spaces.allocation import Allocation
 from spaces.sites import Space
 
 BUDGET = "budget"
-# In log-odds of the share that a site keeps: +-1.5 takes a share of 50 % to 18 % or 82 %.
+# A site may matter e^2, some seven times, more or less than its closed-form error says.
+_SPAN = 2.0
+# Offsets of the random allocations that searches are compared with, in log-odds of the share that a site keeps.
 _OFFSET = 1.5
 
 
@@ -24,75 +29,50 @@ class Parametrisation:
 
     Attributes:
         space: where allocations come from.
-        load: how much of the budget an allocation uses (1: all of it).
-        band: lowest and highest load that proposals aim at.
+        costs: of this space.
+        limits: the budget: cost -> bound, in MACs or parameters.
+        band: lowest and highest share of the budget that proposals aim at.
+        knapsack: over this space; None where nothing is to be sampled.
     """
 
     space: Space
-    load: Callable[[Allocation], float]
+    costs: CostModel
+    limits: Mapping[Cost, float]
     band: tuple[float, float]
+    knapsack: Knapsack | None = None
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
         """Optuna distributions by parameter name."""
-        found: dict[str, BaseDistribution] = {BUDGET: FloatDistribution(*self.band)}
-        for branch, rivals in self.space.branches.items():
-            if len(rivals) > 1:
-                found[branch] = CategoricalDistribution([operator.name for operator in rivals])
-        found.update({site.name: FloatDistribution(-_OFFSET, _OFFSET) for site in self.space.sites})
-        return found
+        multipliers = {site.name: FloatDistribution(-_SPAN, _SPAN) for site in self.space.sites}
+        return {BUDGET: FloatDistribution(*self.band), **multipliers}
 
-    def decode(self, parameters: Mapping[str, float | str]) -> Allocation:
-        """The allocation that parameters stand for.
+    def load(self, allocation: Allocation) -> float:
+        """How much of the budget an allocation uses; 1 is all of it."""
+        return self.costs.load(allocation, self.limits)
 
-        Operators that cannot meet the budget give way to those of the smallest allocation, branch by branch.
-        """
-        operators = {branch: str(parameters[branch]) for branch in self.space.branches if branch in parameters}
-        offsets = {site.name: float(parameters[site.name]) for site in self.space.sites}
-        budget = float(parameters[BUDGET])
-        return self.space.decode(budget, self.load, self._affordable(operators, budget), offsets)
+    def decode(self, parameters: Mapping[str, float]) -> Allocation:
+        """The allocation that parameters stand for."""
+        assert self.knapsack is not None
+        limits = {cost: parameters[BUDGET] * limit for cost, limit in self.limits.items()}
+        return self.knapsack.allocate(limits, {site.name: parameters[site.name] for site in self.space.sites})
 
-    def uniform(self, budget: float, operators: Mapping[str, str] | None = None) -> dict[str, float | str]:
-        """Parameters of the allocation that keeps the same share at every site.
+    def start(self, budget: float) -> dict[str, float]:
+        """Parameters of the allocation that the closed-form errors choose on this share of the budget."""
+        return {BUDGET: budget, **{site.name: 0.0 for site in self.space.sites}}
+
+    def uniform(self, budget: float, operators: Mapping[str, str] | None = None) -> Allocation:
+        """The allocation that keeps the same share at every site.
 
         Args:
-            budget: the load to aim at, within the band.
+            budget: share of the budget to aim at.
             operators: branch -> operator where there are rivals; the first one where it is not given.
         """
-        chosen = {
-            branch: (operators or {}).get(branch, rivals[0].name)
-            for branch, rivals in self.space.branches.items()
-            if len(rivals) > 1
-        }
-        return {BUDGET: budget, **chosen, **{site.name: 0.0 for site in self.space.sites}}
+        return self.space.decode(budget, self.load, operators)
 
-    def random(self, budget: float, seed: int) -> dict[str, float | str]:
-        """Parameters of an allocation with random proportions, drawn as the sampler's first ones are."""
-        rng, parameters = random.Random(seed), self.uniform(budget)
-        for branch, rivals in self.space.branches.items():
-            if len(rivals) > 1:
-                parameters[branch] = rng.choice(rivals).name
-        return {**parameters, **{site.name: rng.uniform(-_OFFSET, _OFFSET) for site in self.space.sites}}
-
-    def _affordable(self, operators: dict[str, str], budget: float) -> dict[str, str]:
-        """`operators`, with as few of them replaced as it takes to get below the budget."""
-        if not operators:
-            return operators
-        cheapest = self.space.operators(self.space.smallest(self.load))
-        chosen = dict(operators)
-        for branch, operator in operators.items():
-            if self.load(self._smallest_with(chosen)) <= budget:
-                break
-            if operator != cheapest[branch]:
-                chosen[branch] = cheapest[branch]
-        return chosen
-
-    def _smallest_with(self, operators: Mapping[str, str]) -> Allocation:
-        sizes = {
-            site.name: site.choices[0]
-            for branch, rivals in self.space.branches.items()
-            for operator in rivals
-            if operator.name == operators.get(branch, rivals[0].name)
-            for site in operator.sites
-        }
-        return self.space.identity().replace(sizes)
+    def random(self, budget: float, seed: int) -> Allocation:
+        """An allocation with random proportions, and random operators where there are rivals."""
+        rng = random.Random(seed)
+        operators = {branch: rng.choice(rivals).name for branch, rivals in self.space.branches.items()}
+        offsets = {site.name: rng.uniform(-_OFFSET, _OFFSET) for site in self.space.sites}
+        return self.space.decode(budget, self.load, operators, offsets)

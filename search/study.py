@@ -48,7 +48,7 @@ class Proposal:
     space: str
     seed: int
     label: str | None = None
-    parameters: Mapping[str, float | str] = field(default_factory=dict)
+    parameters: Mapping[str, float] = field(default_factory=dict)
     recipe: str | None = None
     limits: Mapping[Cost, float] = field(default_factory=dict)
 
@@ -106,12 +106,17 @@ class Study:
         self._running: dict[int, tuple[Proposal, optuna.Trial | None]] = {}
         self._queue = self._interrupted()
 
-    def enqueue(self, label: str, parameters: Mapping[str, float | str]) -> None:
-        """Propose this baseline next, unless its allocation was already tried or is waiting."""
-        allocation = self.parametrisation.decode(parameters) if parameters else self.parametrisation.space.identity()
+    def enqueue(self, label: str, allocation: Allocation, parameters: Mapping[str, float] | None = None) -> None:
+        """Propose this baseline next, unless its allocation was already tried or is waiting.
+
+        Args:
+            label: its name.
+            allocation: what to build.
+            parameters: what the sampler is told that it was; without, the sampler does not see the trial.
+        """
         waiting = {proposal.allocation for proposal in self._queue}
         if allocation not in waiting | self._known():
-            self._queue.append(self._propose(allocation, label, parameters))
+            self._queue.append(self._propose(allocation, label, parameters or {}))
 
     def enqueue_recipe(self, name: str, limits: Mapping[Cost, float]) -> None:
         """Propose this recipe next, unless it was already tried on this budget or is waiting."""
@@ -178,7 +183,7 @@ class Study:
         self._memory.sampler = create_sampler(self.sampler, (self.seed * 1_000_003 + number * _ATTEMPTS + attempt) % 2**31)
         return self._memory.ask(self.parametrisation.distributions)
 
-    def _propose(self, allocation: Allocation | None, label: str | None, parameters: Mapping[str, float | str]) -> Proposal:
+    def _propose(self, allocation: Allocation | None, label: str | None, parameters: Mapping[str, float]) -> Proposal:
         return Proposal(
             number=self._next_number(),
             allocation=allocation,

@@ -2,14 +2,16 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 
+from objectives.cost import Cost, CostModel
 from objectives.objective import Score
+from search.knapsack import Knapsack
 from search.parametrisation import Parametrisation
 from search.samplers import SAMPLERS, create_sampler
 from search.study import Study
@@ -31,17 +33,21 @@ def space_of(rivals: bool = False) -> Space:
 
 
 def parametrisation_of(rivals: bool = False) -> Parametrisation:
-    space = space_of(rivals)
-    shares = {site.name: site for site in space.sites}
+    return searched(space_of(rivals), {"macs": 2000}, (0.7, 1.0))
 
-    def load(allocation: Allocation) -> float:
-        branches: dict[str, float] = {}
-        for name, size in allocation.items():
-            site = shares[name]
-            branches[site.branch] = min(branches.get(site.branch, 1.0), site.share(size))
-        return sum(branches.values()) / len(branches) / 0.5
 
-    return Parametrisation(space, load, (0.7, 1.0))
+def searched(space: Space, limits: Mapping[Cost, float], band: tuple[float, float]) -> Parametrisation:
+    """Every branch costs 1,000 when dense, whatever its operator, and in proportion to what it keeps."""
+
+    def cost_of(operator: Operator) -> Callable[[Mapping[str, int]], tuple[int, int]]:
+        (site,) = operator.sites
+        return lambda sizes: (round(1000 * site.share(sizes[site.part])),) * 2
+
+    operators = tuple((operator, cost_of(operator)) for rivals in space.branches.values() for operator in rivals)
+    dense = 1000 * len(space.branches)
+    costs = CostModel({"macs": dense, "params": dense}, operators)
+    errors = {site.name: {size: (1 - site.share(size)) ** 2 for size in site.choices} for site in space.sites}
+    return Parametrisation(space, costs, limits, band, Knapsack(space, costs, errors))
 
 
 def score_of(allocation: Allocation) -> Score:
@@ -112,7 +118,7 @@ def test_the_seed_decides(tmp_path: Path) -> None:
 def test_baselines_come_first_and_once(tmp_path: Path) -> None:
     study = open_study(tmp_path)
     for _ in range(2):
-        study.enqueue("dense", {})
+        study.enqueue("dense", study.parametrisation.space.identity())
         study.enqueue("uniform", study.parametrisation.uniform(1.0))
     run(study, 3)
     assert [trial.proposal.label for trial in study.trials] == ["dense", "uniform", None]
@@ -120,7 +126,7 @@ def test_baselines_come_first_and_once(tmp_path: Path) -> None:
     assert set(study.trials[1].proposal.allocation.values()) == {64}
     study.close()
     again = open_study(tmp_path)
-    again.enqueue("dense", {})
+    again.enqueue("dense", again.parametrisation.space.identity())
     proposal = again.ask()
     assert proposal is not None
     assert proposal.label is None, "a baseline that was tried is not tried again"
@@ -208,7 +214,7 @@ def test_a_broken_journal_is_named(tmp_path: Path) -> None:
 def test_an_exhausted_space_ends_the_search(tmp_path: Path) -> None:
     site = Site(name="b.hidden", branch="b", kind="ffn_hidden", choices=(8, 16))
     space = Space(name="tiny", branches={"b": (Operator(name="neurons", sites=(site,)),)})
-    study = open_study(tmp_path, parametrisation=Parametrisation(space, lambda a: a["b.hidden"] / 8, (1.0, 1.5)))
+    study = open_study(tmp_path, parametrisation=searched(space, {"macs": 500}, (1.0, 1.5)))
     first = study.ask()
     assert first is not None
     study.tell(first.number, score_of(first.allocation))

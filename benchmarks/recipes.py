@@ -1,0 +1,341 @@
+"""What searching gains over the published recipes: error against the share of MACs kept, for every recipe and the engine.
+
+    python benchmarks/fashion_mnist.py
+    python benchmarks/recipes.py measure --model fmnist --checkpoint fmnist_vit.safetensors    # an hour on 2 cores, see below
+    python benchmarks/recipes.py measure --model digits
+    python benchmarks/recipes.py report
+
+Measurements are appended to a file of JSON lines and never repeated, so the work can be stopped, continued and shared between
+processes (`--seeds 0`, `--methods vtp gohsp`). `--full` measures all methods at 70, 56, 50, 30, 20, 12, 8 and 5 % after the
+short and the long fine-tune, for a machine with a GPU; the default measures fewer.
+
+Every method gets the same number of optimiser steps on the same batches; recipes that train before their cut pay for it out of
+these. All errors are on the test split, which nothing was selected on. Relative errors are against the dense model given the
+same fine-tune with the same seed.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import fashion_mnist
+import torch
+from torch import nn
+
+from objectives.cost import Cost, cost_model
+from objectives.error import evaluate
+from objectives.finetune import finetune
+from objectives.objective import Evaluator
+from objectives.recipes import RECIPES, check_reach, make_cut
+from objectives.seeding import seed_everything
+from search import demo, launch, open_run
+from search.config import SearchConfig
+from search.knapsack import Knapsack
+from search.progress import Display
+from spaces.allocation import Allocation
+from spaces.errors import CompressionError
+from spaces.sites import Space
+
+RUNS = Path("runs/recipes")
+BUDGETS = (70, 56, 50, 30, 20, 12, 8, 5)
+DENSE, UNIFORM, START, SEARCH = "dense", "uniform", "engine: closed form", "engine: searched"
+SEEDS = [name for name in RECIPES if not name.startswith("heads-")]
+RANKINGS = [name for name in RECIPES if name.startswith("heads-")]
+LONG = 10  # times the short fine-tune
+
+# Model -> (budgets, methods) measured by default after the short fine-tune, most telling first; budgets in % of MACs.
+DEFAULT: dict[str, list[tuple[tuple[int, ...], list[str]]]] = {
+    "fmnist": [
+        ((20, 12, 8, 30, 50), [START, *SEEDS, UNIFORM]),
+        ((12, 8), [SEARCH]),
+        ((56,), ["vtp"]),
+        ((70, 50), RANKINGS),
+    ],
+    "digits": [((50, 30, 20, 12, 8), [START, *SEEDS, UNIFORM]), ((70, 50), RANKINGS), ((56,), ["vtp"])],
+}
+LONG_DEFAULT = {"fmnist": (12,), "digits": (20,)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One measurement: errors on the test split, shares of the dense model, and the FFN's share of the MACs removed."""
+
+    model: str
+    method: str
+    budget: str
+    seed: int
+    steps: int
+    kept: float
+    params_kept: float
+    before: float
+    after: float
+    ffn: float
+    seconds: float
+
+    @property
+    def key(self) -> tuple[str, str, str, int, int]:
+        return self.model, self.method, self.budget, self.seed, self.steps
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["measure", "report"])
+    parser.add_argument("--model", choices=DEFAULT, default="fmnist")
+    parser.add_argument("--checkpoint", default="data/fmnist_vit.safetensors", help="of the Fashion-MNIST model")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", help="only these")
+    parser.add_argument("--budgets", type=int, nargs="+", help="only these, in %% of MACs")
+    parser.add_argument("--long", action="store_true", help="the long fine-tune in place of the short one")
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--trials", type=int, default=30, help="of the engine's search")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", type=Path, default=RUNS / "results.jsonl")
+    arguments = parser.parse_args()
+    if arguments.what == "report":
+        report(read(arguments.output))
+        return
+    torch.set_num_threads(arguments.threads)
+    bench = Bench(arguments.model, config_of(arguments.model, arguments.checkpoint, arguments.threads), arguments.trials)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    for method, budget, seed, steps in planned(arguments, bench.short):
+        done = {result.key for result in read(arguments.output)}
+        if (arguments.model, method, budget, seed, steps) in done:
+            continue
+        try:
+            result = bench.measure(method, budget, seed, steps)
+        except CompressionError as error:
+            print(f"{method} {budget}: {error}", flush=True)
+            continue
+        with arguments.output.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(result)) + "\n")
+        print(f"{method} {budget} seed {seed} steps {steps}: {result.before:.2%} -> {result.after:.2%}", flush=True)
+
+
+def planned(arguments: argparse.Namespace, short: int) -> Iterator[tuple[str, str, int, int]]:
+    """Method, budget, seed and steps of every measurement, the dense model of a seed before all others."""
+    everything = [(BUDGETS, [START, *SEEDS, UNIFORM, SEARCH, *RANKINGS])]
+    plan = everything if arguments.full else DEFAULT[arguments.model]
+    lengths = [LONG * short] if arguments.long else [short, LONG * short] if arguments.full else [short]
+    for steps in lengths:
+        if arguments.long and not arguments.full:
+            plan = [(LONG_DEFAULT[arguments.model], [START, SEARCH, *SEEDS, UNIFORM])]
+        for budgets, methods in plan:
+            for seed in arguments.seeds:
+                yield DENSE, "", seed, steps
+                for budget in budgets:
+                    for method in methods:
+                        if not _left_out(method, budget, arguments):
+                            yield method, f"flops={budget}%", seed, steps
+        if not arguments.long and not arguments.methods:
+            for seed in arguments.seeds:
+                yield "gohsp", "params=60%", seed, steps
+
+
+def _left_out(method: str, budget: int, arguments: argparse.Namespace) -> bool:
+    return (arguments.methods and method not in arguments.methods) or (arguments.budgets and budget not in arguments.budgets)
+
+
+def config_of(model: str, checkpoint: str, threads: int) -> SearchConfig:
+    """The options of one of the two models: its images, and the short fine-tune."""
+    if model == "fmnist":
+        return SearchConfig.from_flat({**fashion_mnist.OPTIONS, "checkpoint": checkpoint, "threads": threads, "space": "heads"})
+    options = {**demo.OPTIONS, "output": str(RUNS / "digits"), "threads": threads, "space": "heads"}
+    return demo.with_dense_model(SearchConfig.from_flat(options), lambda what, done, total: None)
+
+
+class Bench:
+    """One model, ready to be compressed in every way."""
+
+    def __init__(self, model: str, config: SearchConfig, trials: int) -> None:
+        self.model, self.config, self.trials = model, config, trials
+        self.evaluator = Evaluator(config.objective(RUNS / model))
+        self.short = config.finetune.steps
+
+    def measure(self, method: str, budget: str, seed: int, steps: int) -> Result:
+        """Compress, fine-tune and measure once."""
+        start = time.perf_counter()
+        objective = self.evaluator.objective
+        self.evaluator.objective = replace(objective, finetune=replace(objective.finetune, steps=steps))
+        space, allocation, model, batches, left = self._cut(method, budget, seed, steps)
+        model = model.to(self.evaluator.device)
+        before = self._error(model)
+        for _ in finetune(model, islice(batches, left), replace(objective.finetune, steps=left), self.evaluator.teacher):
+            pass
+        costs = cost_model(self.evaluator.model, space)
+        kept = costs.costs(allocation)
+        return Result(
+            model=self.model,
+            method=method,
+            budget=budget,
+            seed=seed,
+            steps=steps,
+            kept=kept["macs"] / costs.dense["macs"],
+            params_kept=kept["params"] / costs.dense["params"],
+            before=before,
+            after=self._error(model),
+            ffn=_ffn_share(space, costs, allocation),
+            seconds=time.perf_counter() - start,
+        )
+
+    def _cut(self, method: str, budget: str, seed: int, steps: int) -> tuple[Space, Allocation, nn.Module, Iterable[Any], int]:
+        """Space, allocation, model before its fine-tune, the batches for it, and the steps that are left."""
+        if method in RECIPES:
+            check_reach(self.evaluator, method, self._limits(budget))
+            bench, cut = make_cut(self.evaluator, method, self._limits(budget), seed)
+            return bench.space, cut.allocation, cut.model, bench.batches, steps - bench.steps
+        seed_everything(seed)
+        allocation = self._allocation(method, budget)
+        batches = self.evaluator.data.training(steps, seed)
+        return self.evaluator.space, allocation, self.evaluator.build(allocation), batches, steps
+
+    def _allocation(self, method: str, budget: str) -> Allocation:
+        space, costs = self.evaluator.space, self.evaluator.costs
+        if method == DENSE:
+            return space.identity()
+        if method == UNIFORM:  # narrower heads and fewer neurons; whole heads stay
+            sites = [site for site in space.sites if site.kind != "heads"]
+            limits = self._limits(budget)
+            load = lambda allocation: costs.load(allocation, limits)  # noqa: E731
+            return space.fit(1.0, load, sites, lambda site, level: 1 / (1 + math.exp(-level)))
+        if method == START:
+            return Knapsack.of(self.evaluator.factors, costs).allocate(self._limits(budget))
+        return self._searched(budget)
+
+    def _searched(self, budget: str) -> Allocation:
+        """The best under the budget in one search of all small budgets, by the search split."""
+        study = replace(
+            self.config.study, target=("flops=12%",), band=0.4, trials=self.trials, output=str(RUNS / f"{self.model}-search")
+        )
+        directory = Path(study.output)
+        if not (directory / "pareto.json").exists() or len(open_run(directory).trials) < self.trials:
+            with Display(_console()) as display:
+                launch(replace(self.config, study=replace(study, baselines=("none",))), display)
+        run = open_run(directory)
+        return run.allocation(run.best(budget))
+
+    def _limits(self, budget: str) -> dict[Cost, float]:
+        name, share = budget.rstrip("%").split("=")
+        cost: Cost = "macs" if name == "flops" else "params"
+        return {cost: self.evaluator.costs.dense[cost] * float(share) / 100}
+
+    def _error(self, model: nn.Module) -> float:
+        return evaluate(model, self.evaluator.data.evaluation("test")).error
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(width=130)
+
+
+def _ffn_share(space: Space, costs: Any, allocation: Allocation) -> float:
+    """Share of the removed MACs that FFN branches lost; NaN where nothing was removed."""
+    ffn = space.identity().replace({site.name: allocation[site.name] for site in space.sites if site.branch.endswith("mlp")})
+    removed = costs.dense["macs"] - costs.count(allocation, "macs")
+    return (costs.dense["macs"] - costs.count(ffn, "macs")) / removed if removed else math.nan
+
+
+def read(path: Path) -> list[Result]:
+    """The measurements so far."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [Result(**json.loads(line)) for line in lines]
+
+
+def report(results: list[Result]) -> None:
+    """Tables in Markdown: relative errors, mean ± standard deviation over the seeds."""
+    for model in dict.fromkeys(result.model for result in results):
+        for steps in sorted({result.steps for result in results if result.model == model}):
+            found = [result for result in results if (result.model, result.steps) == (model, steps)]
+            dense = {result.seed: result for result in found if result.method == DENSE}
+            print(f"\n### {model}, {steps} steps\n")
+            errors = [result.after for result in dense.values()]
+            print(f"Dense: {spread([r.before for r in dense.values()], 100)} % as given, {spread(errors, 100)} % fine-tuned.\n")
+            _table(found, dense, "after", "after the fine-tune")
+            _table(found, dense, "before", "before it")
+            _smallest(found, dense)
+            _shares(found)
+
+
+def _table(results: list[Result], dense: Mapping[int, Result], field: str, title: str) -> None:
+    groups, budgets = _grouped(results, dense, field), _budgets(results)
+    print(f"Relative error {title}, by what is kept:\n\n| method | {' | '.join(budgets)} |\n|---|{'---|' * len(budgets)}")
+    for method, found in groups.items():
+        cells = [f"×{spread(found[budget])}" if budget in found else "–" for budget in budgets]
+        print(f"| {method} | {' | '.join(cells)} |")
+    print()
+
+
+def _grouped(results: list[Result], dense: Mapping[int, Result], field: str) -> dict[str, dict[str, list[float]]]:
+    """Method -> budget -> relative errors of its seeds."""
+    groups: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for result in results:
+        if result.method != DENSE and result.seed in dense:
+            groups[result.method][result.budget].append(getattr(result, field) / dense[result.seed].after)
+    return groups
+
+
+def _budgets(results: list[Result]) -> list[str]:
+    found = {result.budget for result in results if result.budget}
+    return sorted(found, key=lambda budget: (budget.partition("=")[0], -float(budget.partition("=")[2].rstrip("%"))))
+
+
+def _smallest(results: list[Result], dense: Mapping[int, Result], limit: float = 1.05) -> None:
+    """The smallest share of MACs kept at a relative error, between budgets by a straight line in the logarithm of the share."""
+    print(f"Smallest share of MACs kept at ×{limit}, per seed interpolated between the budgets:\n")
+    print("| method | smallest share |\n|---|---|")
+    for method in dict.fromkeys(result.method for result in results if result.method != DENSE):
+        shares = []
+        for seed, reference in dense.items():
+            points = sorted(
+                (result.kept, result.after / reference.after)
+                for result in results
+                if (result.method, result.seed) == (method, seed) and result.budget.startswith("flops")
+            )
+            shares.append(_crossing(points, limit))
+        known = [share for share in shares if share is not None]
+        text = f"{spread(known, 100, 1)} %" if len(known) == len(shares) and known else "not reached at these budgets"
+        print(f"| {method} | {text} |")
+    print()
+
+
+def _crossing(points: list[tuple[float, float]], limit: float) -> float | None:
+    """Where the error rises above the limit on the way down; the smallest share if it never does."""
+    down = points[::-1]
+    if not down or down[0][1] > limit:
+        return None
+    for (share, error), (smaller, larger) in pairwise(down):
+        if larger > limit:
+            part = (limit - error) / (larger - error)
+            return math.exp(math.log(share) + part * (math.log(smaller) - math.log(share)))
+    return down[-1][0]
+
+
+def _shares(results: list[Result]) -> None:
+    print("What the cuts took, mean over seeds:\n")
+    print("| method | budget | keeps of MACs | of parameters | FFN's share of what was removed |\n|---|---|---|---|---|")
+    groups: dict[tuple[str, str], list[Result]] = defaultdict(list)
+    for result in results:
+        if result.method != DENSE:
+            groups[result.method, result.budget].append(result)
+    for (method, budget), found in groups.items():
+        columns = [statistics.mean(getattr(result, name) for result in found) for name in ("kept", "params_kept", "ffn")]
+        print(f"| {method} | {budget} | {' | '.join(f'{value:.1%}' for value in columns)} |")
+
+
+def spread(values: list[float], scale: float = 1.0, digits: int | None = None) -> str:
+    """Mean ± standard deviation."""
+    digits = digits if digits is not None else 2 if scale > 1 else 3
+    text = f"{scale * statistics.mean(values):.{digits}f}"
+    return f"{text} ± {scale * statistics.stdev(values):.{digits}f}" if len(values) > 1 else text
+
+
+if __name__ == "__main__":
+    main()
