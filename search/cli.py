@@ -25,6 +25,8 @@ examples:
       what can be made smaller, and how far
   run_search.py launch --model deit_small_patch16_224 --pretrained --data-dir imagenet --target flops=50% --trials 200
   run_search.py launch --model vit_base_patch16_224 --checkpoint mine.safetensors --data-dir my_images --target params=20M
+  run_search.py launch --recipe gohsp --target flops=50% --model deit_small_patch16_224 --pretrained --data-dir imagenet
+      a published system alone; --baselines kumar-hybrid vtp gohsp losparse uniform runs them beside a search
   run_search.py browse runs/deit_small_patch16_224-contract
   run_search.py export runs/deit_small_patch16_224-contract --target flops=50%
 
