@@ -24,6 +24,8 @@ PLACES = {
 }
 # Assumed width of a label's character, as a share of the axes, on a wide screen and on a telephone.
 _CHARACTERS = {"wide": 0.013, "narrow": 0.025}
+# Distance, as a share of the axes, below which two baselines share a label.
+_NEAR = 0.04
 
 
 def split_trials(trials: pd.DataFrame) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -104,6 +106,8 @@ def _limit(index: int, x: float, text: str, span: tuple[float, float]) -> dict[s
 def _labels(names: Sequence[str], figure: Row, width: float) -> dict[str, list[str]]:
     """The baselines' labels, each placed where it covers no label and no point of the front; '' where all places do.
 
+    Points that nearly coincide share one label, on the first of them.
+
     Args:
         names: one per baseline.
         figure: traces and ranges of the figure.
@@ -115,14 +119,40 @@ def _labels(names: Sequence[str], figure: Row, width: float) -> dict[str, list[s
         for name, trace in figure["traces"].items()
     }
     taken = [(x - 0.01, y - 0.01, x + 0.01, y + 0.01) for name in ("baselines", "front", "dense") for x, y in scaled[name]]
-    labels: dict[str, list[str]] = {"text": [], "textposition": []}
-    for name, (x, y) in zip(names, scaled["baselines"], strict=True):
-        boxes = {place: _box(x, y, width * len(name), place) for place in PLACES}
-        place = next((place for place, box in boxes.items() if _is_free(box, taken)), None)
-        taken += [boxes[place]] if place else []
-        labels["text"].append(html.escape(name) if place else "")
-        labels["textposition"].append(place or "top right")
+    points = scaled["baselines"]
+    labels = {"text": [""] * len(names), "textposition": ["top right"] * len(names)}
+    for group in _groups(points):
+        together = ", ".join(dict.fromkeys(names[index] for index in group))
+        if len(group) > 1 and (place := _place(points[group[0]], width * len(together), taken)):
+            labels["text"][group[0]], labels["textposition"][group[0]] = html.escape(together), place
+            continue
+        for index in group:
+            if place := _place(points[index], width * len(names[index]), taken):
+                labels["text"][index], labels["textposition"][index] = html.escape(names[index]), place
     return labels
+
+
+def _groups(points: Sequence[tuple[float, float]]) -> list[list[int]]:
+    """Indices of points that lie so near to each other that they share a label."""
+    groups: list[list[int]] = []
+    for index, (x, y) in enumerate(points):
+        near = (group for group in groups if abs(points[group[0]][0] - x) < _NEAR and abs(points[group[0]][1] - y) < _NEAR)
+        group = next(near, None)
+        if group is None:
+            groups.append([index])
+        else:
+            group.append(index)
+    return groups
+
+
+def _place(point: tuple[float, float], width: float, taken: list[Box]) -> str | None:
+    """Where a label of this width covers nothing that is `taken`, to which it is added; None if there is no such place."""
+    for place in PLACES:
+        box = _box(*point, width, place)
+        if _is_free(box, taken):
+            taken.append(box)
+            return place
+    return None
 
 
 def _box(x: float, y: float, width: float, place: str, height: float = 0.055) -> Box:
