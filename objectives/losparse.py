@@ -136,7 +136,7 @@ def _rebuilt(bench: Workbench, trained: nn.Module, layers: dict[str, LowRankPlus
 
 
 def _fill_sparse(linear: LowRankSparseLinear, layer: LowRankPlusRows, count: int) -> None:
-    order = layer.importance.argsort(descending=True, stable=True)
+    order = layer.importance.cpu().argsort(descending=True, stable=True)
     whole, others = order[:count].sort().values, order[count:].sort().values
     biases = (None, None) if layer.bias is None else (layer.bias[whole], layer.bias[others])
     fill_linear(linear.rows, layer.whole()[whole], biases[0])
