@@ -155,7 +155,7 @@ def _heads(dense: nn.Module, site: Site) -> int:
 
 def fingerprint(dense: nn.Module, *conditions: object) -> str:
     """Hash of the weights and of whatever else the factors depend on (space, calibration images); 16 hex digits."""
-    digest = hashlib.sha256(repr(conditions).encode())
+    digest = hashlib.sha256(repr((_FORMAT, *conditions)).encode())
     for name, tensor in dense.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

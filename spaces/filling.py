@@ -61,10 +61,10 @@ def _fill_projection(dense: nn.Module, attention: ContractedAttention, branch: s
     """The output projection, solved over the components of the kept heads; factors are component-major."""
     width, count = attention.value_dim, factors["value"].shape[0]
     if len(kept) == count:
-        weight = prefix_weight(factors["projected"], factors["triangle"], width * count)
+        weight = prefix_weight(factors["projected"], factors.get("triangle"), width * count)
     else:
         columns = (torch.arange(width).unsqueeze(1) * count + kept).flatten()
-        weight = subset_weight(factors["projected"], factors["triangle"], columns)
+        weight = subset_weight(factors["projected"], factors.get("triangle"), columns)
     corrected = weight.reshape(-1, width, len(kept)).transpose(1, 2).flatten(1)
     mean = _apply(factors["value"][kept, :width], factors["mean"].reshape(count, -1)[kept]).flatten()
     original, bias = linear_of(dense, f"{branch}.proj")
@@ -94,7 +94,7 @@ def _fill_neurons(dense: nn.Module, model: nn.Module, branch: str, sizes: Sizes,
             rows = torch.cat([kept, kept + len(found["order"])]) if isinstance(ffn, GluMlp) else kept
             fill_linear(first, weight[rows][:, _fill_inputs(first, factors)], _of(bias, rows))
     weight, bias = linear_of(dense, f"{branch}.fc2")
-    corrected = prefix_weight(found["projected"], found["triangle"], size)
+    corrected = prefix_weight(found["projected"], found.get("triangle"), size)
     fill_linear(ffn.get_submodule("fc2"), corrected, _shifted(bias, weight, found["mean"], corrected, found["mean"][kept]))
 
 

@@ -51,18 +51,22 @@ def prefix_factors(weight: Tensor, covariance: Tensor, root: Tensor | None = Non
     return PrefixFactors(projected=projected, triangle=factor, error=tail_sums(energy))
 
 
-def prefix_weight(projected: Tensor, triangle: Tensor, size: int) -> Tensor:
-    """Corrected weight [m, size] of the first `size` inputs."""
+def prefix_weight(projected: Tensor, triangle: Tensor | None, size: int) -> Tensor:
+    """Corrected weight [m, size] of the first `size` inputs; without a triangle, plain columns."""
+    if triangle is None:
+        return projected[:, :size]
     weight: Tensor = torch.linalg.solve_triangular(triangle[:size, :size], projected[:, :size], upper=False, left=False)
     return weight
 
 
-def subset_weight(projected: Tensor, triangle: Tensor, kept: Tensor) -> Tensor:
+def subset_weight(projected: Tensor, triangle: Tensor | None, kept: Tensor) -> Tensor:
     """Corrected weight [m, k] of any subset of the inputs, given by their indices [k] in the order of the factors.
 
     Least squares on the rows L_S of the triangle: C_SS = L_S L_S^T and W C_{:,S} = A L_S^T. In float64, because the
     product squares the triangle's condition number.
     """
+    if triangle is None:
+        return projected[:, kept]
     rows = triangle[kept].double()
     weight: Tensor = torch.linalg.solve(rows @ rows.T, rows @ projected.double().T)
     return weight.T.to(projected)

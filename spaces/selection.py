@@ -95,9 +95,7 @@ def _permutations(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 def _uncorrected(weight: Tensor, scores: Tensor) -> Tensors:
     """Factors whose prefixes are the plain columns of `weight`, and which leave the bias alone."""
-    inputs = weight.shape[1]
-    triangle, mean = torch.eye(inputs), torch.zeros(inputs)
-    return {"projected": weight, "triangle": triangle, "error": tail_sums(scores), "mean": mean}
+    return {"projected": weight, "error": tail_sums(scores), "mean": torch.zeros(weight.shape[1])}
 
 
 _SELECT: dict[Kind, Callable[[nn.Module, Site, Tensor], Tensors]] = {
