@@ -54,10 +54,12 @@ LONG = 10  # times the short fine-tune
 # Model -> (budgets, methods) measured by default after the short fine-tune, most telling first; budgets in % of MACs.
 DEFAULT: dict[str, list[tuple[tuple[int, ...], list[str]]]] = {
     "fmnist": [
-        ((20, 12, 8, 30, 50), [START, *SEEDS, UNIFORM]),
+        ((12, 20, 8), [START, *SEEDS, UNIFORM]),
         ((12, 8), [SEARCH]),
+        ((50,), ["kumar-hybrid", "kumar-hybrid-whitened", "vtp"]),
         ((56,), ["vtp"]),
-        ((70, 50), RANKINGS),
+        ((50,), RANKINGS),
+        ((30, 50), [START, *SEEDS, UNIFORM]),
     ],
     "digits": [((50, 30, 20, 12, 8), [START, *SEEDS, UNIFORM]), ((70, 50), RANKINGS), ((56,), ["vtp"])],
 }

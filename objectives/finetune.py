@@ -39,7 +39,7 @@ class FinetuneConfig:
     distillation: float = 0.7
     temperature: float = 2.0
     amp: str = "auto"
-    recipe_share: float = 0.5
+    recipe_share: float = 0.25
 
     def __post_init__(self) -> None:
         if self.steps < 0:
