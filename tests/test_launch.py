@@ -99,7 +99,7 @@ def test_the_run_directory_is_complete(run: Run) -> None:
 def test_the_table_holds_every_trial(run: Run) -> None:
     table = run.trials
     assert list(table["number"]) == list(range(8))
-    assert list(table["label"][:4]) == ["dense", "uniform", "uniform", "uniform"]
+    assert list(table["label"][:7]) == ["dense", *["warm start"] * 3, *["uniform"] * 3]
     assert (table["state"] == "COMPLETE").all()
     assert table["macs_kept"][0] == 1.0
     assert (table["macs_kept"][1:] <= 0.6).all()
