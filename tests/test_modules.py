@@ -56,9 +56,7 @@ def test_low_rank_sparse_linear_is_low_rank_plus_rows(bias: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["heads", "gated", "low-rank-sparse"])
-def test_a_folder_gives_the_model_back(
-    make_vit: Callable[..., nn.Module], images: Tensor, tmp_path: Path, name: str
-) -> None:
+def test_a_folder_gives_the_model_back(make_vit: Callable[..., nn.Module], images: Tensor, tmp_path: Path, name: str) -> None:
     """Every site at another size, indices out of order."""
     options = {**TINY, "num_heads": 4}
     model = make_vit(num_heads=4)
