@@ -91,7 +91,7 @@ def test_options_of_a_run_need_not_be_repeated(finished: Path, capsys: pytest.Ca
         ("lr: fast", "lr must be of type float, got 'fast'"),
         ("pretrained: 3", "pretrained must be of type bool, got 3"),
         ("scale: [0.5]", "scale must have 2 values"),
-        ("space: tiny", "space must be one of contract, hybrid, low-rank, full, got 'tiny'"),
+        ("space: tiny", "space must be one of contract, heads, hybrid, low-rank, full, got 'tiny'"),
         ("model: 5", "model must be of type str, got 5"),
         ("model_kwargs: 5", "model_kwargs must be of type dict, got 5"),
         ("sampler: magic", "sampler must be one of"),

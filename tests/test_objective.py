@@ -62,7 +62,9 @@ def test_preparing_says_how_far_it_is(evaluator: Evaluator, tmp_path: Path) -> N
     """256 calibration images in batches of 64, 6 sites, 297 search images in batches of 256."""
     seen: dict[str, list[tuple[int, int]]] = {}
     objective = replace(evaluator.objective, factors=tmp_path / "run" / "factors")
-    Evaluator(objective, lambda what, done, total: seen.setdefault(what, []).append((done, total)))
+    prepared = Evaluator(objective, lambda what, done, total: seen.setdefault(what, []).append((done, total)))
+    assert list(seen) == ["dense model"], "factors are computed at their first use"
+    assert prepared.factors is prepared.factors
     assert seen["calibration"] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert seen["factors"] == [(done, 6) for done in range(7)]
     assert seen["dense model"] == [(1, 2), (2, 2)]
@@ -70,13 +72,15 @@ def test_preparing_says_how_far_it_is(evaluator: Evaluator, tmp_path: Path) -> N
 
 def test_factors_are_reused(evaluator: Evaluator, tmp_path: Path) -> None:
     folder = evaluator.objective.factors
+    _ = evaluator.factors
     (path,) = folder.glob("*.safetensors")
     before = path.stat().st_mtime_ns
     again = Evaluator(evaluator.objective)
+    _ = again.factors
     assert path.stat().st_mtime_ns == before
     assert again.fingerprint == path.stem
     sister = Objective(**{**vars(evaluator.objective), "factors": folder.parents[1] / "other" / "factors"})
-    Evaluator(sister)
+    _ = Evaluator(sister).factors
     (copied,) = sister.factors.glob("*.safetensors")
     assert copied.read_bytes() == path.read_bytes()
 
