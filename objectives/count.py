@@ -21,7 +21,7 @@ _ELEMENTWISE = """
 add add_ sub mul mul_ div neg sigmoid silu gelu tanh softmax mean sum amax rsqrt pow sin cos cumsum pad rsub
 upsample_bicubic2d upsample_bilinear2d layer_norm rms_norm batch_norm group_norm repeat repeat_interleave
 ones_like meshgrid stack unflatten clone lift_fresh linspace tile outer exp ceil max_pool2d avg_pool2d
-adaptive_avg_pool2d reshape_as
+adaptive_avg_pool2d reshape_as index_select
 """
 _NOT_COUNTED = frozenset(f"aten::{name}" for name in _ELEMENTWISE.split())
 _COUNTED = {

@@ -76,14 +76,19 @@ class GlobalThreshold:
     """Which share of its channels every site keeps when all gates share one threshold."""
 
     def __init__(self, gates: Mapping[str, Tensor]) -> None:
-        self.gates = {name: gate.sort().values for name, gate in gates.items()}
-        self.all = torch.cat(list(gates.values())).sort().values
+        values = torch.cat(list(gates.values()))
+        within = torch.cat([torch.linspace(0, 1, len(gate)) for gate in gates.values()])  # equal gates go evenly from all sites
+        order = within.argsort(stable=True)
+        order = order[values[order].argsort(stable=True)]
+        self.count = len(order)
+        ranks = order.argsort().split([len(gate) for gate in gates.values()])
+        self.ranks = {name: rank.sort().values for name, rank in zip(gates, ranks, strict=True)}
 
     def share(self, site: str, kept: float) -> float:
         """Share of the channels of `site` above the threshold that keeps the share `kept` of all channels."""
-        below = min(len(self.all) - 1, max(0, round((1 - kept) * len(self.all))))
-        own = self.gates[site]
-        return 1 - float(torch.searchsorted(own, self.all[below])) / len(own)
+        below = min(self.count - 1, max(0, round((1 - kept) * self.count)))
+        own = self.ranks[site]
+        return 1 - float(torch.searchsorted(own, below)) / len(own)
 
 
 def linear_behind(model: nn.Module, site: Site) -> nn.Linear:

@@ -93,6 +93,8 @@ class Workbench:
 
     def train(self, model: nn.Module, penalty: Callable[[], Tensor] | None = None) -> Iterator[Step]:
         """Train for the recipe's share of the steps, as candidates are fine-tuned; one step per value taken."""
+        if not self.steps:
+            return
         config = replace(self.evaluator.objective.finetune, steps=self.steps)
         for step in finetune(model, islice(self.batches, self.steps), config, self.evaluator.teacher, penalty):
             self._on_step(step)

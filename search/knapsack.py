@@ -88,7 +88,7 @@ class Knapsack:
         chosen = [hull[0] for hull in hulls]
         total = self._dense + sum(table[2][index] for table, index in zip(branches, chosen, strict=True))
         if (total > bounds).any():
-            raise AllocationError(f"no allocation of space {self.space.name!r} keeps {dict(limits)}")
+            raise AllocationError(f"no allocation of space {self.space.name!r} keeps the budget {dict(limits)}")
         steps = [
             ((table[1][before] - table[1][after]) / (table[0][after] - table[0][before]), branch, after)
             for branch, (table, hull) in enumerate(zip(branches, hulls, strict=True))

@@ -8,14 +8,16 @@ import pytest
 from torch import Tensor, nn
 
 from objectives.cost import Cost, CostModel, cost_model
-from search.knapsack import allocate, errors_of
+from search.knapsack import Errors, Knapsack
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError
 from spaces.factors import Factors
 from spaces.sites import Operator, Site, Space
 from spaces.vit import describe
 
-Errors = dict[str, dict[int, float]]
+
+def allocate(space: Space, costs: CostModel, limits: Mapping[Cost, float], errors: Errors) -> Allocation:
+    return Knapsack(space, costs, errors).allocate(limits)
 
 
 class Made:
@@ -24,7 +26,7 @@ class Made:
 
     def __init__(self, seed: int, branches: list[list[list[tuple[int, ...]]]], convex: bool) -> None:
         self.rng = random.Random(seed)
-        self.errors: Errors = {}
+        self.errors: dict[str, dict[int, float]] = {}
         self.weights: dict[str, int] = {}
         offered = {}
         for branch, rivals in enumerate(branches):
@@ -177,7 +179,8 @@ def test_a_model_is_cut_better_than_uniformly(make_vit: Callable[..., nn.Module]
     model = make_vit(num_heads=4)
     space = describe(model, name, multiple=4)
     costs = cost_model(model, space)
-    errors = errors_of(Factors.compute(model, space, images.split(16)))  # type: ignore[no-untyped-call]
+    factors = Factors.compute(model, space, images.split(16))  # type: ignore[no-untyped-call]
+    errors = {site.name: factors.error(site) for site in space.sites}
 
     def total(allocation: Allocation) -> float:
         return sum(errors[site][size] for site, size in allocation.items())
