@@ -81,7 +81,7 @@ class GlobalThreshold:
         order = within.argsort(stable=True)
         order = order[values[order].argsort(stable=True)]
         self.count = len(order)
-        ranks = order.argsort().split([len(gate) for gate in gates.values()])
+        ranks = order.argsort().split([len(gate) for gate in gates.values()])  # type: ignore[no-untyped-call]
         self.ranks = {name: rank.sort().values for name, rank in zip(gates, ranks, strict=True)}
 
     def share(self, site: str, kept: float) -> float:

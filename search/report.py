@@ -31,7 +31,7 @@ def write_report(path: Path, summary: dict[str, Any], trials: pd.DataFrame, site
         path: the file to write, atomically.
         summary: model, space, objectives, dense figures, targets, states, best and front of the search.
         trials: a row per trial: state, label, reason, error in [0, 1], costs, and one column per site.
-        sites: the sites of the space, in model order.
+        sites: of all spaces of the run, in model order; a trial shows those of its own.
         run: run directory, as the copied export command names it.
     """
     points, failed = split_trials(trials)
@@ -64,8 +64,17 @@ def _data(summary: Row, points: list[dict[str, Any]], sites: Sequence[Site], run
     reference, _ = reference_of(summary["dense"])
     return {
         "sites": [_site(site) for site in sites],
+        "spaces": {
+            name: [index for index, site in enumerate(sites) if site.name in {entry["name"] for entry in entries}]
+            for name, entries in summary.get("spaces", {}).items()
+        },
         "points": {
-            number: {"label": row["label"], "sizes": [int(row[site.name]) for site in sites], **_texts(row, summary)}
+            number: {
+                "label": row["label"],
+                "space": row.get("space", ""),
+                "sizes": [int(row[site.name]) for site in sites],
+                **_texts(row, summary),
+            }
             for number, row in shown.items()
         },
         "figures": {cost: figure_of(cost, summary, points) for cost in COSTS},

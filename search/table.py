@@ -127,7 +127,11 @@ def read_space(summary: dict[str, Any], name: str | None = None) -> Space:
 def sites_of(summary: dict[str, Any]) -> tuple[Site, ...]:
     """The sites of all spaces of a run, each once, the searched space's first."""
     spaces = [read_space(summary, name) for name in summary["spaces"]]
-    return tuple({site.name: site for space in spaces for site in reversed(space.sites)}.values())
+    found: dict[str, Site] = {}
+    for space in spaces:
+        for site in space.sites:
+            found.setdefault(site.name, site)
+    return tuple(found.values())
 
 
 def write_tables(directory: Path, trials: pd.DataFrame, summary: dict[str, Any]) -> None:

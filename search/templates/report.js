@@ -6,6 +6,7 @@ const narrow = window.matchMedia("(max-width: 860px)");
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 const kinds = {
   query_key: "query/key width per head", value_output: "value/output width per head", ffn_hidden: "FFN neurons", rank: "rank",
+  heads: "heads", rows: "whole rows beside the low rank", inputs: "inputs of the branch",
 };
 let cost = "macs";
 let chosen = data.chosen;
@@ -124,8 +125,8 @@ function bar(site, size) {
 }
 
 // Column -> its heading: the short name, what its size counts, and the dense size where all blocks share it.
-function heading(column) {
-  const sites = data.sites.filter((site) => site.column === column);
+function heading(column, shown) {
+  const sites = shown.map((index) => data.sites[index]).filter((site) => site.column === column);
   const dense = new Set(sites.map((site) => site.dense));
   const made = element("th", column.split(".").pop());
   made.scope = "col";
@@ -134,17 +135,19 @@ function heading(column) {
   return made;
 }
 
-function drawSizes(sizes) {
-  const columns = [...new Set(data.sites.map((site) => site.column))];
+// The sites of the trial's own space: a recipe may cut elsewhere than the search does.
+function drawSizes(point) {
+  const shown = data.spaces[point.space] ?? data.sites.map((_, index) => index);
+  const columns = [...new Set(shown.map((index) => data.sites[index].column))];
   const head = element("tr");
-  head.append(element("th", "block"), ...columns.map(heading));
-  const rows = [...new Set(data.sites.map((site) => site.block))].map((block) => {
+  head.append(element("th", "block"), ...columns.map((column) => heading(column, shown)));
+  const rows = [...new Set(shown.map((index) => data.sites[index].block))].map((block) => {
     const row = element("tr");
     const first = element("th", block);
     first.scope = "row";
     row.append(first, ...columns.map((column) => {
-      const index = data.sites.findIndex((site) => site.block === block && site.column === column);
-      return index < 0 ? element("td") : bar(data.sites[index], sizes[index]);
+      const index = shown.find((each) => data.sites[each].block === block && data.sites[each].column === column);
+      return index === undefined ? element("td") : bar(data.sites[index], point.sizes[index]);
     }));
     return row;
   });
@@ -186,7 +189,7 @@ function choose(number) {
   document.getElementById("command").textContent = data.command + number;
   document.getElementById("copied").textContent = "";
   drawFacts(point);
-  drawSizes(point.sizes);
+  drawSizes(point);
   markRow();
   return draw();
 }
