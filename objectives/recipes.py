@@ -179,5 +179,6 @@ def check_reach(evaluator: Evaluator, name: str, limits: Mapping[Cost, float]) -
     least = bench.smallest()
     if bench.load(least) > 1:
         costs, dense = bench.costs.costs(least), bench.costs.dense
-        kept = " and ".join(f"{costs[cost] / dense[cost]:.1%} of {cost}" for cost in limits)
+        names: dict[Cost, str] = {"macs": "MACs", "params": "parameters"}
+        kept = " and ".join(f"{costs[cost] / dense[cost]:.1%} of {names[cost]}" for cost in limits)
         raise AllocationError(f"recipe {name!r} cannot keep this budget: the smallest model that it makes keeps {kept}")
