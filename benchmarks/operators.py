@@ -2,11 +2,11 @@
 
     python benchmarks/fashion_mnist.py
     python benchmarks/vit_small.py
-    OMP_NUM_THREADS=1 python benchmarks/operators.py --seeds 0 1 2
+    OMP_NUM_THREADS=1 python benchmarks/operators.py
 
 Every block is cut alike. The error is the squared difference of `forward_features` over the squared norm of the dense
 model's, on held-out images; it says nothing about accuracy after a fine-tune. A seed draws the calibration images and the
-held-out ones from Fashion-MNIST's training images, resized to 70x70.
+held-out ones from Fashion-MNIST's training images, resized to 70x70. The output is written anew after every draw.
 """
 
 import argparse
@@ -19,20 +19,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from unittest import mock
 
 import timm
 import torch
 import vit_small
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 from torchvision.datasets import FashionMNIST
 
 from objectives.cost import CostModel, cost_model
-from spaces import heads as rankings
 from spaces.factors import Factors
-from spaces.operators import input_of, linear_of, variant_of
+from spaces.linalg import blended, roots
+from spaces.operators import METRIC_DAMPING, input_of, variant_of
 from spaces.pruning import prefix_factors
+from spaces.selection import linear_of, magnitude, select
 from spaces.sites import Site, Space
 from spaces.statistics import Moments, collect
 from spaces.vit import describe
@@ -40,61 +39,42 @@ from spaces.vit import describe
 SHARES = (0.75, 0.6, 0.5)
 _BATCH = 64
 
+# What the moments count: nothing more, as papers do; what matters at the model's output, as the engine does; halves of that.
+PLAIN, WEIGHTED, TOKENS, OUTPUTS = "layer by layer", "weighted by gradients", "only tokens weighted", "only outputs weighted"
+
 # Name -> space and variants of its sites, by branch.
-WAYS: dict[str, dict[str, tuple[str, dict[str, str]]]] = {
-    "attn": {
-        "plain SVD": ("low-rank", {"rank": "plain"}),
-        "whitened SVD": ("low-rank", {}),
-        "magnitude widths": ("contract", {"query_key": "magnitude", "value_output": "magnitude"}),
-        "contraction": ("contract", {}),
-    },
+Ways = dict[str, dict[str, tuple[str, dict[str, str]]]]
+WAYS: Ways = {
+    "attn": {"whitened SVD": ("low-rank", {}), "contraction": ("contract", {})},
     "mlp": {
-        "plain SVD": ("low-rank", {"rank": "plain"}),
         "whitened SVD": ("low-rank", {}),
-        "magnitude neurons": ("contract", {"ffn_hidden": "magnitude"}),
-        "variance order, corrected": ("contract", {"ffn_hidden": "variance"}),
-        "optimal-brain order, corrected": ("contract", {}),
+        "variance order": ("contract", {"ffn_hidden": "variance"}),
+        "optimal-brain order": ("contract", {}),
     },
 }
-PAIRS = (
-    ("plain SVD", "plain SVD"),
-    ("plain SVD", "magnitude neurons"),
-    ("magnitude widths", "magnitude neurons"),
-    ("whitened SVD", "whitened SVD"),
-    ("whitened SVD", "optimal-brain order, corrected"),
-    ("contraction", "optimal-brain order, corrected"),
+_PLAIN_SVD, _MAGNITUDE = (
+    ("low-rank", {"rank": "plain"}),
+    dict.fromkeys(("query_key", "value_output", "ffn_hidden"), "magnitude"),
 )
-RANKINGS = ("energy", "elimination", "magnitude", "taylor", "graph")
-ORDERS = {
-    "magnitude": "magnitude neurons",
-    "variance": "variance order, corrected",
-    "optimal-brain": "optimal-brain order, corrected",
+UNCORRECTED: Ways = {
+    "attn": {"plain SVD": _PLAIN_SVD, "magnitude widths": ("contract", _MAGNITUDE)},
+    "mlp": {"plain SVD": _PLAIN_SVD, "magnitude neurons": ("contract", _MAGNITUDE)},
 }
-LEVELS = ("none", "mean", "full")
+PAIRS = (("whitened SVD", "whitened SVD"), ("whitened SVD", "optimal-brain order"), ("contraction", "optimal-brain order"))
+RANKINGS = ("elimination", "energy", "magnitude", "taylor", "graph")
 _TABLES = {"attn": "attention", "mlp": "FFN"}
+
+Row = tuple[str, str, str]  # table, size asked for, name
+Scores = dict[tuple[str, str, str, str], list[list[float]]]  # row and share of MACs kept -> columns of the table, per draw
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One row of a table: the size asked for, what is built, and the share of the dense model's MACs that it keeps."""
+    """One row of a table: what is built, and the share of the dense model's MACs that it keeps."""
 
-    table: str
-    asked: str
-    name: str
+    row: Row
     build: Callable[[], nn.Module]
     kept: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """Share of MACs kept; relative squared error over all tokens, and of the class token."""
-
-    kept: float
-    tokens: float
-    class_token: float
-
-
-Scores = dict[tuple[str, str, str], list[Score]]  # table, size asked for, name -> one score per draw
 
 
 def main() -> None:
@@ -104,32 +84,26 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=768, help="images per draw")
     parser.add_argument("--held-out", type=int, default=250, help="images per draw")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--output", type=Path, default=Path("operators.md"))
     arguments = parser.parse_args()
-    print(f"torch {torch.__version__}, timm {timm.__version__}, {torch.get_num_threads()} threads", flush=True)
     dense, images = vit_small.load(arguments.weights), FashionMNIST(arguments.data_dir, train=True).data
     scores: Scores = defaultdict(list)
     agreements: list[dict[str, list[float]]] = []
     for seed in arguments.seeds:
         start = time.perf_counter()
         drawn = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))]
-        drawn = prepared(drawn[: arguments.calibration + arguments.held_out])
+        drawn = vit_small.prepared(drawn[: arguments.calibration + arguments.held_out])
         draw = Draw(dense, drawn[: arguments.calibration], drawn[arguments.calibration :])
         for candidate in candidates(draw):
-            score = draw.score(candidate)
-            key = candidate.table, candidate.asked, candidate.name
-            scores[key].append(score)
-            print(seed, *key, score, sep=" | ", file=sys.stderr, flush=True)
+            key = *candidate.row, f"{candidate.kept:.1%}"
+            scores[key].append(draw.score(candidate))
+            print(seed, *key, *scores[key][-1], sep=" | ", file=sys.stderr, flush=True)
         agreements.append(ranking_rows(draw))
         print(f"seed {seed}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-    report(scores, agreements)
-
-
-def prepared(images: Tensor) -> Tensor:
-    """Grey bytes [N, 28, 28] as normalised colour images [N, 3, 70, 70]."""
-    size = vit_small.OPTIONS["img_size"]
-    grey = interpolate(images.unsqueeze(1).float() / 255, size=size, mode="bilinear")
-    mean, std = (torch.tensor(values)[:, None, None] for values in (vit_small.MEAN, vit_small.STD))
-    return (grey - mean) / std
+        versions = (
+            f"torch {torch.__version__}, timm {timm.__version__}, {torch.get_num_threads()} threads, {len(agreements)} draws"
+        )
+        arguments.output.write_text("\n".join([versions, *report(scores, agreements)]) + "\n")
 
 
 class Draw:
@@ -137,64 +111,58 @@ class Draw:
 
     def __init__(self, dense: nn.Module, calibration: Tensor, held_out: Tensor) -> None:
         self.dense, self.held_out = dense, held_out
-        self.moments = all_moments(dense, calibration)
+        plain, weighted = (all_moments(dense, calibration, gradients) for gradients in (False, True))
+        self.moments: dict[str, dict[str, Moments]] = {
+            PLAIN: plain,
+            WEIGHTED: weighted,
+            TOKENS: {name: replace(entry, metric=None) for name, entry in weighted.items()},
+            OUTPUTS: {name: replace(entry, metric=weighted[name].metric) for name, entry in plain.items()},
+        }
         self.reference = self._features(dense)
-        self._factors: dict[object, Factors] = {}
+        self._tensors: dict[tuple[str, str, str], dict[str, Tensor]] = {}
 
-    def factors(self, part: str, name: str) -> Factors:
-        """Factors of a way to cut a branch."""
-        space, variants = WAYS[part][name]
-        return self.compute(part, space, tuple(variants.items()))
+    def factors(self, part: str, way: tuple[str, dict[str, str]], weighting: str, multiple: int = 8) -> Factors:
+        """Factors of one part of a space; those of a site are computed once per draw."""
+        space, variants = part_space(self.dense, way[0], part, multiple), way[1]
+        tensors = {}
+        for site in space.sites:
+            key = site.name, variants.get(site.kind, ""), weighting
+            if key not in self._tensors:
+                moments = self.moments[weighting][input_of(site)]
+                found = variant_of(site.kind, variants).compute(self.dense, site, moments, torch.device("cpu"))
+                self._tensors[key] = {name: value.float() for name, value in found.items()}
+            tensors |= {f"{site.name}.{name}": value for name, value in self._tensors[key].items()}
+        return Factors(self.dense, space, tensors)
 
-    def compute(self, part: str, space: str, variants: tuple[tuple[str, str], ...], multiple: int = 8) -> Factors:
-        """Factors of one part of a space, computed once per draw, or once at all where no image is needed."""
-        found, chosen, key = part_space(self.dense, space, part, multiple), dict(variants), (part, space, variants, multiple)
-        if not any(variant_of(site.kind, chosen).needs for site in found.sites):
-            return without_images(self.dense, part, space, variants, multiple)
-        if key not in self._factors:
-            self._factors[key] = decompose(self.dense, found, chosen, self.moments)
-        return self._factors[key]
-
-    def score(self, candidate: Candidate) -> Score:
-        """Build and measure a candidate."""
-        difference = self._features(candidate.build()) - self.reference
-        tokens, class_token = (
-            float(lost.square().sum() / whole.square().sum())
-            for lost, whole in ((difference, self.reference), (difference[:, 0], self.reference[:, 0]))
-        )
-        return Score(kept=candidate.kept, tokens=tokens, class_token=class_token)
+    def score(self, candidate: Candidate) -> list[float]:
+        """Error over all tokens, of the class token, and over all tokens per share of MACs removed."""
+        lost = self._features(candidate.build()) - self.reference
+        parts = (lost, self.reference), (lost[:, 0], self.reference[:, 0])
+        tokens, class_token = (float(part.square().sum() / whole.square().sum()) for part, whole in parts)
+        return [tokens, class_token, tokens / (1 - candidate.kept)]
 
     def _features(self, model: nn.Module) -> Tensor:
         with torch.inference_mode():
             return torch.cat([model.forward_features(batch) for batch in self.held_out.split(_BATCH)])  # type: ignore[operator]
 
 
-def all_moments(dense: nn.Module, images: Tensor) -> dict[str, Moments]:
+def all_moments(dense: nn.Module, images: Tensor, gradients: bool) -> dict[str, Moments]:
     """Moments that any of the ways asks for, in one pass."""
-    names = [site.branch for site in describe(dense, "heads").sites if site.kind == "heads"]
-    linears = [f"{name}.{linear}" for name in names for linear in ("qkv", "proj")]
-    linears += [f"{name.removesuffix('attn')}mlp.{linear}" for name in names for linear in ("fc1", "fc2")]
-    count: int = dense.get_submodule(names[0]).num_heads  # type: ignore[assignment]
-    salient = {f"{name}.proj": count for name in names}
-    return collect(dense, linears, images.split(_BATCH), {f"{name}.qkv" for name in names}, salient)
-
-
-@cache
-def without_images(dense: nn.Module, part: str, space: str, variants: tuple[tuple[str, str], ...], multiple: int) -> Factors:
-    """Factors that no draw changes."""
-    return decompose(dense, part_space(dense, space, part, multiple), dict(variants), {})
-
-
-def decompose(dense: nn.Module, space: Space, variants: dict[str, str], moments: dict[str, Moments]) -> Factors:
-    """Factors from moments that are there already."""
-    with mock.patch("spaces.factors.collect", return_value=moments):
-        return Factors.compute(dense, space, [], variants=variants)  # type: ignore[arg-type]
+    start = time.perf_counter()
+    branches = list(part_space(dense, "heads", "attn").branches)
+    linears = [f"{name}.{linear}" for name in branches for linear in ("qkv", "proj")]
+    linears += [f"{name.removesuffix('attn')}mlp.{linear}" for name in branches for linear in ("fc1", "fc2")]
+    count: int = dense.get_submodule(branches[0]).num_heads  # type: ignore[assignment]
+    heads, salient = ({f"{name}.{linear}": count for name in branches} for linear in ("qkv", "proj"))
+    moments = collect(dense, linears, images.split(_BATCH), heads, salient if gradients else None, gradients)
+    print(f"calibration, gradients {gradients}: {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
+    return moments
 
 
 @cache
 def part_space(dense: nn.Module, name: str, part: str, multiple: int = 8) -> Space:
     """A space with the branches of one part only."""
-    space = describe(dense, name, multiple)  # type: ignore[arg-type]
+    space = describe(dense, name, multiple)
     return replace(space, branches={path: rivals for path, rivals in space.branches.items() if path.endswith(part)})
 
 
@@ -205,36 +173,45 @@ def costs(dense: nn.Module, name: str, part: str, multiple: int = 8) -> CostMode
 
 def candidates(draw: Draw) -> Iterator[Candidate]:
     """Everything that is measured, table by table."""
+    for share, weighting in itertools.product(SHARES, (PLAIN, WEIGHTED)):
+        yield from cut(draw, WAYS, PAIRS, share, weighting, f", {weighting}")
     for share in SHARES:
-        parts = {part: {name: uniform(draw, part, name, share) for name in ways} for part, ways in WAYS.items()}
-        for found in parts.values():
-            yield from found.values()
-        for first, second in PAIRS:
-            yield together(parts["attn"][first], parts["mlp"][second])
+        yield from cut(draw, UNCORRECTED, tuple(zip(*UNCORRECTED.values(), strict=True)), share, PLAIN)
     yield from whole_heads(draw)
     yield from heads_and_widths(draw)
     yield from neuron_corrections(draw)
+    halves = {part: {name: way for name, way in ways.items() if name in PAIRS[-1]} for part, ways in WAYS.items()}
+    for weighting in (TOKENS, OUTPUTS):
+        yield from cut(draw, halves, (), 0.5, weighting, f", {weighting}")
 
 
-def uniform(draw: Draw, part: str, name: str, share: float) -> Candidate:
-    """Every site of a part at the size nearest to `share`."""
-    factors = draw.factors(part, name)
-    sizes = {site: site.nearest(share) for site in factors.space.sites}
-    return sized(draw, factors, (_TABLES[part], f"{share:.0%}", name), sizes)
+def cut(
+    draw: Draw, ways: Ways, pairs: tuple[tuple[str, str], ...], share: float, weighting: str, note: str = ""
+) -> Iterator[Candidate]:
+    """Every way to cut one part, and pairs of them: all sites at the size nearest to `share`."""
+    parts: dict[str, dict[str, Candidate]] = {}
+    for part, table in _TABLES.items():
+        for name, way in ways[part].items():
+            factors = draw.factors(part, way, weighting)
+            sizes = {site: site.nearest(share) for site in factors.space.sites}
+            found = sized(draw, factors, (table, f"{share:.0%}", name + note), sizes)
+            parts.setdefault(part, {})[name] = found
+            yield found
+    for first, second in pairs:
+        yield together(parts["attn"][first], parts["mlp"][second], f"{first} + {second}{note}")
 
 
-def sized(draw: Draw, factors: Factors, row: tuple[str, str, str], sizes: dict[Site, int], multiple: int = 8) -> Candidate:
-    """These sizes, the other sites dense; `row` is the table, the size asked for and the name."""
+def sized(draw: Draw, factors: Factors, row: Row, sizes: dict[Site, int], multiple: int = 8) -> Candidate:
+    """These sizes, the other sites dense."""
     space = factors.space
     allocation = space.identity().replace({site.name: size for site, size in sizes.items()})
     part = space.sites[0].branch.rpartition(".")[2]
     cost = costs(draw.dense, space.name, part, multiple)
     kept = cost.count(allocation, "macs") / cost.dense["macs"]
-    table, asked, name = row
-    return Candidate(table=table, asked=asked, name=name, build=lambda: factors.build(allocation), kept=kept)
+    return Candidate(row=row, build=lambda: factors.build(allocation), kept=kept)
 
 
-def together(attention: Candidate, ffn: Candidate) -> Candidate:
+def together(attention: Candidate, ffn: Candidate, name: str) -> Candidate:
     """Attention of one candidate, FFN of another."""
 
     def build() -> nn.Module:
@@ -243,21 +220,14 @@ def together(attention: Candidate, ffn: Candidate) -> Candidate:
             block.mlp = source.mlp
         return model
 
-    kept = attention.kept + ffn.kept - 1
-    name = f"{attention.name} + {ffn.name}"
-    return Candidate(table="both", asked=attention.asked, name=name, build=build, kept=kept)
+    return Candidate(row=("both", attention.row[1], name), build=build, kept=attention.kept + ffn.kept - 1)
 
 
 def whole_heads(draw: Draw) -> Iterator[Candidate]:
-    """Every ranking of heads with the output projection solved anew; some with less, to see what the solution brings."""
-    for ranking, level in [
-        *((ranking, "full") for ranking in RANKINGS),
-        *itertools.product(("elimination", "magnitude"), LEVELS[:2]),
-    ]:
-        variants = {"heads": ranking} | ({} if level == "full" else {"value_output": "magnitude"})
-        factors = draw.compute("attn", "heads", tuple(variants.items()))
-        if level == "mean":
-            factors = with_means(factors, draw.moments)
+    """Every ranking of heads with the output projection solved anew; the first with less, to see what the solution brings."""
+    for ranking, level in [*((ranking, "full") for ranking in RANKINGS), (RANKINGS[0], "none"), (RANKINGS[0], "mean")]:
+        factors = draw.factors("attn", ("heads", {"heads": ranking}), WEIGHTED)
+        factors = factors if level == "full" else unsolved(draw, factors, level)
         sites = [site for site in factors.space.sites if site.kind == "heads"]
         for count in range(sites[0].dense - 1, sites[0].dense // 2 - 1, -1):
             row = "heads", f"{count} of {sites[0].dense}", f"{ranking}, correction: {level}"
@@ -265,126 +235,83 @@ def whole_heads(draw: Draw) -> Iterator[Candidate]:
 
 
 def heads_and_widths(draw: Draw) -> Iterator[Candidate]:
-    """Fewer heads and narrower ones at about the same MACs, down to heads of their dense width; widths to the nearest unit."""
-    factors = draw.compute("attn", "heads", (("heads", "elimination"),), multiple=1)
+    """Fewer heads and narrower ones at about the same MACs of attention; widths to the nearest unit."""
+    factors = draw.factors("attn", ("heads", {}), WEIGHTED, multiple=1)
     total = next(site.dense for site in factors.space.sites if site.kind == "heads")
-    for share in (0.75, 0.5):
-        for count in range(total, 0, -1):
+    for share in SHARES:
+        for count in range(total - 1, int(share * total), -1):
             per_head = share * total / count
-            if per_head <= 1:
-                sizes = {site: count if site.kind == "heads" else site.nearest(per_head) for site in factors.space.sites}
-                width = next(size for site, size in sizes.items() if site.kind != "heads")
-                row = "heads and widths", f"{share:.0%}", f"{count} heads of {width}"
-                yield sized(draw, factors, row, sizes, multiple=1)
+            sizes = {site: count if site.kind == "heads" else site.nearest(per_head) for site in factors.space.sites}
+            row = "heads and widths", f"{share:.0%}", f"{count} heads of {max(sizes.values())}"
+            yield sized(draw, factors, row, sizes, multiple=1)
 
 
 def neuron_corrections(draw: Draw) -> Iterator[Candidate]:
-    """Orders of FFN neurons times corrections, at half the neurons."""
-    for (order, name), level in itertools.product(ORDERS.items(), LEVELS):
-        factors = recorrected(draw.factors("mlp", name), level, draw.moments)
+    """Half the neurons in optimal-brain order, with less than the full correction."""
+    for level in ("none", "mean"):
+        factors = unsolved(draw, draw.factors("mlp", WAYS["mlp"]["optimal-brain order"], WEIGHTED), level)
         sizes = {site: site.nearest(0.5) for site in factors.space.sites}
-        yield sized(draw, factors, ("neurons", "50%", f"{order} order, correction: {level}"), sizes)
+        yield sized(draw, factors, ("neurons", "50%", f"optimal-brain order, correction: {level}"), sizes)
 
 
-def with_means(factors: Factors, moments: dict[str, Moments]) -> Factors:
-    """Uncorrected factors of values and outputs, with the mean of what is lost moved into the bias."""
+def unsolved(draw: Draw, factors: Factors, level: str) -> Factors:
+    """The same order of neurons or heads with no least squares; the mean of what is lost in the bias, or nothing ("none")."""
     tensors = dict(factors._tensors)
     for site in factors.space.sites:
-        if site.kind == "value_output":
-            tensors[f"{site.name}.mean"] = moments[input_of(site)].mean.float()
+        if site.kind in ("ffn_hidden", "value_output"):
+            neurons = site.kind == "ffn_hidden"
+            scores = site.dense - tensors[f"{site.name}.order"].argsort() if neurons else magnitude(draw.dense, site)
+            found = select(draw.dense, site, scores)
+            if level == "mean":
+                found["mean"] = draw.moments[WEIGHTED][input_of(site)].mean.float()
+            tensors |= {f"{site.name}.{key}": value for key, value in found.items()}
     return Factors(factors.dense, factors.space, tensors)
-
-
-def recorrected(factors: Factors, level: str, moments: dict[str, Moments]) -> Factors:
-    """The same order of neurons with no correction, the lost mean in the bias, or least squares."""
-    tensors = dict(factors._tensors)
-    for site in factors.space.sites:
-        weight, _ = linear_of(factors.dense, input_of(site))
-        found, order = moments[input_of(site)], tensors[f"{site.name}.order"].long()
-        projected, triangle = weight[:, order], torch.eye(len(order))
-        if level == "full":
-            solved = prefix_factors(projected.double(), found.covariance[order][:, order])
-            projected, triangle = solved.projected.float(), solved.triangle.float()
-        mean = torch.zeros(len(order)) if level == "none" else found.mean.float()
-        values = {"projected": projected, "triangle": triangle, "mean": mean}
-        tensors |= {f"{site.name}.{key}": value for key, value in values.items()}
-    return Factors(factors.dense, factors.space, tensors)
-
-
-def head_scores(draw: Draw, branch: str, ranking: str, rotate: bool = False) -> Tensor:
-    """Scores of one layer's heads; with every head's values turned by a random rotation that leaves the model as it is."""
-    (qkv, _), (weight, _) = linear_of(draw.dense, f"{branch}.qkv"), linear_of(draw.dense, f"{branch}.proj")
-    moments, count = draw.moments[f"{branch}.proj"], draw.dense.get_submodule(branch).num_heads
-    turn = torch.eye(weight.shape[1], dtype=torch.float64)
-    if rotate:
-        generator = torch.Generator().manual_seed(0)
-        size = (weight.shape[1] // count,) * 2
-        turn = torch.block_diag(*(torch.linalg.qr(torch.randn(size, generator=generator).double()).Q for _ in range(count)))
-    weight, covariance, second = weight.double() @ turn.T, turn @ moments.covariance @ turn.T, turn @ moments.second() @ turn.T
-    assert moments.saliency is not None
-    scores: dict[str, Callable[[], Tensor]] = {
-        "energy": lambda: rankings.energy_scores(weight, covariance, count),
-        "elimination": lambda: rankings.elimination_scores(weight, covariance, count),
-        "magnitude": lambda: rankings.magnitude_scores(qkv, weight, count),
-        "taylor": lambda: rankings.taylor_scores(moments.saliency, count),
-        "graph": lambda: rankings.graph_scores(second, count),
-    }
-    return scores[ranking]().double()
 
 
 def ranking_rows(draw: Draw) -> dict[str, list[float]]:
-    """Per ranking, over layers: error of the layer's output over that of the best three heads of all subsets; and more."""
+    """Per ranking: closed-form error of half the heads over that of the best half, mean and worst; layers with the best."""
     rows = {}
-    branches = [site.branch for site in part_space(draw.dense, "heads", "attn").sites if site.kind == "heads"]
-    errors = {branch: subset_errors(draw, branch) for branch in branches}
+    sites = [site for site in part_space(draw.dense, "heads", "attn").sites if site.kind == "heads"]
+    errors = {site: subset_errors(draw, site) for site in sites}
     for ranking in RANKINGS:
-        ratios, same, turned = [], [], []
-        for branch in branches:
-            scores = head_scores(draw, branch, ranking)
-            kept = frozenset(scores.argsort(descending=True, stable=True)[: len(scores) // 2].tolist())
-            best = min(errors[branch], key=errors[branch].__getitem__)
-            ratios.append(errors[branch][kept] / errors[branch][best])
-            same.append(kept == best)
-            other = head_scores(draw, branch, ranking, rotate=True).argsort(descending=True, stable=True)[: len(scores) // 2]
-            turned.append(kept != frozenset(other.tolist()))
-        rows[ranking] = [statistics.mean(ratios), max(ratios), sum(same), sum(turned)]
+        tensors = draw.factors("attn", ("heads", {"heads": ranking}), WEIGHTED)._tensors
+        kept = {site: frozenset(tensors[f"{site.name}.order"][: site.dense // 2].int().tolist()) for site in sites}
+        ratios = [errors[site][kept[site]] / min(errors[site].values()) for site in sites]
+        rows[ranking] = [statistics.mean(ratios), max(ratios), ratios.count(1.0)]
     return rows
 
 
-def subset_errors(draw: Draw, branch: str) -> dict[frozenset[int], float]:
-    """Expected squared error of the attention's output, once corrected, for every choice of half of the heads."""
-    weight, moments = linear_of(draw.dense, f"{branch}.proj")[0].double(), draw.moments[f"{branch}.proj"]
-    count: int = draw.dense.get_submodule(branch).num_heads  # type: ignore[assignment]
-    columns = torch.arange(weight.shape[1]).reshape(count, -1)
+def subset_errors(draw: Draw, site: Site) -> dict[frozenset[int], float]:
+    """Expected error in nats of the attention's output, once corrected, for every choice of half of the heads."""
+    weight, moments = linear_of(draw.dense, input_of(site))[0].double(), draw.moments[WEIGHTED][input_of(site)]
+    assert moments.metric is not None
+    root = roots(blended(moments.metric, METRIC_DAMPING))[0]
+    columns = torch.arange(weight.shape[1]).reshape(site.dense, -1)
     errors = {}
-    for kept in itertools.combinations(range(count), count // 2):
-        order = torch.cat([columns[list(kept)], columns[[head for head in range(count) if head not in kept]]]).flatten()
-        found = prefix_factors(weight[:, order], moments.covariance[order][:, order])
+    for kept in itertools.combinations(range(site.dense), site.dense // 2):
+        order = columns[[*kept, *(head for head in range(site.dense) if head not in kept)]].flatten()
+        found = prefix_factors(weight[:, order], moments.covariance[order][:, order], root)
         errors[frozenset(kept)] = float(found.error[weight.shape[1] // 2])
     return errors
 
 
-def report(scores: Scores, agreements: list[dict[str, list[float]]]) -> None:
+def report(scores: Scores, agreements: list[dict[str, list[float]]]) -> Iterator[str]:
     """Tables in Markdown: mean and standard deviation over the draws."""
     for table in dict.fromkeys(key[0] for key in scores):
-        print(f"\n### {table}\n")
-        print(
-            "| kept | operator | of all MACs | error, all tokens | error, class token | all tokens, per share of MACs removed |"
-        )
-        print("|---|---|---|---|---|---|")
-        for (_, asked, name), found in ((key, found) for key, found in scores.items() if key[0] == table):
-            columns = [[getattr(score, field) for score in found] for field in ("tokens", "class_token")]
-            columns.append([score.tokens / (1 - score.kept) for score in found])
-            print(f"| {asked} | {name} | {found[0].kept:.1%} | {' | '.join(spread(values) for values in columns)} |")
-    print("\n### rankings of heads, 3 of 6, layer by layer\n")
-    print("| ranking | error over the best subset's, mean | worst | layers with the best subset | changed by a rotation |")
-    print("|---|---|---|---|---|")
+        yield f"\n### {table}\n"
+        yield "| kept | operator | of all MACs | error, all tokens | error, class token | per share of MACs removed |"
+        yield "|---|---|---|---|---|---|"
+        for key, found in ((key, found) for key, found in scores.items() if key[0] == table):
+            yield f"| {' | '.join(key[1:])} | {' | '.join(map(spread, zip(*found, strict=True)))} |"
+    yield "\n### rankings of heads, half of them, layer by layer\n"
+    yield "| ranking | error over the best subset's, mean | worst | layers with the best subset |"
+    yield "|---|---|---|---|"
     for ranking in RANKINGS:
         columns = zip(*(rows[ranking] for rows in agreements), strict=True)
-        print(f"| {ranking} | {' | '.join(spread(values, 2) for values in columns)} |")
+        yield f"| {ranking} | {' | '.join(spread(values, 2) for values in columns)} |"
 
 
-def spread(values: list[float] | tuple[float, ...], digits: int = 4) -> str:
+def spread(values: tuple[float, ...], digits: int = 4) -> str:
     """Mean ± standard deviation."""
     middle = f"{statistics.mean(values):.{digits}f}"
     return f"{middle} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else middle

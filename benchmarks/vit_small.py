@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 ROOT = Path("data")
 OUTPUT = ROOT / "vit_small_focus.safetensors"
@@ -145,6 +146,14 @@ def load(path: Path = OUTPUT) -> nn.Module:
     model = create()
     model.load_state_dict(load_file(path))
     return model
+
+
+def prepared(images: Tensor) -> Tensor:
+    """Grey bytes [N, 28, 28] as normalised colour images [N, 3, 70, 70]."""
+    size = OPTIONS["img_size"]
+    grey = interpolate(images.unsqueeze(1).float() / 255, size=size, mode="bilinear")
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    return (grey - mean) / std
 
 
 if __name__ == "__main__":
