@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_factors import KINDS
 from torch import Tensor, nn
 
 from objectives.admm import Structure, alternate, rank_heads
@@ -182,6 +183,20 @@ def test_a_budget_that_is_no_limit_keeps_the_model(evaluator: Evaluator, images:
     assert cut.allocation == bench.space.identity()
     with torch.no_grad():
         assert torch.equal(cut.model(images), evaluator.model(images))
+
+
+@pytest.mark.parametrize("kind", ["q/k norm", "gated FFN", "rotary", "no qkv bias"])
+def test_other_architectures_keep_the_budget(evaluator: Evaluator, tmp_path: Path, kind: str) -> None:
+    """Each lacks sites that a recipe would move: query/key widths, heads, or inputs of the FFN."""
+    options = dict(KINDS[kind])
+    config = replace(MODEL, model=options.pop("name", MODEL.model), model_kwargs={**MODEL.model_kwargs, **options})
+    other = Evaluator(replace(evaluator.objective, model=config, factors=tmp_path / "run" / "factors"))
+    limits = limits_of(other, macs=0.6)
+    for name in TRAINED:
+        bench, cut = make_cut(other, name, limits, seed=0)
+        counts = {"macs": torch_macs(cut.model, SIZE), "params": parameters(cut.model)}
+        assert counts == bench.costs.costs(cut.allocation), name
+        assert 0.97 * limits["macs"] <= counts["macs"] <= limits["macs"], name
 
 
 @pytest.mark.gpu
@@ -398,6 +413,12 @@ def test_importance_is_smoothed_by_hand() -> None:
     layer.zero_grad()
     layer(torch.tensor([[0.0, 1.0]])).sum().backward()
     assert layer.importance.tolist() == pytest.approx([0.85 * 0.9 + 0.15 * 1, 0.85 * 2.55 + 0.15 * 2])
+
+
+def test_importance_moves_with_its_layer() -> None:
+    """A model trained on a GPU is rebuilt on the CPU: what ranks the rows must come along."""
+    layer = LowRankPlusRows(torch.randn(4, 3), None, rank=1).to("meta")
+    assert layer.rows.device.type == layer.importance.device.type == "meta"
 
 
 def test_exactly_the_other_rows_become_zero() -> None:
