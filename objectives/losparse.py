@@ -38,6 +38,8 @@ class LowRankPlusRows(nn.Module):
         importance: smoothed mean of |w dL/dw| over the weights of a row of S, [m].
     """
 
+    importance: Tensor
+
     def __init__(self, weight: Tensor, bias: Tensor | None, rank: int) -> None:
         super().__init__()
         factors = factorise(weight.double())
@@ -45,7 +47,7 @@ class LowRankPlusRows(nn.Module):
         self.up, self.down = nn.Parameter(up.contiguous()), nn.Parameter(down.contiguous())
         self.rows = nn.Parameter(weight - up @ down)
         self.bias = None if bias is None else nn.Parameter(bias.clone())
-        self.importance = torch.zeros(len(weight), device=weight.device)
+        self.register_buffer("importance", torch.zeros(len(weight), device=weight.device))
         self.rows.register_post_accumulate_grad_hook(self._observe)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -136,7 +138,7 @@ def _rebuilt(bench: Workbench, trained: nn.Module, layers: dict[str, LowRankPlus
 
 
 def _fill_sparse(linear: LowRankSparseLinear, layer: LowRankPlusRows, count: int) -> None:
-    order = layer.importance.cpu().argsort(descending=True, stable=True)
+    order = layer.importance.argsort(descending=True, stable=True)
     whole, others = order[:count].sort().values, order[count:].sort().values
     biases = (None, None) if layer.bias is None else (layer.bias[whole], layer.bias[others])
     fill_linear(linear.rows, layer.whole()[whole], biases[0])

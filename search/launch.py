@@ -9,10 +9,11 @@ from typing import Any, Protocol
 
 import torch
 
+from objectives.cost import cost_model
 from objectives.count import fvcore_macs
 from objectives.finetune import Step
 from objectives.objective import Evaluator
-from objectives.recipes import check_reach
+from objectives.recipes import RECIPES, check_reach, recipe_of
 from search.config import ALLOCATED, SearchConfig
 from search.environment import environment
 from search.knapsack import Knapsack
@@ -107,9 +108,13 @@ class _Search:
         """Refuse another model's run, costs that cannot be counted and targets out of reach before factors are computed."""
         check_same_model(self.directory, evaluator.fingerprint)
         _check_count(evaluator)
-        self.reach: Reach = reach_of(evaluator.costs, evaluator.space)
+        space, costs = evaluator.space, evaluator.costs
+        if self.config.study.recipe in RECIPES:  # what a recipe reaches alone is not bounded by the space of searches
+            space = describe(evaluator.model, recipe_of(self.config.study.recipe).space, self.config.study.multiple)
+            costs = cost_model(evaluator.model, space)
+        self.reach: Reach = reach_of(costs, space)
         self.targets: tuple[Target, ...] = parse_targets(self.config.study.target, self.reach)
-        check_jointly(self.targets, evaluator.costs, evaluator.space)
+        check_jointly(self.targets, costs, space)
         for name in self._recipes():
             check_reach(evaluator, name, recipe_limits(self.targets, evaluator.costs))
 

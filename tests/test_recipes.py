@@ -57,7 +57,7 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
         Objective(
             model=replace(MODEL, checkpoint=str(folder / "dense.safetensors")),
             data=DataConfig(dataset="digits", batch_size=16, hflip=0.0, calibration_size=64, search_size=64),
-            finetune=FinetuneConfig(steps=STEPS),
+            finetune=FinetuneConfig(steps=STEPS, recipe_share=0.5),
             multiple=1,
             factors=folder / "one" / "factors",
             device="cpu",
@@ -71,7 +71,7 @@ def steps(evaluator: Evaluator) -> Iterator[Callable[[int], Evaluator]]:
     before = evaluator.objective
 
     def change(count: int) -> Evaluator:
-        evaluator.objective = replace(before, finetune=FinetuneConfig(steps=count))
+        evaluator.objective = replace(before, finetune=FinetuneConfig(steps=count, recipe_share=0.5))
         return evaluator
 
     yield change
