@@ -136,9 +136,8 @@ def planned(arguments: argparse.Namespace, short: int) -> Iterator[tuple[str, st
                     for method in methods:
                         if not _left_out(method, budget, arguments):
                             yield method, f"flops={budget}%", seed, steps
-        if not arguments.long and not arguments.methods:
-            for seed in arguments.seeds:
-                yield "gohsp", "params=60%", seed, steps
+        for seed in arguments.seeds if not arguments.long and "gohsp" in (arguments.methods or ["gohsp"]) else ():
+            yield "gohsp", "params=60%", seed, steps
 
 
 def _left_out(method: str, budget: int, arguments: argparse.Namespace) -> bool:
