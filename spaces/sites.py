@@ -151,7 +151,8 @@ class Space:
 
         Site i keeps the share sigmoid(offset_i + level), rounded to a size that it offers. The common level is found
         by bisection; what rounding leaves of the budget is then given, a step at a time, to the sites that rounding
-        cut most. With no offsets this is the uniform allocation: the same share everywhere.
+        cut most. With no offsets this is the uniform allocation: the same share everywhere. Heads stay whole where the
+        budget lets them: fewer heads that are narrower too would lose twice.
 
         Args:
             limit: upper bound on `load`.
@@ -167,7 +168,10 @@ class Space:
         def wanted(site: Site, level: float) -> float:
             return sigmoid(offsets.get(site.name, 0.0) + level)
 
-        return self.fit(limit, load, self._chosen(operators or {}), wanted)
+        chosen = self._chosen(operators or {})
+        narrowed = [site for site in chosen if site.kind != "heads"]
+        least = self.identity().replace({site.name: site.choices[0] for site in narrowed})
+        return self.fit(limit, load, narrowed if load(least) <= limit else chosen, wanted)
 
     def fit(
         self,

@@ -89,3 +89,17 @@ def test_share_of_a_rank_counts_both_factors() -> None:
     assert RANK.share(2) == 0.5
     assert RANK.share(8) == 1.0
     assert RANK.nearest(0.3) == 1
+
+
+def test_uniform_keeps_heads_whole_until_the_budget_asks_for_them() -> None:
+    """One branch of 8 heads, 16 wide: widths alone go down to a quarter."""
+    heads = Site(name="b.heads", branch="b", kind="heads", choices=tuple(range(1, 9)))
+    widths = Site(name="b.qk", branch="b", kind="query_key", choices=(4, 8, 12, 16))
+    space = Space(name="heads", branches={"b": (Operator(name="heads", sites=(heads, widths)),)})
+
+    def share(allocation: Allocation) -> float:
+        return allocation["b.heads"] * allocation["b.qk"] / 128
+
+    assert dict(space.decode(0.5, share)) == {"b.heads": 8, "b.qk": 8}
+    assert dict(space.decode(0.25, share)) == {"b.heads": 8, "b.qk": 4}
+    assert share(space.decode(0.2, share)) <= 0.2
