@@ -56,6 +56,7 @@ DEFAULT: dict[str, list[tuple[tuple[int, ...], list[str]]]] = {
     "fmnist": [
         ((12, 20, 8), [START, *SEEDS, UNIFORM]),
         ((12, 8), [SEARCH]),
+        ((10,), [START, SEARCH, UNIFORM]),
         ((50,), ["kumar-hybrid", "kumar-hybrid-whitened", "vtp"]),
         ((56,), ["vtp"]),
         ((50,), RANKINGS),
