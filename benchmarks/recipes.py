@@ -301,15 +301,15 @@ def _smallest(results: list[Result], dense: Mapping[int, Result], limit: float =
                 for result in results
                 if (result.method, result.seed) == (method, seed) and result.budget.startswith("flops")
             )
-            shares.append(_crossing(points, limit))
+            shares += [_crossing(points, limit)] if points else []
         known = [share for share in shares if share is not None]
-        text = f"{spread(known, 100, 1)} %" if len(known) == len(shares) and known else "not reached at these budgets"
+        text = f"{spread(known, 100, 1)} %" if known and len(known) == len(shares) else "above the largest budget measured"
         print(f"| {method} | {text} |")
     print()
 
 
 def _crossing(points: list[tuple[float, float]], limit: float) -> float | None:
-    """Where the error rises above the limit on the way down; the smallest share if it never does."""
+    """Where the error rises above the limit on the way down; the smallest share measured if it never does."""
     down = points[::-1]
     if not down or down[0][1] > limit:
         return None
