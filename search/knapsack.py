@@ -1,15 +1,15 @@
 """The allocation of least total error on a budget: a multiple-choice knapsack over the branches of a model.
 
 Every branch offers options, one per combination of the sizes of one of its operators, each with a cost and an error; one option
-of every branch is taken. Errors are those of `Factors.error`, which are in one unit for all sites and taken to add up.
-Solved by the Lagrangian relaxation: on the lower convex hull of a branch's options the error saved per cost falls from step to
-step, so taking all branches' steps in the order of that slope gives the optimum of every budget that it passes. What the last
-step leaves of the budget is then filled, with the best affordable exchange at a time.
+of every branch is taken. Errors of sites are in one unit and taken to add up. Solved by the Lagrangian relaxation: on the lower
+convex hull of a branch's options the error saved per cost falls from step to step, so taking all branches' steps in the order
+of that slope gives the optimum of every budget that it passes. What the last step leaves of the budget is then filled by
+exchanges, of one branch or of two at a time.
 """
 
 import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,28 +17,15 @@ from numpy.typing import NDArray
 from objectives.cost import COSTS, Cost, CostModel
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError
-from spaces.factors import Factors
 from spaces.sites import Operator, Space
 
 Errors = Mapping[str, Mapping[int, float]]
 Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
 
-
-@dataclass(frozen=True)
-class _Options:
-    """What one operator of a branch offers.
-
-    Attributes:
-        operator: its sites name the columns of `sizes` and `errors`.
-        sizes: [options, sites].
-        costs: MACs and parameters less those of the dense branch, [options, 2].
-        errors: of every site by itself, [options, sites].
-    """
-
-    operator: Operator
-    sizes: NDArray[np.int64]
-    costs: Floats
-    errors: Floats
+# Options on either side of a branch's own, in the order of their costs, that exchanges of two branches look at.
+_NEAR = 4
+_ROUNDING = 1 + 1e-12  # of costs that are exactly on a bound
 
 
 class Knapsack:
@@ -48,32 +35,31 @@ class Knapsack:
         space: what may be chosen; rival operators of a branch compete.
         costs: of this space.
         errors: site name -> size -> error.
+
+    Attributes:
+        sites: names of the space's sites, in the order of every array over sites.
     """
 
     def __init__(self, space: Space, costs: CostModel, errors: Errors) -> None:
-        self.space, self.costs = space, costs
+        self.space = space
+        self.sites = tuple(site.name for site in space.sites)
+        self._errors = errors
         self._dense = np.array([costs.dense[cost] for cost in COSTS], dtype=float)
-        self._branches: dict[str, list[_Options]] = {branch: [] for branch in space.branches}
-        for operator, count in costs.operators:
-            sizes = np.array(list(itertools.product(*(site.choices for site in operator.sites))))
-            parts = [site.part for site in operator.sites]
-            whole = count({site.part: site.dense for site in operator.sites})
-            counted = np.array([count(dict(zip(parts, row, strict=True))) for row in sizes.tolist()], dtype=float)
-            found = [
-                [errors[site.name][size] for site, size in zip(operator.sites, row, strict=True)] for row in sizes.tolist()
-            ]
-            options = _Options(operator, sizes, counted - np.array(whole), np.array(found))
-            self._branches[operator.sites[0].branch].append(options)
-
-    @classmethod
-    def of(cls, factors: Factors, costs: CostModel) -> "Knapsack":
-        """Over the closed-form errors of these factors."""
-        return cls(factors.space, costs, {site.name: factors.error(site) for site in factors.space.sites})
+        counts = {id(operator): count for operator, count in costs.operators}
+        tables = [
+            [self._options(operator, counts[id(operator)]) for operator in rivals] for rivals in space.branches.values()
+        ]
+        lengths = [sum(len(sizes) for sizes, _, _ in rivals) for rivals in tables]
+        self._starts = np.concatenate([[0], np.cumsum(lengths)])
+        self._branch = np.repeat(np.arange(len(tables)), lengths)
+        rows = list(itertools.chain.from_iterable(tables))
+        self._sizes = np.concatenate([sizes for sizes, _, _ in rows])  # [options, sites], less the dense sizes
+        self._features = np.concatenate([features for _, features, _ in rows])  # [options, sites]
+        self._costs = np.concatenate([counted for _, _, counted in rows])  # [options, 2], less the dense branch's
+        self._whole = np.array([site.dense for site in space.sites])
 
     def allocate(self, limits: Mapping[Cost, float], multipliers: Mapping[str, float] | None = None) -> Allocation:
         """The allocation of least total error whose costs keep `limits`.
-
-        Optimal for one limit up to the last step of the hull; several limits weigh alike, each as a share of its bound.
 
         Args:
             limits: upper bounds, in MACs or parameters.
@@ -82,80 +68,145 @@ class Knapsack:
         Raises:
             AllocationError: the smallest allocation is above a limit.
         """
-        bounds = np.array([limits.get(cost, np.inf) for cost in COSTS], dtype=float)
-        branches = [self._tables(rivals, bounds, multipliers or {}) for rivals in self._branches.values()]
-        hulls = [_hull(table[0], table[1]) for table in branches]
-        chosen = [hull[0] for hull in hulls]
-        total = self._dense + sum(table[2][index] for table, index in zip(branches, chosen, strict=True))
-        if (total > bounds).any():
-            raise AllocationError(f"no allocation of space {self.space.name!r} keeps the budget {dict(limits)}")
-        steps = [
-            ((table[1][before] - table[1][after]) / (table[0][after] - table[0][before]), branch, after)
-            for branch, (table, hull) in enumerate(zip(branches, hulls, strict=True))
-            for before, after in itertools.pairwise(hull)
-        ]
-        for _, branch, after in sorted(steps, key=lambda step: -step[0]):
-            moved = total + branches[branch][2][after] - branches[branch][2][chosen[branch]]
-            if (moved > bounds).any():
-                break
-            chosen[branch], total = after, moved
-        while (exchange := _best_exchange(branches, chosen, total, bounds)) is not None:
-            branch, after = exchange
-            total = total + branches[branch][2][after] - branches[branch][2][chosen[branch]]
-            chosen[branch] = after
-        return self._allocation(chosen)
+        logarithms = np.array([(multipliers or {}).get(name, 0.0) for name in self.sites])
+        bounds, errors = _bounds(limits), self._features @ np.exp(logarithms)
+        chosen = self._relaxed(bounds, errors, (1.0,))[0]
+        for pair in self._pairs(chosen, bounds, errors):
+            chosen[self._branch[list(pair)]] = pair
+        return self.allocation(chosen)
 
-    def _tables(
-        self, rivals: list[_Options], bounds: Floats, multipliers: Mapping[str, float]
-    ) -> tuple[Floats, Floats, Floats]:
-        """A branch's options: cost as a share of the budget, error, and costs themselves [options, 2]."""
-        costs = np.concatenate([options.costs for options in rivals])
-        errors = [
-            options.errors @ np.exp([multipliers.get(site.name, 0.0) for site in options.operator.sites]) for options in rivals
-        ]
-        return (costs / bounds).sum(1), np.concatenate(errors), costs
+    def choose(self, limits: Mapping[Cost, float], multipliers: Floats, shares: Sequence[float]) -> Indices:
+        """Options of small total error for several budgets, [budgets, branches]: as `allocate`, without its last exchanges.
 
-    def _allocation(self, chosen: list[int]) -> Allocation:
-        sizes: dict[str, int] = {}
-        for rivals, index in zip(self._branches.values(), chosen, strict=True):
-            for options in rivals:
-                if 0 <= index < len(options.sizes):
-                    sizes |= dict(
-                        zip((site.name for site in options.operator.sites), options.sizes[index].tolist(), strict=True)
-                    )
-                index -= len(options.sizes)
-        return self.space.identity().replace(sizes)
+        Args:
+            limits: upper bounds, in MACs or parameters.
+            multipliers: logarithms of factors on the sites' errors, [sites].
+            shares: of the limits that each budget is.
 
+        Raises:
+            AllocationError: the smallest allocation is above a limit.
+        """
+        return self._relaxed(_bounds(limits), self._features @ np.exp(multipliers), shares)
 
-def _hull(costs: Floats, errors: Floats) -> list[int]:
-    """Options on the lower convex hull of cost and error, from the cheapest to the one of least error."""
-    hull: list[int] = []
-    for index in np.lexsort((errors, costs)).tolist():
-        if hull and errors[index] >= errors[hull[-1]]:
-            continue
-        if hull and costs[index] == costs[hull[-1]]:
-            continue
-        while len(hull) > 1 and _slope(hull[-2], hull[-1], costs, errors) <= _slope(hull[-1], index, costs, errors):
-            hull.pop()
-        hull.append(index)
-    return hull
+    def sizes(self, chosen: Indices) -> Indices:
+        """Sizes of all sites, [..., branches] -> [..., sites]."""
+        return self._whole + self._sizes[chosen].sum(-2)  # type: ignore[no-any-return]
 
+    def features(self, chosen: Indices) -> Floats:
+        """Errors of all sites, before any multiplier, [..., branches] -> [..., sites]."""
+        return self._features[chosen].sum(-2)  # type: ignore[no-any-return]
 
-def _slope(a: int, b: int, costs: Floats, errors: Floats) -> float:
-    return float((errors[a] - errors[b]) / (costs[b] - costs[a]))
+    def costs(self, chosen: Indices) -> Floats:
+        """MACs and parameters, [..., branches] -> [..., 2]."""
+        return self._dense + self._costs[chosen].sum(-2)  # type: ignore[no-any-return]
 
+    def features_of(self, allocation: Allocation) -> Floats:
+        """Errors of all sites, before any multiplier, [sites]."""
+        return np.array([self._errors[name][allocation[name]] for name in self.sites])
 
-def _best_exchange(
-    branches: list[tuple[Floats, Floats, Floats]], chosen: list[int], total: Floats, bounds: Floats
-) -> tuple[int, int] | None:
-    """The branch and its other option that save most error per cost and still fit; None if there is none."""
-    best: tuple[float, int, int] | None = None
-    for branch, ((costs, errors, counted), now) in enumerate(zip(branches, chosen, strict=True)):
+    def allocation(self, chosen: Indices) -> Allocation:
+        """One option of every branch, [branches], as an allocation."""
+        return Allocation(dict(zip(self.sites, self.sizes(chosen).tolist(), strict=True)))
+
+    def _options(self, operator: Operator, count: Any) -> tuple[Indices, Floats, Floats]:
+        """What one operator offers its branch: sizes less the dense ones, errors, and costs less the dense ones."""
+        columns = [self.sites.index(site.name) for site in operator.sites]
+        rows = np.array(list(itertools.product(*(site.choices for site in operator.sites))))
+        parts = [site.part for site in operator.sites]
+        counted = np.array([count(dict(zip(parts, row, strict=True))) for row in rows.tolist()], dtype=float)
+        sizes, errors = np.zeros((len(rows), len(self.sites)), dtype=int), np.zeros((len(rows), len(self.sites)))
+        for position, (column, site) in enumerate(zip(columns, operator.sites, strict=True)):
+            sizes[:, column] = rows[:, position] - site.dense
+            errors[:, column] = [self._errors[site.name][size] for size in rows[:, position].tolist()]
+        whole = count({site.part: site.dense for site in operator.sites})
+        return sizes, errors, counted - np.array(whole)
+
+    def _relaxed(self, bounds: Floats, errors: Floats, shares: Sequence[float]) -> Indices:
+        """Optimal for one limit up to the last step of the hull; several limits weigh alike, each as a share of its bound."""
+        weights = (self._costs / bounds).sum(1)
+        hulls = [_hull(curve, weights, errors) for curve in self._curves(weights, errors)]
+        steps = np.array([step for hull in hulls for step in itertools.pairwise(hull)], dtype=int).reshape(-1, 2)
+        slopes = (errors[steps[:, 0]] - errors[steps[:, 1]]) / (weights[steps[:, 1]] - weights[steps[:, 0]])
+        steps = steps[np.argsort(-slopes, kind="stable")]
+        least = np.array([hull[0] for hull in hulls])
+        totals = np.vstack([np.zeros(2), np.cumsum(self._costs[steps[:, 1]] - self._costs[steps[:, 0]], axis=0)])
+        totals += self._dense + self._costs[least].sum(0)
+        return np.array([self._fill(share * bounds, least, steps, totals, errors, weights) for share in shares])
+
+    def _curves(self, weights: Floats, errors: Floats) -> list[Indices]:
+        """Every branch's options that no cheaper one beats, from the cheapest to the one of least error."""
+        curves = []
+        for start, end in itertools.pairwise(self._starts):
+            order = start + np.lexsort((errors[start:end], weights[start:end]))
+            least = np.minimum.accumulate(errors[order])
+            curves.append(order[np.concatenate([[True], least[1:] < least[:-1]])])
+        return curves
+
+    def _fill(
+        self, bounds: Floats, least: Indices, steps: Indices, totals: Floats, errors: Floats, weights: Floats
+    ) -> Indices:
+        """Take the steps that keep the bounds, then the single exchanges that still fit, the best per cost first."""
+        over = (totals > bounds * _ROUNDING).any(1)
+        if over[0]:
+            limits = {cost: float(bound) for cost, bound in zip(COSTS, bounds, strict=True) if np.isfinite(bound)}
+            raise AllocationError(f"no allocation of space {self.space.name!r} keeps the budget {limits}")
+        taken = int(over.argmax()) - 1 if over.any() else len(steps)
+        chosen = least.copy()
+        chosen[self._branch[steps[:taken, 1]]] = steps[:taken, 1]  # later steps of a branch overwrite earlier ones
+        total = totals[taken]
+        while (exchange := self._exchange(chosen, total, bounds, errors, weights)) is not None:
+            total = total + self._costs[exchange] - self._costs[chosen[self._branch[exchange]]]
+            chosen[self._branch[exchange]] = exchange
+        return chosen
+
+    def _exchange(self, chosen: Indices, total: Floats, bounds: Floats, errors: Floats, weights: Floats) -> int | None:
+        """The option that saves most error per cost in place of its branch's and still fits; None if there is none."""
+        now = chosen[self._branch]
         saved = errors[now] - errors
-        fits = (saved > 0) & (total + counted - counted[now] <= bounds).all(1)
-        if fits.any():
-            rates = np.where(fits, saved / np.maximum(costs - costs[now], 1e-12), -np.inf)
-            index = int(rates.argmax())
-            if best is None or rates[index] > best[0]:
-                best = float(rates[index]), branch, index
-    return None if best is None else best[1:]
+        fits = (saved > 0) & (total + self._costs - self._costs[now] <= bounds * _ROUNDING).all(1)
+        if not fits.any():
+            return None
+        rates = np.where(fits, saved / np.maximum(weights - weights[now], 1e-12), -np.inf)
+        return int(rates.argmax())
+
+    def _pairs(self, chosen: Indices, bounds: Floats, errors: Floats) -> Iterator[tuple[int, int]]:
+        """Exchanges of two branches that save error and keep the bounds, the best first, while there are any.
+
+        `chosen` is read again after every pair.
+        """
+        curves = self._curves((self._costs / bounds).sum(1), errors)
+        while True:
+            near = np.concatenate([_near(curve, errors, errors[now]) for curve, now in zip(curves, chosen, strict=True)])
+            now = chosen[self._branch[near]]
+            saved, paid = errors[now] - errors[near], self._costs[near] - self._costs[now]
+            slack = bounds * _ROUNDING - self._dense - self._costs[chosen].sum(0)
+            fits = (paid[:, None] + paid[None] <= slack).all(-1) & (self._branch[near][:, None] != self._branch[near])
+            gains = np.where(fits, saved[:, None] + saved, 0.0)
+            first, second = np.unravel_index(gains.argmax(), gains.shape)
+            if gains[first, second] <= 1e-12 * errors[chosen].sum():
+                return
+            yield int(near[first]), int(near[second])
+
+
+def _bounds(limits: Mapping[Cost, float]) -> Floats:
+    return np.array([limits.get(cost, np.inf) for cost in COSTS], dtype=float)
+
+
+def _hull(curve: Indices, weights: Floats, errors: Floats) -> list[int]:
+    """Options on the lower convex hull of cost and error, of those that no cheaper one beats."""
+    costs, losses = weights[curve].tolist(), errors[curve].tolist()
+    kept: list[int] = []
+    for index in range(len(curve)):
+        while len(kept) > 1:
+            a, b = kept[-2], kept[-1]
+            if (losses[a] - losses[b]) * (costs[index] - costs[b]) > (losses[b] - losses[index]) * (costs[b] - costs[a]):
+                break
+            kept.pop()
+        kept.append(index)
+    return curve[kept].tolist()  # type: ignore[no-any-return]
+
+
+def _near(curve: Indices, errors: Floats, error: float) -> Indices:
+    """The options of a curve, of falling errors, that are next to an error."""
+    place = int(np.searchsorted(-errors[curve], -error))
+    return curve[max(place - _NEAR, 0) : place + _NEAR + 1]

@@ -6,19 +6,22 @@ multipliers at zero that is where a search starts: what the calibration activati
 """
 
 import random
+from functools import cached_property
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Any
+from dataclasses import dataclass, field
 
 from optuna.distributions import BaseDistribution, FloatDistribution
 
-from objectives.cost import Cost, CostModel
+import numpy as np
+from objectives.cost import COSTS, Cost, CostModel
 from search.knapsack import Knapsack
 from spaces.allocation import Allocation
 from spaces.sites import Space
 
 BUDGET = "budget"
 # A site may matter e^2, some seven times, more or less than its closed-form error says.
-_SPAN = 2.0
+SPAN = 2.0
 # Offsets of the random allocations that searches are compared with, in log-odds of the share that a site keeps.
 _OFFSET = 1.5
 
@@ -40,22 +43,30 @@ class Parametrisation:
     limits: Mapping[Cost, float]
     band: tuple[float, float]
     knapsack: Knapsack | None = None
+    _memo: dict = field(default_factory=dict)
 
-    @property
+    @cached_property
     def distributions(self) -> dict[str, BaseDistribution]:
         """Optuna distributions by parameter name."""
-        multipliers = {site.name: FloatDistribution(-_SPAN, _SPAN) for site in self.space.sites}
+        multipliers = {site.name: FloatDistribution(-SPAN, SPAN) for site in self.space.sites}
         return {BUDGET: FloatDistribution(*self.band), **multipliers}
 
     def load(self, allocation: Allocation) -> float:
         """How much of the budget an allocation uses; 1 is all of it."""
         return self.costs.load(allocation, self.limits)
 
+    def loads(self, chosen):
+        costs = self.knapsack.costs(chosen)
+        return np.max([costs[..., COSTS.index(cost)] / limit for cost, limit in self.limits.items()], axis=0)
+
     def decode(self, parameters: Mapping[str, float]) -> Allocation:
         """The allocation that parameters stand for."""
         assert self.knapsack is not None
-        limits = {cost: parameters[BUDGET] * limit for cost, limit in self.limits.items()}
-        return self.knapsack.allocate(limits, {site.name: parameters[site.name] for site in self.space.sites})
+        key = tuple(parameters[n] for n in self.distributions)
+        if key not in self._memo:
+            limits = {cost: parameters[BUDGET] * limit for cost, limit in self.limits.items()}
+            self._memo[key] = self.knapsack.allocate(limits, {site.name: parameters[site.name] for site in self.space.sites})
+        return self._memo[key]
 
     def start(self, budget: float) -> dict[str, float]:
         """Parameters of the allocation that the closed-form errors choose on this share of the budget."""
