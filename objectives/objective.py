@@ -117,7 +117,7 @@ class Evaluator:
         self.fingerprint = self._fingerprint(model, objective.space)
         accept(self)
         self._progress = progress
-        self._kept: dict[str, Factors] = {}
+        self._kept: dict[tuple[object, ...], Factors] = {}
         self.teacher: nn.Module = copy.deepcopy(model).to(self.device) if self.device.type != "cpu" else model
         self._answers: list[Tensor] = predict(self.teacher, self._search_batches())
         labels = (labels for _, labels in self.data.evaluation("search"))
@@ -130,10 +130,10 @@ class Evaluator:
 
     def factors_of(self, space: Space, variants: Variants | None = None) -> Factors:
         """Factors of a space of the dense model, from the calibration images; kept in memory and in the factors' folder."""
-        mark = self._fingerprint(self.model, space.name, variants)
-        if mark not in self._kept:
-            self._kept[mark] = self._factors(space, mark, variants)
-        return self._kept[mark]
+        key = (space.name, *sorted((variants or {}).items()))
+        if key not in self._kept:
+            self._kept[key] = self._factors(space, variants)
+        return self._kept[key]
 
     def build(self, allocation: Allocation) -> nn.Module:
         """The model of an allocation, before any training, on the CPU."""
@@ -213,7 +213,8 @@ class Evaluator:
     def _measure(self, model: nn.Module) -> Evaluation:
         return evaluate(model, self.data.evaluation("search"), self._answers)
 
-    def _factors(self, space: Space, mark: str, variants: Variants | None) -> Factors:
+    def _factors(self, space: Space, variants: Variants | None) -> Factors:
+        mark = self._fingerprint(self.model, space.name, variants)
         folder, name, progress = self.objective.factors, f"{mark}.safetensors", self._progress
         path = folder / name
         if not path.exists() and (sister := next(folder.parent.parent.glob(f"*/{folder.name}/{name}"), None)):

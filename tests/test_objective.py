@@ -15,6 +15,7 @@ from objectives.objective import Evaluator, Objective, resolve_device
 from objectives.splits import DataConfig
 from spaces.allocation import Allocation
 from spaces.errors import ConfigError, DataError, DivergedError
+from spaces.factors import fingerprint
 from spaces.files import save_tensors
 from spaces.models import ModelConfig, create_model, preprocessing
 
@@ -83,6 +84,23 @@ def test_factors_are_reused(evaluator: Evaluator, tmp_path: Path) -> None:
     _ = Evaluator(sister).factors
     (copied,) = sister.factors.glob("*.safetensors")
     assert copied.read_bytes() == path.read_bytes()
+
+
+def test_building_twice_fingerprints_once(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fingerprint hashes all weights of the dense model."""
+    again, marks = Evaluator(evaluator.objective), list[str]()
+
+    def counted(*conditions: object) -> str:
+        marks.append(fingerprint(*conditions))  # type: ignore[arg-type]
+        return marks[-1]
+
+    monkeypatch.setattr("objectives.objective.fingerprint", counted)
+    again.build(half(again))
+    again.build(half(again))
+    assert marks == [again.fingerprint]
+    plain = again.factors_of(again.space, {"ffn_hidden": "magnitude", "query_key": "magnitude"})
+    assert again.factors_of(again.space, {"query_key": "magnitude", "ffn_hidden": "magnitude"}) is plain is not again.factors
+    assert len(marks) == 2
 
 
 def test_training_lowers_the_loss_and_ends_in_evaluation_mode() -> None:
