@@ -6,7 +6,7 @@ attention (what objectives/count.py counts by tracing).
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal, get_args
 
 import torch
@@ -46,11 +46,16 @@ class CostModel:
     def costs(self, allocation: Allocation) -> dict[Cost, int]:
         """MACs and parameters of the model that `allocation` builds."""
         macs, params = self.dense["macs"], self.dense["params"]
-        for operator, count in self.operators:
+        for (operator, count), whole in zip(self.operators, self._whole, strict=True):
             if operator.moves(allocation):
-                sizes, whole = count(operator.sizes(allocation)), count({site.part: site.dense for site in operator.sites})
+                sizes = count(operator.sizes(allocation))
                 macs, params = macs + sizes[0] - whole[0], params + sizes[1] - whole[1]
         return {"macs": macs, "params": params}
+
+    @cached_property
+    def _whole(self) -> tuple[Count, ...]:
+        """Cost of the dense branch as every operator counts it."""
+        return tuple(count(operator.dense_sizes) for operator, count in self.operators)
 
     def count(self, allocation: Allocation, cost: Cost) -> int:
         """One of the costs of an allocation."""

@@ -57,7 +57,7 @@ class Knapsack:
         for operator, count in costs.operators:
             sizes = np.array(list(itertools.product(*(site.choices for site in operator.sites))))
             parts = [site.part for site in operator.sites]
-            whole = count({site.part: site.dense for site in operator.sites})
+            whole = count(operator.dense_sizes)
             counted = np.array([count(dict(zip(parts, row, strict=True))) for row in sizes.tolist()], dtype=float)
             found = [
                 [errors[site.name][size] for site, size in zip(operator.sites, row, strict=True)] for row in sizes.tolist()
