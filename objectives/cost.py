@@ -10,20 +10,17 @@ from functools import cached_property, partial
 from typing import Literal, get_args
 
 import torch
-from timm.layers import Attention as TimmAttention
-from timm.layers import AttentionPoolLatent, AttentionRope, GluMlp, SwiGLU
-from timm.models.eva import EvaAttention
+from timm.layers import AttentionPoolLatent, GluMlp, SwiGLU
 from torch import Tensor, nn
 
 from spaces.allocation import Allocation
 from spaces.errors import CountError
 from spaces.models import input_size
 from spaces.sites import Operator, Space
+from spaces.vit import ATTENTION
 
 Cost = Literal["macs", "params"]
 COSTS: tuple[Cost, ...] = get_args(Cost)
-_ATTENTION = (TimmAttention, AttentionRope, EvaAttention)
-
 
 Sizes = Mapping[str, int]
 Count = tuple[int, int]  # MACs, parameters
@@ -92,7 +89,7 @@ def _branch_cost(branch: nn.Module, operator: Operator, tokens: int) -> Callable
     if any(site.kind in ("rank", "rows") for site in operator.sites):
         shapes = {site.part: site.linear for site in operator.sites if site.kind == "rank" and site.linear is not None}
         return partial(_linears_cost, shapes=shapes, tokens=tokens)
-    if isinstance(branch, _ATTENTION):
+    if isinstance(branch, ATTENTION):
         return partial(_attention_cost, attention=_AttentionShape.of(branch), tokens=tokens)
     return partial(_ffn_cost, ffn=_FfnShape.of(branch), tokens=tokens)
 
@@ -184,7 +181,7 @@ def _observe(
         macs.append(output.numel() * module.in_features)
     elif isinstance(module, nn.Conv2d):
         macs.append(output.numel() * module.weight[0].numel())
-    elif isinstance(module, _ATTENTION):
+    elif isinstance(module, ATTENTION):
         macs.append(_products(module, tokens[name], tokens[name]))
         if getattr(module, "q_bias", None) is not None:  # EVA applies this weight without calling the layer
             macs.append(tokens[name] * module.qkv.weight.numel())
