@@ -161,15 +161,15 @@ class Evaluator:
         """
         start, steps = time.perf_counter(), self.objective.finetune.steps
         seed_everything(seed)
-        model = self.build(allocation)
-        score = self.finish(model, self.costs.costs(allocation), self.data.training(steps, seed), 0, on_step, weights)
-        return replace(score, seconds=time.perf_counter() - start)
+        model, batches = self.build(allocation), self.data.training(steps, seed)
+        return self.finish(model, self.costs.costs(allocation), batches, start, 0, on_step, weights)
 
     def finish(
         self,
         model: nn.Module,
         costs: Mapping[Cost, int],
         batches: Iterable[tuple[Tensor, Tensor]],
+        start: float,
         spent: int = 0,
         on_step: OnStep = lambda step: None,
         weights: Path | None = None,
@@ -180,12 +180,12 @@ class Evaluator:
             model: a compressed model; trained in place, on the device.
             costs: its MACs and parameters.
             batches: training batches, at least as many as steps are left.
+            start: `time.perf_counter()` when the making of the model began.
             spent: steps of the fine-tune's number that were spent on making the model.
             on_step: called after every optimiser step.
             weights: file for the fine-tuned weights; not kept if None.
         """
-        start, config = time.perf_counter(), self.objective.finetune
-        model = model.to(self.device)
+        config, model = self.objective.finetune, model.to(self.device)
         before = after = self._measure(model)
         left = replace(config, steps=config.steps - spent)
         if left.steps:

@@ -6,7 +6,7 @@ before its cut pays for it: its steps are taken from the fine-tune's, so that ev
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from objectives.admm import prune_by_admm
@@ -164,8 +164,8 @@ def evaluate_recipe(
     """
     start = time.perf_counter()
     bench, cut = make_cut(evaluator, name, limits, seed, on_step)
-    score = evaluator.finish(cut.model, bench.costs.costs(cut.allocation), bench.batches, bench.steps, on_step, weights)
-    return replace(score, seconds=time.perf_counter() - start), cut.allocation
+    costs = bench.costs.costs(cut.allocation)
+    return evaluator.finish(cut.model, costs, bench.batches, start, bench.steps, on_step, weights), cut.allocation
 
 
 def check_reach(evaluator: Evaluator, name: str, limits: Mapping[Cost, float]) -> None:
