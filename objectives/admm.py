@@ -90,8 +90,8 @@ class Structure:
         for dual in self._dual.values():
             dual *= min(1.0, scale)
         self._project()
-        for name, weight in self._weights.items():
-            self._dual[name] += weight.detach() - self._allowed[name]
+        for name, weight in self._detached().items():
+            self._dual[name] += weight - self._allowed[name]
 
     @torch.no_grad()
     def pull(self) -> None:
@@ -101,21 +101,24 @@ class Structure:
 
     def residual(self) -> float:
         """||W - P(W)|| / ||W||: the share of the weights that the allocation has no place for."""
-        masks = self._masks({name: weight.detach() for name, weight in self._weights.items()})
-        lost = sum(float((weight.detach() * ~masks[name]).square().sum()) for name, weight in self._weights.items())
-        return math.sqrt(lost / sum(float(weight.detach().square().sum()) for weight in self._weights.values()))
+        weights = self._detached()
+        masks = self._masks(weights)
+        lost = sum(float((weight * ~masks[name]).square().sum()) for name, weight in weights.items())
+        return math.sqrt(lost / sum(float(weight.square().sum()) for weight in weights.values()))
 
     def scores(self) -> dict[str, Tensor]:
         """Importance by site, for `spaces.selection.select`: the energies of W's groups, and the ranking of the heads."""
-        weights = {name: weight.detach() for name, weight in self._weights.items()}
-        found = dict(self.heads)
+        weights, found = self._detached(), dict(self.heads)
         for path, sites in self._branches.items():
             energies = self._energies(path, weights)
             found.update({site.name: energies[part] for part, site in sites.items() if part in energies})
         return found
 
+    def _detached(self) -> dict[str, Tensor]:
+        return {name: weight.detach() for name, weight in self._weights.items()}
+
     def _project(self) -> None:
-        moved = {name: weight.detach() + self._dual[name] for name, weight in self._weights.items()}
+        moved = {name: weight + self._dual[name] for name, weight in self._detached().items()}
         masks = self._masks(moved)
         self._allowed = {name: entry * masks[name] for name, entry in moved.items()}
 

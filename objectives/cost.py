@@ -6,24 +6,21 @@ attention (what objectives/count.py counts by tracing).
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal, get_args
 
 import torch
-from timm.layers import Attention as TimmAttention
-from timm.layers import AttentionPoolLatent, AttentionRope, GluMlp, SwiGLU
-from timm.models.eva import EvaAttention
+from timm.layers import AttentionPoolLatent, GluMlp, SwiGLU
 from torch import Tensor, nn
 
 from spaces.allocation import Allocation
 from spaces.errors import CountError
 from spaces.models import input_size
 from spaces.sites import Operator, Space
+from spaces.vit import ATTENTION
 
 Cost = Literal["macs", "params"]
 COSTS: tuple[Cost, ...] = get_args(Cost)
-_ATTENTION = (TimmAttention, AttentionRope, EvaAttention)
-
 
 Sizes = Mapping[str, int]
 Count = tuple[int, int]  # MACs, parameters
@@ -46,11 +43,16 @@ class CostModel:
     def costs(self, allocation: Allocation) -> dict[Cost, int]:
         """MACs and parameters of the model that `allocation` builds."""
         macs, params = self.dense["macs"], self.dense["params"]
-        for operator, count in self.operators:
+        for (operator, count), whole in zip(self.operators, self._whole, strict=True):
             if operator.moves(allocation):
-                sizes, whole = count(operator.sizes(allocation)), count({site.part: site.dense for site in operator.sites})
+                sizes = count(operator.sizes(allocation))
                 macs, params = macs + sizes[0] - whole[0], params + sizes[1] - whole[1]
         return {"macs": macs, "params": params}
+
+    @cached_property
+    def _whole(self) -> tuple[Count, ...]:
+        """Cost of the dense branch as every operator counts it."""
+        return tuple(count(operator.dense_sizes) for operator, count in self.operators)
 
     def count(self, allocation: Allocation, cost: Cost) -> int:
         """One of the costs of an allocation."""
@@ -87,7 +89,7 @@ def _branch_cost(branch: nn.Module, operator: Operator, tokens: int) -> Callable
     if any(site.kind in ("rank", "rows") for site in operator.sites):
         shapes = {site.part: site.linear for site in operator.sites if site.kind == "rank" and site.linear is not None}
         return partial(_linears_cost, shapes=shapes, tokens=tokens)
-    if isinstance(branch, _ATTENTION):
+    if isinstance(branch, ATTENTION):
         return partial(_attention_cost, attention=_AttentionShape.of(branch), tokens=tokens)
     return partial(_ffn_cost, ffn=_FfnShape.of(branch), tokens=tokens)
 
@@ -179,7 +181,7 @@ def _observe(
         macs.append(output.numel() * module.in_features)
     elif isinstance(module, nn.Conv2d):
         macs.append(output.numel() * module.weight[0].numel())
-    elif isinstance(module, _ATTENTION):
+    elif isinstance(module, ATTENTION):
         macs.append(_products(module, tokens[name], tokens[name]))
         if getattr(module, "q_bias", None) is not None:  # EVA applies this weight without calling the layer
             macs.append(tokens[name] * module.qkv.weight.numel())

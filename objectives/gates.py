@@ -19,19 +19,18 @@ from torch import Tensor, nn
 
 from objectives.workbench import Cut, Workbench
 from spaces.factors import Factors
+from spaces.operators import input_of
 from spaces.sites import Site, sigmoid
 
 _PENALTY = 1e-4  # lambda of the paper
-_INPUT_OF = {"inputs": ("qkv", "fc1"), "vo": ("proj",), "hidden": ("fc2",)}
 
 
 def prune_by_gates(bench: Workbench) -> Cut:
     """The recipe `vtp`."""
-    sites = [site for site in bench.space.sites if site.part in _INPUT_OF]
-    model, gates = train_gates(bench, sites)
+    model, gates = train_gates(bench, bench.sites)
     wanted = GlobalThreshold(gates)
     allocation = bench.fit(lambda site, level: wanted.share(site.name, sigmoid(level)))
-    scores = {site.name: _scores(site, gates[site.name], bench.dense) for site in sites}
+    scores = {site.name: _scores(site, gates[site.name], bench.dense) for site in bench.sites}
     return Cut(model=Factors.compute(model, bench.space, [], scores=scores).build(allocation), allocation=allocation)
 
 
@@ -42,7 +41,7 @@ def train_gates(bench: Workbench, sites: list[Site]) -> tuple[nn.Module, dict[st
         The trained model with the gates folded into its weights, on the CPU, and the gates' magnitudes by site, [channels].
     """
     model = bench.copy()
-    linears = {site.name: linear_behind(model, site) for site in sites}
+    linears = {site.name: _linear(model, input_of(site)) for site in sites}
     travel = 2 / (bench.evaluator.objective.finetune.lr * max(1, bench.steps))  # a cosine schedule's mean is half its peak
     parameters = {
         name: nn.Parameter(torch.full((linear.in_features,), 1 / travel, device=linear.weight.device))
@@ -91,10 +90,8 @@ class GlobalThreshold:
         return 1 - float(torch.searchsorted(own, below)) / len(own)
 
 
-def linear_behind(model: nn.Module, site: Site) -> nn.Linear:
-    """The linear layer that reads the channels of a site."""
-    branch = model.get_submodule(site.branch)
-    linear = next(getattr(branch, name) for name in _INPUT_OF[site.part] if hasattr(branch, name))
+def _linear(model: nn.Module, name: str) -> nn.Linear:
+    linear = model.get_submodule(name)
     assert isinstance(linear, nn.Linear)
     return linear
 

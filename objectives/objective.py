@@ -117,7 +117,7 @@ class Evaluator:
         self.fingerprint = self._fingerprint(model, objective.space)
         accept(self)
         self._progress = progress
-        self._kept: dict[str, Factors] = {}
+        self._kept: dict[tuple[object, ...], Factors] = {}
         self.teacher: nn.Module = copy.deepcopy(model).to(self.device) if self.device.type != "cpu" else model
         self._answers: list[Tensor] = predict(self.teacher, self._search_batches())
         labels = (labels for _, labels in self.data.evaluation("search"))
@@ -130,10 +130,10 @@ class Evaluator:
 
     def factors_of(self, space: Space, variants: Variants | None = None) -> Factors:
         """Factors of a space of the dense model, from the calibration images; kept in memory and in the factors' folder."""
-        mark = self._fingerprint(self.model, space.name, variants)
-        if mark not in self._kept:
-            self._kept[mark] = self._factors(space, mark, variants)
-        return self._kept[mark]
+        key = (space.name, *sorted((variants or {}).items()))
+        if key not in self._kept:
+            self._kept[key] = self._factors(space, variants)
+        return self._kept[key]
 
     def build(self, allocation: Allocation) -> nn.Module:
         """The model of an allocation, before any training, on the CPU."""
@@ -161,15 +161,15 @@ class Evaluator:
         """
         start, steps = time.perf_counter(), self.objective.finetune.steps
         seed_everything(seed)
-        model = self.build(allocation)
-        score = self.finish(model, self.costs.costs(allocation), self.data.training(steps, seed), 0, on_step, weights)
-        return replace(score, seconds=time.perf_counter() - start)
+        model, batches = self.build(allocation), self.data.training(steps, seed)
+        return self.finish(model, self.costs.costs(allocation), batches, start, 0, on_step, weights)
 
     def finish(
         self,
         model: nn.Module,
         costs: Mapping[Cost, int],
         batches: Iterable[tuple[Tensor, Tensor]],
+        start: float,
         spent: int = 0,
         on_step: OnStep = lambda step: None,
         weights: Path | None = None,
@@ -180,12 +180,12 @@ class Evaluator:
             model: a compressed model; trained in place, on the device.
             costs: its MACs and parameters.
             batches: training batches, at least as many as steps are left.
+            start: `time.perf_counter()` when the making of the model began.
             spent: steps of the fine-tune's number that were spent on making the model.
             on_step: called after every optimiser step.
             weights: file for the fine-tuned weights; not kept if None.
         """
-        start, config = time.perf_counter(), self.objective.finetune
-        model = model.to(self.device)
+        config, model = self.objective.finetune, model.to(self.device)
         before = after = self._measure(model)
         left = replace(config, steps=config.steps - spent)
         if left.steps:
@@ -213,7 +213,8 @@ class Evaluator:
     def _measure(self, model: nn.Module) -> Evaluation:
         return evaluate(model, self.data.evaluation("search"), self._answers)
 
-    def _factors(self, space: Space, mark: str, variants: Variants | None) -> Factors:
+    def _factors(self, space: Space, variants: Variants | None) -> Factors:
+        mark = self._fingerprint(self.model, space.name, variants)
         folder, name, progress = self.objective.factors, f"{mark}.safetensors", self._progress
         path = folder / name
         if not path.exists() and (sister := next(folder.parent.parent.glob(f"*/{folder.name}/{name}"), None)):

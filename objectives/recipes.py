@@ -6,7 +6,7 @@ before its cut pays for it: its steps are taken from the fine-tune's, so that ev
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from objectives.admm import prune_by_admm
@@ -28,14 +28,12 @@ class Recipe:
     """One way to compress a model to a budget with no search.
 
     Attributes:
-        summary: what it does, in a line.
         space: name of the space that its allocations are of.
         make: from a workbench to a cut model.
         kinds: kinds of sites that it moves; None for all of the space.
         trains: whether it spends optimiser steps before its cut.
     """
 
-    summary: str
     space: str
     make: Callable[[Workbench], Cut]
     kinds: frozenset[Kind] | None = None
@@ -49,6 +47,7 @@ def _uniform_cut(bench: Workbench, variants: Variants) -> Cut:
 
 
 def _magnitude(bench: Workbench) -> Cut:
+    """Narrower heads and fewer neurons by weight norms, uncorrected."""
     return _uniform_cut(bench, {"query_key": "magnitude", "value_output": "magnitude", "ffn_hidden": "magnitude"})
 
 
@@ -67,43 +66,23 @@ def _energy(bench: Workbench) -> Cut:
 
 
 def _heads(ranking: str) -> Recipe:
+    """Whole heads by a ranking and FFN neurons, the same share of both."""
     return Recipe(
-        summary=f"whole heads by {ranking} and FFN neurons, the same share of both, corrected",
         space="heads",
         kinds=frozenset({"heads", "ffn_hidden"}),
         make=lambda bench: _uniform_cut(bench, {"heads": ranking}),
     )
 
 
+# What each does: docs/recipes.md.
 RECIPES: dict[str, Recipe] = {
-    "kumar-hybrid": Recipe(
-        summary="Kumar 2022: low-rank attention by plain SVD, lighter FFN pruning by gates",
-        space="hybrid",
-        make=hybrid_plain,
-        trains=True,
-    ),
-    "kumar-hybrid-whitened": Recipe(
-        summary="the same with SVD in the metric of the activations", space="hybrid", make=hybrid_whitened, trains=True
-    ),
-    "vtp": Recipe(
-        summary="Zhu 2021: learnable gates with an L1 penalty, one threshold", space="gated", make=prune_by_gates, trains=True
-    ),
-    "gohsp": Recipe(
-        summary="GOHSP 2023: heads by graph ranking, structured sparsity by alternating optimisation",
-        space="heads",
-        make=prune_by_admm,
-        trains=True,
-    ),
-    "losparse": Recipe(
-        summary="LoSparse 2023: low rank + sparse rows on a cubic schedule",
-        space="low-rank-sparse",
-        make=prune_by_rows,
-        trains=True,
-    ),
-    "svd-energy": Recipe(summary="plain SVD, the same share of energy in every layer", space="low-rank", make=_energy),
-    "magnitude": Recipe(
-        summary="narrower heads and fewer neurons by weight norms, uncorrected", space="contract", make=_magnitude
-    ),
+    "kumar-hybrid": Recipe(space="hybrid", make=hybrid_plain, trains=True),
+    "kumar-hybrid-whitened": Recipe(space="hybrid", make=hybrid_whitened, trains=True),
+    "vtp": Recipe(space="gated", make=prune_by_gates, trains=True),
+    "gohsp": Recipe(space="heads", make=prune_by_admm, trains=True),
+    "losparse": Recipe(space="low-rank-sparse", make=prune_by_rows, trains=True),
+    "svd-energy": Recipe(space="low-rank", make=_energy),
+    "magnitude": Recipe(space="contract", make=_magnitude),
     **{f"heads-{ranking}": _heads(ranking) for ranking in ("energy", "elimination", "magnitude", "taylor", "graph")},
 }
 
@@ -164,8 +143,8 @@ def evaluate_recipe(
     """
     start = time.perf_counter()
     bench, cut = make_cut(evaluator, name, limits, seed, on_step)
-    score = evaluator.finish(cut.model, bench.costs.costs(cut.allocation), bench.batches, bench.steps, on_step, weights)
-    return replace(score, seconds=time.perf_counter() - start), cut.allocation
+    costs = bench.costs.costs(cut.allocation)
+    return evaluator.finish(cut.model, costs, bench.batches, start, bench.steps, on_step, weights), cut.allocation
 
 
 def check_reach(evaluator: Evaluator, name: str, limits: Mapping[Cost, float]) -> None:

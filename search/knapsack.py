@@ -118,7 +118,7 @@ class Knapsack:
         for position, (column, site) in enumerate(zip(columns, operator.sites, strict=True)):
             sizes[:, column] = rows[:, position] - site.dense
             errors[:, column] = [self._errors[site.name][size] for size in rows[:, position].tolist()]
-        whole = count({site.part: site.dense for site in operator.sites})
+        whole = count(operator.dense_sizes)
         return sizes, errors, counted - np.array(whole)
 
     def _relaxed(self, bounds: Floats, errors: Floats, shares: Sequence[float]) -> Indices:

@@ -108,11 +108,6 @@ def _fill_ranks(dense: nn.Module, model: nn.Module, branch: str, sizes: Sizes, f
             fill_linear(linear.up, up, _shifted(bias, weight, found["mean"], up, down @ found["mean"]))
 
 
-def _fill_gated(dense: nn.Module, model: nn.Module, branch: str, sizes: Sizes, factors: Factors) -> None:
-    attention = isinstance(model.get_submodule(branch), ContractedAttention)
-    (_fill_attention if attention else _fill_neurons)(dense, model, branch, sizes, factors)
-
-
 def fill_linear(linear: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
     """Write weight and bias into a linear layer of their shape."""
     assert isinstance(linear, nn.Linear)
@@ -127,5 +122,6 @@ FILL: dict[str, Callable[[nn.Module, nn.Module, str, Sizes, Factors], None]] = {
     "heads": _fill_attention,
     "neurons": _fill_neurons,
     "low-rank": _fill_ranks,
-    "gated": _fill_gated,
+    "gated-attention": _fill_attention,
+    "gated-ffn": _fill_neurons,
 }

@@ -53,9 +53,10 @@ def variant_of(kind: Kind, variants: Variants) -> Variant:
 
 
 def input_of(site: Site) -> str:
-    """Name of the linear whose inputs' moments the site needs."""
-    linear = {"query_key": "qkv", "value_output": "proj", "heads": "proj", "ffn_hidden": "fc2"}.get(site.kind)
-    return f"{site.branch}.{linear}" if linear else site.name
+    """Name of the linear whose inputs' moments the site needs: what reads its channels, qkv for queries and keys."""
+    first = "qkv" if site.branch.endswith(".attn") else "fc1"
+    readers = {"query_key": "qkv", "value_output": "proj", "heads": "proj", "ffn_hidden": "fc2", "inputs": first}
+    return f"{site.branch}.{readers[site.kind]}" if site.kind in readers else site.name
 
 
 def _metric(moments: Moments | None, device: torch.device) -> Tensor | None:

@@ -67,6 +67,11 @@ class Operator:
     name: str
     sites: tuple[Site, ...]
 
+    @property
+    def dense_sizes(self) -> dict[str, int]:
+        """Dense sizes of its sites by the part of the branch that they are called."""
+        return {site.part: site.dense for site in self.sites}
+
     def moves(self, allocation: Allocation) -> bool:
         """Whether `allocation` makes one of its sites smaller."""
         return any(allocation[site.name] != site.dense for site in self.sites)

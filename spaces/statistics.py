@@ -192,9 +192,10 @@ def collect(
             for batch in batches:
                 for chunk in batch.split(_CHUNK):  # type: ignore[no-untyped-call]
                     images = chunk.to(device).detach().requires_grad_(gradients)
-                    scalar = _probe(model, images, generator)
                     if gradients:
-                        torch.autograd.grad(scalar, images)  # of the images: parameters get none
+                        torch.autograd.grad(_probe(model, images, generator), images)  # of the images: parameters get none
+                    else:
+                        model(images)
     finally:
         for handle in handles:
             handle.remove()

@@ -23,12 +23,12 @@ OPERATORS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "hybrid": (("low-rank",), ("neurons",)),
     "low-rank": (("low-rank",), ("low-rank",)),
     "full": (("contract", "low-rank"), ("neurons", "low-rank")),
-    "gated": (("gated",), ("gated",)),
+    "gated": (("gated-attention",), ("gated-ffn",)),
     "low-rank-sparse": (("low-rank-sparse",), ("low-rank-sparse",)),
 }
 
 # timm's own classes only: a subclass may compute something else in the same attributes.
-_ATTENTION = (TimmAttention, AttentionRope, EvaAttention)
+ATTENTION = (TimmAttention, AttentionRope, EvaAttention)
 _FFN = (Mlp, GluMlp, SwiGLU)
 
 
@@ -41,7 +41,7 @@ class Branch:
 
     @property
     def is_attention(self) -> bool:
-        return isinstance(self.module, _ATTENTION)
+        return isinstance(self.module, ATTENTION)
 
 
 def branches(model: nn.Module) -> tuple[list[Branch], list[Skipped]]:
@@ -61,7 +61,7 @@ def branches(model: nn.Module) -> tuple[list[Branch], list[Skipped]]:
             path, module = f"blocks.{index}.{part}", getattr(block, part, None)
             if module is None:
                 skipped.append(Skipped(name=path, reason=f"{type(block).__name__} has no separate {part} branch"))
-            elif type(module) not in _ATTENTION + _FFN or getattr(module, "qkv", module) is None:
+            elif type(module) not in ATTENTION + _FFN or getattr(module, "qkv", module) is None:
                 skipped.append(Skipped(name=path, reason=f"{type(module).__name__} with this layout is not known here"))
             else:
                 known.append(Branch(path=path, module=module))
@@ -129,22 +129,26 @@ def _head_sites(branch: Branch, multiple: int) -> tuple[list[Site], list[Skipped
     return [Site(name=name, branch=branch.path, kind="heads", choices=_widths(heads, 1)), *sites], reasons
 
 
-def _gated_sites(branch: Branch, multiple: int) -> tuple[list[Site], list[Skipped]]:
-    """The widths behind VTP's four gates: inputs of a branch, channels of the head outputs, FFN neurons."""
-    if branch.is_attention:
-        found, reasons = _attention_sites(branch, multiple)
-        sites, first = [site for site in found if site.kind == "value_output"], getattr(branch.module, "qkv", None)
-        if getattr(branch.module, "q_bias", None) is not None:
-            first = None
-    else:
-        sites, reasons = _neuron_sites(branch, multiple)
-        first = getattr(branch.module, "fc1", None)
-    name = f"{branch.path}.inputs"
-    if not isinstance(first, nn.Linear):
+def _gated_attention_sites(branch: Branch, multiple: int) -> tuple[list[Site], list[Skipped]]:
+    """The widths behind VTP's gates in attention: its inputs, and channels of the head outputs."""
+    inputs, refused = _input_sites(branch, "qkv", multiple)
+    found, reasons = _attention_sites(branch, multiple)
+    return [*inputs, *(site for site in found if site.kind == "value_output")], [*reasons, *refused]
+
+
+def _gated_ffn_sites(branch: Branch, multiple: int) -> tuple[list[Site], list[Skipped]]:
+    """The widths behind VTP's gates in an FFN: its inputs, and its neurons."""
+    inputs, refused = _input_sites(branch, "fc1", multiple)
+    neurons, reasons = _neuron_sites(branch, multiple)
+    return [*inputs, *neurons], [*reasons, *refused]
+
+
+def _input_sites(branch: Branch, first: str, multiple: int) -> tuple[list[Site], list[Skipped]]:
+    name, linear = f"{branch.path}.inputs", getattr(branch.module, first, None)
+    if not isinstance(linear, nn.Linear) or getattr(branch.module, "q_bias", None) is not None:
         reason = f"the first linear layer of {type(branch.module).__name__} is not a single plain one"
-        return sites, [*reasons, Skipped(name=name, reason=reason)]
-    inputs = Site(name=name, branch=branch.path, kind="inputs", choices=_widths(first.in_features, multiple))
-    return [inputs, *sites], reasons
+        return [], [Skipped(name=name, reason=reason)]
+    return [Site(name=name, branch=branch.path, kind="inputs", choices=_widths(linear.in_features, multiple))], []
 
 
 def _query_key_obstacle(attention: nn.Module) -> str | None:
@@ -217,7 +221,8 @@ _SITES: dict[str, Callable[[Branch, int], tuple[list[Site], list[Skipped]]]] = {
     "heads": _head_sites,
     "neurons": _neuron_sites,
     "low-rank": _rank_sites,
-    "gated": _gated_sites,
+    "gated-attention": _gated_attention_sites,
+    "gated-ffn": _gated_ffn_sites,
     "low-rank-sparse": _rank_and_row_sites,
 }
 
@@ -292,8 +297,7 @@ _RESIZE: dict[str, Callable[[nn.Module, str, Sizes, Sizes], None]] = {
     "heads": _resize_attention,
     "neurons": _resize_ffn,
     "low-rank": _resize_linears,
-    "gated": lambda model, path, sizes, moved: (
-        _resize_attention if isinstance(model.get_submodule(path), _ATTENTION) else _resize_ffn
-    )(model, path, sizes, moved),
+    "gated-attention": _resize_attention,
+    "gated-ffn": _resize_ffn,
     "low-rank-sparse": _resize_sparse,
 }

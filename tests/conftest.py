@@ -1,19 +1,28 @@
-"""One small model for the unit tests; its weights are large enough that attention is far from uniform."""
+"""Small models for the unit tests, whose weights are large enough that attention is far from uniform; images and runs."""
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from local_digits import DATA, evaluator_of, limits_of
+from local_digits import MODEL as DIGITS_MODEL
 from local_images import SIZE, fill
 from local_runs import DIGITS, MODEL, Fails, model
+from local_samples import mixed
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import run_search
+from objectives.finetune import FinetuneConfig
+from objectives.objective import Evaluator
+from objectives.recipes import open_workbench
+from objectives.workbench import Workbench
+from spaces.models import create_model
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
 
@@ -43,6 +52,20 @@ def images() -> Tensor:
     basis = torch.randn(12, 3 * 16 * 16, generator=generator)
     noise = 0.1 * torch.randn(64, 3 * 16 * 16, generator=generator)
     return (torch.randn(64, 12, generator=generator) @ basis / 3 + noise).reshape(64, 3, 16, 16)
+
+
+@pytest.fixture
+def samples() -> Tensor:
+    """4,000 correlated inputs of 24 dimensions, centred."""
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(24, 24, generator=generator, dtype=torch.float64) * torch.logspace(0, -1, 24, dtype=torch.float64)
+    return mixed(mix, 4000, generator)
+
+
+@pytest.fixture
+def weight() -> Tensor:
+    """Of a layer that reads `samples`."""
+    return torch.randn(16, 24, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 @pytest.fixture(scope="session")
@@ -115,6 +138,44 @@ def launch(checkpoint: Path, tmp_path: Path, fails: Fails) -> Fails:
         return line
 
     return run
+
+
+@pytest.fixture(scope="session")
+def evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
+    """For the tests of recipes: multiples of 1, so that every budget can be met, and weights large enough that heads differ."""
+    torch.manual_seed(0)
+    model = create_model(DIGITS_MODEL)
+    with torch.no_grad():
+        for parameter in model.blocks.parameters():  # type: ignore[union-attr]
+            if parameter.ndim == 2:
+                parameter.normal_(std=0.15)
+    data = replace(DATA, batch_size=16, calibration_size=64, search_size=64)
+    finetune = FinetuneConfig(steps=5, recipe_share=0.5)
+    return evaluator_of(model, tmp_path_factory.mktemp("runs"), data=data, finetune=finetune, multiple=1)
+
+
+@pytest.fixture
+def steps(evaluator: Evaluator) -> Iterator[Callable[[int], Evaluator]]:
+    """The same evaluator with another number of steps."""
+    before = evaluator.objective
+
+    def change(count: int) -> Evaluator:
+        evaluator.objective = replace(before, finetune=FinetuneConfig(steps=count, recipe_share=0.5))
+        return evaluator
+
+    yield change
+    evaluator.objective = before
+
+
+@pytest.fixture
+def bench(evaluator: Evaluator) -> Callable[[str], Workbench]:
+    return lambda name: open_workbench(evaluator, name, limits_of(evaluator, macs=0.5), seed=0)
+
+
+@pytest.fixture(scope="session")
+def digits(evaluator: Evaluator) -> Tensor:
+    """The images of its search split."""
+    return next(evaluator.data.evaluation("search"))[0]
 
 
 @pytest.fixture(autouse=True)

@@ -6,37 +6,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from local_digits import DATA, MODEL, evaluator_of
 from torch import Tensor, nn
 
 from objectives.data import Data
 from objectives.error import evaluate, predict
 from objectives.finetune import FinetuneConfig, finetune
 from objectives.objective import Evaluator, Objective, resolve_device
-from objectives.splits import DataConfig
 from spaces.allocation import Allocation
 from spaces.errors import ConfigError, DataError, DivergedError
-from spaces.files import save_tensors
-from spaces.models import ModelConfig, create_model, preprocessing
-
-MODEL = ModelConfig(
-    model="vit_tiny_patch16_224",
-    num_classes=10,
-    crop_pct=1.0,
-    mean=(0.3,),
-    std=(0.37,),
-    model_kwargs={"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "depth": 2, "num_heads": 2},
-)
-DATA = DataConfig(dataset="digits", batch_size=32, hflip=0.0, calibration_size=256)
+from spaces.factors import fingerprint
+from spaces.models import create_model, preprocessing
 
 
 @pytest.fixture(scope="module")
 def evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
-    folder = tmp_path_factory.mktemp("runs")
+    """With timm's own weights, in place of the one for recipes."""
     torch.manual_seed(0)
-    save_tensors(folder / "dense.safetensors", create_model(MODEL).state_dict())
-    model = replace(MODEL, checkpoint=str(folder / "dense.safetensors"))
-    finetune = FinetuneConfig(steps=4)
-    return Evaluator(Objective(model=model, data=DATA, finetune=finetune, factors=folder / "one" / "factors", device="cpu"))
+    folder = tmp_path_factory.mktemp("runs")
+    return evaluator_of(create_model(MODEL), folder, data=DATA, finetune=FinetuneConfig(steps=4))
 
 
 def half(evaluator: Evaluator) -> Allocation:
@@ -83,6 +71,23 @@ def test_factors_are_reused(evaluator: Evaluator, tmp_path: Path) -> None:
     _ = Evaluator(sister).factors
     (copied,) = sister.factors.glob("*.safetensors")
     assert copied.read_bytes() == path.read_bytes()
+
+
+def test_building_twice_fingerprints_once(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fingerprint hashes all weights of the dense model."""
+    again, marks = Evaluator(evaluator.objective), list[str]()
+
+    def counted(*conditions: object) -> str:
+        marks.append(fingerprint(*conditions))  # type: ignore[arg-type]
+        return marks[-1]
+
+    monkeypatch.setattr("objectives.objective.fingerprint", counted)
+    again.build(half(again))
+    again.build(half(again))
+    assert marks == [again.fingerprint]
+    plain = again.factors_of(again.space, {"ffn_hidden": "magnitude", "query_key": "magnitude"})
+    assert again.factors_of(again.space, {"query_key": "magnitude", "ffn_hidden": "magnitude"}) is plain is not again.factors
+    assert len(marks) == 2
 
 
 def test_training_lowers_the_loss_and_ends_in_evaluation_mode() -> None:

@@ -3,30 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from local_samples import covariance
+from numpy.typing import NDArray
 from torch import Tensor
 
 from spaces.contraction import query_key, value_output
 from spaces.linalg import roots
 from spaces.low_rank import LowRankFactors, factorise
-from spaces.pruning import DAMPING, elimination_order, prefix_factors, prefix_weight, variance_order
-
-
-@pytest.fixture
-def samples() -> Tensor:
-    """4,000 correlated inputs of 24 dimensions, centred."""
-    generator = torch.Generator().manual_seed(0)
-    mix = torch.randn(24, 24, generator=generator, dtype=torch.float64) * torch.logspace(0, -1, 24, dtype=torch.float64)
-    x = torch.randn(4000, 24, generator=generator, dtype=torch.float64) @ mix
-    return x - x.mean(0)
-
-
-@pytest.fixture
-def weight() -> Tensor:
-    return torch.randn(16, 24, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-def covariance(x: Tensor) -> Tensor:
-    return x.T @ x / len(x)
+from spaces.pruning import DAMPING, elimination_order, prefix_factors, prefix_weight, subset_weight, variance_order
 
 
 def squared_error(a: Tensor, b: Tensor) -> float:
@@ -63,14 +47,19 @@ def test_whitened_beats_plain_and_full_rank_is_exact(samples: Tensor, weight: Te
     assert float(whitened.error[-1]) == 0
 
 
+def ridge_regression(samples: Tensor, weight: Tensor, kept: list[int]) -> NDArray[np.float64]:
+    """The best weight of these inputs, by NumPy; damping is ridge regression: 24 more samples along the axes."""
+    ridge = np.sqrt(len(samples) * DAMPING * float(covariance(samples).diagonal().mean())) * np.eye(24)
+    rows = np.concatenate([samples.numpy(), ridge])
+    solution: NDArray[np.float64] = np.linalg.lstsq(rows[:, kept], rows @ weight.numpy().T, rcond=None)[0].T
+    return solution
+
+
 @pytest.mark.parametrize("size", [4, 10, 15])
 def test_pruning_is_least_squares_and_costs_what_it_says(samples: Tensor, weight: Tensor, size: int) -> None:
     factors = prefix_factors(weight, covariance(samples))
     corrected = prefix_weight(factors.projected, factors.triangle, size)
-    ridge = np.sqrt(len(samples) * DAMPING * float(covariance(samples).diagonal().mean())) * np.eye(24)
-    rows = np.concatenate([samples.numpy(), ridge])  # damping is ridge regression: 24 more samples along the axes
-    expected = np.linalg.lstsq(rows[:, :size], rows @ weight.numpy().T, rcond=None)[0].T
-    assert np.allclose(corrected.numpy(), expected, atol=1e-8)
+    assert np.allclose(corrected.numpy(), ridge_regression(samples, weight, list(range(size))), atol=1e-8)
     measured = squared_error(samples @ weight.T, samples[:, :size] @ corrected.T)
     assert measured == pytest.approx(float(factors.error[size]), rel=0.05)
 
@@ -78,6 +67,19 @@ def test_pruning_is_least_squares_and_costs_what_it_says(samples: Tensor, weight
 def test_pruning_nothing_changes_nothing(samples: Tensor, weight: Tensor) -> None:
     factors = prefix_factors(weight, covariance(samples))
     assert torch.allclose(prefix_weight(factors.projected, factors.triangle, 24), weight, atol=1e-9)
+
+
+@pytest.mark.parametrize("kept", [[0], [17, 3, 4], [0, 1, 2, 9, 10, 11, 5]])
+def test_subset_weight_is_least_squares(samples: Tensor, weight: Tensor, kept: list[int]) -> None:
+    factors = prefix_factors(weight, covariance(samples))
+    found = subset_weight(factors.projected, factors.triangle, torch.tensor(kept))
+    assert np.allclose(found.numpy(), ridge_regression(samples, weight, kept), atol=1e-8)
+
+
+def test_a_subset_that_is_a_prefix_is_the_prefix(samples: Tensor, weight: Tensor) -> None:
+    factors = prefix_factors(weight, covariance(samples))
+    found = subset_weight(factors.projected, factors.triangle, torch.arange(7))
+    assert torch.allclose(found, prefix_weight(factors.projected, factors.triangle, 7), atol=1e-9)
 
 
 def naive_elimination(weight: Tensor, matrix: Tensor) -> list[int]:

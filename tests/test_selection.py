@@ -1,26 +1,21 @@
 """Plain slicing by given scores: a sliced model is the dense one with everything else masked."""
 
 import copy
-from collections.abc import Callable
 
 import pytest
 import torch
+from local_vits import HEADS, MakeVit, site_of, with_four_heads
 from torch import Tensor, nn
 
 from spaces.errors import AllocationError
 from spaces.factors import Factors
 from spaces.selection import magnitude, select
-from spaces.sites import Site, Space
+from spaces.sites import Site
 from spaces.vit import describe
 
-MakeVit = Callable[..., nn.Module]
-HEADS, WIDTH, DIM = 4, 8, 32
+WIDTH, DIM = 8, 32  # of a head, of the model
 # Site of block 0 -> size that it is cut to.
 CUTS = {"attn.qk": 5, "attn.vo": 3, "attn.heads": 2, "mlp.hidden": 44, "attn.inputs": 20, "mlp.inputs": 12}
-
-
-def site_of(space: Space, name: str) -> Site:
-    return next(site for site in space.sites if site.name == name)
 
 
 def scores_of(site: Site) -> Tensor:
@@ -62,7 +57,7 @@ def mask(model: nn.Module, part: str, gone: list[int]) -> None:
     ],
 )
 def test_slicing_is_masking(make_vit: MakeVit, images: Tensor, name: str, parts: tuple[str, ...]) -> None:
-    model = make_vit(num_heads=HEADS)
+    model = with_four_heads(make_vit)
     space = describe(model, name, multiple=4)
     scores = {site.name: scores_of(site) for site in space.sites}
     sizes = {f"blocks.0.{part}": CUTS[part] for part in parts}
@@ -76,7 +71,7 @@ def test_slicing_is_masking(make_vit: MakeVit, images: Tensor, name: str, parts:
 
 
 def test_what_is_lost_are_the_smallest_scores(make_vit: MakeVit) -> None:
-    model = make_vit(num_heads=HEADS)
+    model = with_four_heads(make_vit)
     space = describe(model, "gated", multiple=4)
     scores = {site.name: scores_of(site) for site in space.sites}
     factors = Factors.compute(model, space, [], scores=scores)
@@ -88,7 +83,7 @@ def test_what_is_lost_are_the_smallest_scores(make_vit: MakeVit) -> None:
 
 def test_magnitude_is_what_comes_in_times_what_goes_out(make_vit: MakeVit) -> None:
     """Neurons of unit weights; 0-3 come in ten times and leave at a hundredth, 4-7 come in at a half and leave four times."""
-    model = make_vit(num_heads=HEADS)
+    model = with_four_heads(make_vit)
     space = describe(model, "contract", multiple=4)
     first, second = (model.get_parameter(f"blocks.0.mlp.fc{layer}.weight") for layer in (1, 2))
     with torch.no_grad():
@@ -105,7 +100,7 @@ def test_magnitude_is_what_comes_in_times_what_goes_out(make_vit: MakeVit) -> No
 
 def test_magnitude_of_head_channels_by_hand(make_vit: MakeVit) -> None:
     """All weights 1, but for one query row of 2s, one value row of 3s and one output column of 5s; sums over 32 weights."""
-    model = make_vit(num_heads=HEADS)
+    model = with_four_heads(make_vit)
     space = describe(model, "contract", multiple=4)
     qkv, proj = model.get_parameter("blocks.0.attn.qkv.weight"), model.get_parameter("blocks.0.attn.proj.weight")
     with torch.no_grad():
@@ -125,13 +120,13 @@ def test_magnitude_of_head_channels_by_hand(make_vit: MakeVit) -> None:
 
 
 def test_equal_scores_keep_the_first(make_vit: MakeVit) -> None:
-    model = make_vit(num_heads=HEADS)
+    model = with_four_heads(make_vit)
     site = site_of(describe(model, "contract", multiple=4), "blocks.0.mlp.hidden")
     assert select(model, site, torch.ones(128))["order"].tolist() == list(range(128))
 
 
 def test_sizes_that_are_not_offered_are_refused(make_vit: MakeVit) -> None:
-    model = make_vit(num_heads=HEADS)
+    model = with_four_heads(make_vit)
     space = describe(model, "gated", multiple=4)
     factors = Factors.compute(model, space, [], scores={site.name: scores_of(site) for site in space.sites})
     with pytest.raises(AllocationError, match="cannot be 13: choose one of 4, 8, 12"):
