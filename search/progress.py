@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from objectives.finetune import Step
-from search.study import Proposal, Trial
 from search.targets import format_count, format_kept
+from search.trial import Proposal, Trial
 
 _TERMINAL_ROWS = 12
 _STAGES = {

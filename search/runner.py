@@ -10,7 +10,7 @@ from typing import Protocol
 from objectives.finetune import Step
 from objectives.objective import Evaluator, OnStep, Score
 from objectives.recipes import evaluate_recipe
-from search.study import Proposal
+from search.trial import Proposal
 from spaces.allocation import Allocation
 from spaces.errors import CompressionError
 

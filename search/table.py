@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from search.pareto import best_under, front, hypervolume
-from search.study import Trial
 from search.targets import Target
+from search.trial import Trial
 from spaces.errors import RunError
 from spaces.files import replacing, write_json
 from spaces.sites import Operator, Site, Skipped, Space
