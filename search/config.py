@@ -26,7 +26,7 @@ from spaces.vit import SpaceName
 
 ObjectiveName = Literal["error", "flops", "params"]
 
-# Baselines that are points of the searched space: the sampler learns from them as from its own proposals.
+# Baselines that are points of the searched space; the others are recipes, which make models of their own.
 ALLOCATED = ("uniform", "random")
 
 

@@ -65,8 +65,7 @@ def _data(summary: Row, points: list[dict[str, Any]], sites: Sequence[Site], run
     return {
         "sites": [_site(site) for site in sites],
         "spaces": {
-            name: [index for index, site in enumerate(sites) if site.name in {entry["name"] for entry in entries}]
-            for name, entries in summary.get("spaces", {}).items()
+            name: [index for index, site in enumerate(sites) if site.name in names] for name, names in _spaces(summary).items()
         },
         "points": {
             number: {
@@ -82,6 +81,11 @@ def _data(summary: Row, points: list[dict[str, Any]], sites: Sequence[Site], run
         "dense": _number(reference, ".2%"),
         "command": f"python run_search.py export {shlex.quote(run)} --trial ",
     }
+
+
+def _spaces(summary: Row) -> dict[str, set[str]]:
+    """Names of the sites of every space of the run."""
+    return {name: {entry["name"] for entry in entries} for name, entries in summary.get("spaces", {}).items()}
 
 
 def _site(site: Site) -> dict[str, Any]:
