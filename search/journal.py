@@ -53,7 +53,7 @@ class Journal:
 
         Args:
             trial: what to add.
-            values: of the objectives; None for a trial without a score.
+            values: of the objectives; None for a trial that has not finished its fine-tune.
             distributions: of its parameters, and of others.
             system: attributes that its sampler has put there.
         """
@@ -69,7 +69,11 @@ def thaw(frozen: FrozenTrial) -> Trial:
     entry = dict(frozen.user_attrs)
     score, reason = entry.pop("score"), entry.pop("reason")
     proposal = Proposal.from_dict({**entry, "parameters": frozen.params})
-    return Trial(proposal=proposal, score=Score(**score) if score else None, reason=reason)
+    return Trial(proposal=proposal, score=_score(score) if score else None, reason=reason)
+
+
+def _score(entry: Mapping[str, Any]) -> Score:
+    return Score(**{**entry, "rungs": {int(step): error for step, error in entry.get("rungs", {}).items()}})
 
 
 def lock_run(directory: Path) -> IO[str]:
@@ -94,7 +98,7 @@ def _freeze(
     entry = trial.proposal.to_dict()
     parameters = entry.pop("parameters")
     return create_trial(
-        state=TrialState.COMPLETE if values is not None else TrialState.FAIL,
+        state=TrialState[trial.state],
         values=values,
         params=parameters,
         distributions={name: distributions[name] for name in parameters},

@@ -22,6 +22,7 @@ from search.parametrisation import Parametrisation
 from search.picture import write_picture
 from search.report import write_report
 from search.run import Run, check_same_model, check_same_run, default_output
+from search.rungs import reason_to_stop
 from search.runner import WEIGHTS, InProcessRunner
 from search.study import Study
 from search.table import DENSE, describe_space, sites_of, summarise, trial_table, write_tables
@@ -127,7 +128,7 @@ class _Search:
         write_json(self.directory / "env.json", environment(self.evaluator.device))
         self.summary = self._write()
         self.reporter.began(self.directory, self.summary, wanted, self.config.finetune.steps)
-        runner = InProcessRunner(self.evaluator, self.reporter.step)
+        runner = InProcessRunner(self.evaluator, self.reporter.step, self._at_rung)
         running, exhausted = 0, False
         while True:
             while not exhausted and running < runner.capacity and len(self.study.trials) + running < wanted:
@@ -146,12 +147,19 @@ class _Search:
             self._keep_front_weights()
             self.reporter.finished(trial, self.summary, len(self.study.trials))
         self._write_report()
-        if not any(trial.score for trial in self.study.trials):
+        if not any(trial.state == "COMPLETE" for trial in self.study.trials):
             reasons = sorted({trial.reason or "" for trial in self.study.trials})
             raise RunError(f"all {len(self.study.trials)} trials failed: {reasons[0]} (see {self.directory / 'trials'})")
 
     def close(self) -> None:
         self.study.close()
+
+    def _at_rung(self, proposal: Proposal, step: int, error: float) -> str | None:
+        """Why a candidate should be stopped at a rung, if it should."""
+        assert proposal.allocation is not None
+        known = self.evaluator.costs.costs(proposal.allocation)
+        costs = {name: cost for name, cost in known.items() if name in self.objectives}
+        return reason_to_stop(proposal, self.study.trials, costs, step, self.config.finetune.steps, error)
 
     def _band(self) -> tuple[float, float]:
         """Loads that proposals aim at: a band below the target, or all that the space reaches where there is none."""

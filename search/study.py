@@ -5,8 +5,9 @@ journal by a single append, so that a kill at any moment loses running trials on
 """
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,19 +96,17 @@ class Study:
         return None
 
     def tell(self, number: int, score: Score | None, reason: str | None = None, allocation: Allocation | None = None) -> Trial:
-        """Record the score of a running trial, or why it has none, and the allocation that a recipe made."""
+        """Record the score of a running trial, why it has none or was stopped, and the allocation that a recipe made."""
         proposal, sampled = self._running.pop(number)
         if allocation is not None:
             proposal = replace(proposal, allocation=allocation)
-        if score is not None and not self._finite(score):
-            reason = f"the score is not finite: {asdict(score)}"
-            score = None
-        trial = Trial(proposal=proposal, score=score, reason=None if score is not None else reason or "no reason was given")
-        values = None if score is None else self._values(score)
+        values = None if score is None or score.error is None else self._values(score)
+        if values is not None and not all(map(math.isfinite, values)):
+            reason, score, values = f"the score is not finite: {values}", None, None
+        trial = Trial(proposal=proposal, score=score, reason=None if values else reason or "no reason was given")
         attributes: dict[str, Any] = {}
         if sampled is not None:
-            state = TrialState.COMPLETE if values is not None else TrialState.FAIL
-            attributes = self._memory.tell(sampled, values, state=state).system_attrs
+            attributes = self._memory.tell(sampled, values, state=TrialState[trial.state]).system_attrs
         self._journal.append(trial, values, self.parametrisation.distributions, attributes)
         self.trials.append(trial)
         return trial
@@ -167,6 +166,3 @@ class Study:
 
     def _values(self, score: Score) -> list[float]:
         return [float(getattr(score, name)) for name in self.objectives]
-
-    def _finite(self, score: Score) -> bool:
-        return all(abs(value) < float("inf") for value in self._values(score))

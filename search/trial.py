@@ -50,7 +50,7 @@ class Proposal:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """A finished trial: what was proposed, and its score or the reason why it failed."""
+    """A trial that has ended: what was proposed, its score, and the reason where it has none or was stopped at a rung."""
 
     proposal: Proposal
     score: Score | None
@@ -58,4 +58,7 @@ class Trial:
 
     @property
     def state(self) -> str:
-        return "COMPLETE" if self.score is not None else "FAIL"
+        """COMPLETE; PRUNED where it was stopped at a rung, with a score that lacks the final error; or FAIL."""
+        if self.score is None:
+            return "FAIL"
+        return "COMPLETE" if self.score.error is not None else "PRUNED"
