@@ -195,7 +195,7 @@ class Bench:
         directory = Path(study.output)
         if not (directory / "pareto.json").exists() or len(open_run(directory).trials) < self.trials:
             with Display(_console()) as display:
-                launch(replace(self.config, study=replace(study, baselines=("none",))), display)
+                launch(replace(self.config, study=replace(study, baselines=())), display)
         run = open_run(directory)
         return run.allocation(run.best(budget))
 

@@ -59,11 +59,8 @@ class CostModel:
         return self.costs(allocation)[cost]
 
     def load(self, allocation: Allocation, limits: Mapping[Cost, float]) -> float:
-        """How much of a budget an allocation uses: the largest cost / limit; 1 is exactly on the budget.
-
-        With no limit, the share of the dense model's MACs.
-        """
-        costs, limits = self.costs(allocation), limits or {"macs": self.dense["macs"]}
+        """How much of a budget (one limit or more) an allocation uses: the largest cost / limit; 1 is exactly on the budget."""
+        costs = self.costs(allocation)
         return max(costs[cost] / limit for cost, limit in limits.items())
 
 

@@ -75,7 +75,7 @@ class Data:
         self._bases, self._parts = open_splits(config, self._mode)
         self.num_classes = count_classes(self._bases, config)
         self._limit = classes if self.num_classes is None else self.num_classes
-        self._cache: dict[SplitName, list[tuple[Tensor, Tensor]]] = {}
+        self._cache: dict[tuple[SplitName, int | None], list[tuple[Tensor, Tensor]]] = {}
         self._check_first_image()
 
     def size(self, split: SplitName) -> int | None:
@@ -107,26 +107,36 @@ class Data:
         transform, size, part = self._transform(training=False), self.config.calibration_size, self._parts["train"]
         batch, seed = CALIBRATION_BATCH, self.config.split_seed
         if part is None:
-            return _first(self._stream("train", transform, batch, seed), size)
-        order = torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))
-        return (images for images, _ in self._loader(_View(self._bases["train"], part[order[:size]], transform), batch))
+            return (images for images, _ in _first(self._stream("train", transform, batch, seed), size))
+        return (images for images, _ in self._loader(_View(self._bases["train"], _drawn(part, size, seed), transform), batch))
 
-    def evaluation(self, split: SplitName) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of a split in a fixed order; kept in memory after the first pass where they fit in 1 GiB."""
-        if split in self._cache:
-            return iter(self._cache[split])
-        batches = self._evaluation_batches(split)
+    def evaluation(self, split: SplitName, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of a split in a fixed order; kept in memory after the first pass where they fit in 1 GiB.
+
+        No random number is drawn for them that anybody else would see.
+
+        Args:
+            split: which.
+            most: take so many images of it at most: always the same ones, drawn with `split_seed`; of a stream the first ones.
+        """
         size = self.size(split)
+        most = None if most is None or (size is not None and size <= most) else most
+        if (split, most) in self._cache:
+            return iter(self._cache[split, most])
+        batches, images = self._evaluation_batches(split, most), most or size
         channels, height, width = self.preprocessing["input_size"]
-        if size is None or size * channels * height * width * 4 > _CACHE_BYTES:
+        if images is None or images * channels * height * width * 4 > _CACHE_BYTES:
             return batches
-        self._cache[split] = list(batches)
-        return iter(self._cache[split])
+        self._cache[split, most] = list(batches)
+        return iter(self._cache[split, most])
 
-    def _evaluation_batches(self, split: SplitName) -> Iterator[tuple[Tensor, Tensor]]:
+    def _evaluation_batches(self, split: SplitName, most: int | None) -> Iterator[tuple[Tensor, Tensor]]:
         transform, batch, part = self._transform(training=False), self.config.eval_batch_size, self._parts[split]
         if part is None:
-            return self._labelled(self._stream(split, transform, batch, seed=0), split)
+            stream = self._stream(split, transform, batch, seed=0)
+            return self._labelled(stream if most is None else _first(stream, most), split)
+        if most is not None:
+            part = _drawn(part, most, self.config.split_seed).sort().values
         return self._labelled(iter(self._loader(_View(self._bases[split], part, transform), batch)), split)
 
     def _loader(self, view: Dataset[Any], batch: int, **options: Any) -> DataLoader[Any]:
@@ -134,6 +144,7 @@ class Data:
         if workers is None:
             in_memory = self.config.dataset == DIGITS or hasattr(self._bases["train"], "data")
             workers = 0 if in_memory else min(4, os.cpu_count() or 1)
+        options.setdefault("generator", torch.Generator().manual_seed(0))  # else a pass draws from the one that dropouts use
         return DataLoader(view, batch_size=batch, num_workers=workers, pin_memory=torch.cuda.is_available(), **options)
 
     def _stream(self, split: SplitName, transform: Callable[[Any], Tensor], batch: int, seed: int) -> Iterator[Any]:
@@ -204,10 +215,15 @@ def _in_mode(mode: str, image: Any) -> Any:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _first(batches: Iterator[Any], wanted: int) -> Iterator[Tensor]:
-    """The first `wanted` images, without their labels."""
-    for images, _ in batches:
-        yield images[:wanted]
+def _drawn(part: Tensor, wanted: int, seed: int) -> Tensor:
+    """So many of these indices, or all there are, in random order."""
+    return part[torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))[:wanted]]
+
+
+def _first(batches: Iterator[Any], wanted: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The first `wanted` images, and their labels."""
+    for images, labels in batches:
+        yield images[:wanted], labels[:wanted]
         wanted -= len(images)
         if wanted <= 0:
             return

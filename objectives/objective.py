@@ -29,6 +29,11 @@ from spaces.vit import SpaceName, describe
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, of how much
 OnStep = Callable[[Step], None]
+OnRung = Callable[[int, float], bool]  # the optimiser step, and the error there -> whether to stop
+
+# Images of the search split, always the same ones, that the error at a rung is measured on: its standard error is about
+# one point at 13 %, and what all candidates share of it does not matter in comparing them.
+RUNG_IMAGES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,7 @@ class Objective:
         finetune: the short fine-tune of every candidate.
         space: which operators are offered.
         multiple: what FFN widths and ranks are multiples of.
+        rungs: shares of the fine-tune's steps after which a candidate's error is measured.
         factors: folder of the factors; taken from a sister folder of another run where that has them, else computed.
         device: cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.
     """
@@ -50,6 +56,7 @@ class Objective:
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     space: SpaceName = "contract"
     multiple: int = 8
+    rungs: tuple[float, ...] = ()
     factors: Path
     device: str = "auto"
 
@@ -59,23 +66,25 @@ class Score:
     """Figures of one candidate; errors and divergences on the search split.
 
     Attributes:
-        error: top-1 error after the short fine-tune, in [0, 1].
+        error: top-1 error after the short fine-tune, in [0, 1]; None where that was stopped at a rung.
         error_before: the same as built from the factors, before any training.
-        kl, kl_before: mean KL divergence from the dense model, in nats.
+        kl, kl_before: mean KL divergence from the dense model after and before it, in nats; likewise.
         macs: multiply-accumulates for one image.
         params: parameters.
         steps: optimiser steps paid: those of the fine-tune, and those of a recipe before it.
         seconds: wall time of building, training and evaluating.
+        rungs: optimiser step -> top-1 error there, on at most `RUNG_IMAGES` images of the search split.
     """
 
-    error: float
+    error: float | None
     error_before: float
-    kl: float
+    kl: float | None
     kl_before: float
     macs: int
     params: int
     steps: int
     seconds: float
+    rungs: Mapping[int, float] = field(default_factory=dict)
 
 
 class Evaluator:
@@ -135,6 +144,12 @@ class Evaluator:
             self._kept[key] = self._factors(space, variants)
         return self._kept[key]
 
+    @property
+    def rungs(self) -> set[int]:
+        """Optimiser steps after which the error is measured: before the last one."""
+        steps = self.objective.finetune.steps
+        return {round(share * steps) for share in self.objective.rungs} & set(range(1, steps))
+
     def build(self, allocation: Allocation) -> nn.Module:
         """The model of an allocation, before any training, on the CPU."""
         return copy.deepcopy(self.model) if allocation == self.space.identity() else self.factors.build(allocation)
@@ -145,6 +160,7 @@ class Evaluator:
         seed: int,
         on_step: OnStep = lambda step: None,
         weights: Path | None = None,
+        on_rung: OnRung | None = None,
     ) -> Score:
         """Build, fine-tune and measure one candidate.
 
@@ -154,6 +170,8 @@ class Evaluator:
                 search, so that they differ by their allocation alone.
             on_step: called after every optimiser step.
             weights: file for the fine-tuned weights (safetensors); not kept if None.
+            on_rung: told the error at every rung, answers whether to stop there; nothing is measured at rungs if None. A
+                fine-tune that goes on is the same to the bit with rungs and without.
 
         Raises:
             AllocationError: the space does not offer it.
@@ -162,7 +180,7 @@ class Evaluator:
         start, steps = time.perf_counter(), self.objective.finetune.steps
         seed_everything(seed)
         model, batches = self.build(allocation), self.data.training(steps, seed)
-        return self.finish(model, self.costs.costs(allocation), batches, start, 0, on_step, weights)
+        return self.finish(model, self.costs.costs(allocation), batches, start, 0, on_step, weights, on_rung)
 
     def finish(
         self,
@@ -173,6 +191,7 @@ class Evaluator:
         spent: int = 0,
         on_step: OnStep = lambda step: None,
         weights: Path | None = None,
+        on_rung: OnRung | None = None,
     ) -> Score:
         """Measure a model as it is, fine-tune it for the steps that are left, and measure it again.
 
@@ -183,28 +202,46 @@ class Evaluator:
             start: `time.perf_counter()` when the making of the model began.
             spent: steps of the fine-tune's number that were spent on making the model.
             on_step: called after every optimiser step.
-            weights: file for the fine-tuned weights; not kept if None.
+            weights: file for the fine-tuned weights; not kept if None, or if the fine-tune was stopped.
+            on_rung: told the error at every rung, answers whether to stop.
         """
         config, model = self.objective.finetune, model.to(self.device)
-        before = after = self._measure(model)
+        before = self._measure(model)
+        after: Evaluation | None = before
+        rungs: dict[int, float] = {}
         left = replace(config, steps=config.steps - spent)
         if left.steps:
-            for step in finetune(model, islice(batches, left.steps), left, self.teacher):
-                on_step(replace(step, step=step.step + spent))
-            after = self._measure(model)
-        if weights is not None:
+            steps = finetune(model, islice(batches, left.steps), left, self.teacher)
+            rungs, stopped = self._climb(model, (replace(step, step=step.step + spent) for step in steps), on_step, on_rung)
+            after = None if stopped else self._measure(model)
+        if weights is not None and after is not None:
             save_tensors(weights, model.state_dict())
-        assert after.kl is not None and before.kl is not None
+        assert before.kl is not None
         return Score(
-            error=after.error,
+            error=after.error if after else None,
             error_before=before.error,
-            kl=after.kl,
+            kl=after.kl if after else None,
             kl_before=before.kl,
             macs=costs["macs"],
             params=costs["params"],
-            steps=config.steps,
+            steps=max(rungs) if after is None else config.steps,
             seconds=time.perf_counter() - start,
+            rungs=rungs,
         )
+
+    def _climb(
+        self, model: nn.Module, steps: Iterable[Step], on_step: OnStep, on_rung: OnRung | None
+    ) -> tuple[dict[int, float], bool]:
+        """Train step by step; the errors at the rungs that were reached, and whether the last one was the end."""
+        errors: dict[int, float] = {}
+        for step in steps:
+            on_step(step)
+            if on_rung is not None and step.step in self.rungs:
+                errors[step.step] = evaluate(model, self.data.evaluation("search", RUNG_IMAGES)).error
+                model.train()
+                if on_rung(step.step, errors[step.step]):
+                    return errors, True
+        return errors, False
 
     def _search_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         images, batch = self.data.size("search") or 0, self.objective.data.eval_batch_size

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+from collections.abc import Callable
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from timm.utils import ParseKwargs
@@ -113,12 +114,23 @@ def _how(name: str, hint: Any) -> dict[str, Any]:
     if origin is tuple:
         if get_origin(arguments[0]) is Literal:
             return {"nargs": "+", "choices": get_args(arguments[0])}
-        return {"nargs": "+" if Ellipsis in arguments else len(arguments), "type": arguments[0], "metavar": name.upper()}
+        entry = _or_none(arguments[0]) if Ellipsis in arguments else arguments[0]
+        return {"nargs": "+" if Ellipsis in arguments else len(arguments), "type": entry, "metavar": name.upper()}
     if origin is dict:
         return {"nargs": "*", "type": _key_value, "action": ParseKwargs, "metavar": "KEY=VALUE"}
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction}
     return {"type": hint, "metavar": hint.__name__.upper()}
+
+
+def _or_none(kind: type) -> Callable[[str], Any]:
+    """Reads an entry of a list that may also be given as none."""
+
+    def read(text: str) -> Any:
+        return text if text == "none" else kind(text)
+
+    read.__name__ = kind.__name__  # argparse says "invalid float value"
+    return read
 
 
 def _key_value(text: str) -> str:

@@ -5,6 +5,7 @@ Options have one flat set of names, the same on the command line, in YAML and in
 
 import dataclasses
 import difflib
+import itertools
 import re
 import types
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ from spaces.vit import SpaceName
 
 ObjectiveName = Literal["error", "flops", "params"]
 
-# Baselines that are points of the searched space: the sampler learns from them as from its own proposals.
+# Baselines that are points of the searched space; the others are recipes, which make models of their own.
 ALLOCATED = ("uniform", "random")
 
 
@@ -46,6 +47,8 @@ class StudyConfig:
             kumar-hybrid-whitened, vtp, gohsp, losparse, svd-energy, magnitude, heads-energy (-elimination, -magnitude, -taylor,
             -graph); or none.
         recipe: run this recipe and the dense reference alone, with no search.
+        rungs: a candidate that is clearly worse than a cheaper one after these shares of its fine-tune's steps is
+            stopped there; or none.
         band: proposals use between this share of the budget and all of it.
         seed: of the sampler, the batches and the augmentation.
         device: cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.
@@ -61,6 +64,7 @@ class StudyConfig:
     sampler: str = "tpe"
     baselines: tuple[str, ...] = ("uniform",)
     recipe: str | None = None
+    rungs: tuple[float, ...] = (0.25, 0.5)
     band: float = 0.5
     seed: int = 0
     device: str = "auto"
@@ -74,6 +78,8 @@ class StudyConfig:
             raise ConfigError(f"threads must be at least 1, got {self.threads}")
         if not 0 < self.band < 1:
             raise ConfigError(f"band must be between 0 and 1, got {self.band}")
+        if not all(0 < low < high for low, high in itertools.pairwise((*self.rungs, 1.0))):
+            raise ConfigError(f"rungs must ascend between 0 and 1, got {', '.join(map(str, self.rungs))}")
         if self.multiple < 1:
             raise ConfigError(f"multiple must be at least 1, got {self.multiple}")
         if self.sampler not in SAMPLERS:
@@ -91,8 +97,7 @@ class StudyConfig:
         """Names of the recipes to run, in order."""
         if self.recipe is not None:
             return (self.recipe,)
-        names = tuple(name for text in self.baselines for name in text.split(","))
-        return () if names == ("none",) else names
+        return tuple(name for text in self.baselines for name in text.split(","))
 
 
 # The dataclasses that own the options, in the order in which they are shown.
@@ -140,6 +145,7 @@ class SearchConfig:
             finetune=self.finetune,
             space=study.space,
             multiple=study.multiple,
+            rungs=study.rungs,
             factors=directory / "factors",
             device=study.device,
         )
@@ -187,7 +193,10 @@ def _plain(value: Any) -> Any:
 
 
 def _coerce(name: str, value: Any, hint: Any) -> Any:
-    """Check a value against a type hint; integers pass as floats, lists as tuples, numbers written like 1e-3 as floats."""
+    """Check a value against a type hint.
+
+    Integers pass as floats, lists as tuples, numbers written like 1e-3 as floats, and none as a list of nothing.
+    """
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
@@ -198,6 +207,8 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
             raise ConfigError(f"{name} must be one of {', '.join(map(str, arguments))}, got {value!r}")
         return value
     if origin is tuple:
+        if Ellipsis in arguments and value in ("none", ["none"], ("none",)):
+            return ()
         values = [value] if isinstance(value, str | int | float) else value
         if not isinstance(values, list | tuple):
             raise ConfigError(f"{name} must be a list, got {value!r}")

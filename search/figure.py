@@ -28,20 +28,25 @@ _CHARACTERS = {"wide": 0.013, "narrow": 0.025}
 _NEAR = 0.04
 
 
-def split_trials(trials: pd.DataFrame) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Trials with figures to draw, and the others with the reason why not; missing labels and reasons become ''."""
-    points, failed = [], []
+def split_trials(trials: pd.DataFrame) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Trials with figures to draw, those that were stopped early, and the failed ones.
+
+    Missing labels become '', missing reasons '' or why the trial is not drawn.
+    """
+    points, stopped, failed = [], [], []
     for record in trials.to_dict("records"):
         row = {str(column): value for column, value in record.items()}
         row |= {column: row[column] if isinstance(row.get(column), str) else "" for column in ("label", "reason")}
         row["number"] = int(row["number"])
-        if row["state"] != "COMPLETE":
+        if row["state"] == "PRUNED":
+            stopped.append(row)
+        elif row["state"] != "COMPLETE":
             failed.append({**row, "reason": row["reason"] or "no reason given"})
         elif not all(is_finite(row[column]) for column in ("error", *COSTS)):
             failed.append({**row, "reason": "its error or a cost is not finite"})
         else:
             points.append(row)
-    return points, failed
+    return points, stopped, failed
 
 
 def figure_of(cost: str, summary: Row, points: list[dict[str, Any]]) -> dict[str, Any]:

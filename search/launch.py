@@ -4,12 +4,13 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from objectives.cost import cost_model
+from objectives.cost import Cost, cost_model
 from objectives.count import fvcore_macs
 from objectives.finetune import Step
 from objectives.objective import Evaluator
@@ -21,11 +22,12 @@ from search.parametrisation import Parametrisation
 from search.picture import write_picture
 from search.report import write_report
 from search.run import Run, check_same_model, check_same_run, default_output
+from search.rungs import reason_to_stop
 from search.runner import WEIGHTS, InProcessRunner
-from search.study import Proposal, Study, Trial
+from search.study import Study
 from search.table import DENSE, describe_space, sites_of, summarise, trial_table, write_tables
 from search.targets import Reach, Target, check_jointly, limits_of, parse_targets, reach_of, recipe_limits
-from spaces.allocation import Allocation
+from search.trial import Proposal, Trial
 from spaces.errors import CountError, RunError
 from spaces.files import write_json
 from spaces.sites import Space
@@ -85,8 +87,7 @@ class _Search:
         space, costs = self.evaluator.space, self.evaluator.costs
         # Factors are computed before the run is written: what stops here leaves no run behind.
         knapsack = Knapsack.of(self.evaluator.factors, costs) if study.recipe is None else None
-        limits = limits_of(self.targets) or {"macs": costs.dense["macs"]}
-        self.parametrisation = Parametrisation(space, costs, limits, self._band(space), knapsack)
+        self.parametrisation = Parametrisation(space, costs, self.limits, self._band(), knapsack)
         self.objectives = tuple(_COLUMNS[name] for name in study.objectives)
         self.facts: dict[str, Any] = {
             "model": config.model.model,
@@ -101,8 +102,9 @@ class _Search:
         self._reported = 0.0
         self.study = Study(directory, self.parametrisation, self.objectives, study.sampler, study.seed)
         self._enqueue_baselines()
-        names = dict.fromkeys([space.name, *self.study.spaces])
+        names = dict.fromkeys([space.name, *(proposal.space for proposal in self.study.proposals)])
         self.facts["spaces"] = {name: describe_space(describe(self.evaluator.model, name, study.multiple)) for name in names}
+        self.sites = sites_of(self.facts)
 
     def _accept(self, evaluator: Evaluator) -> None:
         """Refuse another model's run, costs that cannot be counted and targets out of reach before factors are computed."""
@@ -115,17 +117,18 @@ class _Search:
         self.reach: Reach = reach_of(costs, space)
         self.targets: tuple[Target, ...] = parse_targets(self.config.study.target, self.reach)
         check_jointly(self.targets, costs, space)
+        self.limits: dict[Cost, float] = limits_of(self.targets) or {"macs": costs.dense["macs"]}
         for name in self._recipes():
             check_reach(evaluator, name, recipe_limits(self.targets, evaluator.costs))
 
     def run(self) -> None:
         """Propose and evaluate until the run has its number of trials or nothing new is left to propose."""
-        wanted = self.study.planned if self.config.study.recipe else self.config.study.trials
+        wanted = len(self.study.proposals) if self.config.study.recipe else self.config.study.trials
         self.config.dump(self.directory / "config.yaml")
         write_json(self.directory / "env.json", environment(self.evaluator.device))
         self.summary = self._write()
         self.reporter.began(self.directory, self.summary, wanted, self.config.finetune.steps)
-        runner = InProcessRunner(self.evaluator, self.reporter.step)
+        runner = InProcessRunner(self.evaluator, self.reporter.step, self._at_rung)
         running, exhausted = 0, False
         while True:
             while not exhausted and running < runner.capacity and len(self.study.trials) + running < wanted:
@@ -144,19 +147,24 @@ class _Search:
             self._keep_front_weights()
             self.reporter.finished(trial, self.summary, len(self.study.trials))
         self._write_report()
-        if not any(trial.score for trial in self.study.trials):
+        if not any(trial.state == "COMPLETE" for trial in self.study.trials):
             reasons = sorted({trial.reason or "" for trial in self.study.trials})
             raise RunError(f"all {len(self.study.trials)} trials failed: {reasons[0]} (see {self.directory / 'trials'})")
 
     def close(self) -> None:
         self.study.close()
 
-    def _load(self, allocation: Allocation) -> float:
-        return self.evaluator.costs.load(allocation, limits_of(self.targets))
+    def _at_rung(self, proposal: Proposal, step: int, error: float) -> str | None:
+        """Why a candidate should be stopped at a rung, if it should."""
+        assert proposal.allocation is not None
+        known = self.evaluator.costs.costs(proposal.allocation)
+        costs = {name: cost for name, cost in known.items() if name in self.objectives}
+        return reason_to_stop(proposal, self.study.trials, costs, step, self.config.finetune.steps, error)
 
-    def _band(self, space: Space) -> tuple[float, float]:
+    def _band(self) -> tuple[float, float]:
         """Loads that proposals aim at: a band below the target, or all that the space reaches where there is none."""
-        least = self._load(space.smallest(self._load))
+        load = partial(self.evaluator.costs.load, limits=self.limits)
+        least = load(self.evaluator.space.smallest(load))
         if not self.targets:
             return least, 1.0
         return max(least, self.config.study.band), max(least, 1.0)
@@ -199,7 +207,7 @@ class _Search:
         return [name for name in self.config.study.recipes if name not in ALLOCATED]
 
     def _write(self) -> dict[str, Any]:
-        trials = trial_table(self.study.trials, self.evaluator.costs.dense, sites_of(self.facts))  # type: ignore[arg-type]
+        trials = trial_table(self.study.trials, self.evaluator.costs.dense, self.sites)  # type: ignore[arg-type]
         summary = summarise(trials, self.objectives, self.targets, self.facts)
         write_tables(self.directory, trials, summary)
         if time.monotonic() - self._reported > _REPORT_SECONDS:

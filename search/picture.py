@@ -22,7 +22,7 @@ def write_picture(path: Path, summary: dict[str, Any], trials: pd.DataFrame) -> 
     Shows all finished trials, the front, the named baselines, the targets on MACs and the dense model's own error;
     with no finished trial, empty axes that say so.
     """
-    points, _ = split_trials(trials)
+    points, _, _ = split_trials(trials)
     figure = Figure(figsize=(7.2, 4.5), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(f"{summary['model']}, space {summary['space']}", loc="left", fontsize=10, parse_math=False)

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from objectives.finetune import Step
-from search.study import Proposal, Trial
 from search.targets import format_count, format_kept
+from search.trial import Proposal, Trial
 
 _TERMINAL_ROWS = 12
 _STAGES = {
@@ -154,7 +154,9 @@ def _trial_table(rows: list[Trial], summary: dict[str, Any]) -> Table:
             table.add_row(number, label, "failed", Text(trial.reason or "", style="red", overflow="ellipsis"), "", "")
             continue
         kept = format_kept(score.macs / summary["dense"]["macs"])
-        table.add_row(number, label, kept, f"{score.error_before:.2%}", f"{score.error:.2%}", f"{score.seconds:.1f}")
+        final = f"stopped at {score.steps}" if score.error is None else f"{score.error:.2%}"
+        style = "dim" if score.error is None else None
+        table.add_row(number, label, kept, f"{score.error_before:.2%}", final, f"{score.seconds:.1f}", style=style)
     return table
 
 
@@ -164,6 +166,8 @@ def _line(trial: Trial, summary: dict[str, Any]) -> str:
     if score is None:
         return f"{name}: failed: {trial.reason}"
     kept = format_kept(score.macs / summary["dense"]["macs"])
+    if score.error is None:
+        return f"{name}: keeps {kept} of MACs, {trial.reason}; {score.seconds:.1f} s"
     errors = f"error {score.error_before:.2%} as built, {score.error:.2%} fine-tuned"
     return f"{name}: keeps {kept} of MACs, {errors}, {score.seconds:.1f} s; {_best(summary)}"
 

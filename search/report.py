@@ -22,7 +22,7 @@ _TEMPLATES = Path(__file__).with_name("templates")
 
 
 def write_report(path: Path, summary: dict[str, Any], trials: pd.DataFrame, sites: Sequence[Site], run: str = "RUN") -> None:
-    """Write one self-contained HTML page: front, allocations, failures. It requests nothing from the network.
+    """Write one self-contained HTML page: front, allocations, trials stopped early, failures. It requests nothing.
 
     Trials that are not COMPLETE, or whose error, MACs or parameters are not finite, are listed and not drawn. With
     no trial left the page says so. Any text of the search (model, labels, reasons) is shown as text, never as markup.
@@ -34,7 +34,7 @@ def write_report(path: Path, summary: dict[str, Any], trials: pd.DataFrame, site
         sites: of all spaces of the run, in model order; a trial shows those of its own.
         run: run directory, as the copied export command names it.
     """
-    points, failed = split_trials(trials)
+    points, stopped, failed = split_trials(trials)
     best = next((row for row in points if row["number"] == summary["best"]), None)
     style, script = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     scripts: list[str] = [get_plotlyjs(), script]
@@ -47,6 +47,7 @@ def write_report(path: Path, summary: dict[str, Any], trials: pd.DataFrame, site
             best=best and {"number": best["number"], **_texts(best, summary)},
             reference=reference_of(summary["dense"])[1],
             rows=_table(summary, points),
+            stopped=[{**row, **_texts(row, summary)} for row in stopped],
             failed=failed,
             style=Markup(style),
             scripts=[Markup(text) for text in scripts],
@@ -65,8 +66,7 @@ def _data(summary: Row, points: list[dict[str, Any]], sites: Sequence[Site], run
     return {
         "sites": [_site(site) for site in sites],
         "spaces": {
-            name: [index for index, site in enumerate(sites) if site.name in {entry["name"] for entry in entries}]
-            for name, entries in summary.get("spaces", {}).items()
+            name: [index for index, site in enumerate(sites) if site.name in names] for name, names in _spaces(summary).items()
         },
         "points": {
             number: {
@@ -82,6 +82,11 @@ def _data(summary: Row, points: list[dict[str, Any]], sites: Sequence[Site], run
         "dense": _number(reference, ".2%"),
         "command": f"python run_search.py export {shlex.quote(run)} --trial ",
     }
+
+
+def _spaces(summary: Row) -> dict[str, set[str]]:
+    """Names of the sites of every space of the run."""
+    return {name: {entry["name"] for entry in entries} for name, entries in summary.get("spaces", {}).items()}
 
 
 def _site(site: Site) -> dict[str, Any]:

@@ -22,6 +22,7 @@ _FREE = frozenset(
         "sampler",
         "baselines",
         "recipe",
+        "rungs",
         "device",
         "threads",
         "workers",
@@ -110,14 +111,17 @@ class Run:
         """The row of one finished trial.
 
         Raises:
-            RunError: there is no such trial, or it failed.
+            RunError: there is no such trial, it failed, or it was stopped before its end.
         """
         rows = self.trials[self.trials["number"] == number]
         if rows.empty:
             raise RunError(f"{self.directory} has no trial {number}: it has {len(self.trials)}, see trials.csv")
-        if rows.iloc[0]["state"] != "COMPLETE":
-            raise RunError(f"trial {number} of {self.directory} failed ({rows.iloc[0]['reason']})")
-        return rows.iloc[0]
+        row = rows.iloc[0]
+        if row["state"] == "PRUNED":
+            raise RunError(f"trial {number} of {self.directory} was not finished ({row['reason']}): choose one of the front")
+        if row["state"] != "COMPLETE":
+            raise RunError(f"trial {number} of {self.directory} failed ({row['reason']})")
+        return row
 
     def allocation(self, row: "pd.Series[Any]") -> Allocation:
         """The sizes of a row of `trials`."""

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from search.pareto import best_under, front, hypervolume
-from search.study import Trial
 from search.targets import Target
+from search.trial import Trial
 from spaces.errors import RunError
 from spaces.files import replacing, write_json
 from spaces.sites import Operator, Site, Skipped, Space
@@ -17,13 +17,15 @@ from spaces.sites import Operator, Site, Skipped, Space
 DENSE = "dense"
 FIGURES = ("error", "error_before", "kl", "kl_before", "macs", "params", "steps", "seconds")
 _HEAD = ("number", "state", "label", "space", "reason")
+_RUNG = ("rung", "rung_error")
 
 
 def trial_table(trials: Sequence[Trial], dense: dict[str, Any], sites: Sequence[Site]) -> pd.DataFrame:
     """A row per finished trial, in the order of their numbers.
 
-    Columns: number, state, label, space (of the allocation), reason, the fields of `Score`, macs_kept and params_kept (shares
-    of the dense model), seed, and one column per site with its size. Figures of failed trials are NaN.
+    Columns: number, state, label, space (of the allocation), reason, the figures of `Score`, rung (the last one that it was
+    measured at, in optimiser steps) and rung_error, macs_kept and params_kept (shares of the dense model), seed, and one
+    column per site with its size. Figures of failed trials are NaN, as are the final ones of trials stopped at a rung.
 
     Args:
         trials: in any order.
@@ -35,14 +37,17 @@ def trial_table(trials: Sequence[Trial], dense: dict[str, Any], sites: Sequence[
     for trial in sorted(trials, key=lambda trial: trial.proposal.number):
         score = trial.score
         figures = {name: getattr(score, name) if score is not None else None for name in FIGURES}
+        rungs = score.rungs if score is not None else {}
+        reached = dict(zip(_RUNG, max(rungs.items(), default=(None, None)), strict=True))
         kept = {f"{cost}_kept": None if score is None else getattr(score, cost) / dense[cost] for cost in ("macs", "params")}
         proposal = trial.proposal
         head = (proposal.number, trial.state, proposal.label, proposal.space, trial.reason)
         sizes = dict.fromkeys(whole) if proposal.allocation is None else {**whole, **proposal.allocation}
-        rows.append({**dict(zip(_HEAD, head, strict=True)), **figures, **kept, "seed": proposal.seed, **sizes})
-    table = pd.DataFrame(rows, columns=None if rows else [*_HEAD, *FIGURES, "macs_kept", "params_kept", "seed", *whole])
-    counts = dict.fromkeys(("macs", "params", "steps", *whole), "Int64")
-    numbers = dict.fromkeys(("error", "error_before", "kl", "kl_before", "macs_kept", "params_kept", "seconds"), "float64")
+        rows.append({**dict(zip(_HEAD, head, strict=True)), **figures, **reached, **kept, "seed": proposal.seed, **sizes})
+    table = pd.DataFrame(rows, columns=None if rows else [*_HEAD, *FIGURES, *_RUNG, "macs_kept", "params_kept", "seed", *whole])
+    counts = dict.fromkeys(("macs", "params", "steps", "rung", *whole), "Int64")
+    shares = ("macs_kept", "params_kept")
+    numbers = dict.fromkeys(("error", "error_before", "kl", "kl_before", "rung_error", "seconds", *shares), "float64")
     return table.astype({**counts, **numbers})
 
 

@@ -54,3 +54,17 @@ def write_json(path: Path, value: Any) -> None:
         ValueError: `value` holds a NaN or an infinity.
     """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def cut_torn_line(path: Path) -> None:
+    """Drop a last line that a kill or a full disk left unfinished; the next append would glue to it.
+
+    A file that is not there stays so.
+    """
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    end = content.rfind(b"\n") + 1
+    if end < len(content):
+        with path.open("r+b") as file:
+            file.truncate(end)

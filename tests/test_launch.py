@@ -16,7 +16,7 @@ from objectives.error import evaluate
 from objectives.finetune import Step
 from search import SearchConfig, export, launch, open_run
 from search.run import Run
-from search.study import Proposal, Trial
+from search.trial import Proposal, Trial
 from spaces import load_compressed
 from spaces.errors import CheckpointError, RunError, TargetError
 from spaces.files import save_tensors

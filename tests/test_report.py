@@ -41,7 +41,8 @@ def frame(table: tuple[Any, ...] = TABLE, reason: Any = "loss is NaN") -> pd.Dat
     for number, state, label, before, error, macs, params, sizes in table:
         figures = {"error": error, "error_before": before, "kl": 0.1, "kl_before": 0.2, "macs": macs, "params": params}
         shares = {"macs_kept": macs / 1000, "params_kept": params / 200, "seconds": 3.0, "seed": 0}
-        named = {"number": number, "state": state, "label": label, "reason": reason if state == "FAIL" else NAN}
+        why = {"FAIL": reason, "PRUNED": "dominated by trial 2"}
+        named = {"number": number, "state": state, "label": label, "reason": why.get(state, NAN)}
         rows.append(named | figures | shares | {site.name: size for site, size in zip(SITES, sizes, strict=True)})
     return pd.DataFrame(rows)
 
@@ -246,13 +247,13 @@ def test_table_lists_the_front_then_the_baselines(page: Any) -> None:
 @pytest.mark.parametrize("value", [NAN, float("inf")])
 def test_trials_without_figures_are_listed_and_not_drawn(page: Any, value: float) -> None:
     diverged = (5, "COMPLETE", NAN, NAN, value, 300, 100, (16, 64, 16))
-    stopped = (6, "PRUNED", NAN, NAN, NAN, NAN, NAN, (16, 64, 16))
+    stopped = (6, "PRUNED", NAN, 0.8, NAN, 250, 80, (16, 64, 16))
     written = page(frame((*TABLE, diverged, stopped)), summary())
     assert list(written.data["points"]) == ["0", "1", "2", "4"]
-    assert "3 trials without a result" in written.words
+    assert "2 trials without a result" in written.words
     assert "3 FAIL loss is NaN" in written.words
     assert "5 COMPLETE its error or a cost is not finite" in written.words
-    assert "6 PRUNED no reason given" in written.words
+    assert "1 trial stopped early trial MACs kept reason 6 25.0 % (−75.0 %) dominated by trial 2" in written.words
 
 
 def test_missing_side_figures_are_dashes(page: Any) -> None:

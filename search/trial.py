@@ -1,0 +1,64 @@
+"""A trial: what was proposed, and how it ended."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from objectives.cost import Cost
+from objectives.objective import Score
+from spaces.allocation import Allocation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """A trial to be run.
+
+    Attributes:
+        number: of the trial, counted from 0 in the order of proposing.
+        allocation: what to build; None while a recipe has not made it.
+        space: name of the space of the allocation.
+        seed: for its fine-tune.
+        label: name of the baseline that it is, if it is one.
+        parameters: what the sampler sees; empty for an allocation outside of the sampled band.
+        recipe: name of the recipe that makes the model, in place of an allocation.
+        limits: the recipe's budget: cost -> bound, in MACs or parameters.
+    """
+
+    number: int
+    allocation: Allocation | None
+    space: str
+    seed: int
+    label: str | None = None
+    parameters: Mapping[str, float] = field(default_factory=dict)
+    recipe: str | None = None
+    limits: Mapping[Cost, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**asdict(self), "allocation": None if self.allocation is None else dict(self.allocation)}
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> "Proposal":
+        """Inverse of `to_dict`.
+
+        Raises:
+            KeyError, TypeError, ValueError: not what `to_dict` gives.
+        """
+        sizes = entry["allocation"]
+        return cls(**{**entry, "allocation": None if sizes is None else Allocation(sizes)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A trial that has ended: what was proposed, its score, and the reason where it has none or was stopped at a rung."""
+
+    proposal: Proposal
+    score: Score | None
+    reason: str | None
+
+    @property
+    def state(self) -> str:
+        """COMPLETE; PRUNED where it was stopped at a rung, with a score that lacks the final error; or FAIL."""
+        if self.score is None:
+            return "FAIL"
+        return "COMPLETE" if self.score.error is not None else "PRUNED"
