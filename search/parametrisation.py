@@ -1,89 +1,198 @@
-"""What the sampler sees: a budget, and how much more or less than its closed-form error every site matters.
+"""What samplers see of an allocation: a budget and a log-multiplier per site on the profile, or the sizes themselves.
 
-The sampler never proposes sizes. It proposes how much of the budget to use and a log-multiplier per site on the closed-form
-errors; a knapsack decodes that into the allocation of least total error, so that every trial meets its budget. With all
-multipliers at zero that is where a search starts: what the calibration activations and gradients alone would choose.
+With multipliers the sampler proposes how much of a target to use and how much more or less than its profile every site matters;
+a knapsack decodes that into the allocation of least total error, so every trial meets its budget. With all multipliers at zero
+that is where a search starts: what the profile alone would choose. The sizes themselves are there to be compared with.
 """
 
+import math
 import random
-from functools import cached_property
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-
-from optuna.distributions import BaseDistribution, FloatDistribution
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
 from objectives.cost import COSTS, Cost, CostModel
-from search.knapsack import Knapsack
+from search.knapsack import Indices, Knapsack
 from spaces.allocation import Allocation
-from spaces.sites import Space
+from spaces.sites import Site, Space
+
+Floats = NDArray[np.float64]
+Limits = Mapping[Cost, float]
 
 BUDGET = "budget"
-# A site may matter e^2, some seven times, more or less than its closed-form error says.
+# A site may matter e^2, some seven times, more or less than its profile says.
 SPAN = 2.0
 # Offsets of the random allocations that searches are compared with, in log-odds of the share that a site keeps.
 _OFFSET = 1.5
 
 
 @dataclass(frozen=True)
-class Parametrisation:
-    """Map from sampled parameters to allocations.
+class Budgets:
+    """The targets of a search, and below each the band of loads that proposals aim at.
 
     Attributes:
         space: where allocations come from.
         costs: of this space.
-        limits: the budget: cost -> bound, in MACs or parameters.
-        band: lowest and highest share of the budget that proposals aim at.
-        knapsack: over this space; None where nothing is to be sampled.
+        targets: of each one, cost -> bound in MACs or parameters.
+        lows: of each one, the lowest load that proposals aim at; the highest is 1.
     """
 
     space: Space
     costs: CostModel
-    limits: Mapping[Cost, float]
-    band: tuple[float, float]
-    knapsack: Knapsack | None = None
-    _memo: dict = field(default_factory=dict)
+    targets: Sequence[Limits]
+    lows: Sequence[float]
 
-    @cached_property
-    def distributions(self) -> dict[str, BaseDistribution]:
-        """Optuna distributions by parameter name."""
-        multipliers = {site.name: FloatDistribution(-SPAN, SPAN) for site in self.space.sites}
-        return {BUDGET: FloatDistribution(*self.band), **multipliers}
+    def load(self, allocation: Allocation, target: int = 0) -> float:
+        """How much of a target an allocation uses; 1 is all of it."""
+        return self.costs.load(allocation, self.targets[target])
 
-    def load(self, allocation: Allocation) -> float:
-        """How much of the budget an allocation uses; 1 is all of it."""
-        return self.costs.load(allocation, self.limits)
+    def limits(self, target: int, load: float) -> dict[Cost, float]:
+        """Bounds of a share of a target."""
+        return {cost: load * limit for cost, limit in self.targets[target].items()}
 
-    def loads(self, chosen):
-        costs = self.knapsack.costs(chosen)
-        return np.max([costs[..., COSTS.index(cost)] / limit for cost, limit in self.limits.items()], axis=0)
-
-    def decode(self, parameters: Mapping[str, float]) -> Allocation:
-        """The allocation that parameters stand for."""
-        assert self.knapsack is not None
-        key = tuple(parameters[n] for n in self.distributions)
-        if key not in self._memo:
-            limits = {cost: parameters[BUDGET] * limit for cost, limit in self.limits.items()}
-            self._memo[key] = self.knapsack.allocate(limits, {site.name: parameters[site.name] for site in self.space.sites})
-        return self._memo[key]
-
-    def start(self, budget: float) -> dict[str, float]:
-        """Parameters of the allocation that the closed-form errors choose on this share of the budget."""
-        return {BUDGET: budget, **{site.name: 0.0 for site in self.space.sites}}
-
-    def uniform(self, budget: float, operators: Mapping[str, str] | None = None) -> Allocation:
+    def uniform(self, load: float, target: int = 0, operators: Mapping[str, str] | None = None) -> Allocation:
         """The allocation that keeps the same share at every site.
 
         Args:
-            budget: share of the budget to aim at.
+            load: share of the target to aim at.
+            target: its index.
             operators: branch -> operator where there are rivals; the first one where it is not given.
         """
-        return self.space.decode(budget, self.load, operators)
+        return self.space.decode(load, lambda allocation: self.load(allocation, target), operators)
 
-    def random(self, budget: float, seed: int) -> Allocation:
+    def random(self, load: float, seed: int, target: int = 0) -> Allocation:
         """An allocation with random proportions, and random operators where there are rivals."""
         rng = random.Random(seed)
         operators = {branch: rng.choice(rivals).name for branch, rivals in self.space.branches.items()}
         offsets = {site.name: rng.uniform(-_OFFSET, _OFFSET) for site in self.space.sites}
-        return self.space.decode(budget, self.load, operators, offsets)
+        return self.space.decode(load, lambda allocation: self.load(allocation, target), operators, offsets)
+
+
+class Parametrisation(Protocol):
+    """A map from sampled parameters to allocations within the band of a target."""
+
+    @property
+    def budgets(self) -> Budgets: ...
+
+    @property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Optuna distributions by parameter name."""
+        ...
+
+    def decode(self, parameters: Mapping[str, Any]) -> Allocation:
+        """The allocation that parameters stand for."""
+        ...
+
+    def encode(self, target: int, load: float) -> dict[str, Any]:
+        """Parameters of the allocation that the profile alone chooses on a share of a target."""
+        ...
+
+
+@dataclass(frozen=True)
+class Multipliers:
+    """By budget and log-multipliers. A budget of k + b is the share b of target k (counted from 0), in (0, 1].
+
+    Attributes:
+        budgets: what is searched.
+        knapsack: over the profile of its space.
+    """
+
+    budgets: Budgets
+    knapsack: Knapsack
+    _decoded: dict[tuple[float, ...], Allocation] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        last = len(self.budgets.targets) - 1
+        budget = FloatDistribution(self.budgets.lows[0], last + 1.0)
+        return {BUDGET: budget, **{name: FloatDistribution(-SPAN, SPAN) for name in self.knapsack.sites}}
+
+    def decode(self, parameters: Mapping[str, Any]) -> Allocation:
+        key = tuple(parameters[name] for name in self.distributions)
+        if key not in self._decoded:
+            multipliers = {name: parameters[name] for name in self.knapsack.sites}
+            self._decoded[key] = self.knapsack.allocate(self.budgets.limits(*self.aim(parameters[BUDGET])), multipliers)
+        return self._decoded[key]
+
+    def encode(self, target: int, load: float) -> dict[str, Any]:
+        return self.name(target, load, np.zeros(len(self.knapsack.sites)))
+
+    def name(self, target: int, load: float, multipliers: Floats) -> dict[str, float]:
+        """Parameters by name; multipliers as an array, [sites]."""
+        rounded = np.round(multipliers, 4).tolist()  # as a trial is written down
+        return {BUDGET: round(target + load, 6), **dict(zip(self.knapsack.sites, rounded, strict=True))}
+
+    def multipliers(self, parameters: Mapping[str, Any]) -> Floats:
+        """Inverse of `name`."""
+        return np.array([parameters[name] for name in self.knapsack.sites])
+
+    def aim(self, budget: float) -> tuple[int, float]:
+        """Target and share of it, within its band."""
+        target = min(max(math.ceil(budget) - 1, 0), len(self.budgets.targets) - 1)
+        return target, max(budget - target, self.budgets.lows[target])
+
+    def choose(self, target: int, multipliers: Floats, loads: Sequence[float]) -> Indices:
+        """The knapsack's options on several shares of a target, [shares, branches]."""
+        return self.knapsack.choose(self.budgets.targets[target], multipliers, loads)
+
+    def loads(self, chosen: Indices, target: int) -> Floats:
+        """How much of a target options use, [..., branches] -> [...]."""
+        costs, limits = self.knapsack.costs(chosen), self.budgets.targets[target]
+        return np.max([costs[..., COSTS.index(cost)] / limit for cost, limit in limits.items()], axis=0)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """By the sizes themselves, each as the number of its choice; what misses the band of the first target is moved onto it.
+
+    Attributes:
+        budgets: what is searched.
+        knapsack: for the start.
+    """
+
+    budgets: Budgets
+    knapsack: Knapsack
+
+    @cached_property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        sizes = {site.name: IntDistribution(0, len(site.choices) - 1) for site in self.budgets.space.sites}
+        rivals = {
+            branch: CategoricalDistribution([operator.name for operator in operators])
+            for branch, operators in self.budgets.space.branches.items()
+            if len(operators) > 1
+        }
+        return {**rivals, **sizes}
+
+    def decode(self, parameters: Mapping[str, Any]) -> Allocation:
+        operators = {branch: rivals[0].name for branch, rivals in self.budgets.space.branches.items()}
+        operators |= {branch: parameters[branch] for branch in operators if branch in parameters}
+        sites = [
+            site
+            for branch, rivals in self.budgets.space.branches.items()
+            for operator in rivals
+            if operator.name == operators[branch]
+            for site in operator.sites
+        ]
+        sizes = {site.name: site.choices[parameters[site.name]] for site in sites}
+        allocation = self.budgets.space.identity().replace(sizes)
+        load, low = self.budgets.load(allocation), self.budgets.lows[0]
+        if low <= load <= 1:
+            return allocation
+        offsets = {site.name: _log_odds(site, sizes[site.name]) for site in sites}
+        return self.budgets.space.decode(min(max(load, low), 1.0), self.budgets.load, operators, offsets)
+
+    def encode(self, target: int, load: float) -> dict[str, Any]:
+        allocation = self.knapsack.allocate(self.budgets.limits(target, load))
+        sizes = {site.name: site.choices.index(allocation[site.name]) for site in self.budgets.space.sites}
+        rivals = self.budgets.space.operators(allocation)
+        return {name: rivals.get(name, sizes.get(name)) for name in self.distributions}
+
+
+def _log_odds(site: Site, size: int) -> float:
+    share = min(max(site.share(size), 1e-3), 1 - 1e-3)
+    return math.log(share / (1 - share))

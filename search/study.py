@@ -106,6 +106,7 @@ class Study:
         trial = Trial(proposal=proposal, score=score, reason=None if values else reason or "no reason was given")
         attributes: dict[str, Any] = {}
         if sampled is not None:
+            sampled.set_user_attr(SCORE, None if score is None else asdict(score))
             attributes = self._memory.tell(sampled, values, state=TrialState[trial.state]).system_attrs
         self._journal.append(trial, values, self.parametrisation.distributions, attributes)
         self.trials.append(trial)
@@ -126,14 +127,15 @@ class Study:
         return self.directory / "trials" / f"{number:04d}"
 
     def _sample(self, number: int, attempt: int = 0) -> optuna.Trial:
-        self._memory.sampler = create_sampler(self.sampler, (self.seed * 1_000_003 + number * _ATTEMPTS + attempt) % 2**31)
+        seed = (self.seed * 1_000_003 + number * _ATTEMPTS + attempt) % 2**31
+        self._memory.sampler = create_sampler(self.sampler, seed, self.parametrisation, self.screen)
         return self._memory.ask(self.parametrisation.distributions)
 
     def _propose(self, allocation: Allocation | None, label: str | None, parameters: Mapping[str, float]) -> Proposal:
         return Proposal(
             number=self._next_number(),
             allocation=allocation,
-            space=self.parametrisation.space.name,
+            space=self.parametrisation.budgets.space.name,
             seed=self.seed,
             label=label,
             parameters=dict(parameters),
