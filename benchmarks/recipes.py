@@ -208,7 +208,7 @@ class Bench:
             load = lambda allocation: costs.load(allocation, limits)  # noqa: E731
             return space.fit(1.0, load, sites, lambda site, level: 1 / (1 + math.exp(-level)))
         if method == START:
-            return Knapsack.of(self.evaluator.factors, costs).allocate(self._limits(budget))
+            return Knapsack(space, costs, self.evaluator.profile.closed).allocate(self._limits(budget))
         return self._searched(budget)
 
     def _searched(self, budget: str) -> Allocation:

@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +18,7 @@ from objectives.data import CALIBRATION_BATCH, Data
 from objectives.error import Evaluation, compare, evaluate, predict
 from objectives.finetune import FinetuneConfig, Step, finetune
 from objectives.seeding import seed_everything
+from objectives.sensitivity import SIZES, Profile, measure_profile, profile_name
 from objectives.splits import DataConfig
 from spaces.allocation import Allocation
 from spaces.errors import ConfigError, DataError
@@ -27,6 +29,7 @@ from spaces.operators import Variants
 from spaces.sites import Space
 from spaces.vit import SpaceName, describe
 
+T = TypeVar("T")
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, of how much
 OnStep = Callable[[Step], None]
 
@@ -41,7 +44,8 @@ class Objective:
         finetune: the short fine-tune of every candidate.
         space: which operators are offered.
         multiple: what FFN widths and ranks are multiples of.
-        factors: folder of the factors; taken from a sister folder of another run where that has them, else computed.
+        factors: folder of the factors and the profile; taken from a sister folder of another run where that has them, else
+            computed.
         device: cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.
     """
 
@@ -96,7 +100,6 @@ class Evaluator:
         fingerprint: of the weights, the space and the calibration images.
         costs: closed-form costs.
         teacher: the dense model, on the device.
-        dense: figures of the dense model on the search split, as given.
     """
 
     def __init__(
@@ -119,9 +122,12 @@ class Evaluator:
         self._progress = progress
         self._kept: dict[str, Factors] = {}
         self.teacher: nn.Module = copy.deepcopy(model).to(self.device) if self.device.type != "cpu" else model
-        self._answers: list[Tensor] = predict(self.teacher, self._search_batches())
+
+    @cached_property
+    def dense(self) -> Evaluation:
+        """Figures of the dense model on the search split, as given."""
         labels = (labels for _, labels in self.data.evaluation("search"))
-        self.dense: Evaluation = compare(zip(self._answers, labels, strict=True), self._answers)
+        return compare(zip(self._answers, labels, strict=True), self._answers)
 
     @property
     def factors(self) -> Factors:
@@ -134,6 +140,18 @@ class Evaluator:
         if mark not in self._kept:
             self._kept[mark] = self._factors(space, mark, variants)
         return self._kept[mark]
+
+    @cached_property
+    def profile(self) -> Profile:
+        """What every size of every site costs: measured, or read from the factors' folder, at the first use."""
+        name, images = profile_name(self.fingerprint), min(self.objective.data.profile_images, self._calibration_images)
+        profile = self._stored(name, lambda path: Profile.load(path, self.fingerprint))
+        if profile is None or (profile.images, profile.sizes) != (images, SIZES):
+            batches = self.data.calibration(images) if images else ()
+            report = partial(self._progress, "profile")
+            profile = measure_profile(self.factors, self.teacher, batches, report)
+            profile.save(self.objective.factors / name, self.fingerprint)
+        return profile
 
     def build(self, allocation: Allocation) -> nn.Module:
         """The model of an allocation, before any training, on the CPU."""
@@ -206,30 +224,42 @@ class Evaluator:
             seconds=time.perf_counter() - start,
         )
 
-    def _search_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    @cached_property
+    def _answers(self) -> list[Tensor]:
+        """Log-probabilities of the dense model on the batches of the search split."""
         images, batch = self.data.size("search") or 0, self.objective.data.eval_batch_size
-        return _counted("dense model", self.data.evaluation("search"), images, batch, self._progress)
+        return predict(self.teacher, _counted("dense model", self.data.evaluation("search"), images, batch, self._progress))
 
     def _measure(self, model: nn.Module) -> Evaluation:
         return evaluate(model, self.data.evaluation("search"), self._answers)
 
     def _factors(self, space: Space, mark: str, variants: Variants | None) -> Factors:
-        folder, name, progress = self.objective.factors, f"{mark}.safetensors", self._progress
-        path = folder / name
-        if not path.exists() and (sister := next(folder.parent.parent.glob(f"*/{folder.name}/{name}"), None)):
-            folder.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as partial:
-                shutil.copyfile(sister, partial)
-        if path.exists():
-            return Factors.load(path, self.model, space, mark)
-        size = self.objective.data.calibration_size
-        images = min(size, self.data.size("train") or size)
-        batches = _counted("calibration", self.data.calibration(), images, CALIBRATION_BATCH, progress)
-        factors = Factors.compute(
-            self.model, space, batches, self.device, lambda done, total: progress("factors", done, total), variants
-        )
-        factors.save(path, mark)
+        name, progress = f"{mark}.safetensors", self._progress
+        stored = self._stored(name, lambda path: Factors.load(path, self.model, space, mark))
+        if stored is not None:
+            return stored
+        batches = _counted("calibration", self.data.calibration(), self._calibration_images, CALIBRATION_BATCH, progress)
+        factors = Factors.compute(self.model, space, batches, self.device, partial(progress, "factors"), variants)
+        factors.save(self.objective.factors / name, mark)
         return factors
+
+    def _stored(self, name: str, read: Callable[[Path], T]) -> T | None:
+        """What was read from a file of the factors' folder, or from that of a sister run, which is then copied; else None."""
+        folder = self.objective.factors
+        path = folder / name
+        found = next((each for each in (path, *folder.parent.parent.glob(f"*/{folder.name}/{name}")) if each.exists()), None)
+        if found is None:
+            return None
+        content = read(found)
+        if found != path:
+            with replacing(path) as partial:
+                shutil.copyfile(found, partial)
+        return content
+
+    @property
+    def _calibration_images(self) -> int:
+        size = self.objective.data.calibration_size
+        return min(size, self.data.size("train") or size)
 
     def _fingerprint(self, model: nn.Module, space: str, variants: Variants | None = None) -> str:
         """Of everything that the factors depend on: weights, space, preprocessing, and which images calibrate."""
@@ -238,9 +268,6 @@ class Evaluator:
         calibration = (*images, data.calibration_size, self.data.size("train"))
         chosen = sorted((variants or {}).items())
         return fingerprint(model, space, objective.multiple, self.preprocessing, calibration, *chosen)
-
-
-T = TypeVar("T")
 
 
 def _counted(what: str, batches: Iterable[T], images: int, batch: int, progress: Progress) -> Iterator[T]:

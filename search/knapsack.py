@@ -1,7 +1,7 @@
 """The allocation of least total error on a budget: a multiple-choice knapsack over the branches of a model.
 
 Every branch offers options, one per combination of the sizes of one of its operators, each with a cost and an error; one option
-of every branch is taken. Errors are those of `Factors.error`, which are in one unit for all sites and taken to add up.
+of every branch is taken. Errors are those of a `Profile`, which are in one unit for all sites and taken to add up.
 Solved by the Lagrangian relaxation: on the lower convex hull of a branch's options the error saved per cost falls from step to
 step, so taking all branches' steps in the order of that slope gives the optimum of every budget that it passes. What the last
 step leaves of the budget is then filled, with the best affordable exchange at a time.
@@ -15,12 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from objectives.cost import COSTS, Cost, CostModel
+from objectives.sensitivity import Errors
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError
-from spaces.factors import Factors
 from spaces.sites import Operator, Space
 
-Errors = Mapping[str, Mapping[int, float]]
 Floats = NDArray[np.float64]
 
 
@@ -64,11 +63,6 @@ class Knapsack:
             ]
             options = _Options(operator, sizes, counted - np.array(whole), np.array(found))
             self._branches[operator.sites[0].branch].append(options)
-
-    @classmethod
-    def of(cls, factors: Factors, costs: CostModel) -> "Knapsack":
-        """Over the closed-form errors of these factors."""
-        return cls(factors.space, costs, {site.name: factors.error(site) for site in factors.space.sites})
 
     def allocate(self, limits: Mapping[Cost, float], multipliers: Mapping[str, float] | None = None) -> Allocation:
         """The allocation of least total error whose costs keep `limits`.

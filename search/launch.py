@@ -20,7 +20,7 @@ from search.knapsack import Knapsack
 from search.parametrisation import Parametrisation
 from search.picture import write_picture
 from search.report import write_report
-from search.run import Run, check_same_model, check_same_run, default_output
+from search.run import Run, check_same_model, check_same_run, default_output, make_directory
 from search.runner import WEIGHTS, InProcessRunner
 from search.study import Proposal, Study, Trial
 from search.table import DENSE, describe_space, sites_of, summarise, trial_table, write_tables
@@ -61,7 +61,7 @@ def launch(config: SearchConfig, reporter: Reporter) -> Run:
     if config.study.threads is not None:
         torch.set_num_threads(config.study.threads)
     config = replace(config, study=replace(config.study, output=str(directory)))
-    _make_directory(directory)
+    make_directory(directory)
     try:
         search = _Search(config, directory, reporter)
     except BaseException:
@@ -83,8 +83,9 @@ class _Search:
         study = config.study
         self.evaluator = Evaluator(config.objective(directory), reporter.stage, self._accept)
         space, costs = self.evaluator.space, self.evaluator.costs
-        # Factors are computed before the run is written: what stops here leaves no run behind.
-        knapsack = Knapsack.of(self.evaluator.factors, costs) if study.recipe is None else None
+        dense = self.evaluator.dense
+        # Factors and profile are made before the run is written: what stops here leaves no run behind.
+        knapsack = Knapsack(space, costs, self.evaluator.profile.errors) if study.recipe is None else None
         limits = limits_of(self.targets) or {"macs": costs.dense["macs"]}
         self.parametrisation = Parametrisation(space, costs, limits, self._band(space), knapsack)
         self.objectives = tuple(_COLUMNS[name] for name in study.objectives)
@@ -95,7 +96,7 @@ class _Search:
             "space": space.name,
             "spaces": {},
             "skipped": [asdict(entry) for entry in space.skipped],
-            "dense": {"macs": costs.dense["macs"], "params": costs.dense["params"], "error": self.evaluator.dense.error},
+            "dense": {"macs": costs.dense["macs"], "params": costs.dense["params"], "error": dense.error},
             "reach": {cost: list(ends) for cost, ends in self.reach.items()},
         }
         self._reported = 0.0
@@ -175,7 +176,7 @@ class _Search:
             self.study.enqueue_recipe(name, recipe_limits(self.targets, self.evaluator.costs))
 
     def _enqueue_start(self) -> None:
-        """What the closed-form errors choose, on the budget and below it: where the sampler starts."""
+        """What the profile's errors choose, on the budget and below it: where the sampler starts."""
         low, high = self.parametrisation.band
         for share in (1.0, 0.5, 0.0):
             parameters = self.parametrisation.start(low + share * (high - low))
@@ -259,13 +260,3 @@ def _mixes(space: Space) -> Iterable[tuple[str, dict[str, str]]]:
 def _rivals(space: Space, part: str) -> list[str]:
     names = [operator.name for branch, rivals in space.branches.items() if branch.endswith(part) for operator in rivals]
     return list(dict.fromkeys(names)) or [""]
-
-
-def _make_directory(directory: Path) -> None:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / ".probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise RunError(f"cannot write to {directory}: {error.strerror or error}: choose another --output") from error

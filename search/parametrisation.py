@@ -1,8 +1,8 @@
-"""What the sampler sees: a budget, and how much more or less than its closed-form error every site matters.
+"""What the sampler sees: a budget, and how much more or less than its profile says every site matters.
 
-The sampler never proposes sizes. It proposes how much of the budget to use and a log-multiplier per site on the closed-form
-errors; a knapsack decodes that into the allocation of least total error, so that every trial meets its budget. With all
-multipliers at zero that is where a search starts: what the calibration activations and gradients alone would choose.
+The sampler never proposes sizes. It proposes how much of the budget to use and a log-multiplier per site on the errors of
+the sensitivity profile; a knapsack decodes that into the allocation of least total error, so that every trial meets its
+budget. With all multipliers at zero that is where a search starts: what the calibration images alone would choose.
 """
 
 import random
@@ -17,7 +17,7 @@ from spaces.allocation import Allocation
 from spaces.sites import Space
 
 BUDGET = "budget"
-# A site may matter e^2, some seven times, more or less than its closed-form error says.
+# A site may matter e^2, some seven times, more or less than its profile says.
 _SPAN = 2.0
 # Offsets of the random allocations that searches are compared with, in log-odds of the share that a site keeps.
 _OFFSET = 1.5
@@ -58,7 +58,7 @@ class Parametrisation:
         return self.knapsack.allocate(limits, {site.name: parameters[site.name] for site in self.space.sites})
 
     def start(self, budget: float) -> dict[str, float]:
-        """Parameters of the allocation that the closed-form errors choose on this share of the budget."""
+        """Parameters of the allocation that the profile's errors choose on this share of the budget."""
         return {BUDGET: budget, **{site.name: 0.0 for site in self.space.sites}}
 
     def uniform(self, budget: float, operators: Mapping[str, str] | None = None) -> Allocation:

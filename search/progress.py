@@ -18,6 +18,7 @@ _TERMINAL_ROWS = 12
 _STAGES = {
     "calibration": "calibration pass",
     "factors": "computing factors",
+    "profile": "measuring one site at a time",
     "dense model": "evaluating the dense model",
     "training": "training the demo model",
 }

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,9 +84,8 @@ def _data(summary: Row, points: list[dict[str, Any]], sites: Sequence[Site], run
 
 
 def _site(site: Site) -> dict[str, Any]:
-    """A site's cell in the table of sizes: block 3 and column attn.qk for blocks.3.attn.qk."""
-    match = re.fullmatch(r"(?:.*\.)?blocks\.(\d+)\.(.+)", site.name)
-    block, column = match.groups() if match else (site.branch, site.name.rpartition(".")[2])
+    """A site's cell in the table of sizes."""
+    block, column = site.place
     return {"name": site.name, "block": block, "column": column, "kind": site.kind, "dense": site.dense}
 
 

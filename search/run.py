@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from objectives.sensitivity import Profile, profile_name
 from search.config import SearchConfig, read_options
 from search.pareto import best_under
 from search.table import read_space, read_tables, sites_of
@@ -59,6 +60,13 @@ class Run:
     def space(self) -> Space:
         """The space that was searched."""
         return read_space(self.summary)
+
+    @cached_property
+    def profile(self) -> Profile | None:
+        """The sensitivity profile that the search started from; None where there is none, as in a run of a recipe alone."""
+        fingerprint = self.summary["fingerprint"]
+        path = self.directory / "factors" / profile_name(fingerprint)
+        return Profile.load(path, fingerprint) if path.exists() else None
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -142,6 +150,21 @@ def stored_options(directory: Path) -> dict[str, Any]:
     """Options of the run in a directory; empty where there is none."""
     path = directory / "config.yaml"
     return read_options(path) if path.exists() else {}
+
+
+def make_directory(directory: Path) -> None:
+    """Make a run directory that can be written to.
+
+    Raises:
+        RunError: it cannot.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RunError(f"cannot write to {directory}: {error.strerror or error}: choose another --output") from error
 
 
 def check_same_run(directory: Path, config: SearchConfig) -> None:

@@ -96,6 +96,12 @@ def test_the_run_directory_is_complete(run: Run) -> None:
     assert [json.loads(line).get("step") for line in metrics] == [1, 2, 3, None]
 
 
+def test_a_run_knows_its_profile(run: Run) -> None:
+    assert run.profile is not None
+    assert run.profile.images == 256
+    assert set(run.profile.errors) == {site.name for site in run.space.sites}
+
+
 def test_the_table_holds_every_trial(run: Run) -> None:
     table = run.trials
     assert list(table["number"]) == list(range(8))
