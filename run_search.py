@@ -18,12 +18,12 @@ from objectives.cost import cost_model  # noqa: E402
 from search import SearchConfig, demo, export, launch, open_run  # noqa: E402
 from search.cli import build_parser, given_options  # noqa: E402
 from search.config import read_options  # noqa: E402
-from search.inspect import describe_model  # noqa: E402
+from search.inspect import describe_model, inspect_profile  # noqa: E402
 from search.launch import render  # noqa: E402
 from search.progress import Display, front_table  # noqa: E402
 from search.run import stored_options  # noqa: E402
 from spaces.errors import CompressionError  # noqa: E402
-from spaces.models import ModelConfig, create_model  # noqa: E402
+from spaces.models import create_model  # noqa: E402
 from spaces.vit import describe  # noqa: E402
 
 _INTERRUPTED = 130
@@ -64,7 +64,7 @@ def _launch(arguments: argparse.Namespace, console: Console) -> None:
     if is_demo:
         _export(argparse.Namespace(run=str(run.directory), target=None, trial=None), console)
     else:
-        target = ",".join(config.study.target) or "flops=50%"
+        target = next(iter(config.study.target), "flops=50%")
         console.print(f"next: python run_search.py export {run.directory} --target {target}")
 
 
@@ -75,11 +75,18 @@ def _with_stored(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _inspect(arguments: argparse.Namespace, console: Console) -> None:
-    options = given_options(arguments)
-    config = SearchConfig.from_flat(options)
-    model = create_model(ModelConfig(**vars(config.model)))
-    space = describe(model, config.study.space, config.study.multiple)
-    for part in describe_model(arguments.model, space, cost_model(model, space)):
+    stored, given = stored_options(Path(arguments.model)), given_options(arguments)
+    if stored:
+        given = {**stored, **given, "model": stored["model"], "output": arguments.model}
+    config = SearchConfig.from_flat(given)
+    if arguments.profile:
+        with Display(console) as display:
+            parts = list(inspect_profile(config, display.stage))
+    else:
+        model = create_model(config.model)
+        space = describe(model, config.study.space, config.study.multiple)
+        parts = list(describe_model(config.model.model, space, cost_model(model, space)))
+    for part in parts:
         console.print(part)
 
 

@@ -184,7 +184,7 @@ class Bench:
             limits = self._limits(budget)
             return space.decode(1.0, lambda allocation: costs.load(allocation, limits))
         if method == START:
-            return Knapsack.of(self.evaluator.factors, costs).allocate(self._limits(budget))
+            return Knapsack(space, costs, self.evaluator.profile.closed).allocate(self._limits(budget))
         return self._searched(budget)
 
     def _searched(self, budget: str) -> Allocation:

@@ -1,10 +1,11 @@
 """A search problem that costs nothing to evaluate and whose front is known: what samplers are compared on.
 
-Like a vision transformer of 16 blocks it has 48 sites (two in every attention branch, one in every FFN branch) of 8 sizes. A site
-at share r of its size adds the error s_i (exp(-k_i r) - exp(-k_i)) / (1 - exp(-k_i)); sensitivities s_i and decays k_i differ from
-site to site by factors. On top of the sum there are interactions of pairs, of either sign; a candidate's error rises with the
-total from that of the dense model towards chance. What a search knows is a profile: every site's own curve, wrong by a factor of
-e^(0.6 N(0, 1)). The true front is found with the true curves and then improved by exchanges that know the interactions.
+Like a vision transformer of 16 blocks it has 48 sites (two in every attention branch, one in every FFN branch) of 8 sizes. A
+site at share r of its size adds the error s (exp(-k r) - exp(-k)) / (1 - exp(-k)); sensitivities s and decays k differ from
+site to site by factors. On top of the sum there are interactions of pairs, of either sign: products of the roots of their
+errors, and products of how much of them is gone. A candidate's error rises with the total from that of the dense model towards
+chance. What a search knows is a profile: every site's own curve, wrong by a factor of e^(0.6 N(0, 1)) and bent. The best front
+known comes from the true curves and is then improved by exchanges that know the interactions.
 """
 
 from collections.abc import Mapping
@@ -54,7 +55,9 @@ class Surrogate:
         branches = {}
         for block in range(_BLOCKS):
             for branch, parts in ((f"blocks.{block}.attn", ("qk", "vo")), (f"blocks.{block}.mlp", ("hidden",))):
-                sites = tuple(Site(name=f"{branch}.{part}", branch=branch, kind="ffn_hidden", choices=_CHOICES) for part in parts)
+                sites = tuple(
+                    Site(name=f"{branch}.{part}", branch=branch, kind="ffn_hidden", choices=_CHOICES) for part in parts
+                )
                 branches[branch] = (Operator(name="cut", sites=sites),)
         return Space(name="surrogate", branches=branches)
 

@@ -102,9 +102,14 @@ class Data:
             batches = iter(self._loader(view, batch, sampler=sampler, generator=torch.Generator().manual_seed(seed)))
         return self._labelled(drawn_apart(batches, seed), "train")
 
-    def calibration(self) -> Iterator[Tensor]:
-        """Batches of unvaried training images without labels, [B, C, H, W]; `calibration_size` in all, or all there are."""
-        transform, size, part = self._transform(training=False), self.config.calibration_size, self._parts["train"]
+    def calibration(self, limit: int | None = None) -> Iterator[Tensor]:
+        """Batches of unvaried training images without labels, [B, C, H, W]; `calibration_size` in all, or all there are.
+
+        Args:
+            limit: give the first so many alone.
+        """
+        size = self.config.calibration_size if limit is None else min(limit, self.config.calibration_size)
+        transform, part = self._transform(training=False), self._parts["train"]
         batch, seed = CALIBRATION_BATCH, self.config.split_seed
         if part is None:
             return (images for images, _ in _first(self._stream("train", transform, batch, seed), size))

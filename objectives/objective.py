@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +18,7 @@ from objectives.data import CALIBRATION_BATCH, Data
 from objectives.error import Evaluation, compare, evaluate, predict
 from objectives.finetune import FinetuneConfig, Step, finetune
 from objectives.seeding import seed_everything
+from objectives.sensitivity import SIZES, Profile, divergence, measure_profile, profile_name
 from objectives.splits import DataConfig
 from spaces.allocation import Allocation
 from spaces.errors import ConfigError, DataError
@@ -25,8 +27,10 @@ from spaces.files import replacing, save_tensors
 from spaces.models import ModelConfig, create_model, preprocessing
 from spaces.operators import Variants
 from spaces.sites import Space
+from spaces.statistics import has_classes, outputs_of
 from spaces.vit import SpaceName, describe
 
+T = TypeVar("T")
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, of how much
 OnStep = Callable[[Step], None]
 OnRung = Callable[[int, float], bool]  # the optimiser step, and the error there -> whether to stop
@@ -47,7 +51,8 @@ class Objective:
         space: which operators are offered.
         multiple: what FFN widths and ranks are multiples of.
         rungs: shares of the fine-tune's steps after which a candidate's error is measured.
-        factors: folder of the factors; taken from a sister folder of another run where that has them, else computed.
+        factors: folder of the factors and the profile; taken from a sister folder of another run where that has them, else
+            computed.
         device: cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.
     """
 
@@ -105,7 +110,6 @@ class Evaluator:
         fingerprint: of the weights, the space and the calibration images.
         costs: closed-form costs.
         teacher: the dense model, on the device.
-        dense: figures of the dense model on the search split, as given.
     """
 
     def __init__(
@@ -128,9 +132,12 @@ class Evaluator:
         self._progress = progress
         self._kept: dict[tuple[object, ...], Factors] = {}
         self.teacher: nn.Module = copy.deepcopy(model).to(self.device) if self.device.type != "cpu" else model
-        self._answers: list[Tensor] = predict(self.teacher, self._search_batches())
+
+    @cached_property
+    def dense(self) -> Evaluation:
+        """Figures of the dense model on the search split, as given."""
         labels = (labels for _, labels in self.data.evaluation("search"))
-        self.dense: Evaluation = compare(zip(self._answers, labels, strict=True), self._answers)
+        return compare(zip(self._answers, labels, strict=True), self._answers)
 
     @property
     def factors(self) -> Factors:
@@ -149,6 +156,34 @@ class Evaluator:
         """Optimiser steps after which the error is measured: before the last one."""
         steps = self.objective.finetune.steps
         return {round(share * steps) for share in self.objective.rungs} & set(range(1, steps))
+
+    @cached_property
+    def profile(self) -> Profile:
+        """What every size of every site costs: measured, or read from the factors' folder, at the first use."""
+        name, images = profile_name(self.fingerprint), min(self.objective.data.profile_images, self._calibration_images)
+        profile = self._stored(name, lambda path: Profile.load(path, self.fingerprint))
+        if profile is None or (profile.images, profile.sizes) != (images, SIZES):
+            batches = self.data.calibration(images) if images else ()
+            report = partial(self._progress, "profile")
+            profile = measure_profile(self.factors, self.teacher, batches, report)
+            profile.save(self.objective.factors / name, self.fingerprint)
+        return profile
+
+    def divergence(self, allocation: Allocation) -> float:
+        """Mean divergence from the dense model of a candidate as built, on the images of the profile, in nats."""
+        model = self.build(allocation).to(self.device)
+        images, dense = self._screening
+        with torch.inference_mode():
+            outputs = (outputs_of(model, batch) for batch in images)
+            return divergence(outputs, dense, has_classes(model), "a candidate")
+
+    @cached_property
+    def _screening(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Images of the profile, and the dense model's outputs on them."""
+        count = min(self.objective.data.profile_images, self._calibration_images)
+        images = [batch.to(self.device) for batch in self.data.calibration(count)]
+        with torch.inference_mode():
+            return images, [outputs_of(self.teacher.eval(), batch) for batch in images]
 
     def build(self, allocation: Allocation) -> nn.Module:
         """The model of an allocation, before any training, on the CPU."""
@@ -243,31 +278,43 @@ class Evaluator:
                     return errors, True
         return errors, False
 
-    def _search_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    @cached_property
+    def _answers(self) -> list[Tensor]:
+        """Log-probabilities of the dense model on the batches of the search split."""
         images, batch = self.data.size("search") or 0, self.objective.data.eval_batch_size
-        return _counted("dense model", self.data.evaluation("search"), images, batch, self._progress)
+        return predict(self.teacher, _counted("dense model", self.data.evaluation("search"), images, batch, self._progress))
 
     def _measure(self, model: nn.Module) -> Evaluation:
         return evaluate(model, self.data.evaluation("search"), self._answers)
 
     def _factors(self, space: Space, variants: Variants | None) -> Factors:
         mark = self._fingerprint(self.model, space.name, variants)
-        folder, name, progress = self.objective.factors, f"{mark}.safetensors", self._progress
-        path = folder / name
-        if not path.exists() and (sister := next(folder.parent.parent.glob(f"*/{folder.name}/{name}"), None)):
-            folder.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as partial:
-                shutil.copyfile(sister, partial)
-        if path.exists():
-            return Factors.load(path, self.model, space, mark)
-        size = self.objective.data.calibration_size
-        images = min(size, self.data.size("train") or size)
-        batches = _counted("calibration", self.data.calibration(), images, CALIBRATION_BATCH, progress)
-        factors = Factors.compute(
-            self.model, space, batches, self.device, lambda done, total: progress("factors", done, total), variants
-        )
-        factors.save(path, mark)
+        name, progress = f"{mark}.safetensors", self._progress
+        stored = self._stored(name, lambda path: Factors.load(path, self.model, space, mark))
+        if stored is not None:
+            return stored
+        batches = _counted("calibration", self.data.calibration(), self._calibration_images, CALIBRATION_BATCH, progress)
+        factors = Factors.compute(self.model, space, batches, self.device, partial(progress, "factors"), variants)
+        factors.save(self.objective.factors / name, mark)
         return factors
+
+    def _stored(self, name: str, read: Callable[[Path], T]) -> T | None:
+        """What was read from a file of the factors' folder, or from that of a sister run, which is then copied; else None."""
+        folder = self.objective.factors
+        path = folder / name
+        found = next((each for each in (path, *folder.parent.parent.glob(f"*/{folder.name}/{name}")) if each.exists()), None)
+        if found is None:
+            return None
+        content = read(found)
+        if found != path:
+            with replacing(path) as partial:
+                shutil.copyfile(found, partial)
+        return content
+
+    @property
+    def _calibration_images(self) -> int:
+        size = self.objective.data.calibration_size
+        return min(size, self.data.size("train") or size)
 
     def _fingerprint(self, model: nn.Module, space: str, variants: Variants | None = None) -> str:
         """Of everything that the factors depend on: weights, space, preprocessing, and which images calibrate."""
@@ -276,9 +323,6 @@ class Evaluator:
         calibration = (*images, data.calibration_size, self.data.size("train"))
         chosen = sorted((variants or {}).items())
         return fingerprint(model, space, objective.multiple, self.preprocessing, calibration, *chosen)
-
-
-T = TypeVar("T")
 
 
 def _counted(what: str, batches: Iterable[T], images: int, batch: int, progress: Progress) -> Iterator[T]:

@@ -40,6 +40,7 @@ class DataConfig:
         eval_batch_size: images per evaluation batch.
         workers: loader processes; by default 0 for data held in memory, else up to 4.
         calibration_size: training images for the statistics of the factors.
+        profile_images: how many of them the closed-form errors are checked and corrected on, a site at a time; 0 for none.
         scale: range of the area of random resized crops.
         crop_padding: for images that already have the model's size: pad by so many pixels and
             crop at random, in place of resized crops.
@@ -62,6 +63,7 @@ class DataConfig:
     eval_batch_size: int = 256
     workers: int | None = None
     calibration_size: int = 1024
+    profile_images: int = 512
     scale: tuple[float, float] = (0.6, 1.0)
     crop_padding: int = 0
     hflip: float = 0.5
@@ -73,6 +75,8 @@ class DataConfig:
         for name in ("batch_size", "eval_batch_size", "calibration_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.profile_images < 0:
+            raise ConfigError(f"profile_images must be at least 0, got {self.profile_images}")
         if self.dataset not in ("", DIGITS) and not self.dataset.startswith(_KNOWN):
             raise ConfigError(f"dataset must be empty, {DIGITS} or begin with {', '.join(_KNOWN)}: got {self.dataset!r}")
         if self.search_size <= 0:

@@ -1,10 +1,10 @@
 """The engine's own sampler: it knows that errors nearly add up over the sites, and learns from finished trials by how much not.
 
-A proposal is made in four steps. Models of the divergence before the fine-tune and of the error after it are fitted to what was
-measured (search/posterior.py). The knapsack answers draws of their multipliers, and those of trials on the front with a few sites
-moved, so that cost goes from some sites to others, on many budgets. Of these candidates, those whose expected gain of hypervolume
-is largest are screened: their divergence is measured without a fine-tune. The one with the largest expected gain is proposed.
-What was screened is kept with the trial, so that the study alone says what the next proposal is.
+A proposal is made in four steps. Models of the divergence before the fine-tune and of the error after it are fitted to what
+was measured (search/posterior.py). The knapsack answers draws of their multipliers, and those of trials on the front with a
+few sites moved, so that cost goes from some sites to others, on many budgets. Of these candidates, those whose expected gain of
+hypervolume is largest are screened: their divergence is measured without a fine-tune. The one with the largest expected gain
+is proposed. What was screened is kept with the trial, so that the study alone says what the next proposal is.
 """
 
 from collections.abc import Callable, Sequence
@@ -94,9 +94,7 @@ class AdditiveSampler(BaseSampler):
             return self._other.infer_relative_search_space(study, trial)
         return dict(self._parametrisation.distributions)
 
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
+    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
         if set(search_space) != self._names:
             return self._other.sample_relative(study, trial, search_space)
         trials = [entry for entry in study.get_trials(deepcopy=False) if self._names <= set(entry.params)]
@@ -204,7 +202,8 @@ class _Proposal:
         rows = self._rng.choice(_front(loads, means), _MOVES)
         parents = np.concatenate([known.multipliers, self._screened.multipliers])[rows]
         moved = self._rng.random(parents.shape) < _MOVED / parents.shape[1]
-        return parents + moved * self._rng.normal(0, _DISTANCE, parents.shape)
+        children: Floats = parents + moved * self._rng.normal(0, _DISTANCE, parents.shape)
+        return children
 
     def _expected_gains(self, pool: _Candidates, measured: Floats | None = None) -> Floats:
         rows = self._scaled(pool, measured)

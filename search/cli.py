@@ -7,6 +7,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 
 from timm.utils import ParseKwargs
 
+from objectives.splits import DataConfig
 from search.config import OWNERS, StudyConfig, option_help, option_types
 from spaces.errors import ConfigError
 from spaces.models import ModelConfig
@@ -18,12 +19,19 @@ _TITLES = {
     "StudyConfig": "search",
 }
 
+# What inspect takes of the options of launch; the data options are for --profile.
+_INSPECTED: dict[type[Any], tuple[str, ...]] = {
+    ModelConfig: tuple(name for name in get_type_hints(ModelConfig) if name != "model"),
+    DataConfig: tuple(get_type_hints(DataConfig)),
+    StudyConfig: ("space", "multiple", "device", "threads", "output"),
+}
+
 _EPILOG = """\
 examples:
   run_search.py launch
       the built-in demo: trains a small model on the digits, searches, needs no network
   run_search.py inspect deit_small_patch16_224
-      what can be made smaller, and how far
+      what can be made smaller, and how far; with --profile and images, what it costs
   run_search.py launch --model deit_small_patch16_224 --pretrained --data-dir imagenet --target flops=50% --trials 200
   run_search.py launch --model vit_base_patch16_224 --checkpoint mine.safetensors --data-dir my_images --target params=20M
   run_search.py launch --recipe gohsp --target flops=50% --model deit_small_patch16_224 --pretrained --data-dir imagenet
@@ -64,9 +72,14 @@ def build_parser() -> argparse.ArgumentParser:
     for owner in OWNERS:
         _add_options(launch.add_argument_group(_TITLES[owner.__name__]), owner)
     inspect = commands.add_parser("inspect", help="what of a model can be made smaller, to which sizes, and what not and why")
-    inspect.add_argument("model", help="timm model name")
-    _add_options(inspect, ModelConfig, only=("num_classes", "model_kwargs", "checkpoint"))
-    _add_options(inspect, StudyConfig, only=("space", "multiple"))
+    inspect.add_argument("model", help="timm model name, or a run directory, whose options then apply")
+    inspect.add_argument(
+        "--profile",
+        action="store_true",
+        help="what every size of every site costs, in closed form and measured on calibration images: a table and a heat map",
+    )
+    for owner, names in _INSPECTED.items():
+        _add_options(inspect.add_argument_group(_TITLES[owner.__name__]), owner, only=names)
     browse = commands.add_parser("browse", help="the front as a table, and the report of a run")
     browse.add_argument("run", help="run directory")
     browse.add_argument("--no-open", action="store_true", help="do not open report.html in a browser")

@@ -19,7 +19,8 @@ from objectives.finetune import FinetuneConfig
 from objectives.objective import Objective
 from objectives.recipes import RECIPES
 from objectives.splits import DataConfig
-from search.samplers import SAMPLERS
+from search.parametrisation import Name
+from search.samplers import ADDITIVE, SAMPLERS
 from spaces.errors import ConfigError
 from spaces.files import write_text
 from spaces.models import ModelConfig
@@ -39,10 +40,14 @@ class StudyConfig:
         space: contract (narrower heads + fewer FFN neurons), hybrid (low-rank attention +
             neurons), low-rank, or full (chosen per block).
         multiple: FFN widths and ranks are multiples of this; GPUs want 8.
-        target: upper bounds on what is kept: flops=50% (MACs), flops=2.3G, params=11M.
+        target: upper bound on what is kept: flops=50% (MACs), flops=2.3G, params=11M, or flops=50%,params=11M for both at
+            once. Several are budgets of their own in one search: flops=50% flops=30%.
         objectives: what the front trades off: error, flops (MACs), params.
         trials: trials in the run, baselines included.
-        sampler: tpe, nsga2 or random.
+        sampler: additive (the engine's own), or Optuna's tpe, nsga2, gp or random.
+        parametrisation: what the sampler proposes: multipliers (a budget and how much every site matters, decoded onto the
+            budget) or sizes (each by itself, for comparison; not with additive).
+        screening: measure the divergence of several candidates as built before one is fine-tuned (sampler additive).
         baselines: named recipes that run first and are drawn with the others: uniform, random, kumar-hybrid,
             kumar-hybrid-whitened, vtp, gohsp, losparse, svd-energy, magnitude, heads-energy (-elimination, -magnitude, -taylor,
             -graph); or none.
@@ -61,7 +66,9 @@ class StudyConfig:
     target: tuple[str, ...] = ()
     objectives: tuple[ObjectiveName, ...] = ("error", "flops")
     trials: int = 50
-    sampler: str = "tpe"
+    sampler: str = ADDITIVE
+    parametrisation: Name = "multipliers"
+    screening: bool = True
     baselines: tuple[str, ...] = ("uniform",)
     recipe: str | None = None
     rungs: tuple[float, ...] = (0.25, 0.5)
@@ -84,6 +91,10 @@ class StudyConfig:
             raise ConfigError(f"multiple must be at least 1, got {self.multiple}")
         if self.sampler not in SAMPLERS:
             raise ConfigError(f"sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
+        if self.sampler == ADDITIVE and self.parametrisation != "multipliers":
+            raise ConfigError(
+                f"the sampler {self.sampler!r} proposes multipliers: choose --sampler tpe for {self.parametrisation}"
+            )
         for name in self.recipes:
             if name not in (*ALLOCATED, *RECIPES):
                 raise ConfigError(f"unknown recipe {name!r}: choose one of {', '.join((*ALLOCATED, *RECIPES))}")

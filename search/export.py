@@ -23,7 +23,7 @@ from objectives.recipes import RECIPES, evaluate_recipe, make_cut
 from search.environment import environment
 from search.run import Run
 from search.table import DENSE
-from search.targets import format_count, format_kept, recipe_limits
+from search.targets import format_count, format_kept, recipe_budgets
 from spaces.compressed import save_compressed
 from spaces.errors import RunError
 from spaces.files import replacing, write_json, write_text
@@ -54,7 +54,7 @@ def export(
         TargetError: no finished trial keeps the target.
         RunError: no such trial, or the reloaded model differs from the one that was saved.
     """
-    target = target or ",".join(run.config.study.target) or None
+    target = target or next(iter(run.config.study.target), None)
     if trial is None and target is None:
         raise RunError("say which point to export: --target flops=50% or --trial N")
     row = run.trial(trial) if trial is not None else run.best(str(target))
@@ -165,8 +165,9 @@ class _Export:
         return self.run.config.study.seed
 
     def _limits(self) -> dict[Cost, float]:
-        text = ",".join(self.run.config.study.target)
-        return recipe_limits(self.run.targets(text) if text else (), self.evaluator.costs)
+        """The budget that the recipe was run on: the one that its result comes nearest to."""
+        budgets = recipe_budgets(self.run.targets(*self.run.config.study.target), self.costs)
+        return min(budgets, key=lambda limits: abs(self.costs.load(self.allocation, limits) - 1))
 
     def _weights(self, number: int) -> Path:
         return self.run.directory / "front" / f"{number:04d}.safetensors"

@@ -1,10 +1,19 @@
-"""What of one model can be made smaller, as the command line prints it."""
+"""What of one model can be made smaller, and what that costs, as the command line prints it."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
+import torch
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from objectives.cost import CostModel
+from objectives.objective import Evaluator, Progress
+from objectives.sensitivity import Profile
+from search.config import SearchConfig
+from search.heatmap import SHARES, format_error, heat_table, write_heat_maps
+from search.run import check_same_model, default_output, make_directory
 from search.targets import format_count, format_kept, reach_of
 from spaces.sites import Site, Space
 
@@ -20,6 +29,70 @@ def describe_model(name: str, space: Space, costs: CostModel) -> Iterator[Table 
     yield _sites(space, costs)
     if space.skipped:
         yield _skipped(space)
+
+
+def inspect_profile(config: SearchConfig, progress: Progress) -> Iterator[Table | str]:
+    """Measure the sensitivity profile, or read it; tables and lines, the last of which says where the picture is.
+
+    Factors, profile and picture are kept in the run directory, where a launch with the same options finds them.
+
+    Raises:
+        CompressionError: no images, or anything else that the user can put right.
+    """
+    directory = Path(config.study.output or default_output(config))
+
+    def accept(evaluator: Evaluator) -> None:
+        check_same_model(directory, evaluator.fingerprint)
+        make_directory(directory)
+
+    if config.study.threads is not None:
+        torch.set_num_threads(config.study.threads)
+    evaluator = Evaluator(config.objective(directory), progress, accept)
+    profile, space = evaluator.profile, evaluator.space
+    title = f"{config.model.model}, space {space.name}: {_conditions(profile)}"
+    write_heat_maps(directory / "profile.png", profile, space, title)
+    yield title
+    yield _errors(profile, space, evaluator.costs)
+    if profile.measured:
+        yield _agreement(profile)
+    yield heat_table(profile.errors, space, SHARES[1])
+    yield f"picture: {directory / 'profile.png'}"
+
+
+def _conditions(profile: Profile) -> str:
+    if not profile.measured:
+        return "closed-form errors, not measured"
+    return f"errors measured on {profile.images} calibration images at up to {profile.sizes} sizes of every site"
+
+
+def _errors(profile: Profile, space: Space, costs: CostModel) -> Table:
+    """A row per site: size, errors and what is saved at every share."""
+    table = Table(
+        title="nats lost with one site alone cut to a share of it", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    table.caption, table.caption_justify = "closed: closed form; corrected: by measurements (* at this very size)", "left"
+    table.add_column("site", no_wrap=True)
+    for share in SHARES:
+        for column in ("size", "closed", "corrected", "MACs"):
+            table.add_column(f"{100 * share:.0f} %\n{column}", justify="right", no_wrap=True)
+    for site in space.sites:
+        row = []
+        for size in map(site.nearest, SHARES):
+            saved = 1 - costs.count(space.identity().replace({site.name: size}), "macs") / costs.dense["macs"]
+            closed, corrected = (format_error(errors[site.name][size]) for errors in (profile.closed, profile.errors))
+            star = "*" if size in profile.measured.get(site.name, {}) else ""
+            row += [str(size), closed, f"{corrected}{star}", f"−{saved:.1%}"]
+        table.add_row(site.name, *row)
+    return table
+
+
+def _agreement(profile: Profile) -> str:
+    ratios = [
+        value / profile.closed[name][size] for name, measured in profile.measured.items() for size, value in measured.items()
+    ]
+    low, middle, high = np.quantile(ratios, (0.1, 0.5, 0.9))
+    spread = f"×{middle:.2f} in the median, ×{low:.2f} to ×{high:.2f} in the middle 80 %"
+    return f"measured over closed form, {len(ratios)} sizes: {spread}"
 
 
 def _reach(space: Space, costs: CostModel) -> Table:

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from objectives.cost import COSTS, Cost, CostModel
+from objectives.sensitivity import Errors
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError
 from spaces.sites import Operator, Space
 
-Errors = Mapping[str, Mapping[int, float]]
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
@@ -47,9 +47,7 @@ class Knapsack:
         self._errors = errors
         self._dense = np.array([costs.dense[cost] for cost in COSTS], dtype=float)
         counts = {id(operator): count for operator, count in costs.operators}
-        tables = [
-            [self._options(operator, counts[id(operator)]) for operator in rivals] for rivals in space.branches.values()
-        ]
+        tables = [[self._options(operator, counts[id(operator)]) for operator in rivals] for rivals in space.branches.values()]
         lengths = [sum(len(sizes) for sizes, _, _ in rivals) for rivals in tables]
         self._starts = np.concatenate([[0], np.cumsum(lengths)])
         self._branch = np.repeat(np.arange(len(tables)), lengths)
@@ -144,11 +142,9 @@ class Knapsack:
             curves.append(order[np.concatenate([[True], least[1:] < least[:-1]])])
         return curves
 
-    def _fill(
-        self, bounds: Floats, least: Indices, steps: Indices, totals: Floats, errors: Floats, weights: Floats
-    ) -> Indices:
+    def _fill(self, bounds: Floats, least: Indices, steps: Indices, totals: Floats, errors: Floats, weights: Floats) -> Indices:
         """Take the steps that keep the bounds, then the single exchanges that still fit, the best per cost first."""
-        over = (totals > bounds * _ROUNDING).any(1)
+        over: NDArray[np.bool_] = np.any(totals > bounds * _ROUNDING, axis=1)
         if over[0]:
             limits = {cost: float(bound) for cost, bound in zip(COSTS, bounds, strict=True) if np.isfinite(bound)}
             raise AllocationError(f"no allocation of space {self.space.name!r} keeps the budget {limits}")

@@ -18,15 +18,15 @@ from objectives.recipes import RECIPES, check_reach, recipe_of
 from search.config import ALLOCATED, SearchConfig
 from search.environment import environment
 from search.knapsack import Knapsack
-from search.parametrisation import Parametrisation
+from search.parametrisation import Budgets, Limits, parametrise
 from search.picture import write_picture
 from search.report import write_report
-from search.run import Run, check_same_model, check_same_run, default_output
+from search.run import Run, check_same_model, check_same_run, default_output, make_directory
 from search.rungs import reason_to_stop
 from search.runner import WEIGHTS, InProcessRunner
 from search.study import Study
 from search.table import DENSE, describe_space, sites_of, summarise, trial_table, write_tables
-from search.targets import Reach, Target, check_jointly, limits_of, parse_targets, reach_of, recipe_limits
+from search.targets import Reach, Target, budgets_of, check_jointly, parse_targets, reach_of, recipe_budgets
 from search.trial import Proposal, Trial
 from spaces.errors import CountError, RunError
 from spaces.files import write_json
@@ -63,7 +63,7 @@ def launch(config: SearchConfig, reporter: Reporter) -> Run:
     if config.study.threads is not None:
         torch.set_num_threads(config.study.threads)
     config = replace(config, study=replace(config.study, output=str(directory)))
-    _make_directory(directory)
+    make_directory(directory)
     try:
         search = _Search(config, directory, reporter)
     except BaseException:
@@ -85,9 +85,11 @@ class _Search:
         study = config.study
         self.evaluator = Evaluator(config.objective(directory), reporter.stage, self._accept)
         space, costs = self.evaluator.space, self.evaluator.costs
-        # Factors are computed before the run is written: what stops here leaves no run behind.
-        knapsack = Knapsack.of(self.evaluator.factors, costs) if study.recipe is None else None
-        self.parametrisation = Parametrisation(space, costs, self.limits, self._band(), knapsack)
+        dense = self.evaluator.dense
+        # Factors and profile are made before the run is written: what stops here leaves no run behind.
+        knapsack = Knapsack(space, costs, self.evaluator.profile.errors) if study.recipe is None else None
+        self.budgets = Budgets(space, costs, self.limits, [self._low(limits) for limits in self.limits])
+        self.parametrisation = parametrise(study.parametrisation, self.budgets, knapsack)
         self.objectives = tuple(_COLUMNS[name] for name in study.objectives)
         self.facts: dict[str, Any] = {
             "model": config.model.model,
@@ -96,11 +98,12 @@ class _Search:
             "space": space.name,
             "spaces": {},
             "skipped": [asdict(entry) for entry in space.skipped],
-            "dense": {"macs": costs.dense["macs"], "params": costs.dense["params"], "error": self.evaluator.dense.error},
+            "dense": {"macs": costs.dense["macs"], "params": costs.dense["params"], "error": dense.error},
             "reach": {cost: list(ends) for cost, ends in self.reach.items()},
         }
         self._reported = 0.0
-        self.study = Study(directory, self.parametrisation, self.objectives, study.sampler, study.seed)
+        screen = self.evaluator.divergence if study.screening and config.data.profile_images else None
+        self.study = Study(directory, self.parametrisation, self.objectives, study.sampler, study.seed, screen)
         self._enqueue_baselines()
         names = dict.fromkeys([space.name, *(proposal.space for proposal in self.study.proposals)])
         self.facts["spaces"] = {name: describe_space(describe(self.evaluator.model, name, study.multiple)) for name in names}
@@ -117,9 +120,10 @@ class _Search:
         self.reach: Reach = reach_of(costs, space)
         self.targets: tuple[Target, ...] = parse_targets(self.config.study.target, self.reach)
         check_jointly(self.targets, costs, space)
-        self.limits: dict[Cost, float] = limits_of(self.targets) or {"macs": costs.dense["macs"]}
+        self.limits: list[dict[Cost, float]] = budgets_of(self.targets) or [{"macs": costs.dense["macs"]}]
         for name in self._recipes():
-            check_reach(evaluator, name, recipe_limits(self.targets, evaluator.costs))
+            for limits in recipe_budgets(self.targets, evaluator.costs):
+                check_reach(evaluator, name, limits)
 
     def run(self) -> None:
         """Propose and evaluate until the run has its number of trials or nothing new is left to propose."""
@@ -161,46 +165,45 @@ class _Search:
         costs = {name: cost for name, cost in known.items() if name in self.objectives}
         return reason_to_stop(proposal, self.study.trials, costs, step, self.config.finetune.steps, error)
 
-    def _band(self) -> tuple[float, float]:
-        """Loads that proposals aim at: a band below the target, or all that the space reaches where there is none."""
-        load = partial(self.evaluator.costs.load, limits=self.limits)
+    def _low(self, limits: Limits) -> float:
+        """The lowest load that proposals aim at: a band below the target, or all that the space reaches where there is none."""
+        load = partial(self.evaluator.costs.load, limits=limits)
         least = load(self.evaluator.space.smallest(load))
-        if not self.targets:
-            return least, 1.0
-        return max(least, self.config.study.band), max(least, 1.0)
+        return min(max(least, self.config.study.band), 1.0) if self.targets else least
 
     def _enqueue_baselines(self) -> None:
         """The dense model given the same fine-tune, and the recipes that were asked for."""
-        self.study.enqueue(DENSE, self.parametrisation.space.identity())
+        self.study.enqueue(DENSE, self.budgets.space.identity())
         names = self.config.study.recipes
-        if self.config.study.recipe is None:
-            self._enqueue_start()
-        if "uniform" in names:
-            self._enqueue_uniform()
-        if "random" in names:
-            self.study.enqueue("random", self.parametrisation.random(self._full(), self.config.study.seed))
+        for target in range(len(self.limits)):
+            if self.config.study.recipe is None:
+                self._enqueue_start(target)
+            if "uniform" in names:
+                self._enqueue_uniform(target)
+            if "random" in names:
+                self.study.enqueue("random", self.budgets.random(self._full(target), self.config.study.seed, target))
         for name in self._recipes():
-            self.study.enqueue_recipe(name, recipe_limits(self.targets, self.evaluator.costs))
+            for limits in recipe_budgets(self.targets, self.evaluator.costs):
+                self.study.enqueue_recipe(name, limits)
 
-    def _enqueue_start(self) -> None:
-        """What the closed-form errors choose, on the budget and below it: where the sampler starts."""
-        low, high = self.parametrisation.band
+    def _enqueue_start(self, target: int) -> None:
+        """What the profile alone chooses, on the budget and below it: where the sampler starts."""
+        low = self.budgets.lows[target]
         for share in (1.0, 0.5, 0.0):
-            parameters = self.parametrisation.start(low + share * (high - low))
+            parameters = self.parametrisation.encode(target, low + share * (1 - low))
             self.study.enqueue("warm start", self.parametrisation.decode(parameters), parameters)
 
-    def _enqueue_uniform(self) -> None:
+    def _enqueue_uniform(self, target: int) -> None:
         """The same share everywhere: with every mix of operators on the budget, and in a search below it too."""
-        low, high = self.parametrisation.band
-        for mix, operators in _mixes(self.parametrisation.space):
-            self.study.enqueue(f"uniform{mix}", self.parametrisation.uniform(self._full(), operators))
+        low = self.budgets.lows[target]
+        for mix, operators in _mixes(self.budgets.space):
+            self.study.enqueue(f"uniform{mix}", self.budgets.uniform(self._full(target), target, operators))
         for share in (0.5, 0.0) if self.config.study.recipe is None else ():
-            self.study.enqueue("uniform", self.parametrisation.uniform(low + share * (high - low)))
+            self.study.enqueue("uniform", self.budgets.uniform(low + share * (1 - low), target))
 
-    def _full(self) -> float:
+    def _full(self, target: int) -> float:
         """The load that baselines aim at: all of the budget, or the middle of the band where there is no target."""
-        low, high = self.parametrisation.band
-        return high if self.targets else (low + high) / 2
+        return 1.0 if self.targets else (self.budgets.lows[target] + 1) / 2
 
     def _recipes(self) -> list[str]:
         """Recipes that make models of their own; the others are points of the searched space."""
@@ -267,13 +270,3 @@ def _mixes(space: Space) -> Iterable[tuple[str, dict[str, str]]]:
 def _rivals(space: Space, part: str) -> list[str]:
     names = [operator.name for branch, rivals in space.branches.items() if branch.endswith(part) for operator in rivals]
     return list(dict.fromkeys(names)) or [""]
-
-
-def _make_directory(directory: Path) -> None:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / ".probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise RunError(f"cannot write to {directory}: {error.strerror or error}: choose another --output") from error

@@ -10,7 +10,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -152,11 +152,11 @@ class Sizes:
 
     Attributes:
         budgets: what is searched.
-        knapsack: for the start.
+        knapsack: for the start; None where nothing is proposed.
     """
 
     budgets: Budgets
-    knapsack: Knapsack
+    knapsack: Knapsack | None
 
     @cached_property
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -187,10 +187,19 @@ class Sizes:
         return self.budgets.space.decode(min(max(load, low), 1.0), self.budgets.load, operators, offsets)
 
     def encode(self, target: int, load: float) -> dict[str, Any]:
+        assert self.knapsack is not None
         allocation = self.knapsack.allocate(self.budgets.limits(target, load))
         sizes = {site.name: site.choices.index(allocation[site.name]) for site in self.budgets.space.sites}
         rivals = self.budgets.space.operators(allocation)
         return {name: rivals.get(name, sizes.get(name)) for name in self.distributions}
+
+
+Name = Literal["multipliers", "sizes"]
+
+
+def parametrise(name: Name, budgets: Budgets, knapsack: Knapsack | None) -> Parametrisation:
+    """The parametrisation called `name`; without a knapsack one that can be written down, but not proposed for."""
+    return Multipliers(budgets, knapsack) if name == "multipliers" and knapsack else Sizes(budgets, knapsack)
 
 
 def _log_odds(site: Site, size: int) -> float:

@@ -1,15 +1,16 @@
 """What was measured of some allocations says about the error of one that was not.
 
-The error after the fine-tune is taken as a saturating power of a total distortion (a Weibull curve from the dense model's error
-to 1). The total is the sum of the sites' closed-form errors, each times an unknown multiplier that may change with the size, and
-of interactions: a distortion is a squared length, so the product term of two sites is a number in [-1, 1] times the product of
-the roots of their errors; what that misses is a product of how much of the sites is gone. All these unknowns have Gaussian
-priors around zero. The multipliers and the curve are found as the mode; around it everything is linear, and the posterior
-Gaussian (Laplace). The widths of the priors and the noise are those of the largest marginal likelihood (MacKay 1992).
+The error after the fine-tune is taken as a saturating power of a total distortion (a Weibull curve from the dense model's
+error to 1). The total is the sum of the sites' errors in the profile, each times an unknown multiplier that may change with
+the size, and of interactions: a distortion is a squared length, so the product term of two sites is a number in [-1, 1] times
+the product of the roots of their errors; what that misses is a product of how much of the sites is gone. All these unknowns
+have Gaussian priors around zero. The multipliers and the curve are found as the mode; around it everything is linear, and the
+posterior Gaussian (Laplace). The widths of the priors and the noise are those of the largest marginal likelihood (MacKay 1992).
 """
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,8 +56,8 @@ class Rows:
     features: Floats
     positions: Floats
 
-    def __getitem__(self, rows: object) -> "Rows":
-        return Rows(self.features[rows], self.positions[rows])  # type: ignore[index]
+    def __getitem__(self, rows: Any) -> "Rows":
+        return Rows(self.features[rows], self.positions[rows])
 
     def __len__(self) -> int:
         return len(self.features)
@@ -87,7 +88,7 @@ class ErrorPosterior:
     @cached_property
     def multipliers(self) -> Floats:
         """Mean of the log multipliers, [sites]."""
-        return self._spread.T @ self._weights
+        return self._spread.T @ self._weights  # type: ignore[no-any-return]
 
     def predict(self, rows: Rows) -> tuple[Floats, Floats]:
         """Mean and standard deviation of the noiseless errors of allocations, [rows]."""
@@ -106,13 +107,14 @@ class ErrorPosterior:
         values, vectors = np.linalg.eigh(covariance)
         noise = rng.standard_normal((count, sites))
         noise[0] = 0.0
-        return self.multipliers + noise @ (vectors * np.sqrt(np.maximum(values, 0.0))).T  # type: ignore[no-any-return]
+        draws: Floats = self.multipliers + noise @ (vectors * np.sqrt(np.maximum(values, 0.0))).T
+        return draws
 
     @cached_property
     def _spread(self) -> Floats:
         """Prior covariance of the measured errors with the log multipliers, [measured, sites]."""
         sites = len(self._center) - 3
-        return self._measured[0][:, :sites] * self._variances[:sites]  # type: ignore[no-any-return]
+        return self._measured[0][:, :sites] * self._variances[:sites]
 
     def _scaled(self, rows: Rows) -> Rows:
         return Rows(rows.features / self._scale, rows.positions)
@@ -192,14 +194,16 @@ class ErrorPosterior:
         """Prior covariance of errors around the mode, [rows, other rows]."""
         kernels = _kernels(some[2], others[2])
         around = sum(getattr(self._widths, name) ** 2 * kernel for name, kernel in kernels.items())
-        return (some[0] * self._variances) @ others[0].T + np.outer(some[1], others[1]) * around
+        covariance: Floats = (some[0] * self._variances) @ others[0].T + np.outer(some[1], others[1]) * around
+        return covariance
 
 
 _Linear = tuple[Floats, Floats, Rows]  # derivatives of the error by the unknowns and by the total, and the parts of the total
 
 
 def _curve(features: Floats, theta: Floats) -> tuple[Floats, Floats, Floats]:
-    """Errors, [rows]; their derivatives by log multipliers, log scale, log power and the error of no distortion; by the total."""
+    """Errors, [rows]; their derivatives by log multipliers, log scale, log power and the error of no distortion; and by the
+    total."""
     parts = features * np.exp(theta[:-3])
     total = np.maximum(parts.sum(1), 1e-9)
     logarithm, power = np.log(total) - theta[-3], np.exp(theta[-2])

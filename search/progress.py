@@ -1,5 +1,6 @@
 """What a search shows while it runs: a live table in a terminal, plain lines elsewhere."""
 
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +19,7 @@ _TERMINAL_ROWS = 12
 _STAGES = {
     "calibration": "calibration pass",
     "factors": "computing factors",
+    "profile": "measuring one site at a time",
     "dense model": "evaluating the dense model",
     "training": "training the demo model",
 }
@@ -71,7 +73,7 @@ class Display:
             f"{format_count(dense['params'])} parameters, error {dense['error']:.2%}; "
             f"can keep {least / most:.1%} to 100% of MACs"
         )
-        target = " and ".join(entry["text"] for entry in summary["targets"]) or "none: the whole front"
+        target = "; ".join(_targets(summary)) or "none: the whole front"
         continued = f", continuing after {finished}" if finished else ""
         self.console.print(f"target {target}; {trials} trials in {directory}{continued}")
         if summary["classes"] and dense["error"] > 1 - 2 / summary["classes"]:
@@ -129,7 +131,7 @@ def front_table(summary: dict[str, Any]) -> Table:
         table.add_column(name, justify="left" if name == "label" else "right", no_wrap=True)
     dense = summary["dense"]
     for row in summary["front"]:
-        style = "bold green" if row["number"] == summary["best"] else None
+        style = "bold green" if row["number"] in summary["best"] else None
         table.add_row(
             str(row["number"]),
             row["label"] or "",
@@ -173,8 +175,20 @@ def _line(trial: Trial, summary: dict[str, Any]) -> str:
 
 
 def _best(summary: dict[str, Any]) -> str:
-    row = next((row for row in summary["front"] if row["number"] == summary["best"]), None)
-    if row is None:
-        return "none under the target yet" if summary["targets"] else f"{len(summary['front'])} on the front"
-    kept = row["macs"] / summary["dense"]["macs"]
-    return f"best under the target: {row['error']:.2%} at {kept:.1%} of MACs (trial {row['number']})"
+    if not summary["best"]:
+        return f"{len(summary['front'])} on the front"
+    rows, texts = {row["number"]: row for row in summary["front"]}, []
+    for name, number in zip(_targets(summary), summary["best"], strict=True):
+        under = name if len(summary["best"]) > 1 else "the target"
+        if number not in rows:
+            texts.append(f"none under {under} yet")
+            continue
+        row, kept = rows[number], rows[number]["macs"] / summary["dense"]["macs"]
+        texts.append(f"best under {under}: {row['error']:.2%} at {kept:.1%} of MACs (trial {number})")
+    return "; ".join(texts)
+
+
+def _targets(summary: dict[str, Any]) -> list[str]:
+    """The targets' texts, bounds that are kept together joined."""
+    groups = groupby(summary["targets"], key=lambda entry: entry["group"])
+    return [" and ".join(entry["text"] for entry in group) for _, group in groups]

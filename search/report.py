@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +34,7 @@ def write_report(path: Path, summary: dict[str, Any], trials: pd.DataFrame, site
         run: run directory, as the copied export command names it.
     """
     points, stopped, failed = split_trials(trials)
-    best = next((row for row in points if row["number"] == summary["best"]), None)
+    best = next((row for row in points if row["number"] in summary["best"][:1]), None)
     style, script = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     scripts: list[str] = [get_plotlyjs(), script]
     page = (
@@ -60,7 +59,7 @@ def write_report(path: Path, summary: dict[str, Any], trials: pd.DataFrame, site
 
 def _data(summary: Row, points: list[dict[str, Any]], sites: Sequence[Site], run: str) -> dict[str, Any]:
     """What the page's script reads."""
-    wanted = [summary["best"], *(row["number"] for row in sorted(summary["front"], key=lambda row: row["macs"]))]
+    wanted = [*summary["best"], *(row["number"] for row in sorted(summary["front"], key=lambda row: row["macs"]))]
     shown = {row["number"]: row for row in points}
     reference, _ = reference_of(summary["dense"])
     return {
@@ -90,9 +89,8 @@ def _spaces(summary: Row) -> dict[str, set[str]]:
 
 
 def _site(site: Site) -> dict[str, Any]:
-    """A site's cell in the table of sizes: block 3 and column attn.qk for blocks.3.attn.qk."""
-    match = re.fullmatch(r"(?:.*\.)?blocks\.(\d+)\.(.+)", site.name)
-    block, column = match.groups() if match else (site.branch, site.name.rpartition(".")[2])
+    """A site's cell in the table of sizes."""
+    block, column = site.place
     return {"name": site.name, "block": block, "column": column, "kind": site.kind, "dense": site.dense}
 
 

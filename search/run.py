@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from objectives.sensitivity import Profile, profile_name
 from search.config import SearchConfig, read_options
 from search.pareto import best_under
 from search.table import read_space, read_tables, sites_of
@@ -61,6 +62,13 @@ class Run:
         """The space that was searched."""
         return read_space(self.summary)
 
+    @cached_property
+    def profile(self) -> Profile | None:
+        """The sensitivity profile that the search started from; None where there is none, as in a run of a recipe alone."""
+        fingerprint = self.summary["fingerprint"]
+        path = self.directory / "factors" / profile_name(fingerprint)
+        return Profile.load(path, fingerprint) if path.exists() else None
+
     @property
     def sites(self) -> tuple[Site, ...]:
         """All sites that a trial has a size for: those of the searched space, and those of the recipes' spaces."""
@@ -76,13 +84,13 @@ class Run:
         numbers = [row["number"] for row in self.summary["front"]]
         return self.trials.set_index("number", drop=False).loc[numbers]
 
-    def targets(self, text: str) -> tuple[Target, ...]:
-        """Parse a target for this run's model.
+    def targets(self, *texts: str) -> tuple[Target, ...]:
+        """Parse targets for this run's model.
 
         Raises:
             TargetError: malformed, or outside what the space reaches.
         """
-        return parse_targets([text], {cost: (ends[0], ends[1]) for cost, ends in self.summary["reach"].items()})
+        return parse_targets(texts, {cost: (ends[0], ends[1]) for cost, ends in self.summary["reach"].items()})
 
     def best(self, target: str) -> "pd.Series[Any]":
         """The finished trial of the smallest error under a target.
@@ -146,6 +154,21 @@ def stored_options(directory: Path) -> dict[str, Any]:
     """Options of the run in a directory; empty where there is none."""
     path = directory / "config.yaml"
     return read_options(path) if path.exists() else {}
+
+
+def make_directory(directory: Path) -> None:
+    """Make a run directory that can be written to.
+
+    Raises:
+        RunError: it cannot.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RunError(f"cannot write to {directory}: {error.strerror or error}: choose another --output") from error
 
 
 def check_same_run(directory: Path, config: SearchConfig) -> None:

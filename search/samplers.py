@@ -48,7 +48,7 @@ def create_sampler(name: str, seed: int, parametrisation: Parametrisation, scree
         raise ConfigError(f"unknown sampler {name!r}: choose one of {', '.join(SAMPLERS)}")
     if name == ADDITIVE:
         if not isinstance(parametrisation, Multipliers):
-            raise ConfigError(f"the sampler {name!r} proposes multipliers: choose --parametrisation multipliers")
+            raise ConfigError(f"the sampler {name!r} proposes multipliers only")
         return AdditiveSampler(parametrisation, seed, screen)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

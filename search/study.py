@@ -7,7 +7,7 @@ journal by a single append, so that a kill at any moment loses running trials on
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from optuna.trial import TrialState
 from objectives.cost import Cost
 from objectives.objective import Score
 from objectives.recipes import recipe_of
+from search.additive import SCORE, Screen
 from search.journal import Journal, thaw
 from search.parametrisation import Parametrisation
 from search.samplers import create_sampler
@@ -39,21 +40,29 @@ class Study:
         objectives: fields of `Score` to be minimised, "error" first.
         sampler: name of the sampler.
         seed: of the sampler and of every fine-tune.
+        screen: measures the divergence of a candidate as built; candidates are not screened without it.
 
     Raises:
         RunError: another process writes this run, or the journal cannot be read.
     """
 
     def __init__(
-        self, directory: Path, parametrisation: Parametrisation, objectives: tuple[str, ...], sampler: str, seed: int
+        self,
+        directory: Path,
+        parametrisation: Parametrisation,
+        objectives: tuple[str, ...],
+        sampler: str,
+        seed: int,
+        screen: Screen | None = None,
     ) -> None:
         self.directory = directory
         self.parametrisation = parametrisation
         self.objectives = objectives
         self.sampler = sampler
         self.seed = seed
+        self.screen = screen
         self._journal = Journal(directory, len(objectives))
-        self._memory = optuna.create_study(directions=["minimize"] * len(objectives), sampler=create_sampler(sampler, seed))
+        self._memory = optuna.create_study(directions=["minimize"] * len(objectives))
         self.trials: list[Trial] = []
         for frozen in self._journal.frozen():
             self.trials.append(thaw(frozen))

@@ -1,14 +1,15 @@
 """The run's own tables: trials.csv, pareto.csv and pareto.json, written after every trial."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from objectives.cost import Cost
 from search.pareto import best_under, front, hypervolume
-from search.targets import Target
+from search.targets import Target, budgets_of
 from search.trial import Trial
 from spaces.errors import RunError
 from spaces.files import replacing, write_json
@@ -59,12 +60,13 @@ def summarise(
     Args:
         trials: `trial_table`.
         objectives: columns to be minimised, "error" first.
-        targets: bounds of this run; `best` keeps all of them.
+        targets: bounds of this run.
         facts: model, space, dense (macs, params, error), reach, spaces (name -> `describe_space`); copied.
 
     Returns:
-        `facts` and objectives, targets, states, front (rows with their allocations), best (a trial's number), and the
-        hypervolume of the front in the unit box: errors as they are, costs as shares of the dense model.
+        `facts` and objectives, targets, states, front (rows with their allocations), best (the number of a trial or None,
+        under every target), and the hypervolume of the front in the unit box: errors as they are, costs as shares of the
+        dense model.
     """
     done = trials[trials["state"] == "COMPLETE"].reset_index(drop=True)
     columns = [name if name == "error" else f"{name}_kept" for name in objectives]
@@ -78,21 +80,24 @@ def summarise(
         for _, row in chosen.iterrows()
     ]
     reference = done.loc[done["label"] == DENSE, "error"]
-    best = best_under(
-        list(done["error"]),
-        [tuple(done[t.cost].iloc[i] for t in targets) for i in range(len(done))],
-        [t.limit for t in targets],
-    )
+    best = [_best_under(done, limits) for limits in budgets_of(targets)]
     return {
         **facts,
         "dense": {**facts["dense"], "error_finetuned": float(reference.iloc[0]) if len(reference) else None},
         "objectives": list(objectives),
-        "targets": [{"text": t.text, "cost": t.cost, "limit": t.limit} for t in targets],
+        "targets": [{"text": t.text, "cost": t.cost, "limit": t.limit, "group": t.group} for t in targets],
         "states": {str(state): int(count) for state, count in trials["state"].value_counts().items()},
         "hypervolume": hypervolume(points, [1.0] * len(columns)),
-        "best": None if best is None or not targets else int(done["number"].iloc[best]),
+        "best": best,
         "front": rows,
     }
+
+
+def _best_under(done: pd.DataFrame, limits: Mapping[Cost, float]) -> int | None:
+    """Number of the trial of the smallest error within limits."""
+    costs = [tuple(row) for row in done[list(limits)].itertuples(index=False)]
+    best = best_under(list(done["error"]), costs, list(limits.values()))
+    return None if best is None else int(done["number"].iloc[best])
 
 
 def describe_space(space: Space) -> list[dict[str, Any]]:

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 
 from objectives.cost import COSTS, Cost, CostModel
 from spaces.errors import TargetError
@@ -21,11 +23,13 @@ class Target:
         text: as the user wrote it.
         cost: macs or params.
         limit: the bound, in MACs or parameters.
+        group: bounds of one group are kept together; every group is a budget of its own.
     """
 
     text: str
     cost: Cost
     limit: float
+    group: int = 0
 
 
 Reach = dict[Cost, tuple[int, int]]
@@ -38,29 +42,32 @@ def reach_of(costs: CostModel, space: Space) -> Reach:
 
 
 def parse_targets(texts: Sequence[str], reach: Reach) -> tuple[Target, ...]:
-    """Targets such as ``flops=50%``, ``flops=2.3G`` (MACs) or ``params=11M``; one text may hold several, with commas.
+    """Targets such as ``flops=50%``, ``flops=2.3G`` (MACs) or ``params=11M``.
+
+    Every text is a budget of its own; ``flops=50%,params=11M`` are to be kept together.
 
     Raises:
-        TargetError: malformed, given twice, or outside what the space can reach.
+        TargetError: malformed, one cost twice in a text, or outside what the space can reach.
     """
-    targets = tuple(_parse(part, reach) for text in texts for part in text.split(","))
-    names = [target.cost for target in targets]
-    for cost in names:
-        if names.count(cost) > 1:
-            raise TargetError(f"two targets for {cost}: {', '.join(target.text for target in targets)}")
+    targets = tuple(_parse(part, reach, group) for group, text in enumerate(texts) for part in text.split(","))
+    for text, group in zip(texts, _groups(targets), strict=True):
+        if len({target.cost for target in group}) < len(group):
+            raise TargetError(
+                f"two bounds for one cost in {text!r}: budgets of their own are words of their own, --target flops=50% flops=30%"
+            )
     for target in targets:
         _check_reachable(target, reach)
     return targets
 
 
-def limits_of(targets: Sequence[Target]) -> dict[Cost, float]:
-    """Cost -> its bound, in MACs or parameters."""
-    return {target.cost: target.limit for target in targets}
+def budgets_of(targets: Sequence[Target]) -> list[dict[Cost, float]]:
+    """Of every group, cost -> its bound in MACs or parameters."""
+    return [{target.cost: target.limit for target in group} for group in _groups(targets)]
 
 
-def recipe_limits(targets: Sequence[Target], costs: CostModel) -> dict[Cost, float]:
-    """The budget of recipes: that of the search, or half of the MACs where it has none."""
-    return limits_of(targets) or {"macs": costs.dense["macs"] / 2}
+def recipe_budgets(targets: Sequence[Target], costs: CostModel) -> list[dict[Cost, float]]:
+    """The budgets of recipes: those of the search, or half of the MACs where it has none."""
+    return budgets_of(targets) or [{"macs": costs.dense["macs"] / 2}]
 
 
 def format_count(value: float) -> str:
@@ -79,25 +86,30 @@ def format_kept(share: float) -> str:
 
 
 def check_jointly(targets: Sequence[Target], costs: CostModel, space: Space) -> None:
-    """Raise unless one allocation keeps all targets at once.
+    """Raise unless one allocation keeps all bounds of a group at once.
 
     Raises:
         TargetError: there is none.
     """
-    limits = limits_of(targets)
-    if targets and costs.load(space.smallest(lambda allocation: costs.load(allocation, limits)), limits) > 1:
-        raise TargetError(
-            f"no allocation keeps {' and '.join(target.text for target in targets)} at once in space {space.name!r}"
-        )
+    for group, limits in zip(_groups(targets), budgets_of(targets), strict=True):
+        if costs.load(space.smallest(partial(costs.load, limits=limits)), limits) > 1:
+            raise TargetError(
+                f"no allocation keeps {' and '.join(target.text for target in group)} at once in space {space.name!r}"
+            )
 
 
-def _parse(text: str, reach: Reach) -> Target:
+def _groups(targets: Sequence[Target]) -> list[list[Target]]:
+    """Targets by group, in order."""
+    return [list(group) for _, group in groupby(targets, key=lambda target: target.group)]
+
+
+def _parse(text: str, reach: Reach, group: int) -> Target:
     match = _PATTERN.fullmatch(text)
     if match is None or match[1].lower() not in _NAMES:
         raise TargetError(f"target {text!r} is not understood: write flops=50%, flops=2.3G (MACs) or params=11M")
     cost, number, unit = _NAMES[match[1].lower()], float(match[2]), match[3].upper()
     limit = reach[cost][1] * number / 100 if unit == "%" else number * _UNITS[unit]
-    return Target(text=text.strip(), cost=cost, limit=limit)
+    return Target(text=text.strip(), cost=cost, limit=limit, group=group)
 
 
 def _check_reachable(target: Target, reach: Reach) -> None:

@@ -1,6 +1,7 @@
 """Site and Space: what can be made smaller, to which sizes, and how a budget becomes an allocation."""
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -43,6 +44,12 @@ class Site:
     def part(self) -> str:
         """The last part of the name: what the site is called within its branch."""
         return self.name.rpartition(".")[2]
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Row and column in a table of all sites: block 3 and ``attn.qk`` for ``blocks.3.attn.qk``."""
+        match = re.fullmatch(r"(?:.*\.)?blocks\.(\d+)\.(.+)", self.name)
+        return (match[1], match[2]) if match else (self.branch, self.part)
 
     def share(self, size: int) -> float:
         """Share of the site's own dense weights that `size` keeps, in (0, 1]."""

@@ -211,6 +211,18 @@ def collect(
     return moments
 
 
+def outputs_of(model: nn.Module, images: Tensor) -> Tensor:
+    """What closed-form errors are a change of: the logits [B, classes]; the features [B, ..., d] where there are no classes."""
+    if getattr(model, "num_classes", 1) == 0 and hasattr(model, "forward_features"):
+        return model.forward_features(images)  # type: ignore[operator, no-any-return]
+    return model(images)  # type: ignore[no-any-return]
+
+
+def has_classes(model: nn.Module) -> bool:
+    """Whether a model's outputs are logits."""
+    return bool(getattr(model, "num_classes", 0))
+
+
 def _probe(model: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
     """A random scalar of the outputs whose gradients have the Fisher matrix of the model as their second moment.
 
@@ -218,17 +230,14 @@ def _probe(model: nn.Module, images: Tensor, generator: torch.Generator) -> Tens
     (B e)^T z for normal e: what sampling labels gives on average, without its rare large gradients. A model without
     classes has its features for z, and B = 1.
     """
-    if getattr(model, "num_classes", 1) == 0 and hasattr(model, "forward_features"):
-        outputs = model.forward_features(images)  # type: ignore[operator]
-    else:
-        outputs = model(images)
+    outputs = outputs_of(model, images)
     shape = outputs.shape[1:]
     noise = torch.stack([torch.randn(shape, generator=generator) for _ in images]).to(outputs)  # the same in any batches
-    if getattr(model, "num_classes", 0):
+    if has_classes(model):
         p = outputs.detach().softmax(-1)
         noise = p.sqrt() * noise
         noise = noise - p * noise.sum(-1, keepdim=True)
-    return (noise * outputs).sum()  # type: ignore[no-any-return]
+    return (noise * outputs).sum()
 
 
 def _observe(accumulator: _Accumulator, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -8,7 +8,8 @@ import pytest
 from torch import Tensor, nn
 
 from objectives.cost import Cost, CostModel, cost_model
-from search.knapsack import Errors, Knapsack
+from objectives.sensitivity import Errors
+from search.knapsack import Knapsack
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError
 from spaces.factors import Factors

@@ -96,6 +96,12 @@ def test_the_run_directory_is_complete(run: Run) -> None:
     assert [json.loads(line).get("step") for line in metrics] == [1, 2, 3, None]
 
 
+def test_a_run_knows_its_profile(run: Run) -> None:
+    assert run.profile is not None
+    assert run.profile.images == 256
+    assert set(run.profile.errors) == {site.name for site in run.space.sites}
+
+
 def test_the_table_holds_every_trial(run: Run) -> None:
     table = run.trials
     assert list(table["number"]) == list(range(8))
@@ -117,7 +123,7 @@ def test_the_front_and_the_best_follow_from_the_table(run: Run) -> None:
         assert beaten.any()
     best = run.best("flops=60%")
     assert best["error"] == run.trials[run.trials["macs_kept"] <= 0.6]["error"].min()
-    assert run.summary["best"] == best["number"]
+    assert run.summary["best"] == [best["number"]]
     weights = {path.stem for path in (run.directory / "front").glob("*.safetensors")}
     assert weights == {f"{number:04d}" for number in {0, *front["number"]}}
     assert not list(run.directory.glob("trials/*/weights.safetensors"))
@@ -187,7 +193,7 @@ def test_other_spaces_samplers_and_objectives(tmp_path: Path, space: str) -> Non
 
 def test_no_target_spans_the_whole_range(tmp_path: Path) -> None:
     run = launch(config_of(tmp_path, trials=8, target=[]), Silent())
-    assert run.summary["best"] is None
+    assert run.summary["best"] == [None]
     assert run.trials["macs_kept"].min() < 0.3
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from objectives.error import evaluate, predict
 from objectives.finetune import FinetuneConfig, finetune
 from objectives.objective import Evaluator, Objective, resolve_device
 from spaces.allocation import Allocation
-from spaces.errors import ConfigError, DataError, DivergedError
+from spaces.errors import CheckpointError, ConfigError, DataError, DivergedError
 from spaces.factors import fingerprint
 from spaces.models import create_model, preprocessing
 
@@ -47,14 +48,17 @@ def test_the_same_seed_gives_the_same_score(evaluator: Evaluator, tmp_path: Path
 
 
 def test_preparing_says_how_far_it_is(evaluator: Evaluator, tmp_path: Path) -> None:
-    """256 calibration images in batches of 64, 6 sites, 297 search images in batches of 256."""
+    """256 calibration images in batches of 64, 6 sites, 297 search images in batches of 256. Nothing before its first use."""
     seen: dict[str, list[tuple[int, int]]] = {}
     objective = replace(evaluator.objective, factors=tmp_path / "run" / "factors")
     prepared = Evaluator(objective, lambda what, done, total: seen.setdefault(what, []).append((done, total)))
-    assert list(seen) == ["dense model"], "factors are computed at their first use"
-    assert prepared.factors is prepared.factors
+    assert not seen
+    assert prepared.profile is prepared.profile
+    assert prepared.dense is prepared.dense
+    assert list(seen) == ["calibration", "factors", "profile", "dense model"]
     assert seen["calibration"] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert seen["factors"] == [(done, 6) for done in range(7)]
+    assert seen["profile"][-1] == (len(seen["profile"]), len(seen["profile"]))
     assert seen["dense model"] == [(1, 2), (2, 2)]
 
 
@@ -88,6 +92,48 @@ def test_building_twice_fingerprints_once(evaluator: Evaluator, monkeypatch: pyt
     plain = again.factors_of(again.space, {"ffn_hidden": "magnitude", "query_key": "magnitude"})
     assert again.factors_of(again.space, {"query_key": "magnitude", "ffn_hidden": "magnitude"}) is plain is not again.factors
     assert len(marks) == 2
+
+
+def prepared(evaluator: Evaluator, run: Path, **data: Any) -> Evaluator:
+    """The same model in another run directory, which is no sister of the first one's."""
+    objective = evaluator.objective
+    return Evaluator(replace(objective, factors=run / "factors", data=replace(objective.data, **data)))
+
+
+def test_a_profile_is_measured_once(evaluator: Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = prepared(evaluator, tmp_path / "one").profile
+    assert first.images == 256, "there are no more calibration images"
+    monkeypatch.setattr("objectives.objective.measure_profile", lambda *arguments: pytest.fail("measured again"))
+    assert prepared(evaluator, tmp_path / "one").profile == first
+    assert prepared(evaluator, tmp_path / "two").profile == first
+    assert (tmp_path / "two" / "factors" / f"{evaluator.fingerprint}.profile.json").exists()
+    assert not list(tmp_path.glob("*/factors/.*partial"))
+
+
+def test_other_images_or_sizes_make_another_profile(
+    evaluator: Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profiles = [prepared(evaluator, tmp_path / "run", profile_images=images).profile for images in (96, 32, 0)]
+    assert [profile.images for profile in profiles] == [96, 32, 0]
+    assert profiles[0].measured != profiles[1].measured
+    assert profiles[2].measured == {}
+    assert profiles[0].closed == profiles[1].closed == profiles[2].closed
+    calls = []
+    monkeypatch.setattr("objectives.objective.SIZES", 2)
+    monkeypatch.setattr("objectives.objective.measure_profile", lambda *arguments: calls.append(1) or profiles[0])
+    assert prepared(evaluator, tmp_path / "run", profile_images=0).profile == profiles[0]
+    assert calls
+
+
+def test_a_damaged_profile_is_named_wherever_it_is(evaluator: Evaluator, tmp_path: Path) -> None:
+    _ = prepared(evaluator, tmp_path / "one").profile
+    (path,) = tmp_path.glob("one/factors/*.profile.json")
+    path.write_text("{")
+    for run in ("one", "two"):
+        with pytest.raises(CheckpointError, match=f"{path} cannot be read"):
+            _ = prepared(evaluator, tmp_path / run).profile
+    path.unlink()
+    assert prepared(evaluator, tmp_path / "two").profile.measured
 
 
 def test_training_lowers_the_loss_and_ends_in_evaluation_mode() -> None:

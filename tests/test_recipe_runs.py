@@ -46,6 +46,7 @@ def test_a_recipe_alone_is_the_dense_model_and_the_recipe(checkpoint: Path, tmp_
     assert list(run.trials["state"]) == ["COMPLETE"] * 2
     assert 0.4 < run.trials["macs_kept"][1] <= 0.5
     assert run.best("flops=50%")["label"] == "magnitude"
+    assert run.profile is None
 
 
 def test_a_recipe_alone_is_continued_and_not_repeated(tmp_path: Path) -> None:

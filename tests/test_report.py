@@ -63,7 +63,7 @@ def summary(**changes: Any) -> dict[str, Any]:
         "targets": [{"cost": "macs", "limit": 450, "text": "flops=45%"}],
         "hypervolume": 0.5,
         "states": {"COMPLETE": 4, "FAIL": 1},
-        "best": 2,
+        "best": [2],
         "front": [point(0), point(4), point(2)],
     } | changes
 
@@ -199,7 +199,7 @@ def test_target_is_drawn_against_its_own_cost(page: Any) -> None:
 
 
 def test_target_out_of_reach_is_still_in_view(page: Any) -> None:
-    found = summary(best=None, targets=[{"cost": "macs", "limit": 50, "text": "flops=5%"}])
+    found = summary(best=[None], targets=[{"cost": "macs", "limit": 50, "text": "flops=5%"}])
     written = page(frame(), found)
     assert written.data["figures"]["macs"]["ranges"]["x"][0] < 5
     assert "No finished trial is under the target." in written.words

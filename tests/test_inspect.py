@@ -1,0 +1,144 @@
+"""`inspect`, with and without a profile: what is printed, what is drawn, and which errors a wrong call ends with."""
+
+import re
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from local_runs import DIGITS, MODEL, Fails, model
+from matplotlib.image import imread
+from rich.console import Console
+from safetensors.torch import save_file
+
+import run_search
+from objectives.sensitivity import Profile
+from search.heatmap import format_error, grid_of, heat_table, write_heat_maps
+from spaces.sites import Operator, Site, Space
+
+NAME, KWARGS = MODEL[1], MODEL[2:]
+IMAGES = ["--dataset", "digits", "--calibration-size", "64", "--workers", "0", "--device", "cpu"]
+SITES = (
+    Site(name="blocks.0.attn.qk", branch="blocks.0.attn", kind="query_key", choices=(4, 8, 12, 16)),
+    Site(name="blocks.0.mlp.hidden", branch="blocks.0.mlp", kind="ffn_hidden", choices=(8, 32, 64)),
+    Site(name="blocks.1.attn.qk", branch="blocks.1.attn", kind="query_key", choices=(4, 8, 12, 16)),
+)
+SPACE = Space(name="made", branches={site.branch: (Operator(name=site.part, sites=(site,)),) for site in SITES})
+ERRORS = {
+    "blocks.0.attn.qk": {4: 0.1, 8: 0.01, 12: 0.001, 16: 0.0},
+    "blocks.0.mlp.hidden": {8: 0.2, 32: 3e-5, 64: 0.0},
+    "blocks.1.attn.qk": {4: 0.5, 8: 0.05, 12: 0.0, 16: 0.0},
+}
+
+
+def inspected(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    capsys.readouterr()
+    assert run_search.main(["inspect", *map(str, arguments)]) == 0
+    return capsys.readouterr().out
+
+
+# The heat map
+
+
+def test_a_cell_is_the_error_at_the_nearest_size() -> None:
+    assert grid_of(ERRORS, SPACE, 0.5) == {"0": {"attn.qk": 0.01, "mlp.hidden": 3e-5}, "1": {"attn.qk": 0.05}}
+    assert grid_of(ERRORS, SPACE, 0.75)["1"] == {"attn.qk": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("error", "text"), [(0.0, "0"), (0.0123, "0.012"), (1.234, "1.23"), (0.00123, "1.2e-3"), (1.2e-10, "1.2e-10")]
+)
+def test_errors_are_short(error: float, text: str) -> None:
+    assert format_error(error) == text
+
+
+def test_the_terminal_s_heat_map_reads_without_colours() -> None:
+    written = StringIO(), StringIO()
+    for file, colours in zip(written, (None, "truecolor"), strict=True):
+        console = Console(width=80, file=file, force_terminal=bool(colours), color_system=colours)  # type: ignore[arg-type]
+        console.print(heat_table(ERRORS, SPACE, 0.5))
+    text, coloured = (file.getvalue() for file in written)
+    assert re.search(r"0 +│ +0\.010 +│ +3\.0e-5", text)
+    assert re.search(r"1 +│ +0\.050 +│ +– ", text)
+    assert "\x1b" not in text
+    assert len(set(re.findall(r"48;2;(\d+;\d+;\d+)", coloured))) == 3
+
+
+@pytest.mark.parametrize("errors", [ERRORS, {name: dict.fromkeys(found, 0.0) for name, found in ERRORS.items()}])
+def test_the_picture_has_a_colour_per_cell(tmp_path: Path, errors: dict[str, dict[int, float]]) -> None:
+    write_heat_maps(tmp_path / "profile.png", Profile(closed=errors, measured={}, images=0), SPACE, r"$\frac{ title")
+    pixels = imread(tmp_path / "profile.png")[..., :3]
+    colours, counts = np.unique((255 * pixels).round().reshape(-1, 3), axis=0, return_counts=True)
+    large = {tuple(colour) for colour, count in zip(colours, counts, strict=True) if count > 1500 and len(set(colour)) > 1}
+    # At the three shares: 0.001, 3e-5 and 0; 0.01, 3e-5 and 0.05; 0.1, 0.2 and 0.5. Nothing has the colour of the least.
+    assert len(large) == (7 if errors is ERRORS else 1)
+
+
+# On the command line
+
+
+def test_inspect_needs_no_images(capsys: pytest.CaptureFixture[str]) -> None:
+    text = inspected(capsys, NAME, *KWARGS)
+    assert "blocks.0.attn.qk" in text
+    assert "reachable" in text
+
+
+def test_a_profile_of_a_model(capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path) -> None:
+    arguments = [NAME, *KWARGS, "--checkpoint", checkpoint, *IMAGES, "--output", tmp_path / "out", "--profile"]
+    text = inspected(capsys, *arguments)
+    assert "measuring one site at a time: done" in text
+    assert "errors measured on 64 calibration images at up to 3 sizes of every site" in text
+    (path,) = (tmp_path / "out" / "factors").glob("*.profile.json")
+    profile = Profile.load(path, path.name.partition(".")[0])
+    assert profile is not None
+    for site, errors in profile.errors.items():
+        (row,) = re.findall(rf"^ *{re.escape(site)} .*", text, re.MULTILINE)
+        quarter = min(errors, key=lambda size: (abs(size / max(errors) - 0.25), size))
+        assert re.search(
+            rf" {quarter} +{format_error(profile.closed[site][quarter])} +{format_error(errors[quarter])}\*? +−", row
+        )
+    assert f"{sum(map(len, profile.measured.values()))} sizes" in text
+    assert f"picture: {tmp_path / 'out' / 'profile.png'}" in text.replace("\n", "")
+    assert imread(tmp_path / "out" / "profile.png").std() > 0.05
+    assert "measuring" not in inspected(capsys, *arguments)
+
+
+def test_without_measuring_the_closed_form_is_shown(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path
+) -> None:
+    arguments = ["--checkpoint", checkpoint, *IMAGES, "--output", tmp_path / "out", "--profile", "--profile-images", "0"]
+    text = inspected(capsys, NAME, *KWARGS, *arguments)
+    assert "closed-form errors, not measured" in text
+    assert "in the median" not in text
+
+
+def test_a_profile_of_a_run(capsys: pytest.CaptureFixture[str], finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (finished / "factors").iterdir()}
+    text = inspected(capsys, finished, "--profile")
+    assert "measuring" not in text
+    assert {path: path.stat().st_mtime_ns for path in (finished / "factors").iterdir()} == before
+    assert (finished / "profile.png").exists()
+    assert "reachable" in inspected(capsys, finished)
+
+
+def test_a_profile_needs_images(fails: Fails, tmp_path: Path) -> None:
+    line = fails("inspect", NAME, *KWARGS, "--profile", "--output", tmp_path / "out")
+    assert line == "error: no images: give --data-dir with an image folder, or --dataset with a timm data set name"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_profile_of_other_weights_is_not_put_into_a_run(fails: Fails, finished: Path, tmp_path: Path) -> None:
+    other = model()
+    other.get_parameter("head.bias").data += 1
+    save_file(other.state_dict(), tmp_path / "other.safetensors")
+    line = fails("inspect", finished, "--checkpoint", tmp_path / "other.safetensors", "--profile")
+    assert "was searched with other weights or images than these: choose another --output" in line
+
+
+def test_another_profile_does_not_continue_a_run(fails: Fails, finished: Path, checkpoint: Path) -> None:
+    line = fails("launch", *MODEL, "--checkpoint", checkpoint, *DIGITS, "--output", finished, "--profile-images", "32")
+    assert "was searched with profile_images=512, not 32: choose another --output" in line
+
+
+def test_a_negative_number_of_images_is_refused(fails: Fails) -> None:
+    assert "profile_images must be at least 0, got -1" in fails("inspect", NAME, *IMAGES, "--profile-images", "-1")
