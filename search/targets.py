@@ -53,7 +53,7 @@ def parse_targets(texts: Sequence[str], reach: Reach) -> tuple[Target, ...]:
     for text, group in zip(texts, _groups(targets), strict=True):
         if len({target.cost for target in group}) < len(group):
             raise TargetError(
-                f"two bounds for one cost in {text!r}: budgets of their own are words of their own, --target flops=50% flops=30%"
+                f"two bounds for one cost in {text!r}: write separate budgets as --target flops=50% flops=30%"
             )
     for target in targets:
         _check_reachable(target, reach)
