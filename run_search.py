@@ -15,12 +15,12 @@ import optuna  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from objectives.cost import cost_model  # noqa: E402
-from search import SearchConfig, demo, export, launch, open_run  # noqa: E402
+from search import SearchConfig, audit, demo, export, launch, open_run  # noqa: E402
 from search.cli import build_parser, given_options  # noqa: E402
 from search.config import read_options  # noqa: E402
 from search.inspect import describe_model, inspect_profile  # noqa: E402
-from search.launch import render  # noqa: E402
-from search.progress import Display, front_table  # noqa: E402
+from search.progress import Display, audit_view, front_table  # noqa: E402
+from search.report import render  # noqa: E402
 from search.run import stored_options  # noqa: E402
 from spaces.errors import CompressionError  # noqa: E402
 from spaces.models import create_model  # noqa: E402
@@ -60,6 +60,8 @@ def _launch(arguments: argparse.Namespace, console: Console) -> None:
             config = demo.with_dense_model(config, display.stage)
         run = launch(config, display)
     console.print(front_table(run.summary))
+    for table in audit_view(run.audit) if config.study.audit and run.audit else ():
+        console.print(table)
     console.print(f"report: {run.directory / 'report.html'}")
     if is_demo:
         _export(argparse.Namespace(run=str(run.directory), target=None, trial=None), console)
@@ -100,6 +102,15 @@ def _browse(arguments: argparse.Namespace, console: Console) -> None:
         webbrowser.open(report.as_uri())
 
 
+def _audit(arguments: argparse.Namespace, console: Console) -> None:
+    run = open_run(arguments.run)
+    with Display(console) as display:
+        found = audit(run, arguments.points, arguments.factor, arguments.seeds, display.stage)
+    for table in audit_view(found):
+        console.print(table)
+    console.print(f"report: {run.directory / 'report.html'}")
+
+
 def _export(arguments: argparse.Namespace, console: Console) -> None:
     run = open_run(arguments.run)
     with Display(console) as display:
@@ -108,7 +119,7 @@ def _export(arguments: argparse.Namespace, console: Console) -> None:
     console.print((folder / "README.md").read_text(encoding="utf-8").split("---\n")[2].split("\n```")[0].strip(), markup=False)
 
 
-_COMMANDS = {"launch": _launch, "inspect": _inspect, "browse": _browse, "export": _export}
+_COMMANDS = {"launch": _launch, "inspect": _inspect, "browse": _browse, "audit": _audit, "export": _export}
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)

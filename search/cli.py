@@ -38,6 +38,7 @@ examples:
       a published system alone; --baselines kumar-hybrid vtp gohsp losparse uniform runs them beside a search
   run_search.py browse runs/deit_small_patch16_224-contract
   run_search.py export runs/deit_small_patch16_224-contract --target flops=50%
+  run_search.py audit  runs/deit_small_patch16_224-contract --points 8
 
 "flops" means multiply-accumulates (MACs), as in the literature; targets bound what is kept.
 """
@@ -83,6 +84,16 @@ def build_parser() -> argparse.ArgumentParser:
     browse = commands.add_parser("browse", help="the front as a table, and the report of a run")
     browse.add_argument("run", help="run directory")
     browse.add_argument("--no-open", action="store_true", help="do not open report.html in a browser")
+    audit = commands.add_parser(
+        "audit",
+        help="fine-tune points of the front for longer: does the short fine-tune rank them as a long one does?",
+        description="Fine-tune points of the front, and trials of similar cost, for longer and with other seeds, and report "
+        "Kendall's tau between the orders. Goes on where it was.",
+    )
+    audit.add_argument("run", help="run directory")
+    audit.add_argument("--points", type=int, metavar="N", default=8, help="trials along the front, and as many of similar cost")
+    audit.add_argument("--factor", type=int, metavar="N", default=10, help="so many times the steps of the search")
+    audit.add_argument("--seeds", type=int, metavar="N", default=2, help="long fine-tunes of every trial")
     export = commands.add_parser("export", help="write one point of the front as a model folder, checked after reload")
     export.add_argument("run", help="run directory")
     export.add_argument(

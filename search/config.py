@@ -19,6 +19,7 @@ from objectives.finetune import FinetuneConfig
 from objectives.objective import Objective
 from objectives.recipes import RECIPES
 from objectives.splits import DataConfig
+from search.agreement import LEAST
 from search.parametrisation import Name
 from search.samplers import ADDITIVE, SAMPLERS
 from spaces.errors import ConfigError
@@ -55,6 +56,8 @@ class StudyConfig:
         rungs: a candidate that is clearly worse than a cheaper one after these shares of its fine-tune's steps is
             stopped there; or none.
         band: proposals use between this share of the budget and all of it.
+        audit: when the search is done, fine-tune so many points of its front for ten times the steps, and report whether
+            that ranks them alike; 0 for no audit.
         seed: of the sampler, the batches and the augmentation.
         device: cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.
         threads: CPU threads; by default as many as there are cores. Small models are faster with 1.
@@ -73,6 +76,7 @@ class StudyConfig:
     recipe: str | None = None
     rungs: tuple[float, ...] = (0.25, 0.5)
     band: float = 0.5
+    audit: int = 0
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
@@ -100,6 +104,10 @@ class StudyConfig:
                 raise ConfigError(f"unknown recipe {name!r}: choose one of {', '.join((*ALLOCATED, *RECIPES))}")
         if self.recipe is not None and not self.target:
             raise ConfigError(f"the recipe {self.recipe!r} needs a budget: --target flops=50%")
+        if self.audit != 0 and self.audit < LEAST:
+            raise ConfigError(f"audit must be 0 or at least {LEAST}, got {self.audit}")
+        if self.audit and self.recipe is not None:
+            raise ConfigError(f"an audit needs a search, but the recipe {self.recipe!r} was asked for alone")
         if "error" not in self.objectives or not 2 <= len(set(self.objectives)) == len(self.objectives):
             raise ConfigError(f"objectives must be error and at least one cost, each once, got {', '.join(self.objectives)}")
 

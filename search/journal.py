@@ -88,7 +88,7 @@ def lock_run(directory: Path) -> IO[str]:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         handle.close()
-        raise RunError(f"another process is searching in {directory}: wait for it, or choose another --output") from error
+        raise RunError(f"another process is at work in {directory}: wait for it, or choose another --output") from error
     return handle
 
 

@@ -15,12 +15,12 @@ from objectives.count import fvcore_macs
 from objectives.finetune import Step
 from objectives.objective import Evaluator
 from objectives.recipes import RECIPES, check_reach, recipe_of
+from search.audit import audit
 from search.config import ALLOCATED, SearchConfig
 from search.environment import environment
 from search.knapsack import Knapsack
 from search.parametrisation import Budgets, Limits, parametrise
-from search.picture import write_picture
-from search.report import write_report
+from search.report import render
 from search.run import Run, check_same_model, check_same_run, default_output, make_directory
 from search.rungs import reason_to_stop
 from search.runner import WEIGHTS, InProcessRunner
@@ -56,7 +56,7 @@ def launch(config: SearchConfig, reporter: Reporter) -> Run:
 
     Raises:
         CompressionError: anything that the user can put right, before a trial is paid for.
-        RunError: every trial failed.
+        RunError: every trial failed, or the front is too short for the audit that was asked for.
     """
     directory = Path(config.study.output or default_output(config))
     check_same_run(directory, config)
@@ -74,7 +74,10 @@ def launch(config: SearchConfig, reporter: Reporter) -> Run:
         search.run()
     finally:
         search.close()
-    return Run(directory)
+    run = Run(directory)
+    if config.study.audit:
+        audit(run, config.study.audit, progress=reporter.stage)
+    return run
 
 
 class _Search:
@@ -245,12 +248,6 @@ def _check_count(evaluator: Evaluator) -> None:
             f"the closed form gives {expected:,} MACs for {type(evaluator.model).__name__}, fvcore counts {counted:,}: "
             "a layer of this model is not known here"
         )
-
-
-def render(run: Run) -> None:
-    """Write report.html and pareto.png from the run's tables."""
-    write_report(run.directory / "report.html", run.summary, run.trials, run.sites, run=str(run.directory))
-    write_picture(run.directory / "pareto.png", run.summary, run.trials)
 
 
 def _mixes(space: Space) -> Iterable[tuple[str, dict[str, str]]]:

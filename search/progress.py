@@ -1,5 +1,6 @@
 """What a search shows while it runs: a live table in a terminal, plain lines elsewhere."""
 
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from objectives.finetune import Step
+from search.agreement import audit_tables
 from search.targets import format_count, format_kept
 from search.trial import Proposal, Trial
 
@@ -144,6 +146,17 @@ def front_table(summary: dict[str, Any]) -> Table:
             style=style,
         )
     return table
+
+
+def audit_view(audit: dict[str, Any]) -> Iterator[Table]:
+    """An audit as tables for the terminal."""
+    for title, columns, rows in audit_tables(audit):
+        table = Table(title=title, title_justify="left")
+        for index, name in enumerate(columns):
+            table.add_column(name, justify="left" if index == 0 else "right")
+        for row in rows:
+            table.add_row(*row)
+        yield table
 
 
 def _trial_table(rows: list[Trial], summary: dict[str, Any]) -> Table:

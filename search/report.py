@@ -12,7 +12,10 @@ import pandas as pd
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from search.agreement import audit_tables
 from search.figure import COSTS, Row, figure_of, is_finite, reference_of, split_trials
+from search.picture import write_picture
+from search.run import Run
 from search.targets import format_count, format_kept
 from spaces.files import write_text
 from spaces.sites import Site
@@ -20,7 +23,21 @@ from spaces.sites import Site
 _TEMPLATES = Path(__file__).with_name("templates")
 
 
-def write_report(path: Path, summary: dict[str, Any], trials: pd.DataFrame, sites: Sequence[Site], run: str = "RUN") -> None:
+def render(run: Run) -> None:
+    """Write report.html and pareto.png from the run's tables."""
+    name = str(run.directory)
+    write_report(run.directory / "report.html", run.summary, run.trials, run.sites, run=name, audit=run.audit)
+    write_picture(run.directory / "pareto.png", run.summary, run.trials)
+
+
+def write_report(
+    path: Path,
+    summary: dict[str, Any],
+    trials: pd.DataFrame,
+    sites: Sequence[Site],
+    run: str = "RUN",
+    audit: dict[str, Any] | None = None,
+) -> None:
     """Write one self-contained HTML page: front, allocations, trials stopped early, failures. It requests nothing.
 
     Trials that are not COMPLETE, or whose error, MACs or parameters are not finite, are listed and not drawn. With
@@ -32,6 +49,7 @@ def write_report(path: Path, summary: dict[str, Any], trials: pd.DataFrame, site
         trials: a row per trial: state, label, reason, error in [0, 1], costs, and one column per site.
         sites: of all spaces of the run, in model order; a trial shows those of its own.
         run: run directory, as the copied export command names it.
+        audit: content of audit.json, if there is one.
     """
     points, stopped, failed = split_trials(trials)
     best = next((row for row in points if row["number"] in summary["best"][:1]), None)
@@ -48,6 +66,7 @@ def write_report(path: Path, summary: dict[str, Any], trials: pd.DataFrame, site
             rows=_table(summary, points),
             stopped=[{**row, **_texts(row, summary)} for row in stopped],
             failed=failed,
+            audit=audit_tables(audit) if audit else [],
             style=Markup(style),
             scripts=[Markup(text) for text in scripts],
             # Only these scripts may run, so markup that slipped through could not.

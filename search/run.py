@@ -16,6 +16,8 @@ from spaces.allocation import Allocation
 from spaces.errors import RunError, TargetError
 from spaces.sites import Site, Space
 
+AUDIT = "audit.json"
+
 # What may differ between two launches of one run; everything else changes what its trials mean.
 _FREE = frozenset(
     (
@@ -24,6 +26,7 @@ _FREE = frozenset(
         "baselines",
         "recipe",
         "rungs",
+        "audit",
         "device",
         "threads",
         "workers",
@@ -77,6 +80,19 @@ class Run:
     def space_of(self, row: "pd.Series[Any]") -> Space:
         """The space of one trial's allocation."""
         return read_space(self.summary, str(row["space"]))
+
+    @property
+    def audit(self) -> dict[str, Any] | None:
+        """What `search.audit.audit` found last; None before there was one.
+
+        Raises:
+            RunError: it cannot be read.
+        """
+        path = self.directory / AUDIT
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        except ValueError as error:
+            raise RunError(f"{path} cannot be read ({error}): remove it, and audit the run again") from error
 
     @property
     def front(self) -> pd.DataFrame:

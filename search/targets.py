@@ -52,9 +52,7 @@ def parse_targets(texts: Sequence[str], reach: Reach) -> tuple[Target, ...]:
     targets = tuple(_parse(part, reach, group) for group, text in enumerate(texts) for part in text.split(","))
     for text, group in zip(texts, _groups(targets), strict=True):
         if len({target.cost for target in group}) < len(group):
-            raise TargetError(
-                f"two bounds for one cost in {text!r}: write separate budgets as --target flops=50% flops=30%"
-            )
+            raise TargetError(f"two bounds for one cost in {text!r}: write separate budgets as --target flops=50% flops=30%")
     for target in targets:
         _check_reachable(target, reach)
     return targets

@@ -1,0 +1,71 @@
+"""What stopping dominated candidates saves, and whether it stops a wrong one: stopped trials of runs, fine-tuned to their end.
+
+    python benchmarks/rungs.py runs/NAME ...
+
+A stopped trial was a wrong one if it would be on the front of all trials, had it been finished.
+"""
+
+import argparse
+
+import pandas as pd
+import torch
+
+from objectives.objective import Evaluator
+from search import Run, open_run
+from search.pareto import front, hypervolume
+
+HEADER = (
+    "| run | sampler | trials | sampled | stopped | steps saved | time saved | cost of rungs | wrongly | hypervolume lost |"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+")
+    print(HEADER + "\n" + "|---" * HEADER.count(" | ") + "|---|")
+    for directory in parser.parse_args().runs:
+        run = open_run(directory)
+        torch.set_num_threads(run.config.study.threads or torch.get_num_threads())
+        print(row(run), flush=True)
+
+
+def row(run: Run) -> str:
+    """One line of the table."""
+    evaluator = Evaluator(run.config.objective(run.directory))
+    trials = run.trials.set_index("number", drop=False)
+    stopped = trials[trials["state"] == "PRUNED"]
+    whole = trials.copy()
+    for number, entry in stopped.iterrows():
+        score = evaluator.evaluate(run.allocation(entry), int(entry["seed"]))
+        whole.loc[number, ["error", "steps", "seconds"]] = score.error, score.steps, score.seconds
+    saved = {name: 1 - trials[name].sum() / whole[name].sum() for name in ("steps", "seconds")}
+    points, ours = points_of(run, whole), points_of(run, trials[trials["state"] == "COMPLETE"])
+    wrong = [int(whole["number"].iloc[index]) for index in front(points) if whole["state"].iloc[index] == "PRUNED"]
+    full, reached = (hypervolume(each, [1.0] * len(run.summary["objectives"])) for each in (points, ours))
+    sampled = int(trials["label"].isna().sum())
+    return (
+        f"| {run.directory} | {run.config.study.sampler} | {len(trials)} | {sampled} | {len(stopped)} | {saved['steps']:.1%} "
+        f"| {saved['seconds']:.1%} | {overhead(run, evaluator):.1%} | {wrong or 'none'} | {1 - reached / full:.3%} |"
+    )
+
+
+def points_of(run: Run, trials: pd.DataFrame) -> list[tuple[float, ...]]:
+    """Objectives of every trial, costs as shares of the dense model's."""
+    columns = [name if name == "error" else f"{name}_kept" for name in run.summary["objectives"]]
+    return list(trials[columns].itertuples(index=False, name=None))
+
+
+def overhead(run: Run, evaluator: Evaluator) -> float:
+    """Share of a finished trial's time that its rungs cost: medians of five, in turns."""
+    chosen = run.allocation(run.trials[run.trials["label"] == "warm start"].iloc[0])
+    times: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(5):
+        for measured in times:
+            score = evaluator.evaluate(chosen, 0, on_rung=(lambda step, error: False) if measured else None)
+            times[measured].append(score.seconds)
+    without, with_rungs = (sorted(times[measured])[2] for measured in (False, True))
+    return with_rungs / without - 1
+
+
+if __name__ == "__main__":
+    main()

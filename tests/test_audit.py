@@ -1,0 +1,263 @@
+"""Audits: which trials are measured, how orders are compared, and that an audit goes on where it was."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from local_runs import DIGITS, MODEL, Fails
+from test_launch import Silent, config_of
+from test_report import Page, frame, summary
+
+import run_search
+from search import SearchConfig, audit, launch, open_run
+from search.agreement import BAND, agreement, audit_tables, candidates, similar, spread_over, tau
+from search.report import write_report
+from search.run import Run
+from spaces.errors import ConfigError, RunError
+
+NAN = float("nan")
+
+
+def table(costs: list[int], errors: list[float] | None = None) -> pd.DataFrame:
+    errors = errors or [0.5] * len(costs)
+    return pd.DataFrame({"number": range(len(costs)), "macs": costs, "error": errors})
+
+
+# Which trials
+
+
+def test_neither_the_dense_model_nor_recipes_nor_unfinished_trials() -> None:
+    labels = ["dense", "warm start", "uniform", "random", "vtp", "heads-graph", NAN, NAN, NAN]
+    states = ["COMPLETE"] * 7 + ["PRUNED", "FAIL"]
+    trials = pd.DataFrame({"number": range(9), "label": labels, "state": states})
+    assert list(candidates(trials)["number"]) == [1, 2, 3, 6]
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(3, [0, 4, 8]), (5, [0, 2, 4, 6, 8]), (9, list(range(9))), (20, list(range(9)))]
+)
+def test_points_are_spread_from_end_to_end(count: int, expected: list[int]) -> None:
+    shuffled = table([100 * (number + 1) for number in range(9)]).sample(frac=1, random_state=0)
+    assert list(spread_over(shuffled, "macs", count)["number"]) == expected
+
+
+def test_similar_costs_are_the_fullest_band() -> None:
+    trials = table([100, 105, 200, 210, 219, 221, 300, 329, 331, 500])
+    assert list(similar(trials, "macs")["macs"]) == [200, 210, 219]
+    assert list(similar(table([100, 105, 200, 205]), "macs")["macs"]) == [100, 105], "the cheaper of equals"
+    assert list(similar(table([100, 200, 300]), "macs")["macs"]) == [100]
+
+
+# How orders are compared
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ([1, 2, 3, 4], [10, 20, 30, 40], 1.0),
+        ([1, 2, 3, 4], [4, 3, 2, 1], -1.0),
+        ([1, 2, 3, 4], [1, 2, 4, 3], 4 / 6),  # 5 pairs agree, 1 does not
+        ([1, 2, 3], [1, 1, 2], 2 / math.sqrt(3 * 2)),  # tau-b: one tie of three pairs
+        ([1, 2, 3], [5, 5, 5], None),
+        ([1], [2], None),
+        ([], [], None),
+    ],
+)
+def test_tau_by_hand(first: list[float], second: list[float], expected: float | None) -> None:
+    assert tau(first, second) == (None if expected is None else pytest.approx(expected))
+
+
+def test_agreement_by_hand() -> None:
+    found = agreement([0.1, 0.2, 0.3, 0.4], [[0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.5, 0.4]], [0.4, 0.3, 0.2, 0.1])
+    assert found["count"] == 4
+    assert found["tau"] == pytest.approx(5 / math.sqrt(6 * 5)), "means 0.1, 0.2, 0.4, 0.4"
+    assert found["per_seed"] == [1.0, pytest.approx(4 / 6)]
+    assert found["mean"] == pytest.approx(5 / 6)
+    assert found["spread"] == pytest.approx(1 / 3 / math.sqrt(2))
+    assert found["between_seeds"] == pytest.approx(4 / 6)
+    assert found["test"] == -1.0
+    assert found["by_chance"] == pytest.approx(math.sqrt(2 * 13 / (9 * 4 * 3)))
+
+
+def test_what_is_undefined_is_none_and_shown_as_a_dash() -> None:
+    found = agreement([0.1, 0.2, 0.3], [[0.1, 0.2, 0.3], [0.5, 0.5, 0.5]], [0.1, 0.2, 0.3])
+    assert found["per_seed"] == [1.0, None]
+    assert (found["mean"], found["spread"], found["between_seeds"]) == (None, None, None)
+    json.dumps(found, allow_nan=False)
+    (_, _, rows), _ = audit_tables(
+        {"steps": {"short": 1, "long": 2}, "factor": 2, "points": [], "front": found, "similar": found}
+    )
+    assert rows[0][2:5] == ("1.00", "–", "–")
+
+
+def test_along_a_front_the_short_error_is_the_order_of_cost() -> None:
+    """Why there is a second figure: whatever the long errors are, the first one compares them with the costs alone."""
+    costs, errors = [1, 2, 3, 4, 5], [0.5, 0.4, 0.3, 0.2, 0.1]
+    for long in ([0.3, 0.5, 0.2, 0.4, 0.1], [0.1, 0.2, 0.3, 0.4, 0.5]):
+        assert tau(errors, long) == pytest.approx(-(tau([float(cost) for cost in costs], long) or 0))
+
+
+# Audits of runs
+
+
+OPTIONS: dict[str, Any] = {"steps": 2, "trials": 12, "sampler": "random", "target": []}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """An untrained model: its front has few points, and they are enough."""
+    return launch(config_of(tmp_path_factory.mktemp("audit"), **OPTIONS), Silent())
+
+
+@pytest.fixture(scope="module")
+def audited(run: Run) -> dict[str, Any]:
+    return audit(run, points=3, factor=2)
+
+
+@pytest.mark.slow
+def test_an_audit_measures_what_it_says(run: Run, audited: dict[str, Any]) -> None:
+    assert (audited["steps"], audited["seeds"], audited["factor"]) == ({"short": 2, "long": 4}, [1, 2], 2)
+    assert sum(point["front"] for point in audited["points"]) == audited["front"]["count"] == 3
+    assert sum(point["similar"] for point in audited["points"]) == audited["similar"]["count"]
+    trials = run.trials.set_index("number")
+    lines = [json.loads(line) for line in (run.directory / "audit.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 * len(audited["points"])
+    for point in audited["points"]:
+        assert point["short"] == trials.loc[point["number"], "error"]
+        assert point["label"] != "dense"
+        assert (point["number"] in set(run.front["number"])) or not point["front"]
+        ours = [line for line in lines if line["trial"] == point["number"]]
+        assert [line["seed"] for line in ours] == [1, 2]
+        assert {line["steps"] for line in ours} == {4}
+        assert point["long"] == [line["error"] for line in ours]
+        assert point["test"] == [line["test_error"] for line in ours]
+        assert point["mean"] == pytest.approx(sum(point["long"]) / 2)
+    group = [point for point in audited["points"] if point["similar"]]
+    costs = [trials.loc[point["number"], "macs"] for point in group]
+    assert max(costs) <= BAND * min(costs)
+    assert open_run(run.directory).audit == audited
+
+
+@pytest.mark.slow
+def test_the_long_fine_tune_is_that_of_a_search_with_so_many_steps(run: Run, audited: dict[str, Any], tmp_path: Path) -> None:
+    """A search of 4 steps with seed 1 has the same warm starts."""
+    options = {**OPTIONS, "steps": 4, "seed": 1, "trials": 7, "checkpoint": run.config.model.checkpoint}
+    longer = launch(SearchConfig.from_flat({**run.config.flat(), **options, "output": str(tmp_path / "run")}), Silent())
+    errors = {run.allocation(row): row["error"] for _, row in longer.trials.iterrows()}
+    compared = [point for point in audited["points"] if run.allocation(run.trial(point["number"])) in errors]
+    assert compared
+    for point in compared:
+        assert point["long"][0] == errors[run.allocation(run.trial(point["number"]))]
+
+
+@pytest.mark.slow
+def test_an_audit_goes_on_where_it_was(run: Run, audited: dict[str, Any]) -> None:
+    path = run.directory / "audit.jsonl"
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:2]) + lines[2][:30])  # killed while it wrote the third
+    seen: list[str] = []
+    again = audit(run, points=3, factor=2, progress=lambda what, done, total: seen.append(what))
+    assert {**again, "environment": None} == {**audited, "environment": None}
+    measured = list(dict.fromkeys(what for what in seen if what.startswith("audit")))
+    assert len(measured) == len(lines) - 2
+    assert measured[0].startswith(f"audit 3 of {len(lines)}: trial ")
+    assert len(path.read_bytes().splitlines()) == len(lines)
+    seen.clear()
+    audit(run, points=3, factor=2, progress=lambda what, done, total: seen.append(what))
+    assert not seen, "nothing was left to do"
+
+
+@pytest.mark.slow
+def test_other_steps_are_measured_anew(run: Run, audited: dict[str, Any]) -> None:
+    before = len((run.directory / "audit.jsonl").read_text().splitlines())
+    found = audit(run, points=3, factor=3)
+    assert found["steps"]["long"] == 6
+    assert len((run.directory / "audit.jsonl").read_text().splitlines()) == 2 * before
+    audit(run, points=3, factor=2)
+
+
+@pytest.mark.slow
+def test_page_and_terminal_show_it(run: Run, audited: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--points", "3", "--factor", "2", "--seeds", "2"]
+    assert run_search.main(["audit", str(run.directory), *arguments]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    page = Page((run.directory / "report.html").read_text(encoding="utf-8")).words
+    for words in ("along the front", "of similar cost, within 10%", f"{audited['front']['tau']:.2f}"):
+        assert words in printed
+        assert words in page
+    assert "Audit of the short fine-tune" in page
+    for point in audited["points"]:
+        row = f"{point['number']} {point['label'] or ''} {point['macs_kept']:.1%}".replace("  ", " ")
+        assert row in page
+
+
+def test_a_page_without_an_audit_says_nothing_of_it(tmp_path: Path) -> None:
+    write_report(tmp_path / "report.html", summary(), frame(), [])
+    assert "Audit" not in Page((tmp_path / "report.html").read_text(encoding="utf-8")).words
+
+
+@pytest.mark.slow
+def test_a_launch_with_an_audit(tmp_path: Path) -> None:
+    stages: list[str] = []
+
+    class Watching(Silent):
+        def stage(self, what: str, done: int, total: int) -> None:
+            stages.append(what)
+
+    run = launch(config_of(tmp_path, **{**OPTIONS, "steps": 1, "audit": 3}), Watching())
+    assert run.audit is not None
+    assert run.audit["steps"] == {"short": 1, "long": 10}
+    assert stages[-1].startswith("audit ")
+    stages.clear()
+    launch(config_of(tmp_path, **{**OPTIONS, "steps": 1, "audit": 3}), Watching())
+    assert not any(what.startswith("audit") for what in stages)
+
+
+@pytest.mark.slow
+def test_a_front_that_is_too_short(checkpoint: Path, tmp_path: Path, fails: Fails) -> None:
+    line = fails("launch", *MODEL, "--checkpoint", checkpoint, *DIGITS, "--output", tmp_path / "run", "--audit", "3")
+    assert "an audit needs 3 points, but the front of" in line
+    assert "search with more --trials" in line
+    assert open_run(tmp_path / "run").audit is None
+    assert "an audit needs 3 points" in fails("audit", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--points", "2"), "points of an audit must be at least 3, got 2"),
+        (("--factor", "1"), "factor of an audit must be at least 2, got 1"),
+        (("--seeds", "1"), "seeds of an audit must be at least 2, got 1"),
+        (("--points", "many"), "argument --points: invalid int value: 'many'"),
+    ],
+)
+def test_wrong_arguments(fails: Fails, finished: Path, arguments: tuple[str, ...], words: str) -> None:
+    assert words in fails("audit", finished, *arguments)
+
+
+def test_folder_without_a_run(fails: Fails, tmp_path: Path) -> None:
+    assert f"no search in {tmp_path}" in fails("audit", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"audit": 2}, "audit must be 0 or at least 3, got 2"),
+        ({"audit": -1}, "audit must be 0 or at least 3"),
+        ({"audit": 3, "recipe": "magnitude", "target": ["flops=50%"]}, "an audit needs a search"),
+    ],
+)
+def test_wrong_options(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        SearchConfig.from_flat(options)
+
+
+@pytest.mark.slow
+def test_trials_without_a_fine_tune_have_none_to_audit(tmp_path: Path) -> None:
+    run = launch(config_of(tmp_path, **{**OPTIONS, "steps": 0, "trials": 2}), Silent())
+    with pytest.raises(RunError, match="there is no short fine-tune to audit"):
+        audit(run)
