@@ -26,6 +26,7 @@ from spaces.allocation import Allocation
 from spaces.files import write_json
 
 _ATTEMPTS = 50
+_INSISTED = 5  # after so many repetitions in a row a sampler has nothing new to say, but the space may have
 
 
 class Study:
@@ -92,15 +93,14 @@ class Study:
         """The next trial: what was interrupted or enqueued first, then the sampler's. None if it finds nothing new."""
         if self._queue:
             proposal = self._queue.pop(0)
-            if proposal.parameters:
-                self._memory.enqueue_trial(dict(proposal.parameters))
-            return self._start(proposal, self._sample(proposal.number) if proposal.parameters else None)
+            return self._start(proposal, self._repeat(proposal) if proposal.parameters else None)
         known = self._known()
         for attempt in range(_ATTEMPTS):
             sampled = self._sample(self._next_number(), attempt)
             allocation = self.parametrisation.decode(sampled.params)
             if allocation not in known:
-                return self._start(self._propose(allocation, None, sampled.params), sampled)
+                proposal = self._propose(allocation, None, sampled.params)
+                return self._start(replace(proposal, attributes=self._attributes(sampled)), sampled)
             self._memory.tell(sampled, state=TrialState.FAIL)  # a repetition is not paid for, and must not count
         return None
 
@@ -137,8 +137,20 @@ class Study:
 
     def _sample(self, number: int, attempt: int = 0) -> optuna.Trial:
         seed = (self.seed * 1_000_003 + number * _ATTEMPTS + attempt) % 2**31
-        self._memory.sampler = create_sampler(self.sampler, seed, self.parametrisation, self.screen)
+        name = self.sampler if attempt < _INSISTED else "random"
+        self._memory.sampler = create_sampler(name, seed, self.parametrisation, self.screen)
         return self._memory.ask(self.parametrisation.distributions)
+
+    def _repeat(self, proposal: Proposal) -> optuna.Trial:
+        """A trial of the parameters of a proposal, with what its sampler noted; no sampler is asked."""
+        self._memory.enqueue_trial(dict(proposal.parameters))
+        sampled = self._memory.ask(self.parametrisation.distributions)
+        for name, value in proposal.attributes.items():
+            self._memory._storage.set_trial_system_attr(sampled._trial_id, name, value)
+        return sampled
+
+    def _attributes(self, sampled: optuna.Trial) -> dict[str, Any]:
+        return dict(self._memory._storage.get_trial_system_attrs(sampled._trial_id))
 
     def _propose(self, allocation: Allocation | None, label: str | None, parameters: Mapping[str, float]) -> Proposal:
         return Proposal(
