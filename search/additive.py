@@ -191,7 +191,8 @@ class _Proposal:
             ]
         )
         pool = self._of(np.repeat(multipliers, _LOADS, axis=0), shares.ravel(), chosen)
-        tried = (pool.features[:, None] == self._tried.features).all(-1).any(1)
+        known = set(map(bytes, self._tried.features))
+        tried = np.array([bytes(row) in known for row in pool.features])
         return pool[~tried] if not tried.all() else pool
 
     def _moved(self) -> Floats:
@@ -228,13 +229,12 @@ class _Proposal:
         return rows
 
     def _decoded(self, parameters: Sequence[dict[str, Any]]) -> _Candidates:
-        knapsack = self._parametrisation.knapsack
-        allocations = [self._parametrisation.decode(entry) for entry in parameters]
-        features = np.array([knapsack.features_of(allocation) for allocation in allocations]).reshape(-1, len(knapsack.sites))
+        knapsack, found = self._parametrisation.knapsack, [self._parametrisation.decoded(entry) for entry in parameters]
+        features = np.array([entry.features for entry in found]).reshape(-1, len(knapsack.sites))
         return _Candidates(
-            multipliers=np.array([self._parametrisation.multipliers(entry) for entry in parameters]).reshape(features.shape),
-            shares=np.zeros(len(parameters)),
-            loads=np.array([self._parametrisation.budgets.load(allocation, self._target) for allocation in allocations]),
+            multipliers=np.array([entry.multipliers for entry in found]).reshape(features.shape),
+            shares=np.zeros(len(found)),
+            loads=np.array([entry.loads[self._target] for entry in found]),
             features=features,
             positions=features / knapsack.largest,
         )

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import cholesky, solve_triangular
 
 Floats = NDArray[np.float64]
 
 _CURVE_WIDTHS = (3.0, 0.5, 0.2)  # priors of the curve: log scale, log power, and the error with no distortion
-_WIDTHS_TRIALS, _MODEL_TRIALS = 120, 400  # at most so many trials choose the widths, and carry the covariance
+_WIDTHS_TRIALS, _MODEL_TRIALS = 100, 300  # at most so many trials choose the widths, and carry the covariance
 _ITERATIONS = 30
 _FLOOR = 1e-12
 
@@ -79,7 +80,7 @@ class ErrorPosterior:
         self._mode = self._center.copy()
         self._mode[-3] = -np.log(max(-np.log(max(1 - float(np.median(errors)), 1e-3)), 1e-3))
         self._widths = _Widths()
-        for _ in range(2):
+        for _ in range(2):  # widths by a mode, and a mode by these widths
             self._mode = self._fit()
             self._widths = self._chosen_widths()
         self._mode = self._fit()
@@ -154,7 +155,7 @@ class ErrorPosterior:
         return theta
 
     def _chosen_widths(self) -> _Widths:
-        """Widths of the largest marginal likelihood, one after the other, twice."""
+        """Widths of the largest marginal likelihood, each along its grid, twice."""
         chosen = _spaced(len(self._errors), _WIDTHS_TRIALS)
         rows, errors = self._rows[chosen], self._errors[chosen]
         mean, jacobian, slope = _curve(rows.features, self._mode)
@@ -168,14 +169,16 @@ class ErrorPosterior:
         def evidence(widths: _Widths) -> float:
             covariance = curve + sum(getattr(widths, name) ** 2 * kernel for name, kernel in kernels.items())
             covariance[np.diag_indices_from(covariance)] += widths.noise**2
-            factor = np.linalg.cholesky(covariance)
-            white = np.linalg.solve(factor, residual)
+            factor = cholesky(covariance, lower=True, overwrite_a=True, check_finite=False)
+            white = solve_triangular(factor, residual, lower=True, check_finite=False)
             return float(-0.5 * white @ white - np.log(np.diag(factor)).sum())
 
-        best = self._widths
+        best, known = self._widths, dict[_Widths, float]()
         for _ in range(2):
             for name, values in _GRID.items():
-                best = max((replace(best, **{name: value}) for value in values), key=evidence)
+                tried = [replace(best, **{name: value}) for value in values]
+                known |= {widths: evidence(widths) for widths in tried if widths not in known}
+                best = max(tried, key=known.__getitem__)
         return best
 
     def _condition(self) -> None:
