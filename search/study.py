@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import TrialState
 
 from objectives.cost import Cost
@@ -92,12 +93,12 @@ class Study:
         """The next trial: what was interrupted or enqueued first, then the sampler's. None if it finds nothing new."""
         if self._queue:
             proposal = self._queue.pop(0)
-            if proposal.parameters:
+            if proposal.parameters:  # all of them: nothing is left to sample
                 self._memory.enqueue_trial(dict(proposal.parameters))
-            return self._start(proposal, self._sample(proposal.number) if proposal.parameters else None)
+            return self._start(proposal, self._sample(RandomSampler(seed=0)) if proposal.parameters else None)
         known = self._known()
         for attempt in range(_ATTEMPTS):
-            sampled = self._sample(self._next_number(), attempt)
+            sampled = self._sample(self._sampler(self._next_number(), attempt))
             allocation = self.parametrisation.decode(sampled.params)
             if allocation not in known:
                 return self._start(self._propose(allocation, None, sampled.params), sampled)
@@ -135,9 +136,12 @@ class Study:
         """Where one trial keeps its files."""
         return self.directory / "trials" / f"{number:04d}"
 
-    def _sample(self, number: int, attempt: int = 0) -> optuna.Trial:
+    def _sampler(self, number: int, attempt: int) -> BaseSampler:
         seed = (self.seed * 1_000_003 + number * _ATTEMPTS + attempt) % 2**31
-        self._memory.sampler = create_sampler(self.sampler, seed, self.parametrisation, self.screen)
+        return create_sampler(self.sampler, seed, self.parametrisation, self.screen)
+
+    def _sample(self, sampler: BaseSampler) -> optuna.Trial:
+        self._memory.sampler = sampler
         return self._memory.ask(self.parametrisation.distributions)
 
     def _propose(self, allocation: Allocation | None, label: str | None, parameters: Mapping[str, float]) -> Proposal:
