@@ -9,6 +9,7 @@ is proposed. What was screened is kept with the trial, so that the study alone s
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -97,10 +98,14 @@ class AdditiveSampler(BaseSampler):
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
         if set(search_space) != self._names:
             return self._other.sample_relative(study, trial, search_space)
-        trials = [entry for entry in study.get_trials(deepcopy=False) if self._names <= set(entry.params)]
+        asked = [entry for entry in study.get_trials(deepcopy=False) if self._names <= set(entry.params)]
+        trials = [entry for entry in asked if entry.state != TrialState.FAIL]
         done = [entry for entry in trials if entry.state == TrialState.COMPLETE]
         running = [entry for entry in trials if entry.state == TrialState.RUNNING]
-        target = len(trials) % len(self._parametrisation.budgets.targets)
+        # Targets take turns, also where one of them has nothing new to offer. A study that was read from its journal lacks
+        # the repetitions before its last trial, so that nothing else may depend on what failed.
+        repeated = sum(1 for _ in takewhile(lambda entry: entry.state == TrialState.FAIL, reversed(asked)))
+        target = (len(trials) + repeated) % len(self._parametrisation.budgets.targets)
         if len(done) < _FEWEST:
             share = self._rng.uniform(self._parametrisation.budgets.lows[target], 1.0)
             spread = self._rng.normal(0, _START_SPREAD, len(self._names) - 1)

@@ -99,6 +99,8 @@ class StudyConfig:
             raise ConfigError(
                 f"the sampler {self.sampler!r} proposes multipliers: choose --sampler tpe for {self.parametrisation}"
             )
+        if self.parametrisation == "sizes" and len(self.target) > 1:
+            raise ConfigError(f"parametrisation sizes serves one target, got {', '.join(self.target)}: search them one by one")
         for name in self.recipes:
             if name not in (*ALLOCATED, *RECIPES):
                 raise ConfigError(f"unknown recipe {name!r}: choose one of {', '.join((*ALLOCATED, *RECIPES))}")

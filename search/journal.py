@@ -96,7 +96,7 @@ def _freeze(
     trial: Trial, values: list[float] | None, distributions: Mapping[str, BaseDistribution], system: dict[str, Any]
 ) -> FrozenTrial:
     entry = trial.proposal.to_dict()
-    parameters = entry.pop("parameters")
+    parameters, _ = entry.pop("parameters"), entry.pop("attributes")  # `system` has these, and what came later
     return create_trial(
         state=TrialState[trial.state],
         values=values,

@@ -28,7 +28,7 @@ from search.study import Study
 from search.table import DENSE, describe_space, sites_of, summarise, trial_table, write_tables
 from search.targets import Reach, Target, budgets_of, check_jointly, parse_targets, reach_of, recipe_budgets
 from search.trial import Proposal, Trial
-from spaces.errors import CountError, RunError
+from spaces.errors import AllocationError, CountError, RunError
 from spaces.files import write_json
 from spaces.sites import Space
 from spaces.vit import describe
@@ -93,7 +93,8 @@ class _Search:
         knapsack = Knapsack(space, costs, self.evaluator.profile.errors) if study.recipe is None else None
         self.budgets = Budgets(space, costs, self.limits, [self._low(limits) for limits in self.limits])
         self.parametrisation = parametrise(study.parametrisation, self.budgets, knapsack)
-        self.objectives = tuple(_COLUMNS[name] for name in study.objectives)
+        # The sampler learns from the first one, in whatever order they were given.
+        self.objectives = tuple(_COLUMNS[name] for name in sorted(study.objectives, key=lambda name: name != "error"))
         self.facts: dict[str, Any] = {
             "model": config.model.model,
             "classes": self.evaluator.data.num_classes,
@@ -198,11 +199,13 @@ class _Search:
 
     def _enqueue_uniform(self, target: int) -> None:
         """The same share everywhere: with every mix of operators on the budget, and in a search below it too."""
-        low = self.budgets.lows[target]
-        for mix, operators in _mixes(self.budgets.space):
-            self.study.enqueue(f"uniform{mix}", self.budgets.uniform(self._full(target), target, operators))
+        low, mixes = self.budgets.lows[target], _mixes(self.budgets.space)
+        wanted = [(f"uniform{mix}", self._full(target), operators) for mix, operators in mixes]
         for share in (0.5, 0.0) if self.config.study.recipe is None else ():
-            self.study.enqueue("uniform", self.budgets.uniform(low + share * (1 - low), target))
+            wanted.append(("uniform", low + share * (1 - low), {}))
+        for label, load, operators in wanted:
+            with suppress(AllocationError):  # the smallest of one mix may be above a budget that others keep
+                self.study.enqueue(label, self.budgets.uniform(load, target, operators))
 
     def _full(self, target: int) -> float:
         """The load that baselines aim at: all of the budget, or the middle of the band where there is no target."""

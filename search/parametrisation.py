@@ -19,6 +19,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from objectives.cost import COSTS, Cost, CostModel
 from search.knapsack import Indices, Knapsack
 from spaces.allocation import Allocation
+from spaces.errors import AllocationError
 from spaces.sites import Site, Space
 
 Floats = NDArray[np.float64]
@@ -62,6 +63,9 @@ class Budgets:
             load: share of the target to aim at.
             target: its index.
             operators: branch -> operator where there are rivals; the first one where it is not given.
+
+        Raises:
+            AllocationError: these operators cannot be made so small.
         """
         return self.space.decode(load, lambda allocation: self.load(allocation, target), operators)
 
@@ -70,7 +74,28 @@ class Budgets:
         rng = random.Random(seed)
         operators = {branch: rng.choice(rivals).name for branch, rivals in self.space.branches.items()}
         offsets = {site.name: rng.uniform(-_OFFSET, _OFFSET) for site in self.space.sites}
-        return self.space.decode(load, lambda allocation: self.load(allocation, target), operators, offsets)
+        return self.proportioned(load, operators, offsets, target)
+
+    def proportioned(
+        self, load: float, operators: Mapping[str, str], offsets: Mapping[str, float], target: int = 0
+    ) -> Allocation:
+        """The allocation with these proportions on a share of a target.
+
+        Args:
+            load: share of the target to aim at.
+            operators: branch -> operator; where all of them together cannot be made so small, those of the smallest allocation
+                are taken.
+            offsets: site -> offset in log-odds of its share; 0 where it is not given.
+            target: its index.
+        """
+
+        def used(allocation: Allocation) -> float:
+            return self.load(allocation, target)
+
+        try:
+            return self.space.decode(load, used, operators, offsets)
+        except AllocationError:
+            return self.space.decode(load, used, self.space.operators(self.space.smallest(used)), offsets)
 
 
 class Parametrisation(Protocol):
@@ -118,9 +143,9 @@ class Multipliers:
 
     @cached_property
     def distributions(self) -> dict[str, BaseDistribution]:
-        last = len(self.budgets.targets) - 1
-        budget = FloatDistribution(self.budgets.lows[0], last + 1.0)
-        return {BUDGET: budget, **{name: FloatDistribution(-SPAN, SPAN) for name in self.knapsack.sites}}
+        lowest, highest = self._budget(0, self.budgets.lows[0]), self._budget(len(self.budgets.targets) - 1, 1.0)
+        sites = {name: FloatDistribution(-SPAN, SPAN) for name in self.knapsack.sites}
+        return {BUDGET: FloatDistribution(lowest, highest), **sites}
 
     def decode(self, parameters: Mapping[str, Any]) -> Allocation:
         return self.decoded(parameters).allocation
@@ -145,7 +170,11 @@ class Multipliers:
     def name(self, target: int, load: float, multipliers: Floats) -> dict[str, float]:
         """Parameters by name; multipliers as an array, [sites]."""
         rounded = np.round(multipliers, 4).tolist()  # as a trial is written down
-        return {BUDGET: round(target + load, 6), **dict(zip(self.knapsack.sites, rounded, strict=True))}
+        return {BUDGET: self._budget(target, load), **dict(zip(self.knapsack.sites, rounded, strict=True))}
+
+    @staticmethod
+    def _budget(target: int, load: float) -> float:
+        return round(target + load, 6)
 
     def aim(self, budget: float) -> tuple[int, float]:
         """Target and share of it, within its band."""
@@ -200,7 +229,7 @@ class Sizes:
         if low <= load <= 1:
             return allocation
         offsets = {site.name: _log_odds(site, sizes[site.name]) for site in sites}
-        return self.budgets.space.decode(min(max(load, low), 1.0), self.budgets.load, operators, offsets)
+        return self.budgets.proportioned(min(max(load, low), 1.0), operators, offsets)
 
     def encode(self, target: int, load: float) -> dict[str, Any]:
         assert self.knapsack is not None

@@ -193,11 +193,13 @@ def _best(summary: dict[str, Any]) -> str:
     rows, texts = {row["number"]: row for row in summary["front"]}, []
     for name, number in zip(_targets(summary), summary["best"], strict=True):
         under = name if len(summary["best"]) > 1 else "the target"
-        if number not in rows:
+        if number is None:
             texts.append(f"none under {under} yet")
-            continue
-        row, kept = rows[number], rows[number]["macs"] / summary["dense"]["macs"]
-        texts.append(f"best under {under}: {row['error']:.2%} at {kept:.1%} of MACs (trial {number})")
+        elif number not in rows:  # beaten in the objectives, but not within a bound on another cost
+            texts.append(f"best under {under}: trial {number}, not on the front")
+        else:
+            row, kept = rows[number], rows[number]["macs"] / summary["dense"]["macs"]
+            texts.append(f"best under {under}: {row['error']:.2%} at {kept:.1%} of MACs (trial {number})")
     return "; ".join(texts)
 
 

@@ -46,10 +46,10 @@ def create_sampler(name: str, seed: int, parametrisation: Parametrisation, scree
     """
     if name not in SAMPLERS:
         raise ConfigError(f"unknown sampler {name!r}: choose one of {', '.join(SAMPLERS)}")
-    if name == ADDITIVE:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if name != ADDITIVE:
+            return OPTUNA[name](seed)
         if not isinstance(parametrisation, Multipliers):
             raise ConfigError(f"the sampler {name!r} proposes multipliers only")
         return AdditiveSampler(parametrisation, seed, screen)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return OPTUNA[name](seed)

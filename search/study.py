@@ -27,6 +27,7 @@ from spaces.allocation import Allocation
 from spaces.files import write_json
 
 _ATTEMPTS = 50
+_INSISTED = 5  # after so many repetitions in a row a sampler has nothing new to say, but the space may have
 
 
 class Study:
@@ -93,15 +94,14 @@ class Study:
         """The next trial: what was interrupted or enqueued first, then the sampler's. None if it finds nothing new."""
         if self._queue:
             proposal = self._queue.pop(0)
-            if proposal.parameters:  # all of them: nothing is left to sample
-                self._memory.enqueue_trial(dict(proposal.parameters))
-            return self._start(proposal, self._sample(RandomSampler(seed=0)) if proposal.parameters else None)
+            return self._start(proposal, self._repeat(proposal) if proposal.parameters else None)
         known = self._known()
         for attempt in range(_ATTEMPTS):
             sampled = self._sample(self._sampler(self._next_number(), attempt))
             allocation = self.parametrisation.decode(sampled.params)
             if allocation not in known:
-                return self._start(self._propose(allocation, None, sampled.params), sampled)
+                proposal = self._propose(allocation, None, sampled.params)
+                return self._start(replace(proposal, attributes=self._attributes(sampled)), sampled)
             self._memory.tell(sampled, state=TrialState.FAIL)  # a repetition is not paid for, and must not count
         return None
 
@@ -138,11 +138,23 @@ class Study:
 
     def _sampler(self, number: int, attempt: int) -> BaseSampler:
         seed = (self.seed * 1_000_003 + number * _ATTEMPTS + attempt) % 2**31
-        return create_sampler(self.sampler, seed, self.parametrisation, self.screen)
+        name = self.sampler if attempt < _INSISTED else "random"
+        return create_sampler(name, seed, self.parametrisation, self.screen)
 
     def _sample(self, sampler: BaseSampler) -> optuna.Trial:
         self._memory.sampler = sampler
         return self._memory.ask(self.parametrisation.distributions)
+
+    def _repeat(self, proposal: Proposal) -> optuna.Trial:
+        """A trial of the parameters of a proposal, with what its sampler noted; nothing is left to sample."""
+        self._memory.enqueue_trial(dict(proposal.parameters))
+        sampled = self._sample(RandomSampler(seed=0))
+        for name, value in proposal.attributes.items():
+            self._memory._storage.set_trial_system_attr(sampled._trial_id, name, value)
+        return sampled
+
+    def _attributes(self, sampled: optuna.Trial) -> dict[str, Any]:
+        return dict(self._memory._storage.get_trial_system_attrs(sampled._trial_id))
 
     def _propose(self, allocation: Allocation | None, label: str | None, parameters: Mapping[str, float]) -> Proposal:
         return Proposal(

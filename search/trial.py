@@ -20,6 +20,7 @@ class Proposal:
         seed: for its fine-tune.
         label: name of the baseline that it is, if it is one.
         parameters: what the sampler sees; empty for an allocation outside of the sampled band.
+        attributes: what the sampler noted with it, by Optuna's names; part of no trial that is read from the journal.
         recipe: name of the recipe that makes the model, in place of an allocation.
         limits: the recipe's budget: cost -> bound, in MACs or parameters.
     """
@@ -30,6 +31,7 @@ class Proposal:
     seed: int
     label: str | None = None
     parameters: Mapping[str, float] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict, compare=False)
     recipe: str | None = None
     limits: Mapping[Cost, float] = field(default_factory=dict)
 

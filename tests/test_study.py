@@ -2,18 +2,17 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+from local_searches import score_of, searched, space_of
 
-from objectives.cost import Cost, CostModel
 from objectives.objective import Score
-from search.knapsack import Knapsack
-from search.parametrisation import Parametrisation
-from search.samplers import SAMPLERS, create_sampler
+from search.parametrisation import Multipliers
+from search.samplers import OPTUNA, SAMPLERS, create_sampler
 from search.study import Study
 from spaces.allocation import Allocation
 from spaces.errors import ConfigError, RunError
@@ -22,39 +21,8 @@ from spaces.sites import Operator, Site, Space
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def space_of(rivals: bool = False) -> Space:
-    branches = {}
-    for i in range(4):
-        widths = Site(name=f"b{i}.hidden", branch=f"b{i}", kind="ffn_hidden", choices=tuple(range(8, 129, 8)))
-        rank = Site(name=f"b{i}.fc1", branch=f"b{i}", kind="rank", choices=(8, 16, 24, 128), linear=(128, 128))
-        operators = (Operator(name="neurons", sites=(widths,)), Operator(name="low-rank", sites=(rank,)))
-        branches[f"b{i}"] = operators if rivals else operators[:1]
-    return Space(name="test", branches=branches)
-
-
-def parametrisation_of(rivals: bool = False) -> Parametrisation:
-    return searched(space_of(rivals), {"macs": 2000}, (0.7, 1.0))
-
-
-def searched(space: Space, limits: Mapping[Cost, float], band: tuple[float, float]) -> Parametrisation:
-    """Every branch costs 1,000 when dense, whatever its operator, and in proportion to what it keeps."""
-
-    def cost_of(operator: Operator) -> Callable[[Mapping[str, int]], tuple[int, int]]:
-        (site,) = operator.sites
-        return lambda sizes: (round(1000 * site.share(sizes[site.part])),) * 2
-
-    operators = tuple((operator, cost_of(operator)) for rivals in space.branches.values() for operator in rivals)
-    dense = 1000 * len(space.branches)
-    costs = CostModel({"macs": dense, "params": dense}, operators)
-    errors = {site.name: {size: (1 - site.share(size)) ** 2 for size in site.choices} for site in space.sites}
-    return Parametrisation(space, costs, limits, band, Knapsack(space, costs, errors))
-
-
-def score_of(allocation: Allocation) -> Score:
-    """A made-up error: branch 0 matters most."""
-    error = sum((4 - index) * (1 - size / 128) for index, size in enumerate(allocation.values())) / 20
-    macs = sum(allocation.values())
-    return Score(error=error, error_before=error, kl=0.0, kl_before=0.0, macs=macs, params=macs, steps=10, seconds=0.1)
+def parametrisation_of(rivals: bool = False) -> Multipliers:
+    return searched(space_of(rivals), [{"macs": 2000}], [0.7])
 
 
 OPENED: list[Study] = []
@@ -89,15 +57,16 @@ def history(study: Study) -> list[tuple[int, Allocation]]:
 def test_every_proposal_is_legal_new_and_in_the_band(tmp_path: Path, sampler: str, rivals: bool) -> None:
     parametrisation = parametrisation_of(rivals)
     study = open_study(tmp_path, sampler=sampler, parametrisation=parametrisation)
-    run(study, 30)
+    trials = 12 if sampler == "gp" else 30  # its proposals take seconds after the tenth
+    run(study, trials)
     allocations = [allocation for _, allocation in history(study)]
-    assert len(set(allocations)) == 30
+    assert len(set(allocations)) == trials
     for allocation in allocations:
-        parametrisation.space.validate(allocation)
-        assert 0.6 < parametrisation.load(allocation) <= 1.0
+        parametrisation.budgets.space.validate(allocation)
+        assert 0.6 < parametrisation.budgets.load(allocation) <= 1.0
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("sampler", ["additive", "tpe", "random"])
 def test_resumed_proposes_what_an_uninterrupted_one_would(tmp_path: Path, sampler: str) -> None:
     whole = open_study(tmp_path / "whole", sampler=sampler)
     run(whole, 25)
@@ -118,15 +87,15 @@ def test_the_seed_decides(tmp_path: Path) -> None:
 def test_baselines_come_first_and_once(tmp_path: Path) -> None:
     study = open_study(tmp_path)
     for _ in range(2):
-        study.enqueue("dense", study.parametrisation.space.identity())
-        study.enqueue("uniform", study.parametrisation.uniform(1.0))
+        study.enqueue("dense", study.parametrisation.budgets.space.identity())
+        study.enqueue("uniform", study.parametrisation.budgets.uniform(1.0))
     run(study, 3)
     assert [trial.proposal.label for trial in study.trials] == ["dense", "uniform", None]
-    assert study.trials[0].proposal.allocation == study.parametrisation.space.identity()
+    assert study.trials[0].proposal.allocation == study.parametrisation.budgets.space.identity()
     assert set(study.trials[1].proposal.allocation.values()) == {64}
     study.close()
     again = open_study(tmp_path)
-    again.enqueue("dense", again.parametrisation.space.identity())
+    again.enqueue("dense", again.parametrisation.budgets.space.identity())
     proposal = again.ask()
     assert proposal is not None
     assert proposal.label is None, "a baseline that was tried is not tried again"
@@ -214,16 +183,24 @@ def test_a_broken_journal_is_named(tmp_path: Path) -> None:
 def test_an_exhausted_space_ends_the_search(tmp_path: Path) -> None:
     site = Site(name="b.hidden", branch="b", kind="ffn_hidden", choices=(8, 16))
     space = Space(name="tiny", branches={"b": (Operator(name="neurons", sites=(site,)),)})
-    study = open_study(tmp_path, parametrisation=searched(space, {"macs": 500}, (1.0, 1.5)))
+    study = open_study(tmp_path, parametrisation=searched(space, [{"macs": 500}], [1.0]))
     first = study.ask()
     assert first is not None
     study.tell(first.number, score_of(first.allocation))
     assert study.ask() is None
 
 
+def test_a_sampler_that_repeats_itself_does_not_end_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OPTUNA, "stuck", lambda seed: optuna.samplers.RandomSampler(seed=0))
+    monkeypatch.setattr("search.samplers.SAMPLERS", (*SAMPLERS, "stuck"))
+    study = open_study(tmp_path, sampler="stuck")
+    run(study, 5)
+    assert len({allocation for _, allocation in history(study)}) == 5
+
+
 def test_unknown_sampler_lists_the_known() -> None:
-    with pytest.raises(ConfigError, match="tpe, nsga2, random"):
-        create_sampler("cma", 0)
+    with pytest.raises(ConfigError, match="additive, tpe, nsga2, gp, random"):
+        create_sampler("cma", 0, parametrisation_of())
 
 
 @pytest.mark.slow

@@ -1,0 +1,63 @@
+"""Made-up spaces, and searches on them whose candidates cost nothing to evaluate."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from objectives.cost import Cost, CostModel
+from objectives.objective import Score
+from objectives.sensitivity import Errors
+from search.knapsack import Knapsack
+from search.parametrisation import Budgets, Multipliers
+from spaces.allocation import Allocation
+from spaces.sites import Operator, Site, Space
+
+COARSE = tuple(range(8, 129, 8)), (8, 16, 24, 128)  # widths, and ranks of linears of 128 x 128
+FINE = tuple(range(1, 65)), (*range(1, 31), 64)
+BRANCH = 1000  # what a dense branch costs, MACs and parameters alike
+
+
+def space_of(rivals: bool = False, branches: int = 4, sizes: Sequence[tuple[int, ...]] = COARSE) -> Space:
+    """Branches b0, b1, ... with a width each, and with a rank instead where there are rivals."""
+    widths, ranks = sizes
+    offered = {}
+    for i in range(branches):
+        hidden = Site(name=f"b{i}.hidden", branch=f"b{i}", kind="ffn_hidden", choices=widths)
+        rank = Site(name=f"b{i}.fc1", branch=f"b{i}", kind="rank", choices=ranks, linear=(ranks[-1], ranks[-1]))
+        operators = (Operator(name="neurons", sites=(hidden,)), Operator(name="low-rank", sites=(rank,)))
+        offered[f"b{i}"] = operators if rivals else operators[:1]
+    return Space(name="test", branches=offered)
+
+
+def costs_of(space: Space) -> CostModel:
+    """Every branch costs `BRANCH` when dense, whatever its operator, and in proportion to what it keeps."""
+
+    def cost_of(operator: Operator) -> Callable[[Mapping[str, int]], tuple[int, int]]:
+        (site,) = operator.sites
+        return lambda sizes: (round(BRANCH * site.share(sizes[site.part])),) * 2
+
+    operators = tuple((operator, cost_of(operator)) for rivals in space.branches.values() for operator in rivals)
+    dense = BRANCH * len(space.branches)
+    return CostModel({"macs": dense, "params": dense}, operators)
+
+
+def errors_of(space: Space) -> Errors:
+    """As much as is gone of a site, squared."""
+    return {site.name: {size: (1 - site.share(size)) ** 2 for size in site.choices} for site in space.sites}
+
+
+def searched(
+    space: Space, targets: Sequence[Mapping[Cost, float]], lows: Sequence[float], errors: Errors | None = None
+) -> Multipliers:
+    """A search of a space, by multipliers on `errors`."""
+    costs = costs_of(space)
+    return Multipliers(Budgets(space, costs, targets, lows), Knapsack(space, costs, errors or errors_of(space)))
+
+
+def score_of(allocation: Allocation) -> Score:
+    """A made-up error: branch 0 matters most."""
+    error = sum((4 - index) * (1 - size / 128) for index, size in enumerate(allocation.values())) / 20
+    return scored(error, sum(allocation.values()))
+
+
+def scored(error: float, macs: int, divergence: float = 0.0) -> Score:
+    """The score of a candidate of this error, MACs, and divergence before the fine-tune."""
+    return Score(error=error, error_before=error, kl=0.0, kl_before=divergence, macs=macs, params=macs, steps=10, seconds=0.1)
