@@ -110,7 +110,7 @@ def _with_spread(value: float | None, spread: float | None = None, unit: str = "
     if value is None:
         return "–"
     form = ".2%" if unit else ".2f"
-    return format(value, form) + (f" ± {format(spread, form)}" if spread is not None else "")
+    return format(value, form).replace("-", "−") + (f" ± {format(spread, form)}" if spread is not None else "")
 
 
 def _over(reduce: Any, values: Sequence[float | None]) -> float | None:

@@ -207,7 +207,7 @@ def test_page_and_terminal_show_it(run: Run, audited: dict[str, Any], capsys: py
     assert run_search.main(["audit", str(run.directory), *arguments]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     page = Page((run.directory / "report.html").read_text(encoding="utf-8")).words
-    for words in ("along the front", "of similar cost, within 10%", f"{audited['front']['tau']:.2f}"):
+    for words in ("along the front", "of similar cost, within 10%", f"{audited['front']['tau']:.2f}".replace("-", "−")):
         assert words in printed
         assert words in page
     assert "Audit of the short fine-tune" in page
