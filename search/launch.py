@@ -56,7 +56,7 @@ def launch(config: SearchConfig, reporter: Reporter) -> Run:
 
     Raises:
         CompressionError: anything that the user can put right, before a trial is paid for.
-        RunError: every trial failed, or the front is too short for the audit that was asked for.
+        RunError: every trial failed, or too few finished for the audit that was asked for.
     """
     directory = Path(config.study.output or default_output(config))
     check_same_run(directory, config)

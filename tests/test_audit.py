@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def test_similar_costs_are_the_fullest_band() -> None:
         ([1, 2, 3, 4], [1, 2, 4, 3], 4 / 6),  # 5 pairs agree, 1 does not
         ([1, 2, 3], [1, 1, 2], 2 / math.sqrt(3 * 2)),  # tau-b: one tie of three pairs
         ([1, 2, 3], [5, 5, 5], None),
-        ([1], [2], None),
+        ([1, 2], [1, 2], None),
         ([], [], None),
     ],
 )
@@ -172,6 +173,26 @@ def test_an_audit_goes_on_where_it_was(run: Run, audited: dict[str, Any]) -> Non
 
 
 @pytest.mark.slow
+def test_a_short_front_has_no_tau_but_trials_of_similar_cost_do(run: Run, tmp_path: Path) -> None:
+    """All trials but three lose their place: the front is one point, the band of similar costs three."""
+    copied = tmp_path / "run"
+    shutil.copytree(run.directory, copied)
+    trials = run.trials.copy()
+    chosen = similar(candidates(trials), "macs")["number"][:3]
+    assert len(chosen) == 3
+    trials.loc[~trials["number"].isin((0, *chosen)), "state"] = "FAIL"
+    trials.to_csv(copied / "trials.csv", index=False)
+    shown = json.loads((copied / "pareto.json").read_text())
+    shown["front"] = [row for row in shown["front"] if row["number"] in (0, chosen.iloc[0])]
+    (copied / "pareto.json").write_text(json.dumps(shown))
+    found = audit(open_run(copied), points=3, factor=2)
+    assert found["front"]["count"] <= 1
+    assert (found["front"]["tau"], found["front"]["by_chance"]) == (None, None)
+    assert found["similar"]["count"] == 3
+    assert found["similar"]["by_chance"] is not None
+
+
+@pytest.mark.slow
 def test_other_steps_are_measured_anew(run: Run, audited: dict[str, Any]) -> None:
     before = len((run.directory / "audit.jsonl").read_text().splitlines())
     found = audit(run, points=3, factor=3)
@@ -186,7 +207,7 @@ def test_page_and_terminal_show_it(run: Run, audited: dict[str, Any], capsys: py
     assert run_search.main(["audit", str(run.directory), *arguments]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     page = Page((run.directory / "report.html").read_text(encoding="utf-8")).words
-    for words in ("along the front", "of similar cost, within 10%", f"{audited['front']['tau']:.2f}"):
+    for words in ("along the front", "of similar cost, within 10%", f"{audited['front']['tau']:.2f}".replace("-", "−")):
         assert words in printed
         assert words in page
     assert "Audit of the short fine-tune" in page
@@ -218,12 +239,12 @@ def test_a_launch_with_an_audit(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_front_that_is_too_short(checkpoint: Path, tmp_path: Path, fails: Fails) -> None:
+def test_too_few_trials(checkpoint: Path, tmp_path: Path, fails: Fails) -> None:
     line = fails("launch", *MODEL, "--checkpoint", checkpoint, *DIGITS, "--output", tmp_path / "run", "--audit", "3")
-    assert "an audit needs 3 points, but the front of" in line
-    assert "search with more --trials" in line
+    assert "an audit needs 3 finished trials besides the dense model and recipes, but" in line
+    assert "has 1: search with more --trials" in line
     assert open_run(tmp_path / "run").audit is None
-    assert "an audit needs 3 points" in fails("audit", tmp_path / "run")
+    assert "an audit needs 3 finished trials" in fails("audit", tmp_path / "run")
 
 
 @pytest.mark.parametrize(
