@@ -1,7 +1,6 @@
 """What a search shows while it runs: a live table in a terminal, plain lines elsewhere."""
 
 from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,7 +13,7 @@ from rich.text import Text
 
 from objectives.finetune import Step
 from search.agreement import audit_tables
-from search.targets import format_count, format_kept
+from search.targets import format_count, format_kept, names_of
 from search.trial import Proposal, Trial
 
 _TERMINAL_ROWS = 12
@@ -75,7 +74,7 @@ class Display:
             f"{format_count(dense['params'])} parameters, error {dense['error']:.2%}; "
             f"can keep {least / most:.1%} to 100% of MACs"
         )
-        target = "; ".join(_targets(summary)) or "none: the whole front"
+        target = "; ".join(names_of(summary["targets"])) or "none: the whole front"
         continued = f", continuing after {finished}" if finished else ""
         self.console.print(f"target {target}; {trials} trials in {directory}{continued}")
         if summary["classes"] and dense["error"] > 1 - 2 / summary["classes"]:
@@ -191,7 +190,7 @@ def _best(summary: dict[str, Any]) -> str:
     if not summary["best"]:
         return f"{len(summary['front'])} on the front"
     rows, texts = {row["number"]: row for row in summary["front"]}, []
-    for name, number in zip(_targets(summary), summary["best"], strict=True):
+    for name, number in zip(names_of(summary["targets"]), summary["best"], strict=True):
         under = name if len(summary["best"]) > 1 else "the target"
         if number is None:
             texts.append(f"none under {under} yet")
@@ -201,9 +200,3 @@ def _best(summary: dict[str, Any]) -> str:
             row, kept = rows[number], rows[number]["macs"] / summary["dense"]["macs"]
             texts.append(f"best under {under}: {row['error']:.2%} at {kept:.1%} of MACs (trial {number})")
     return "; ".join(texts)
-
-
-def _targets(summary: dict[str, Any]) -> list[str]:
-    """The targets' texts, bounds that are kept together joined."""
-    groups = groupby(summary["targets"], key=lambda entry: entry["group"])
-    return [" and ".join(entry["text"] for entry in group) for _, group in groups]

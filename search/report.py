@@ -16,7 +16,7 @@ from search.agreement import audit_tables
 from search.figure import COSTS, Row, figure_of, is_finite, reference_of, split_trials
 from search.picture import write_picture
 from search.run import Run
-from search.targets import format_count, format_kept
+from search.targets import format_count, format_kept, names_of
 from spaces.files import write_text
 from spaces.sites import Site
 
@@ -52,7 +52,6 @@ def write_report(
         audit: content of audit.json, if there is one.
     """
     points, stopped, failed = split_trials(trials)
-    best = next((row for row in points if row["number"] in summary["best"][:1]), None)
     style, script = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     scripts: list[str] = [get_plotlyjs(), script]
     page = (
@@ -61,7 +60,7 @@ def write_report(
         .render(
             summary=summary,
             data=_data(summary, points, sites, run) if points else None,
-            best=best and {"number": best["number"], **_texts(best, summary)},
+            bests=_bests(summary, points),
             reference=reference_of(summary["dense"])[1],
             rows=_table(summary, points),
             stopped=[{**row, **_texts(row, summary)} for row in stopped],
@@ -100,6 +99,16 @@ def _data(summary: Row, points: list[dict[str, Any]], sites: Sequence[Site], run
         "dense": _number(reference, ".2%"),
         "command": f"python run_search.py export {shlex.quote(run)} --trial ",
     }
+
+
+def _bests(summary: Row, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The best trial under every target that has one."""
+    shown, names = {row["number"]: row for row in points}, names_of(summary["targets"])
+    return [
+        {"under": name if len(names) > 1 else "the target", "number": number, **_texts(shown[number], summary)}
+        for name, number in zip(names, summary["best"], strict=True)
+        if number in shown
+    ]
 
 
 def _spaces(summary: Row) -> dict[str, set[str]]:

@@ -1,10 +1,11 @@
 """Budgets: what `flops=50%` means for one model, and whether it can be reached."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
+from typing import Any
 
 from objectives.cost import COSTS, Cost, CostModel
 from spaces.errors import TargetError
@@ -61,6 +62,12 @@ def parse_targets(texts: Sequence[str], reach: Reach) -> tuple[Target, ...]:
 def budgets_of(targets: Sequence[Target]) -> list[dict[Cost, float]]:
     """Of every group, cost -> its bound in MACs or parameters."""
     return [{target.cost: target.limit for target in group} for group in _groups(targets)]
+
+
+def names_of(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The targets of pareto.json as text, one for every group: bounds that are kept together are joined."""
+    groups = groupby(entries, key=lambda entry: entry["group"])
+    return [" and ".join(entry["text"] for entry in group) for _, group in groups]
 
 
 def recipe_budgets(targets: Sequence[Target], costs: CostModel) -> list[dict[Cost, float]]:

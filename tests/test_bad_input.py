@@ -33,8 +33,25 @@ def test_unreachable_target_tells_the_range(launch: Fails, tmp_path: Path, targe
     assert not list(tmp_path.rglob("*.safetensors")), "nothing was computed for it"
 
 
-def test_two_targets_for_one_cost(launch: Fails) -> None:
-    assert "two targets for macs: flops=50%, macs=60%" in launch("--target", "flops=50%", "macs=60%")
+def test_two_bounds_for_one_cost(launch: Fails) -> None:
+    line = launch("--target", "flops=50%,macs=60%")
+    assert "two bounds for one cost in 'flops=50%,macs=60%'" in line
+    assert "--target flops=50% flops=30%" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--parametrisation", "sizes"), "the sampler 'additive' proposes multipliers: choose --sampler tpe for sizes"),
+        (
+            ("--parametrisation", "sizes", "--sampler", "random", "--target", "flops=60%", "flops=50%"),
+            "parametrisation sizes serves one target, got flops=60%, flops=50%",
+        ),
+    ],
+    ids=["additive", "two targets"],
+)
+def test_sizes_are_not_for_every_search(launch: Fails, arguments: tuple[str, ...], words: str) -> None:
+    assert words in launch(*arguments)
 
 
 @pytest.mark.parametrize(

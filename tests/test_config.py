@@ -46,7 +46,7 @@ def test_flags_reach_the_configuration() -> None:
         ({"trials": 0}, "trials must be at least 1"),
         ({"pretrained": 1}, "pretrained must be of type bool"),
         ({"space": "contrct"}, "space must be one of contract"),
-        ({"sampler": "cma"}, "sampler must be one of tpe"),
+        ({"sampler": "cma"}, "sampler must be one of additive, tpe, nsga2, gp, random, got 'cma'"),
         ({"objectives": ["flops", "params"]}, "error and at least one cost"),
         ({"scale": [0.5]}, "scale must have 2 values"),
         ({"lr": "fast"}, "lr must be of type float"),
@@ -69,7 +69,7 @@ def test_scientific_notation_in_yaml_is_a_number(tmp_path: Path) -> None:
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
-    for command, words in {"": "examples:", "launch": "upper bounds on what is kept", "export": "under this budget"}.items():
+    for command, words in {"": "examples:", "launch": "upper bound on what is kept", "export": "under this budget"}.items():
         with pytest.raises(SystemExit) as stop:
             build_parser().parse_args([*command.split(), "--help"])
         assert stop.value.code == 0

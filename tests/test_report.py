@@ -60,7 +60,7 @@ def summary(**changes: Any) -> dict[str, Any]:
         "space": "contract",
         "objectives": ["error", "macs"],
         "dense": {"macs": 1000, "params": 200, "error": 0.24, "error_finetuned": 0.20},
-        "targets": [{"cost": "macs", "limit": 450, "text": "flops=45%"}],
+        "targets": [{"cost": "macs", "limit": 450, "text": "flops=45%", "group": 0}],
         "hypervolume": 0.5,
         "states": {"COMPLETE": 4, "FAIL": 1},
         "best": [2],
@@ -138,7 +138,7 @@ def test_markup_is_shown_and_never_executed(page: Any, finished: bool) -> None:
     trials["label"] = pd.Series(["dense", MARKUP, NAN, MARKUP, NAN], dtype=object)
     trials = trials if finished else trials[trials["state"] == "FAIL"]
     clean = page(frame() if finished else trials.assign(label=NAN, reason="out of memory"), summary())
-    target = {"cost": "macs", "limit": 450, "text": MARKUP}
+    target = {"cost": "macs", "limit": 450, "text": MARKUP, "group": 0}
     written = page(trials, summary(model=MARKUP, space=MARKUP, targets=[target], states={MARKUP: 1}), run=MARKUP)
     assert [tag for tag, _ in written.tags] == [tag for tag, _ in clean.tags]
     assert not any(name.startswith("on") for _, attributes in written.tags for name in attributes)
@@ -199,7 +199,7 @@ def test_target_is_drawn_against_its_own_cost(page: Any) -> None:
 
 
 def test_target_out_of_reach_is_still_in_view(page: Any) -> None:
-    found = summary(best=[None], targets=[{"cost": "macs", "limit": 50, "text": "flops=5%"}])
+    found = summary(best=[None], targets=[{"cost": "macs", "limit": 50, "text": "flops=5%", "group": 0}])
     written = page(frame(), found)
     assert written.data["figures"]["macs"]["ranges"]["x"][0] < 5
     assert "No finished trial is under the target." in written.words
@@ -234,7 +234,39 @@ def test_dense_keeps_everything_and_no_error_has_no_ratio(page: Any) -> None:
 
 @pytest.mark.parametrize(("best", "chosen"), [(2, 2), (None, 4), (3, 4)])
 def test_first_choice_is_the_best_else_the_cheapest_of_the_front(page: Any, best: int | None, chosen: int) -> None:
-    assert page(frame(), summary(best=best)).data["chosen"] == chosen
+    assert page(frame(), summary(best=[best])).data["chosen"] == chosen
+
+
+def several(*best: int | None) -> dict[str, Any]:
+    """A run of two targets, the second of two bounds."""
+    bounds = (("macs", 450, "flops=45%", 0), ("macs", 350, "flops=35%", 1), ("params", 160, "params=80%", 1))
+    targets = [dict(zip(("cost", "limit", "text", "group"), bound, strict=True)) for bound in bounds]
+    return summary(best=list(best), targets=targets)
+
+
+def test_every_target_has_its_best(page: Any) -> None:
+    written = page(frame(), several(2, 4))
+    assert "best under flops=45% trial 2 MACs keeps 40.0 % (−60.0 %)" in written.words
+    assert "best under flops=35% and params=80% trial 4 MACs keeps 30.0 % (−70.0 %)" in written.words
+    assert written.words.count("dense, given the same fine-tune") == 1
+    assert written.data["chosen"] == 2
+    figures = written.data["figures"]
+    assert [limit["text"] for limit in figures["macs"]["limits"]] == ["flops=45%", "flops=35%"]
+    assert [limit["text"] for limit in figures["params"]["limits"]] == ["params=80%"]
+
+
+def test_a_target_without_a_trial_hides_no_other(page: Any) -> None:
+    written = page(frame(), several(None, 4))
+    assert "flops=45% trial" not in written.words
+    assert "best under flops=35% and params=80% trial 4" in written.words
+    assert written.data["chosen"] == 4
+    assert "No finished trial is under any target." in page(frame(), several(None, None)).words
+
+
+def test_no_target_asks_for_a_point(page: Any) -> None:
+    written = page(frame(), summary(best=[], targets=[]))
+    assert "No target was set: pick a point of the front." in written.words
+    assert written.data["chosen"] == 4
 
 
 def test_table_lists_the_front_then_the_baselines(page: Any) -> None:
@@ -264,7 +296,7 @@ def test_missing_side_figures_are_dashes(page: Any) -> None:
 
 @pytest.mark.parametrize("trials", [pd.DataFrame(), frame().iloc[:0], frame().iloc[3:4]])
 def test_no_finished_trial(page: Any, tmp_path: Path, trials: pd.DataFrame) -> None:
-    found = summary(front=[], best=None, hypervolume=None)
+    found = summary(front=[], best=[None], hypervolume=None)
     written = page(trials, found)
     assert "No trial has finished yet" in written.words
     assert written.scripts == []
@@ -281,7 +313,7 @@ def test_page_of_a_thousand_trials_is_below_6_mb(tmp_path: Path) -> None:
     table = tuple((number, "COMPLETE", NAN, 0.512345, 0.412345, 400 + number % 7, 120, (64, 128, 32)) for number in range(1000))
     sizes = pd.DataFrame({site.name: np.full(1000, 1024) for site in sites})
     trials = pd.concat([frame(table).drop(columns=[site.name for site in SITES]), sizes], axis=1)
-    write_report(tmp_path / "report.html", summary(front=[], best=None), trials, sites)
+    write_report(tmp_path / "report.html", summary(front=[], best=[None]), trials, sites)
     assert (tmp_path / "report.html").stat().st_size < 6_000_000
 
 
@@ -301,6 +333,6 @@ def test_picture_has_ink_where_the_front_is(tmp_path: Path) -> None:
 
 def test_picture_takes_any_text(tmp_path: Path) -> None:
     trials = frame().replace({"label": {"uniform": r"$\frac{<b>$"}})
-    target = {"cost": "macs", "limit": 450, "text": r"$\x{"}
+    target = {"cost": "macs", "limit": 450, "text": r"$\x{", "group": 0}
     write_picture(tmp_path / "pareto.png", summary(model=r"$\frac{$", targets=[target]), trials)
     assert imread(tmp_path / "pareto.png").std() > 0.05
