@@ -39,7 +39,7 @@ def test_texts_are_budgets_of_their_own_and_bounds_of_one_text_are_kept_together
 
 
 def test_two_bounds_for_one_cost_in_one_text() -> None:
-    with pytest.raises(TargetError, match=r"two bounds for one cost in .flops=50%,macs=0.4G.: .* --target flops=50% flops=30%"):
+    with pytest.raises(TargetError, match=r"two bounds for one cost in 'flops=50%,macs=0.4G': .* --target flops=50% flops=30%"):
         parse_targets(["params=11M", "flops=50%,macs=0.4G"], REACH)
 
 
