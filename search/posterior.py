@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cholesky, solve_triangular
+from scipy.linalg import cho_solve, cholesky, solve_triangular
 
 Floats = NDArray[np.float64]
 
@@ -99,12 +99,14 @@ class ErrorPosterior:
         cross = self._covariance((jacobian, slope, parts), self._measured)
         mean = mean + jacobian @ (self._center - self._mode) + cross @ self._weights
         own = jacobian**2 @ self._variances + slope**2 * _own(parts, self._widths)
-        return mean, np.sqrt(np.maximum(own - (cross @ self._inverse * cross).sum(1), _FLOOR))
+        known = solve_triangular(self._factor, cross.T, lower=True)
+        return mean, np.sqrt(np.maximum(own - (known**2).sum(0), _FLOOR))
 
     def draw(self, rng: np.random.Generator, count: int) -> Floats:
         """Log multipliers from the posterior, the first row its mean, [count, sites]."""
         sites = len(self._center) - 3
-        covariance = np.diag(self._variances[:sites]) - self._spread.T @ self._inverse @ self._spread
+        known = solve_triangular(self._factor, self._spread, lower=True)
+        covariance = np.diag(self._variances[:sites]) - known.T @ known
         values, vectors = np.linalg.eigh(covariance)
         noise = rng.standard_normal((count, sites))
         noise[0] = 0.0
@@ -186,8 +188,9 @@ class ErrorPosterior:
         self._measured = jacobian, slope, self._parts(self._rows)
         covariance = self._covariance(self._measured, self._measured)
         covariance[np.diag_indices_from(covariance)] += self._widths.noise**2
-        self._inverse = np.linalg.inv(covariance)
-        self._weights = self._inverse @ (self._errors - mean - jacobian @ (self._center - self._mode))
+        # Not the inverse: what little variance is left beside measurements of no noise would be lost in its rounding.
+        self._factor = np.linalg.cholesky(covariance)
+        self._weights = cho_solve((self._factor, True), self._errors - mean - jacobian @ (self._center - self._mode))
 
     def _parts(self, rows: Rows) -> Rows:
         """Features with the multipliers of the mode."""

@@ -11,7 +11,7 @@ from spaces.allocation import Allocation
 from spaces.sites import Operator, Site, Space
 
 COARSE = tuple(range(8, 129, 8)), (8, 16, 24, 128)  # widths, and ranks of linears of 128 x 128
-FINE = tuple(range(1, 65)), (*range(1, 31), 64)
+FINE = tuple(range(1, 65)), (*range(1, 64), 128)  # in both a step is a 64th of a branch
 BRANCH = 1000  # what a dense branch costs, MACs and parameters alike
 
 

@@ -342,8 +342,8 @@ def _spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def searched(folder: Path, dense: Path, **options: Any) -> SearchConfig:
-    given = {"checkpoint": str(dense), "steps": 8, "trials": TRIALS_PER_RUN, "rungs": [0.25, 0.5], "output": str(folder / "run")}
-    return SearchConfig.from_flat({**OPTIONS, **given, **options})
+    given = {"checkpoint": str(dense), "steps": 8, "trials": TRIALS_PER_RUN, "rungs": [0.25, 0.5]}
+    return SearchConfig.from_flat({**OPTIONS, **given, "output": str(folder / "run"), **options})
 
 
 @pytest.fixture
