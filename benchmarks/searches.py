@@ -60,14 +60,13 @@ class Method:
 
 
 OURS = Method(sampler=ADDITIVE, screened=True)
-_ADDITIVE_ONLY = {**posterior._GRID, "roots": (0.0,), "removed": (0.0,), "bends": (0.0,)}
 METHODS = {
     "ours": OURS,
     "ours, not screened": replace(OURS, screened=False),
     "ours, profile not measured": replace(OURS, measured=False),
     "ours, no warm start": replace(OURS, warm=False),
     "ours, no moves": replace(OURS, without={(additive, "_MOVES"): 0}),
-    "ours, no interactions": replace(OURS, without={(posterior, "_GRID"): _ADDITIVE_ONLY}),
+    "ours, nothing learnt of sites": replace(OURS, without={(posterior, "_MULTIPLIERS"): (1e-3,)}),
     "multipliers, TPE": Method(sampler="tpe"),
     "multipliers, NSGA-II": Method(sampler="nsga2"),
     "multipliers, random": Method(sampler="random"),
@@ -81,7 +80,8 @@ METHODS = {
 DEFAULT: dict[str, dict[str, int]] = {
     "surrogate": {
         "ours": 100, "multipliers, TPE": 200, "sizes, TPE": 200, "sizes, GP, warm start": 100, "ours, no moves": 100,
-        "ours, no interactions": 100, "ours, no warm start": 100, "multipliers, random": 200, "multipliers, NSGA-II": 200,
+        "ours, nothing learnt of sites": 100, "ours, no warm start": 100, "multipliers, random": 200,
+        "multipliers, NSGA-II": 200,
         "sizes, TPE, warm start": 200, "sizes, NSGA-II": 200, "sizes, random": 200,
     },
     "digits": {
