@@ -105,7 +105,7 @@ class ErrorPosterior:
         return theta
 
     def _widths(self) -> tuple[float, float]:
-        """Noise and width of the multipliers' prior of the largest marginal likelihood, the model taken as linear at its mode."""
+        """Noise and width of the multipliers' prior of the largest marginal likelihood; the model is linear at its mode."""
         mean, jacobian = _curve(self._features, self._mode)
         residual = self._errors - mean + jacobian @ (self._mode - self._center)
         square, projected, total = jacobian.T @ jacobian, jacobian.T @ residual, float(residual @ residual)
