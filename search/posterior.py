@@ -98,7 +98,7 @@ class ErrorPosterior:
             if found >= loss:
                 damping *= 5
                 continue
-            done = loss - found < 1e-4 * (1 + loss)
+            done = loss - found < 1e-6 * (1 + loss)
             theta, loss, damping = moved, found, damping / 3
             if done:
                 break
