@@ -79,6 +79,11 @@ class Profile:
             ) from error
 
 
+def closed_form(factors: Factors) -> Errors:
+    """Site name -> size -> closed-form error; nothing is measured."""
+    return {site.name: factors.error(site) for site in factors.space.sites}
+
+
 def profile_name(fingerprint: str) -> str:
     """Name of the file of a profile, in the folder of the factors that it was measured with."""
     return f"{fingerprint}.profile.json"
@@ -105,7 +110,7 @@ def measure_profile(
     """
     device = next(model.parameters()).device
     images = [batch.to(device) for batch in batches]
-    closed = {site.name: factors.error(site) for site in factors.space.sites}
+    closed = closed_form(factors)
     wanted = {name: informative(errors, sizes) if images else [] for name, errors in closed.items()}
     measured: dict[str, dict[int, float]] = {name: {} for name, chosen in wanted.items() if chosen}
     done, total = 0, sum(map(len, wanted.values()))

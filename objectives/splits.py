@@ -40,7 +40,7 @@ class DataConfig:
         eval_batch_size: images per evaluation batch.
         workers: loader processes; by default 0 for data held in memory, else up to 4.
         calibration_size: training images for the statistics of the factors.
-        profile_images: how many of them the closed-form errors are checked and corrected on, a site at a time; 0 for none.
+        profile_images: how many of them the divergence of candidates, and of every site alone, is measured on; 0 for none.
         scale: range of the area of random resized crops.
         crop_padding: for images that already have the model's size: pad by so many pixels and
             crop at random, in place of resized crops.

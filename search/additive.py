@@ -23,7 +23,7 @@ from scipy.special import ndtr
 
 from search.knapsack import Indices
 from search.parametrisation import SPAN, Multipliers
-from search.posterior import ErrorPosterior, Rows
+from search.posterior import ErrorPosterior
 from spaces.allocation import Allocation
 
 Floats = NDArray[np.float64]
@@ -50,19 +50,12 @@ class _Candidates:
         shares: of the target, [candidates].
         loads: how much of it they use, [candidates].
         features: errors of their sites by the profile, [candidates, sites].
-        positions: the same as shares of the largest, [candidates, sites].
     """
 
     multipliers: Floats
     shares: Floats
     loads: Floats
     features: Floats
-    positions: Floats
-
-    @property
-    def rows(self) -> Rows:
-        """As the model of the divergence sees them."""
-        return Rows(self.features, self.positions)
 
     def __getitem__(self, rows: Any) -> "_Candidates":
         return _Candidates(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
@@ -171,19 +164,19 @@ class _Proposal:
         if known.sum() < _FEWEST:
             return None
         features = np.concatenate([self._tried.features[: len(done)], self._screened.features])[known]
-        positions = np.concatenate([self._tried.positions[: len(done)], self._screened.positions])[known]
-        return ErrorPosterior(Rows(features, positions), -np.expm1(-values[known]))
+        return ErrorPosterior(features, -np.expm1(-values[known]))
 
-    def _scaled(self, candidates: _Candidates, measured: Floats | None = None) -> Rows:
+    def _scaled(self, candidates: _Candidates, measured: Floats | None = None) -> Floats:
         """With the multipliers of the divergence, and so scaled that features add up to it, measured or expected."""
         if self._divergence is None:
-            return candidates.rows
-        shrunk, _ = self._divergence.predict(candidates.rows)
+            return candidates.features
+        shrunk, _ = self._divergence.predict(candidates.features)
         totals = -np.log1p(-np.clip(shrunk, 1e-9, 1 - 1e-9))
         if measured is not None:
             totals = np.where(np.isfinite(measured), measured, totals)
         weighted = candidates.features * np.exp(self._divergence.multipliers)
-        return Rows(weighted * (totals / np.maximum(weighted.sum(1), 1e-12))[:, None], candidates.positions)
+        scaled: Floats = weighted * (totals / np.maximum(weighted.sum(1), 1e-12))[:, None]
+        return scaled
 
     def _candidates(self) -> _Candidates:
         """Draws of the models and moves from the front, on many budgets each; none that was tried."""
@@ -199,7 +192,8 @@ class _Proposal:
             ]
         )
         pool = self._of(np.repeat(multipliers, _LOADS, axis=0), shares.ravel(), chosen)
-        tried = (pool.features[:, None] == self._tried.features).all(-1).any(1)
+        known = set(map(bytes, self._tried.features))
+        tried = np.array([bytes(row) in known for row in pool.features])
         return pool[~tried] if not tried.all() else pool
 
     def _moved(self) -> Floats:
@@ -214,12 +208,12 @@ class _Proposal:
         return children
 
     def _expected_gains(self, pool: _Candidates, measured: Floats | None = None) -> Floats:
-        rows = self._scaled(pool, measured)
-        means, spreads = self._error.predict(rows)
+        features = self._scaled(pool, measured)
+        means, spreads = self._error.predict(features)
         if self._divergence is not None and measured is None:  # an uncertain divergence is an uncertain error
-            shrunk, uncertain = self._divergence.predict(pool.rows)
+            shrunk, uncertain = self._divergence.predict(pool.features)
             relative = 1 + uncertain / np.maximum(shrunk, 1e-9)
-            moved, _ = self._error.predict(Rows(rows.features * relative[:, None], rows.positions))
+            moved, _ = self._error.predict(features * relative[:, None])
             spreads = np.hypot(spreads, moved - means)
         return expected_gain(pool.loads, means, spreads, self._tried.loads, self._means, self._reference)
 
@@ -236,21 +230,19 @@ class _Proposal:
         return rows
 
     def _decoded(self, parameters: Sequence[dict[str, Any]]) -> _Candidates:
-        knapsack = self._parametrisation.knapsack
-        allocations = [self._parametrisation.decode(entry) for entry in parameters]
-        features = np.array([knapsack.features_of(allocation) for allocation in allocations]).reshape(-1, len(knapsack.sites))
+        knapsack, found = self._parametrisation.knapsack, [self._parametrisation.decoded(entry) for entry in parameters]
+        features = np.array([entry.features for entry in found]).reshape(-1, len(knapsack.sites))
         return _Candidates(
-            multipliers=np.array([self._parametrisation.multipliers(entry) for entry in parameters]).reshape(features.shape),
-            shares=np.zeros(len(parameters)),
-            loads=np.array([self._parametrisation.budgets.load(allocation, self._target) for allocation in allocations]),
+            multipliers=np.array([entry.multipliers for entry in found]).reshape(features.shape),
+            shares=np.zeros(len(found)),
+            loads=np.array([entry.loads[self._target] for entry in found]),
             features=features,
-            positions=features / knapsack.largest,
         )
 
     def _of(self, multipliers: Floats, shares: Floats, chosen: Indices) -> _Candidates:
         features = self._parametrisation.knapsack.features(chosen)
         loads = self._parametrisation.loads(chosen, self._target)
-        return _Candidates(multipliers, shares, loads, features, features / self._parametrisation.knapsack.largest)
+        return _Candidates(multipliers, shares, loads, features)
 
     def _name(self, pool: _Candidates, row: int) -> dict[str, float]:
         return self._parametrisation.name(self._target, float(pool.shares[row]), pool.multipliers[row])

@@ -12,7 +12,7 @@ from scipy.stats import kendalltau
 from objectives.recipes import RECIPES
 from search.table import DENSE
 
-# Points that an order is judged by.
+# Trials that an order is judged by: two agree or do not.
 LEAST = 3
 # Largest cost over the smallest one, among trials of similar cost.
 BAND = 1.1
@@ -50,7 +50,7 @@ def agreement(short: Sequence[float], long: Sequence[Sequence[float]], test: Seq
     Returns:
         tau (of `short` with the mean over seeds), per_seed with its mean and spread (standard deviation), between_seeds (of the
         long fine-tune with itself: what the noise allows), test (of `short` with `test`), and by_chance, the standard deviation
-        of tau between unrelated orders. None where it is undefined: fewer than two trials, or all equal.
+        of tau between unrelated orders. None where it is undefined: fewer than three trials, or all equal.
     """
     count, means = len(short), [statistics.mean(errors) for errors in zip(*long, strict=True)]
     per_seed = [tau(short, errors) for errors in long]
@@ -62,13 +62,13 @@ def agreement(short: Sequence[float], long: Sequence[Sequence[float]], test: Seq
         "spread": _over(statistics.stdev, per_seed),
         "between_seeds": _over(statistics.mean, [tau(*pair) for pair in itertools.combinations(long, 2)]),
         "test": tau(short, test),
-        "by_chance": math.sqrt(2 * (2 * count + 5) / (9 * count * (count - 1))) if count > 1 else None,
+        "by_chance": math.sqrt(2 * (2 * count + 5) / (9 * count * (count - 1))) if count >= LEAST else None,
     }
 
 
 def tau(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Kendall's tau-b; None where it is undefined."""
-    found = float(kendalltau(first, second).statistic) if len(first) > 1 else math.nan
+    """Kendall's tau-b; None where it is undefined, and for fewer than three."""
+    found = float(kendalltau(first, second).statistic) if len(first) >= LEAST else math.nan
     return None if math.isnan(found) else found
 
 
@@ -98,7 +98,7 @@ def audit_tables(audit: dict[str, Any]) -> list[tuple[str, tuple[str, ...], list
             _with_spread(group["mean"], group["spread"]),
             _with_spread(group["between_seeds"]),
             _with_spread(group["test"]),
-            f"± {group['by_chance']:.2f}",
+            "–" if group["by_chance"] is None else f"± {group['by_chance']:.2f}",
         )
         for name, group in groups
     ]
@@ -110,7 +110,7 @@ def _with_spread(value: float | None, spread: float | None = None, unit: str = "
     if value is None:
         return "–"
     form = ".2%" if unit else ".2f"
-    return format(value, form) + (f" ± {format(spread, form)}" if spread is not None else "")
+    return format(value, form).replace("-", "−") + (f" ± {format(spread, form)}" if spread is not None else "")
 
 
 def _over(reduce: Any, values: Sequence[float | None]) -> float | None:

@@ -41,7 +41,7 @@ def audit(
     Args:
         run: a finished search.
         points: trials along the front, by their cost, and as many of similar cost, by their error. The dense model
-            and what recipes made are left out.
+            and what recipes made are left out. Where fewer than three are left, a group has no tau.
         factor: steps of the long fine-tune over those of the search's.
         seeds: long fine-tunes of every trial: with the run's seed + 1, + 2 and so on, never with its own.
         progress: called with (what, optimiser steps done, in all).
@@ -52,7 +52,7 @@ def audit(
 
     Raises:
         ConfigError: fewer than three points, two seeds or twice the steps.
-        RunError: the front is too short, the run's trials are not fine-tuned, or a long fine-tune diverged.
+        RunError: fewer than three trials have finished, the run's trials are not fine-tuned, or a long fine-tune diverged.
     """
     _check(run, points, factor, seeds)
     lock = lock_run(run.directory)
@@ -82,14 +82,14 @@ class _Audit:
         self.steps = factor * self.config.finetune.steps
         self.seeds = [self.config.study.seed + 1 + index for index in range(seeds)]
         self.cost = next(name for name in run.summary["objectives"] if name != "error")
-        front = candidates(run.trials[run.trials["number"].isin(run.front["number"])])
-        if len(front) < LEAST:
+        finished = candidates(run.trials)
+        if len(finished) < LEAST:
             raise RunError(
-                f"an audit needs {LEAST} points, but the front of {run.directory} has {len(front)} besides the dense model "
-                "and recipes: search with more --trials"
+                f"an audit needs {LEAST} finished trials besides the dense model and recipes, but {run.directory} has "
+                f"{len(finished)}: search with more --trials"
             )
-        self.front = spread_over(front, self.cost, points)
-        self.similar = spread_over(similar(candidates(run.trials), self.cost), "error", points)
+        self.front = spread_over(finished[finished["number"].isin(run.front["number"])], self.cost, points)
+        self.similar = spread_over(similar(finished, self.cost), "error", points)
         self.rows = pd.concat([self.front, self.similar]).drop_duplicates("number").sort_values([self.cost, "number"])
 
     def measured(self, progress: Progress) -> dict[tuple[int, int], dict[str, Any]]:

@@ -48,6 +48,7 @@ class StudyConfig:
         sampler: additive (the engine's own), or Optuna's tpe, nsga2, gp or random.
         parametrisation: what the sampler proposes: multipliers (a budget and how much every site matters, decoded onto the
             budget) or sizes (each by itself, for comparison; not with additive).
+        measured_profile: start from closed-form errors corrected by measuring every site alone (see inspect --profile).
         screening: measure the divergence of several candidates as built before one is fine-tuned (sampler additive).
         baselines: named recipes that run first and are drawn with the others: uniform, random, kumar-hybrid,
             kumar-hybrid-whitened, vtp, gohsp, losparse, svd-energy, magnitude, heads-energy (-elimination, -magnitude, -taylor,
@@ -72,9 +73,10 @@ class StudyConfig:
     sampler: str = ADDITIVE
     parametrisation: Name = "multipliers"
     screening: bool = True
+    measured_profile: bool = False
     baselines: tuple[str, ...] = ("uniform",)
     recipe: str | None = None
-    rungs: tuple[float, ...] = (0.25, 0.5)
+    rungs: tuple[float, ...] = ()
     band: float = 0.5
     audit: int = 0
     seed: int = 0

@@ -38,7 +38,6 @@ class Knapsack:
 
     Attributes:
         sites: names of the space's sites, in the order of every array over sites.
-        largest: the sites' errors at their smallest sizes, [sites].
     """
 
     def __init__(self, space: Space, costs: CostModel, errors: Errors) -> None:
@@ -56,7 +55,6 @@ class Knapsack:
         self._features = np.concatenate([features for _, features, _ in rows])  # [options, sites]
         self._costs = np.concatenate([counted for _, _, counted in rows])  # [options, 2], less the dense branch's
         self._whole = np.array([site.dense for site in space.sites])
-        self.largest = np.maximum(self._features.max(0), 1e-30)
 
     def allocate(self, limits: Mapping[Cost, float], multipliers: Mapping[str, float] | None = None) -> Allocation:
         """The allocation of least total error whose costs keep `limits`.

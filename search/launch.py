@@ -15,6 +15,7 @@ from objectives.count import fvcore_macs
 from objectives.finetune import Step
 from objectives.objective import Evaluator
 from objectives.recipes import RECIPES, check_reach, recipe_of
+from objectives.sensitivity import Errors, closed_form
 from search.audit import audit
 from search.config import ALLOCATED, SearchConfig
 from search.environment import environment
@@ -56,7 +57,7 @@ def launch(config: SearchConfig, reporter: Reporter) -> Run:
 
     Raises:
         CompressionError: anything that the user can put right, before a trial is paid for.
-        RunError: every trial failed, or the front is too short for the audit that was asked for.
+        RunError: every trial failed, or too few finished for the audit that was asked for.
     """
     directory = Path(config.study.output or default_output(config))
     check_same_run(directory, config)
@@ -89,8 +90,8 @@ class _Search:
         self.evaluator = Evaluator(config.objective(directory), reporter.stage, self._accept)
         space, costs = self.evaluator.space, self.evaluator.costs
         dense = self.evaluator.dense
-        # Factors and profile are made before the run is written: what stops here leaves no run behind.
-        knapsack = Knapsack(space, costs, self.evaluator.profile.errors) if study.recipe is None else None
+        # Factors are computed before the run is written: what stops here leaves no run behind.
+        knapsack = Knapsack(space, costs, self._errors()) if study.recipe is None else None
         self.budgets = Budgets(space, costs, self.limits, [self._low(limits) for limits in self.limits])
         self.parametrisation = parametrise(study.parametrisation, self.budgets, knapsack)
         # The sampler learns from the first one, in whatever order they were given.
@@ -168,6 +169,10 @@ class _Search:
         known = self.evaluator.costs.costs(proposal.allocation)
         costs = {name: cost for name, cost in known.items() if name in self.objectives}
         return reason_to_stop(proposal, self.study.trials, costs, step, self.config.finetune.steps, error)
+
+    def _errors(self) -> Errors:
+        """What the knapsack adds up."""
+        return self.evaluator.profile.errors if self.config.study.measured_profile else closed_form(self.evaluator.factors)
 
     def _low(self, limits: Limits) -> float:
         """The lowest load that proposals aim at: a band below the target, or all that the space reaches where there is none."""

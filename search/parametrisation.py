@@ -10,7 +10,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,6 +118,16 @@ class Parametrisation(Protocol):
         ...
 
 
+class Decoded(NamedTuple):
+    """What parameters stand for: multipliers, [sites], and of the allocation the sites' errors by the profile, [sites], and how
+    much it uses of every target, [targets]."""
+
+    allocation: Allocation
+    multipliers: Floats
+    features: Floats
+    loads: Floats
+
+
 @dataclass(frozen=True)
 class Multipliers:
     """By budget and log-multipliers. A budget of k + b is the share b of target k (counted from 0), in (0, 1].
@@ -129,7 +139,7 @@ class Multipliers:
 
     budgets: Budgets
     knapsack: Knapsack
-    _decoded: dict[tuple[float, ...], Allocation] = field(default_factory=dict, repr=False, compare=False)
+    _decoded: dict[tuple[tuple[str, Any], ...], Decoded] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -138,10 +148,20 @@ class Multipliers:
         return {BUDGET: FloatDistribution(lowest, highest), **sites}
 
     def decode(self, parameters: Mapping[str, Any]) -> Allocation:
-        key = tuple(parameters[name] for name in self.distributions)
+        return self.decoded(parameters).allocation
+
+    def decoded(self, parameters: Mapping[str, Any]) -> Decoded:
+        """What parameters stand for; decoded once."""
+        key = tuple(parameters.items())
         if key not in self._decoded:
             multipliers = {name: parameters[name] for name in self.knapsack.sites}
-            self._decoded[key] = self.knapsack.allocate(self.budgets.limits(*self.aim(parameters[BUDGET])), multipliers)
+            allocation = self.knapsack.allocate(self.budgets.limits(*self.aim(parameters[BUDGET])), multipliers)
+            self._decoded[key] = Decoded(
+                allocation,
+                np.array(list(multipliers.values())),
+                self.knapsack.features_of(allocation),
+                np.array([self.budgets.load(allocation, target) for target in range(len(self.budgets.targets))]),
+            )
         return self._decoded[key]
 
     def encode(self, target: int, load: float) -> dict[str, Any]:
@@ -155,10 +175,6 @@ class Multipliers:
     @staticmethod
     def _budget(target: int, load: float) -> float:
         return round(target + load, 6)
-
-    def multipliers(self, parameters: Mapping[str, Any]) -> Floats:
-        """Inverse of `name`."""
-        return np.array([parameters[name] for name in self.knapsack.sites])
 
     def aim(self, budget: float) -> tuple[int, float]:
         """Target and share of it, within its band."""

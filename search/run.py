@@ -23,6 +23,7 @@ _FREE = frozenset(
     (
         "trials",
         "sampler",
+        "screening",
         "baselines",
         "recipe",
         "rungs",
@@ -67,7 +68,7 @@ class Run:
 
     @cached_property
     def profile(self) -> Profile | None:
-        """The sensitivity profile that the search started from; None where there is none, as in a run of a recipe alone."""
+        """The sensitivity profile, where it was measured: by `inspect --profile` or for a search that starts from it."""
         fingerprint = self.summary["fingerprint"]
         path = self.directory / "factors" / profile_name(fingerprint)
         return Profile.load(path, fingerprint) if path.exists() else None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import TrialState
 
 from objectives.cost import Cost
@@ -96,7 +97,7 @@ class Study:
             return self._start(proposal, self._repeat(proposal) if proposal.parameters else None)
         known = self._known()
         for attempt in range(_ATTEMPTS):
-            sampled = self._sample(self._next_number(), attempt)
+            sampled = self._sample(self._sampler(self._next_number(), attempt))
             allocation = self.parametrisation.decode(sampled.params)
             if allocation not in known:
                 proposal = self._propose(allocation, None, sampled.params)
@@ -135,16 +136,19 @@ class Study:
         """Where one trial keeps its files."""
         return self.directory / "trials" / f"{number:04d}"
 
-    def _sample(self, number: int, attempt: int = 0) -> optuna.Trial:
+    def _sampler(self, number: int, attempt: int) -> BaseSampler:
         seed = (self.seed * 1_000_003 + number * _ATTEMPTS + attempt) % 2**31
         name = self.sampler if attempt < _INSISTED else "random"
-        self._memory.sampler = create_sampler(name, seed, self.parametrisation, self.screen)
+        return create_sampler(name, seed, self.parametrisation, self.screen)
+
+    def _sample(self, sampler: BaseSampler) -> optuna.Trial:
+        self._memory.sampler = sampler
         return self._memory.ask(self.parametrisation.distributions)
 
     def _repeat(self, proposal: Proposal) -> optuna.Trial:
-        """A trial of the parameters of a proposal, with what its sampler noted; no sampler is asked."""
+        """A trial of the parameters of a proposal, with what its sampler noted; nothing is left to sample."""
         self._memory.enqueue_trial(dict(proposal.parameters))
-        sampled = self._memory.ask(self.parametrisation.distributions)
+        sampled = self._sample(RandomSampler(seed=0))
         for name, value in proposal.attributes.items():
             self._memory._storage.set_trial_system_attr(sampled._trial_id, name, value)
         return sampled

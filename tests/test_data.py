@@ -92,6 +92,7 @@ def test_calibration_has_its_size(split_folder: Path, wanted: int, given: int) -
     numbers = numbers_of(data.calibration())
     assert len(set(numbers)) == len(numbers) == given
     assert numbers == numbers_of(data.calibration())
+    assert numbers_of(data.calibration(7)) == numbers[:7]
     assert not set(numbers) & set(numbers_of(data.evaluation("search")))
 
 

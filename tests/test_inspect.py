@@ -113,9 +113,9 @@ def test_without_measuring_the_closed_form_is_shown(
 
 
 def test_a_profile_of_a_run(capsys: pytest.CaptureFixture[str], finished: Path) -> None:
+    assert "measuring" in inspected(capsys, finished, "--profile"), "the search did not need it"
     before = {path: path.stat().st_mtime_ns for path in (finished / "factors").iterdir()}
-    text = inspected(capsys, finished, "--profile")
-    assert "measuring" not in text
+    assert "measuring" not in inspected(capsys, finished, "--profile")
     assert {path: path.stat().st_mtime_ns for path in (finished / "factors").iterdir()} == before
     assert (finished / "profile.png").exists()
     assert "reachable" in inspected(capsys, finished)

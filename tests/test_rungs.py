@@ -342,9 +342,8 @@ def _spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def searched(folder: Path, dense: Path, **options: Any) -> SearchConfig:
-    return SearchConfig.from_flat(
-        {**OPTIONS, "checkpoint": str(dense), "steps": 8, "trials": TRIALS_PER_RUN, "output": str(folder / "run"), **options}
-    )
+    given = {"checkpoint": str(dense), "steps": 8, "trials": TRIALS_PER_RUN, "rungs": [0.25, 0.5]}
+    return SearchConfig.from_flat({**OPTIONS, **given, "output": str(folder / "run"), **options})
 
 
 @pytest.fixture
@@ -425,7 +424,7 @@ def test_without_rungs_nothing_is_stopped_and_the_others_are_the_same(run: Run, 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "rungs"), [(["none"], ()), (["0.5"], (0.5,)), (["0.1", "0.2", "0.3"], (0.1, 0.2, 0.3)), ([], (0.25, 0.5))]
+    ("arguments", "rungs"), [(["none"], ()), (["0.5"], (0.5,)), (["0.1", "0.2", "0.3"], (0.1, 0.2, 0.3)), ([], ())]
 )
 def test_rungs_on_the_command_line(arguments: list[str], rungs: tuple[float, ...]) -> None:
     line = ["launch", "--model", "vit", *(["--rungs", *arguments] if arguments else [])]

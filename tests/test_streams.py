@@ -86,6 +86,7 @@ def test_stream_calibrates_on_as_many_images_as_asked(shards: Path) -> None:
     numbers = numbers_of(data.calibration())
     assert len(numbers) == 13
     assert numbers == numbers_of(data.calibration())
+    assert numbers_of(data.calibration(6)) == numbers[:6]
 
 
 def test_stream_needs_a_search_split_of_its_own(shards: Path) -> None:
