@@ -3,18 +3,22 @@
 import json
 import subprocess
 import sys
+from io import StringIO
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from objectives.data import Data
 from objectives.error import evaluate
 from objectives.finetune import Step
 from search import SearchConfig, export, launch, open_run
+from search.progress import Display
 from search.run import Run
 from search.trial import Proposal, Trial
 from spaces import load_compressed
@@ -96,10 +100,13 @@ def test_the_run_directory_is_complete(run: Run) -> None:
     assert [json.loads(line).get("step") for line in metrics] == [1, 2, 3, None]
 
 
-def test_a_run_knows_its_profile(run: Run) -> None:
-    assert run.profile is not None
-    assert run.profile.images == 256
-    assert set(run.profile.errors) == {site.name for site in run.space.sites}
+def test_a_run_knows_its_profile(run: Run, tmp_path: Path) -> None:
+    """Where it was measured: a search starts from the closed form unless told."""
+    assert run.profile is None
+    profile = launch(config_of(tmp_path, trials=1, measured_profile=True), Silent()).profile
+    assert profile is not None
+    assert profile.images == 256
+    assert set(profile.errors) == {site.name for site in run.space.sites}
 
 
 def test_the_table_holds_every_trial(run: Run) -> None:
@@ -193,8 +200,80 @@ def test_other_spaces_samplers_and_objectives(tmp_path: Path, space: str) -> Non
 
 def test_no_target_spans_the_whole_range(tmp_path: Path) -> None:
     run = launch(config_of(tmp_path, trials=8, target=[]), Silent())
-    assert run.summary["best"] == [None]
+    assert run.summary["best"] == []
     assert run.trials["macs_kept"].min() < 0.3
+
+
+def test_operators_that_miss_a_budget_are_left_out(tmp_path: Path) -> None:
+    """Low rank alone keeps 36.2 % of this model at the least: not a reason to refuse a search that has other operators."""
+    options = {"space": "full", "target": ["flops=30%"], "baselines": ["uniform", "random"], "objectives": ["flops", "error"]}
+    run = launch(config_of(tmp_path, trials=11, **options), Silent())
+    small = run.trials[run.trials["label"] != "dense"]
+    assert (small["macs_kept"] <= 0.3).all()
+    labels = set(small["label"].dropna())
+    assert {"warm start", "random", "uniform contract+low-rank", "uniform low-rank+neurons"} <= labels
+    assert "uniform low-rank+low-rank" not in labels
+    assert run.summary["objectives"] == ["error", "macs"]
+
+
+TWO = {"target": ["flops=70%", "flops=40%"], "trials": 19}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
+    """A search for two targets, and what it shows."""
+    text = StringIO()
+    with Display(Console(file=text, width=250)) as display:
+        run = launch(config_of(tmp_path_factory.mktemp("two"), **TWO), display)
+    return run, text.getvalue()
+
+
+def test_two_targets_have_their_baselines_and_proposals(two: tuple[Run, str]) -> None:
+    run, _ = two
+    table, bands = run.trials, ((0.35, 0.7), (0.2, 0.4))
+    groups = [["warm start"] * 3, ["uniform"] * 3] * 2
+    assert list(table["label"][:13]) == ["dense", *chain.from_iterable(groups)]
+    assert table["label"][13:].isna().all()
+    for start, (low, high) in zip((1, 4, 7, 10), (*bands[:1] * 2, *bands[1:] * 2), strict=True):
+        kept = table["macs_kept"][start : start + 3]
+        assert kept.max() <= high < kept.max() + 0.03
+        assert low - 0.03 < kept.min() < low + 0.03
+    proposed = table["macs_kept"][13:]
+    for kept, (low, high) in zip(proposed, (bands * 3), strict=True):  # in turn, the first target first
+        assert low - 0.03 < kept <= high
+    assert "additive:screened" in (run.directory / "study.journal").read_text()
+
+
+def test_two_targets_have_their_best(two: tuple[Run, str]) -> None:
+    run, text = two
+    best = [run.best(target) for target in run.config.study.target]
+    assert run.summary["best"] == [row["number"] for row in best]
+    assert [entry["group"] for entry in run.summary["targets"]] == [0, 1]
+    for row, limit in zip(best, (0.7, 0.4), strict=True):
+        assert row["error"] == run.trials[run.trials["macs_kept"] <= limit]["error"].min()
+    assert "target flops=70%; flops=40%; 19 trials in " in text
+    last = text.splitlines()[-1]
+    for name, row in zip(("flops=70%", "flops=40%"), best, strict=True):
+        assert f"best under {name}: {row['error']:.2%} at {row['macs_kept']:.1%} of MACs (trial {row['number']})" in last
+    report = (run.directory / "report.html").read_text()
+    assert "best under flops=70%" in report
+    assert "best under flops=40%" in report
+
+
+def test_an_export_takes_the_first_target_unless_told(two: tuple[Run, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = two
+    written: list[int] = []
+    monkeypatch.setattr(sys.modules["search.export"]._Export, "write", lambda work, folder: written.append(work.number))
+    assert [export(run).name, export(run, target="flops=40%").name] == ["flops70", "flops40"]
+    assert written == [run.best("flops=70%")["number"], run.best("flops=40%")["number"]]
+
+
+def test_a_screened_search_goes_on_as_if_it_had_not_stopped(two: tuple[Run, str], tmp_path: Path) -> None:
+    for stop in (14, 16):
+        with pytest.raises(KeyboardInterrupt):
+            launch(config_of(tmp_path, **TWO), Silent(stop_at=stop))
+    again = launch(config_of(tmp_path, **TWO), Silent())
+    pd.testing.assert_frame_equal(again.trials.drop(columns="seconds"), two[0].trials.drop(columns="seconds"))
 
 
 @pytest.fixture(scope="module")
