@@ -20,7 +20,7 @@ from objectives.objective import Score
 from search.additive import SCORE, SCREENED, AdditiveSampler, Screen, expected_gain
 from search.parametrisation import BUDGET
 from search.pareto import hypervolume
-from search.posterior import ErrorPosterior, Rows
+from search.posterior import ErrorPosterior
 from search.samplers import create_sampler
 from search.study import Study
 from spaces.allocation import Allocation
@@ -287,7 +287,7 @@ def test_it_learns_what_the_profile_is_wrong_about() -> None:
         study, found = problem.run(24, seed, noise=0.003)
         features = np.array([knapsack.features_of(allocation) for allocation in found])
         errors = np.array([trial.values[0] for trial in study.trials])
-        first, *others = ErrorPosterior(Rows(features, features / knapsack.largest), errors).multipliers
+        first, *others = ErrorPosterior(features, errors).multipliers
         assert first > 0.5
         assert max(others) < first - 1
         for allocation in found[-8:]:
