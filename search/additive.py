@@ -94,7 +94,7 @@ class AdditiveSampler(BaseSampler):
         asked = [entry for entry in study.get_trials(deepcopy=False) if self._names <= set(entry.params)]
         trials = [entry for entry in asked if entry.state != TrialState.FAIL]
         done = [entry for entry in trials if entry.state == TrialState.COMPLETE]
-        running = [entry for entry in trials if entry.state == TrialState.RUNNING]
+        unfinished = [entry for entry in trials if entry.state in (TrialState.RUNNING, TrialState.PRUNED)]
         # Targets take turns, also where one of them has nothing new to offer. A study that was read from its journal lacks
         # the repetitions before its last trial, so that nothing else may depend on what failed.
         repeated = sum(1 for _ in takewhile(lambda entry: entry.state == TrialState.FAIL, reversed(asked)))
@@ -103,7 +103,7 @@ class AdditiveSampler(BaseSampler):
             share = self._rng.uniform(self._parametrisation.budgets.lows[target], 1.0)
             spread = self._rng.normal(0, _START_SPREAD, len(self._names) - 1)
             return self._parametrisation.name(target, float(share), np.clip(spread, -SPAN, SPAN))
-        proposal = _Proposal(self._parametrisation, self._rng, target, trials, done, running)
+        proposal = _Proposal(self._parametrisation, self._rng, target, trials, done, unfinished)
         screened = proposal.screen(self._screen) if self._screen else []
         if screened:
             study._storage.set_trial_system_attr(trial._trial_id, SCREENED, screened)
@@ -116,7 +116,10 @@ class AdditiveSampler(BaseSampler):
 
 
 class _Proposal:
-    """What is known when one trial is proposed. Running trials count as finished with the error that is expected of them."""
+    """What is known when one trial is proposed.
+
+    Running trials, and those stopped at a rung, count as finished with the error that is expected of them.
+    """
 
     def __init__(
         self,
@@ -125,10 +128,10 @@ class _Proposal:
         target: int,
         trials: Sequence[FrozenTrial],
         done: Sequence[FrozenTrial],
-        running: Sequence[FrozenTrial],
+        unfinished: Sequence[FrozenTrial],
     ) -> None:
         self._parametrisation, self._rng, self._target = parametrisation, rng, target
-        self._tried = self._decoded([entry.params for entry in [*done, *running]])
+        self._tried = self._decoded([entry.params for entry in [*done, *unfinished]])
         screened = [pair for entry in trials[-_RECENT:] for pair in entry.system_attrs.get(SCREENED, [])]
         self._screened = self._decoded([parameters for parameters, _ in screened])
         self._divergence = self._divergence_model(done, [value for _, value in screened])

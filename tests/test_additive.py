@@ -251,6 +251,17 @@ def test_running_trials_are_not_proposed_again() -> None:
     assert len({round(load, 1) for load in loads}) >= 3
 
 
+def test_stopped_trials_are_not_proposed_again() -> None:
+    """Their error is not known, but they were tried."""
+    problem = Problem()
+    study, finished = problem.run(8)
+    stopped = []
+    for _ in range(4):
+        stopped.append(problem.ask(study, seed=0))
+        study.tell(study.trials[-1].number, state=TrialState.PRUNED)
+    assert len({*stopped, *finished}) == 12
+
+
 @pytest.mark.parametrize("rivals", [False, True])
 @pytest.mark.parametrize("shares", [(0.5,), (0.6, 0.4, 0.3)])
 def test_every_proposal_is_legal_and_in_the_band_of_its_target(rivals: bool, shares: tuple[float, ...]) -> None:

@@ -230,12 +230,6 @@ def test_sizes_errors_and_costs_of_options_are_those_of_their_allocation() -> No
             assert costs.tolist() == [made.costs.count(allocation, cost) for cost in COSTS]
 
 
-def test_the_largest_errors_are_those_of_the_smallest_sizes() -> None:
-    made = Made(0, SINGLE, convex=True)
-    knapsack = Knapsack(made.space, made.costs, made.errors)
-    assert knapsack.largest.tolist() == [made.errors[site.name][site.choices[0]] for site in made.space.sites]
-
-
 def test_a_multiplier_is_a_factor_on_the_errors_of_its_site() -> None:
     for seed in range(10):
         made = drawn(seed, convex=True)

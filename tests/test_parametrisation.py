@@ -95,8 +95,9 @@ def test_parameters_and_multipliers_are_two_forms_of_one_thing() -> None:
     parameters = parametrisation.name(1, 0.75, multipliers)
     assert set(parameters) == set(parametrisation.distributions)
     assert parametrisation.aim(parameters[BUDGET]) == (1, 0.75)
-    assert parametrisation.multipliers(parameters) == pytest.approx(multipliers, abs=5e-5)
-    assert parametrisation.name(1, 0.75, parametrisation.multipliers(parameters)) == parameters
+    found = parametrisation.decoded(parameters).multipliers
+    assert found == pytest.approx(multipliers, abs=5e-5)
+    assert parametrisation.name(1, 0.75, found) == parameters
     assert all(type(value) is float for value in parameters.values()), "they are written as JSON"
 
 
@@ -116,6 +117,16 @@ def test_all_multipliers_decode_onto_their_budget(rivals: bool) -> None:
         allocation = parametrisation.decode(parameters)
         parametrisation.budgets.space.validate(allocation)
         assert load - 0.01 < parametrisation.budgets.load(allocation, target) <= load
+
+
+def test_what_is_decoded_is_told_of_the_allocation() -> None:
+    parametrisation = multipliers_of(rivals=True)
+    parameters = drawn(parametrisation, random.Random(0))
+    found = parametrisation.decoded(parameters)
+    assert found.allocation == parametrisation.decode(parameters)
+    assert found.loads.tolist() == [parametrisation.budgets.load(found.allocation, target) for target in (0, 1)]
+    gone = [(1 - site.share(found.allocation[site.name])) ** 2 for site in parametrisation.budgets.space.sites]
+    assert found.features == pytest.approx(gone)
 
 
 def test_loads_of_options_are_those_of_their_allocations() -> None:
