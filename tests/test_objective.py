@@ -47,6 +47,29 @@ def test_the_same_seed_gives_the_same_score(evaluator: Evaluator, tmp_path: Path
     assert scores[0].kl_before == scores[2].kl_before > 0
 
 
+def test_screening_measures_a_candidate_as_built(evaluator: Evaluator) -> None:
+    """The divergence of the dense model's answers from the candidate's on the calibration images, without any training."""
+    assert evaluator.divergence(evaluator.space.identity()) == pytest.approx(0, abs=1e-7)
+    images = torch.cat(list(evaluator.data.calibration(256)))
+    with torch.inference_mode():
+        dense, found = (
+            model.eval()(images).double().log_softmax(-1) for model in (evaluator.model, evaluator.build(half(evaluator)))
+        )
+    expected = float((dense.exp() * (dense - found)).sum(-1).mean())
+    assert len(images) == 256
+    assert evaluator.divergence(half(evaluator)) == pytest.approx(expected, rel=1e-4)
+    smallest = Allocation({site.name: site.choices[0] for site in evaluator.space.sites})
+    assert evaluator.divergence(smallest) > expected > 0
+
+
+def test_screening_leaves_the_trial_as_it_is(evaluator: Evaluator) -> None:
+    before = evaluator.evaluate(half(evaluator), seed=0)
+    divergences = [evaluator.divergence(half(evaluator)) for _ in range(2)]
+    after = evaluator.evaluate(half(evaluator), seed=0)
+    assert divergences[0] == divergences[1]
+    assert (before.error, before.kl, before.kl_before) == (after.error, after.kl, after.kl_before)
+
+
 def test_preparing_says_how_far_it_is(evaluator: Evaluator, tmp_path: Path) -> None:
     """256 calibration images in batches of 64, 6 sites, 297 search images in batches of 256. Nothing before its first use."""
     seen: dict[str, list[tuple[int, int]]] = {}
