@@ -287,7 +287,7 @@ def test_a_stopped_trial_is_kept_and_told_to_the_sampler(tmp_path: Path) -> None
     assert again._memory.get_trials()[1].values is None
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("sampler", ["additive", "tpe", "random"])
 def test_resumed_after_stopped_trials_proposes_as_uninterrupted(tmp_path: Path, sampler: str) -> None:
     def go_on(study: Any, until: int) -> list[Allocation | None]:
         while len(study.trials) < until:
@@ -342,7 +342,8 @@ def _spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def searched(folder: Path, dense: Path, **options: Any) -> SearchConfig:
-    given = {"checkpoint": str(dense), "steps": 8, "trials": TRIALS_PER_RUN, "rungs": [0.25, 0.5]}
+    # By a sampler whose hopeless proposals have a cheaper trial each to be compared with.
+    given = {"checkpoint": str(dense), "steps": 8, "trials": TRIALS_PER_RUN, "rungs": [0.25, 0.5], "sampler": "tpe"}
     return SearchConfig.from_flat({**OPTIONS, **given, "output": str(folder / "run"), **options})
 
 
