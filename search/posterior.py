@@ -20,6 +20,7 @@ _CURVE_WIDTHS = (3.0, 0.5, 0.2)  # priors of the curve: log scale, log power, an
 _NOISES = (0.005, 0.0001, 0.0005, 0.002, 0.01, 0.02)
 _MULTIPLIERS = (0.6, 0.15, 0.3, 1.2)
 _ITERATIONS = 30
+_MOST = 300  # measurements that a model is fitted to, evenly spaced over all: more tell little and take longer
 _FLOOR = 1e-12
 
 
@@ -36,7 +37,8 @@ class ErrorPosterior:
 
     def __init__(self, features: Floats, errors: Floats) -> None:
         self._scale = max(float(np.median(features.sum(1))), _FLOOR)
-        self._features, self._errors = features / self._scale, errors
+        chosen = np.unique(np.linspace(0, len(errors) - 1, min(len(errors), _MOST)).round().astype(int))
+        self._features, self._errors = features[chosen] / self._scale, errors[chosen]
         self._center = np.concatenate([np.zeros(features.shape[1]), [0.0, 0.0, float(errors.min())]])
         self._mode = self._center.copy()
         self._mode[-3] = -np.log(max(-np.log(max(1 - float(np.median(errors)), 1e-3)), 1e-3))
