@@ -23,6 +23,7 @@ from scipy.special import ndtr
 
 from search.knapsack import Indices
 from search.parametrisation import SPAN, Multipliers
+from search.pareto import staircase
 from search.posterior import ErrorPosterior
 from spaces.allocation import Allocation
 
@@ -91,7 +92,7 @@ class AdditiveSampler(BaseSampler):
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
         if set(search_space) != self._names:
             return self._other.sample_relative(study, trial, search_space)
-        asked = [entry for entry in study.get_trials(deepcopy=False) if self._names <= set(entry.params)]
+        asked = [entry for entry in study.get_trials(deepcopy=False) if self._names <= entry.params.keys()]
         trials = [entry for entry in asked if entry.state != TrialState.FAIL]
         done = [entry for entry in trials if entry.state == TrialState.COMPLETE]
         unfinished = [entry for entry in trials if entry.state in (TrialState.RUNNING, TrialState.PRUNED)]
@@ -201,7 +202,7 @@ class _Proposal:
         known = self._tried[: self._finished]
         loads = np.concatenate([known.loads, self._screened.loads])
         means = np.concatenate([self._means[: self._finished], self._error.predict(self._scaled(self._screened))[0]])
-        rows = self._rng.choice(_front(loads, means), _MOVES)
+        rows = self._rng.choice(staircase(loads, means), _MOVES)
         parents = np.concatenate([known.multipliers, self._screened.multipliers])[rows]
         moved = self._rng.random(parents.shape) < _MOVED / parents.shape[1]
         children: Floats = parents + moved * self._rng.normal(0, _DISTANCE, parents.shape)
@@ -251,13 +252,6 @@ class _Proposal:
 def _divergence_of(trial: FrozenTrial) -> float:
     """What was measured before the fine-tune; NaN where it was not."""
     return float((trial.user_attrs.get(SCORE) or {}).get("kl_before", np.nan))
-
-
-def _front(loads: Floats, errors: Floats) -> Indices:
-    """Rows that no other beats in load and error."""
-    order = np.lexsort((errors, loads))
-    least = np.minimum.accumulate(errors[order])
-    return order[np.concatenate([[True], least[1:] < least[:-1]])]  # type: ignore[no-any-return]
 
 
 def expected_gain(

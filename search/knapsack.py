@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from objectives.cost import COSTS, Cost, CostModel
 from objectives.sensitivity import Errors
+from search.pareto import staircase
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError
 from spaces.sites import Operator, Space
@@ -135,9 +136,7 @@ class Knapsack:
         """Every branch's options that no cheaper one beats, from the cheapest to the one of least error."""
         curves = []
         for start, end in itertools.pairwise(self._starts):
-            order = start + np.lexsort((errors[start:end], weights[start:end]))
-            least = np.minimum.accumulate(errors[order])
-            curves.append(order[np.concatenate([[True], least[1:] < least[:-1]])])
+            curves.append(start + staircase(weights[start:end], errors[start:end]))
         return curves
 
     def _fill(self, bounds: Floats, least: Indices, steps: Indices, totals: Floats, errors: Floats, weights: Floats) -> Indices:

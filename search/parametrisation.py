@@ -9,7 +9,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -67,7 +67,7 @@ class Budgets:
         Raises:
             AllocationError: these operators cannot be made so small.
         """
-        return self.space.decode(load, lambda allocation: self.load(allocation, target), operators)
+        return self.space.decode(load, partial(self.load, target=target), operators)
 
     def random(self, load: float, seed: int, target: int = 0) -> Allocation:
         """An allocation with random proportions, and random operators where there are rivals."""
@@ -88,10 +88,7 @@ class Budgets:
             offsets: site -> offset in log-odds of its share; 0 where it is not given.
             target: its index.
         """
-
-        def used(allocation: Allocation) -> float:
-            return self.load(allocation, target)
-
+        used = partial(self.load, target=target)
         try:
             return self.space.decode(load, used, operators, offsets)
         except AllocationError:

@@ -6,6 +6,9 @@ A point with a NaN or an infinite value is on no front and adds no volume.
 import math
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 Point = Sequence[float]
 
 
@@ -20,6 +23,16 @@ def front(points: Sequence[Point]) -> list[int]:
         if not any(_covers(points[other], points[index]) for other in kept):
             kept.append(index)
     return kept
+
+
+def staircase(costs: NDArray[np.float64], errors: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Rows that no other beats in cost and error, from the cheapest to the one of least error; all values finite.
+
+    The same as `front` of pairs, for many of them at once.
+    """
+    order = np.lexsort((errors, costs))
+    least = np.minimum.accumulate(errors[order])
+    return order[np.concatenate([[True], least[1:] < least[:-1]])]  # type: ignore[no-any-return]
 
 
 def hypervolume(points: Sequence[Point], reference: Point) -> float:

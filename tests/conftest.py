@@ -14,6 +14,7 @@ from local_digits import MODEL as DIGITS_MODEL
 from local_images import SIZE, fill
 from local_runs import DIGITS, MODEL, Fails, model
 from local_samples import mixed
+from local_searches import close_opened
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -181,3 +182,9 @@ def digits(evaluator: Evaluator) -> Tensor:
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _close_studies() -> Iterator[None]:
+    yield
+    close_opened()

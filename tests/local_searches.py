@@ -7,6 +7,7 @@ from objectives.objective import Score
 from objectives.sensitivity import Errors
 from search.knapsack import Knapsack
 from search.parametrisation import Budgets, Multipliers
+from search.study import Study
 from spaces.allocation import Allocation
 from spaces.sites import Operator, Site, Space
 
@@ -61,3 +62,17 @@ def score_of(allocation: Allocation) -> Score:
 def scored(error: float, macs: int, divergence: float = 0.0) -> Score:
     """The score of a candidate of this error, MACs, and divergence before the fine-tune."""
     return Score(error=error, error_before=error, kl=0.0, kl_before=divergence, macs=macs, params=macs, steps=10, seconds=0.1)
+
+
+_OPENED: list[Study] = []
+
+
+def opened(study: Study) -> Study:
+    """The study, which is closed when the test ends."""
+    _OPENED.append(study)
+    return study
+
+
+def close_opened() -> None:
+    while _OPENED:
+        _OPENED.pop().close()

@@ -4,13 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import optuna
 import pytest
-from local_searches import BRANCH, COARSE, FINE, scored, searched, space_of
+from local_searches import BRANCH, COARSE, FINE, opened, scored, searched, space_of
 from optuna.samplers import BaseSampler
 from optuna.testing.pytest_samplers import BasicSamplerTestCase, MultiObjectiveSamplerTestCase, RelativeSamplerTestCase
 from optuna.trial import TrialState, create_trial
@@ -151,21 +151,11 @@ def test_parameters_beside_its_own_are_sampled_too() -> None:
     assert len({trial.params["rate"] for trial in study.trials}) == 8
 
 
-OPENED: list[Study] = []
-
-
-@pytest.fixture(autouse=True)
-def _close_all() -> Iterator[None]:
-    yield
-    while OPENED:
-        OPENED.pop().close()
-
-
 def open_study(directory: Path, problem: Problem, screen: Screen | None) -> Study:
-    OPENED.append(Study(directory, problem.parametrisation, ("error", "macs"), "additive", 0, screen))
+    study = opened(Study(directory, problem.parametrisation, ("error", "macs"), "additive", 0, screen))
     for start in problem.starts:
-        OPENED[-1].enqueue("warm start", problem.parametrisation.decode(start), start)
-    return OPENED[-1]
+        study.enqueue("warm start", problem.parametrisation.decode(start), start)
+    return study
 
 
 def run(study: Study, problem: Problem, trials: int) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from optuna._hypervolume import compute_hypervolume
 
-from search.pareto import best_under, front, hypervolume
+from search.pareto import best_under, front, hypervolume, staircase
 
 
 def brute_front(points: list[tuple[float, ...]]) -> set[tuple[float, ...]]:
@@ -26,6 +26,13 @@ def test_front_equals_brute_force_in_any_order_with_duplicates_and_nan(dimension
         found = [noisy[i] for i in front(noisy)]
         assert set(found) == brute_front(points)
         assert len(found) == len(set(found)), "equal points are kept once"
+
+
+def test_a_staircase_is_the_front_of_pairs() -> None:
+    rng = np.random.default_rng(1)
+    for count in (1, 2, 30, 200):
+        costs, errors = rng.integers(0, 20, (2, count)) / 20  # with ties
+        assert staircase(costs, errors).tolist() == front(list(zip(costs, errors, strict=True)))
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])

@@ -12,11 +12,12 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from local_searches import score_of
 from rich.console import Console
 from test_launch import OPTIONS, Silent
 from test_objective import DATA, MODEL, half
 from test_report import Page
-from test_study import _close_all, open_study, score_of  # noqa: F401
+from test_study import open_study
 from torch import nn
 from torch.utils.data import DataLoader
 

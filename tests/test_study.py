@@ -2,13 +2,12 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
-from local_searches import score_of, searched, space_of
+from local_searches import opened, score_of, searched, space_of
 
 from objectives.objective import Score
 from search.parametrisation import Multipliers
@@ -25,20 +24,9 @@ def parametrisation_of(rivals: bool = False) -> Multipliers:
     return searched(space_of(rivals), [{"macs": 2000}], [0.7])
 
 
-OPENED: list[Study] = []
-
-
-@pytest.fixture(autouse=True)
-def _close_all() -> Iterator[None]:
-    yield
-    while OPENED:
-        OPENED.pop().close()
-
-
 def open_study(directory: Path, **options: Any) -> Study:
     settings = {"parametrisation": parametrisation_of(), "objectives": ("error", "macs"), "sampler": "tpe", "seed": 0}
-    OPENED.append(Study(directory, **{**settings, **options}))
-    return OPENED[-1]
+    return opened(Study(directory, **{**settings, **options}))
 
 
 def run(study: Study, trials: int) -> None:
