@@ -25,7 +25,7 @@ from optuna.trial import create_trial
 from rich.console import Console
 from surrogate import Surrogate
 
-from objectives.objective import Evaluator
+from objectives.evaluator import Evaluator
 from search import launch
 from search.additive import SCORE
 from search.config import SearchConfig

@@ -31,8 +31,8 @@ from torch import nn
 
 from objectives.cost import Cost, cost_model
 from objectives.error import evaluate
+from objectives.evaluator import Evaluator
 from objectives.finetune import finetune
-from objectives.objective import Evaluator
 from objectives.recipes import RECIPES, check_reach, make_cut
 from objectives.seeding import seed_everything
 from search import demo, launch, open_run

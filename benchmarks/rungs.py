@@ -11,7 +11,7 @@ import time
 import pandas as pd
 import torch
 
-from objectives.objective import Evaluator
+from objectives.evaluator import Evaluator
 from search import Run, open_run
 from search.pareto import front, hypervolume
 

@@ -32,7 +32,7 @@ import torch
 from searches_report import Search, read, report
 from surrogate import Surrogate
 
-from objectives.objective import Evaluator
+from objectives.evaluator import Evaluator
 from search import additive, demo, posterior
 from search.additive import SCORE, Screen
 from search.config import SearchConfig

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from objectives.error import evaluate
-from objectives.objective import Evaluator
+from objectives.evaluator import Evaluator
 from search import open_run
 from spaces import Allocation
 

@@ -24,7 +24,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from objectives.error import predict
-from objectives.objective import Evaluator
+from objectives.evaluator import Evaluator
 from objectives.sensitivity import Errors, Profile, measure_profile
 from search.config import SearchConfig
 from search.knapsack import Knapsack

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from objectives.admm import prune_by_admm
 from objectives.cost import Cost
+from objectives.evaluator import Evaluator, OnStep
 from objectives.gates import prune_by_gates
 from objectives.hybrid import hybrid_plain, hybrid_whitened
 from objectives.losparse import prune_by_rows
-from objectives.objective import Evaluator, OnStep, Score
+from objectives.score import Score
 from objectives.seeding import seed_everything
 from objectives.workbench import Cut, Workbench
 from spaces.allocation import Allocation

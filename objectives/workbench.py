@@ -9,8 +9,8 @@ from itertools import islice
 from torch import Tensor, nn
 
 from objectives.cost import Cost, CostModel, cost_model
+from objectives.evaluator import Evaluator, OnStep
 from objectives.finetune import Step, finetune
-from objectives.objective import Evaluator, OnStep
 from spaces.allocation import Allocation
 from spaces.sites import Kind, Site, Space
 from spaces.vit import describe

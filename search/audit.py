@@ -16,8 +16,10 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
+from objectives.device import resolve_device
 from objectives.error import evaluate
-from objectives.objective import Evaluator, OnStep, Progress, resolve_device
+from objectives.evaluator import Evaluator, OnStep
+from objectives.progress import Progress
 from search.agreement import LEAST, agreement, candidates, similar, spread_over
 from search.environment import environment
 from search.journal import lock_run

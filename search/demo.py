@@ -9,7 +9,7 @@ from torch import nn
 from objectives.data import Data
 from objectives.digits import CLASSES
 from objectives.finetune import FinetuneConfig, finetune
-from objectives.objective import Progress
+from objectives.progress import Progress
 from objectives.seeding import seed_everything
 from objectives.splits import DIGITS, DataConfig
 from search.config import SearchConfig

@@ -18,7 +18,8 @@ from torch import nn
 
 from objectives.cost import Cost, cost_model
 from objectives.error import evaluate
-from objectives.objective import Evaluator, Progress
+from objectives.evaluator import Evaluator
+from objectives.progress import Progress
 from objectives.recipes import RECIPES, evaluate_recipe, make_cut
 from search.environment import environment
 from search.run import Run

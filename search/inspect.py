@@ -9,7 +9,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from objectives.cost import CostModel
-from objectives.objective import Evaluator, Progress
+from objectives.evaluator import Evaluator
+from objectives.progress import Progress
 from objectives.sensitivity import Profile
 from search.config import SearchConfig
 from search.heatmap import SHARES, format_error, heat_table, write_heat_maps

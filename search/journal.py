@@ -11,7 +11,7 @@ from optuna.distributions import BaseDistribution
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from objectives.objective import Score
+from objectives.score import Score
 from search.trial import Proposal, Trial
 from spaces.errors import RunError
 from spaces.files import cut_torn_line

@@ -12,8 +12,8 @@ import torch
 
 from objectives.cost import Cost, cost_model
 from objectives.count import fvcore_macs
+from objectives.evaluator import Evaluator
 from objectives.finetune import Step
-from objectives.objective import Evaluator
 from objectives.recipes import RECIPES, check_reach, recipe_of
 from objectives.sensitivity import Errors, closed_form
 from search.audit import audit

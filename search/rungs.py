@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping
 
 from objectives.cost import Cost
-from objectives.objective import Score
+from objectives.score import Score
 from search.trial import Proposal, Trial
 
 # Standard deviations by which a candidate must be behind: one in forty such leads is turned round by the end, if normal.

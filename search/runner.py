@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
+from objectives.evaluator import Evaluator, OnRung, OnStep
 from objectives.finetune import Step
-from objectives.objective import Evaluator, OnRung, OnStep, Score
 from objectives.recipes import evaluate_recipe
+from objectives.score import Score
 from search.trial import Proposal
 from spaces.allocation import Allocation
 from spaces.errors import CompressionError

@@ -16,8 +16,8 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import TrialState
 
 from objectives.cost import Cost
-from objectives.objective import Score
 from objectives.recipes import recipe_of
+from objectives.score import Score
 from search.additive import SCORE, Screen
 from search.journal import Journal, thaw
 from search.parametrisation import Parametrisation

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from objectives.cost import Cost
-from objectives.objective import Score
+from objectives.score import Score
 from spaces.allocation import Allocation
 
 

@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import run_search
+from objectives.evaluator import Evaluator
 from objectives.finetune import FinetuneConfig
-from objectives.objective import Evaluator
 from objectives.recipes import open_workbench
 from objectives.workbench import Workbench
 from spaces.models import create_model

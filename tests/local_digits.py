@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from objectives.cost import Cost
-from objectives.objective import Evaluator, Objective
+from objectives.evaluator import Evaluator
+from objectives.objective import Objective
 from objectives.splits import DataConfig
 from objectives.workbench import Workbench
 from spaces.files import save_tensors

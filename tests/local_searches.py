@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from objectives.cost import Cost, CostModel
-from objectives.objective import Score
+from objectives.score import Score
 from objectives.sensitivity import Errors
 from search.knapsack import Knapsack
 from search.parametrisation import Budgets, Multipliers

@@ -16,7 +16,7 @@ from optuna.testing.pytest_samplers import BasicSamplerTestCase, MultiObjectiveS
 from optuna.trial import TrialState, create_trial
 
 from objectives.cost import Cost
-from objectives.objective import Score
+from objectives.score import Score
 from search.additive import SCORE, SCREENED, AdditiveSampler, Screen, expected_gain
 from search.parametrisation import BUDGET
 from search.pareto import hypervolume

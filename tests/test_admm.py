@@ -8,7 +8,7 @@ from local_digits import limits_of, sites_of
 from torch import Tensor
 
 from objectives.admm import Structure, alternate, rank_heads
-from objectives.objective import Evaluator
+from objectives.evaluator import Evaluator
 from objectives.recipes import open_workbench
 from objectives.workbench import Workbench
 from spaces.factors import Factors

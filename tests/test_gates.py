@@ -9,8 +9,8 @@ import torch
 from local_digits import limits_of
 from torch import Tensor, nn
 
+from objectives.evaluator import Evaluator
 from objectives.gates import GlobalThreshold, train_gates
-from objectives.objective import Evaluator
 from objectives.recipes import open_workbench
 
 

@@ -10,8 +10,8 @@ from local_vits import parameters
 from torch import Tensor, nn
 
 from objectives import losparse
+from objectives.evaluator import Evaluator
 from objectives.losparse import LowRankPlusRows, _rebuilt, cubic, decompose, keep_rows
-from objectives.objective import Evaluator
 from objectives.recipes import make_cut
 from objectives.workbench import Workbench
 

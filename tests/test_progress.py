@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from objectives.objective import Score
+from objectives.score import Score
 from search.progress import Display, front_table
 from search.trial import Proposal, Trial
 from spaces.allocation import Allocation

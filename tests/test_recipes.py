@@ -13,7 +13,7 @@ from local_vits import KINDS, parameters
 from torch import Tensor
 
 from objectives.count import torch_macs
-from objectives.objective import Evaluator
+from objectives.evaluator import Evaluator
 from objectives.recipes import RECIPES, check_reach, evaluate_recipe, make_cut, open_workbench, recipe_of
 from spaces.errors import AllocationError, CompressionError, ConfigError
 from spaces.factors import fingerprint

@@ -14,17 +14,19 @@ import pytest
 import torch
 from local_searches import score_of
 from rich.console import Console
+from test_evaluator import DATA, MODEL, half
 from test_launch import OPTIONS, Silent
-from test_objective import DATA, MODEL, half
 from test_report import Page
 from test_study import open_study
 from torch import nn
 from torch.utils.data import DataLoader
 
-from objectives import objective
+from objectives import evaluator as evaluator_module
 from objectives.data import Data
+from objectives.evaluator import Evaluator
 from objectives.finetune import FinetuneConfig
-from objectives.objective import Evaluator, Objective, Score
+from objectives.objective import Objective
+from objectives.score import Score
 from objectives.splits import DataConfig
 from search import SearchConfig, export, launch, runner
 from search.cli import build_parser, given_options
@@ -219,7 +221,7 @@ def test_stopped_at_a_rung(evaluator: Evaluator, tmp_path: Path) -> None:
 def test_the_error_at_a_rung_is_that_of_the_model_there(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
     """With fewer images than the limit it is the error on the search split; with more, on a fixed part of it."""
     errors: list[float] = []
-    genuine = objective.evaluate
+    genuine = evaluator_module.evaluate
 
     def recorded(*arguments: Any) -> Any:
         found = genuine(*arguments)
@@ -228,12 +230,12 @@ def test_the_error_at_a_rung_is_that_of_the_model_there(evaluator: Evaluator, mo
         return found
 
     counts: list[int] = []
-    monkeypatch.setattr(objective, "evaluate", recorded)
+    monkeypatch.setattr(evaluator_module, "evaluate", recorded)
     whole = evaluator.evaluate(half(evaluator), 0, on_rung=lambda step, error: False)
     assert counts == [297, 297, 297, 297]
     assert errors == [whole.error_before, whole.rungs[2], whole.rungs[4], whole.error]
     counts.clear()
-    monkeypatch.setattr(objective, "RUNG_IMAGES", 100)
+    monkeypatch.setattr(evaluator_module, "RUNG_IMAGES", 100)
     evaluator.evaluate(half(evaluator), 0, on_rung=lambda step, error: False)
     assert counts == [297, 100, 100, 297]
 

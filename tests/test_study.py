@@ -9,7 +9,7 @@ import optuna
 import pytest
 from local_searches import opened, score_of, searched, space_of
 
-from objectives.objective import Score
+from objectives.score import Score
 from search.parametrisation import Multipliers
 from search.samplers import OPTUNA, SAMPLERS, create_sampler
 from search.study import Study

@@ -11,9 +11,11 @@ from local_digits import DATA, MODEL, evaluator_of
 from torch import Tensor, nn
 
 from objectives.data import Data
+from objectives.device import resolve_device
 from objectives.error import evaluate, predict
+from objectives.evaluator import Evaluator
 from objectives.finetune import FinetuneConfig, finetune
-from objectives.objective import Evaluator, Objective, resolve_device
+from objectives.objective import Objective
 from spaces.allocation import Allocation
 from spaces.errors import CheckpointError, ConfigError, DataError, DivergedError
 from spaces.factors import fingerprint
@@ -108,7 +110,7 @@ def test_building_twice_fingerprints_once(evaluator: Evaluator, monkeypatch: pyt
         marks.append(fingerprint(*conditions))  # type: ignore[arg-type]
         return marks[-1]
 
-    monkeypatch.setattr("objectives.objective.fingerprint", counted)
+    monkeypatch.setattr("objectives.evaluator.fingerprint", counted)
     again.build(half(again))
     again.build(half(again))
     assert marks == [again.fingerprint]
@@ -126,7 +128,7 @@ def prepared(evaluator: Evaluator, run: Path, **data: Any) -> Evaluator:
 def test_a_profile_is_measured_once(evaluator: Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepared(evaluator, tmp_path / "one").profile
     assert first.images == 256, "there are no more calibration images"
-    monkeypatch.setattr("objectives.objective.measure_profile", lambda *arguments: pytest.fail("measured again"))
+    monkeypatch.setattr("objectives.evaluator.measure_profile", lambda *arguments: pytest.fail("measured again"))
     assert prepared(evaluator, tmp_path / "one").profile == first
     assert prepared(evaluator, tmp_path / "two").profile == first
     assert (tmp_path / "two" / "factors" / f"{evaluator.fingerprint}.profile.json").exists()
@@ -142,8 +144,8 @@ def test_other_images_or_sizes_make_another_profile(
     assert profiles[2].measured == {}
     assert profiles[0].closed == profiles[1].closed == profiles[2].closed
     calls = []
-    monkeypatch.setattr("objectives.objective.SIZES", 2)
-    monkeypatch.setattr("objectives.objective.measure_profile", lambda *arguments: calls.append(1) or profiles[0])
+    monkeypatch.setattr("objectives.evaluator.SIZES", 2)
+    monkeypatch.setattr("objectives.evaluator.measure_profile", lambda *arguments: calls.append(1) or profiles[0])
     assert prepared(evaluator, tmp_path / "run", profile_images=0).profile == profiles[0]
     assert calls
 

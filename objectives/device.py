@@ -1,0 +1,21 @@
+"""Where models are trained and measured."""
+
+import torch
+
+from spaces.errors import ConfigError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called `name`; auto is CUDA if there is one, else Apple's GPU, else the CPU.
+
+    Raises:
+        ConfigError: the device does not exist here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {name!r} is not available here: {str(error).splitlines()[0]}") from error
+    return device

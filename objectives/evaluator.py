@@ -1,0 +1,269 @@
+"""Evaluator: from an allocation to its score. A worker prepares it once and evaluates many candidates."""
+
+import copy
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import cached_property, partial
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from objectives.cost import Cost, CostModel, cost_model
+from objectives.data import CALIBRATION_BATCH, Data
+from objectives.device import resolve_device
+from objectives.error import Evaluation, compare, evaluate, predict
+from objectives.finetune import Step, finetune
+from objectives.objective import Objective
+from objectives.progress import Progress, counted
+from objectives.score import Score
+from objectives.seeding import seed_everything
+from objectives.sensitivity import SIZES, Profile, divergence, measure_profile, profile_name
+from objectives.store import read_stored
+from spaces.allocation import Allocation
+from spaces.errors import DataError
+from spaces.factors import Factors, fingerprint
+from spaces.files import save_tensors
+from spaces.models import create_model, preprocessing
+from spaces.operators import Variants
+from spaces.sites import Space
+from spaces.statistics import has_classes, outputs_of
+from spaces.vit import describe
+
+OnStep = Callable[[Step], None]
+OnRung = Callable[[int, float], bool]  # the optimiser step, and the error there -> whether to stop
+
+# Images of the search split, always the same ones, that the error at a rung is measured on: its standard error is about
+# one point at 13 %, and what all candidates share of it does not matter in comparing them.
+RUNG_IMAGES = 1000
+
+
+class Evaluator:
+    """An objective made warm: model, images, factors and the dense model's answers stay loaded between candidates.
+
+    Args:
+        objective: what to prepare.
+        progress: called with (what, done, in all).
+        accept: called when data, space, fingerprint and costs are known, before anything is computed or written; raises
+            where the caller has no use for them.
+
+    Attributes:
+        objective: what was prepared.
+        device: where candidates are trained.
+        model: the dense model, on the CPU.
+        data: the splits.
+        space: the space of the dense model.
+        fingerprint: of the weights, the space and the calibration images.
+        costs: closed-form costs.
+        teacher: the dense model, on the device.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        progress: Progress = lambda what, done, total: None,
+        accept: Callable[["Evaluator"], None] = lambda evaluator: None,
+    ) -> None:
+        self.objective = objective
+        self.device = resolve_device(objective.device)
+        seed_everything(0)  # a model without weights is the same in every process
+        self.model = model = create_model(objective.model)
+        self.preprocessing = preprocessing(model, objective.model)
+        self.data = Data(objective.data, self.preprocessing, getattr(model, "num_classes", None))
+        _check_classes(model, self.data)
+        self.space = describe(model, objective.space, objective.multiple)
+        self.costs: CostModel = cost_model(model, self.space)
+        self.fingerprint = self._fingerprint(model, objective.space)
+        accept(self)
+        self._progress = progress
+        self._kept: dict[tuple[object, ...], Factors] = {}
+        self.teacher: nn.Module = copy.deepcopy(model).to(self.device) if self.device.type != "cpu" else model
+
+    @cached_property
+    def dense(self) -> Evaluation:
+        """Figures of the dense model on the search split, as given."""
+        labels = (labels for _, labels in self.data.evaluation("search"))
+        return compare(zip(self._answers, labels, strict=True), self._answers)
+
+    @property
+    def factors(self) -> Factors:
+        """What candidates are built from: computed, or read from the factors' folder, at the first use."""
+        return self.factors_of(self.space)
+
+    def factors_of(self, space: Space, variants: Variants | None = None) -> Factors:
+        """Factors of a space of the dense model, from the calibration images; kept in memory and in the factors' folder."""
+        key = (space.name, *sorted((variants or {}).items()))
+        if key not in self._kept:
+            self._kept[key] = self._factors(space, variants)
+        return self._kept[key]
+
+    @property
+    def rungs(self) -> set[int]:
+        """Optimiser steps after which the error is measured: before the last one."""
+        steps = self.objective.finetune.steps
+        return {round(share * steps) for share in self.objective.rungs} & set(range(1, steps))
+
+    @cached_property
+    def profile(self) -> Profile:
+        """What every size of every site costs: measured, or read from the factors' folder, at the first use."""
+        name, images = profile_name(self.fingerprint), min(self.objective.data.profile_images, self._calibration_images)
+        profile = read_stored(self.objective.factors / name, lambda path: Profile.load(path, self.fingerprint))
+        if profile is None or (profile.images, profile.sizes) != (images, SIZES):
+            batches = self.data.calibration(images) if images else ()
+            report = partial(self._progress, "profile")
+            profile = measure_profile(self.factors, self.teacher, batches, report)
+            profile.save(self.objective.factors / name, self.fingerprint)
+        return profile
+
+    def divergence(self, allocation: Allocation) -> float:
+        """Mean divergence from the dense model of a candidate as built, on the images of the profile, in nats."""
+        model = self.build(allocation).to(self.device)
+        images, dense = self._screening
+        with torch.inference_mode():
+            outputs = (outputs_of(model, batch) for batch in images)
+            return divergence(outputs, dense, has_classes(model), "a candidate")
+
+    @cached_property
+    def _screening(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Images of the profile, and the dense model's outputs on them."""
+        count = min(self.objective.data.profile_images, self._calibration_images)
+        images = [batch.to(self.device) for batch in self.data.calibration(count)]
+        with torch.inference_mode():
+            return images, [outputs_of(self.teacher.eval(), batch) for batch in images]
+
+    def build(self, allocation: Allocation) -> nn.Module:
+        """The model of an allocation, before any training, on the CPU."""
+        return copy.deepcopy(self.model) if allocation == self.space.identity() else self.factors.build(allocation)
+
+    def evaluate(
+        self,
+        allocation: Allocation,
+        seed: int,
+        on_step: OnStep = lambda step: None,
+        weights: Path | None = None,
+        on_rung: OnRung | None = None,
+    ) -> Score:
+        """Build, fine-tune and measure one candidate.
+
+        Args:
+            allocation: one of the space.
+            seed: of the batches, the augmentation and the dropouts. The same for all candidates of a
+                search, so that they differ by their allocation alone.
+            on_step: called after every optimiser step.
+            weights: file for the fine-tuned weights (safetensors); not kept if None.
+            on_rung: told the error at every rung, answers whether to stop there; nothing is measured at rungs if None. A
+                fine-tune that goes on is the same to the bit with rungs and without.
+
+        Raises:
+            AllocationError: the space does not offer it.
+            DivergedError: the loss or the outputs became NaN or infinite.
+        """
+        start, steps = time.perf_counter(), self.objective.finetune.steps
+        seed_everything(seed)
+        model, batches = self.build(allocation), self.data.training(steps, seed)
+        return self.finish(model, self.costs.costs(allocation), batches, start, 0, on_step, weights, on_rung)
+
+    def finish(
+        self,
+        model: nn.Module,
+        costs: Mapping[Cost, int],
+        batches: Iterable[tuple[Tensor, Tensor]],
+        start: float,
+        spent: int = 0,
+        on_step: OnStep = lambda step: None,
+        weights: Path | None = None,
+        on_rung: OnRung | None = None,
+    ) -> Score:
+        """Measure a model as it is, fine-tune it for the steps that are left, and measure it again.
+
+        Args:
+            model: a compressed model; trained in place, on the device.
+            costs: its MACs and parameters.
+            batches: training batches, at least as many as steps are left.
+            start: `time.perf_counter()` when the making of the model began.
+            spent: steps of the fine-tune's number that were spent on making the model.
+            on_step: called after every optimiser step.
+            weights: file for the fine-tuned weights; not kept if None, or if the fine-tune was stopped.
+            on_rung: told the error at every rung, answers whether to stop.
+        """
+        config, model = self.objective.finetune, model.to(self.device)
+        before = self._measure(model)
+        after: Evaluation | None = before
+        rungs: dict[int, float] = {}
+        left = replace(config, steps=config.steps - spent)
+        if left.steps:
+            steps = finetune(model, islice(batches, left.steps), left, self.teacher)
+            rungs, stopped = self._climb(model, (replace(step, step=step.step + spent) for step in steps), on_step, on_rung)
+            after = None if stopped else self._measure(model)
+        if weights is not None and after is not None:
+            save_tensors(weights, model.state_dict())
+        assert before.kl is not None
+        return Score(
+            error=after.error if after else None,
+            error_before=before.error,
+            kl=after.kl if after else None,
+            kl_before=before.kl,
+            macs=costs["macs"],
+            params=costs["params"],
+            steps=max(rungs) if after is None else config.steps,
+            seconds=time.perf_counter() - start,
+            rungs=rungs,
+        )
+
+    def _climb(
+        self, model: nn.Module, steps: Iterable[Step], on_step: OnStep, on_rung: OnRung | None
+    ) -> tuple[dict[int, float], bool]:
+        """Train step by step; the errors at the rungs that were reached, and whether the last one was the end."""
+        errors: dict[int, float] = {}
+        for step in steps:
+            on_step(step)
+            if on_rung is not None and step.step in self.rungs:
+                errors[step.step] = evaluate(model, self.data.evaluation("search", RUNG_IMAGES)).error
+                model.train()
+                if on_rung(step.step, errors[step.step]):
+                    return errors, True
+        return errors, False
+
+    @cached_property
+    def _answers(self) -> list[Tensor]:
+        """Log-probabilities of the dense model on the batches of the search split."""
+        images, batch = self.data.size("search") or 0, self.objective.data.eval_batch_size
+        return predict(self.teacher, counted("dense model", self.data.evaluation("search"), images, batch, self._progress))
+
+    def _measure(self, model: nn.Module) -> Evaluation:
+        return evaluate(model, self.data.evaluation("search"), self._answers)
+
+    def _factors(self, space: Space, variants: Variants | None) -> Factors:
+        mark = self._fingerprint(self.model, space.name, variants)
+        name, progress = f"{mark}.safetensors", self._progress
+        stored = read_stored(self.objective.factors / name, lambda path: Factors.load(path, self.model, space, mark))
+        if stored is not None:
+            return stored
+        batches = counted("calibration", self.data.calibration(), self._calibration_images, CALIBRATION_BATCH, progress)
+        factors = Factors.compute(self.model, space, batches, self.device, partial(progress, "factors"), variants)
+        factors.save(self.objective.factors / name, mark)
+        return factors
+
+    @property
+    def _calibration_images(self) -> int:
+        size = self.objective.data.calibration_size
+        return min(size, self.data.size("train") or size)
+
+    def _fingerprint(self, model: nn.Module, space: str, variants: Variants | None = None) -> str:
+        """Of everything that the factors depend on: weights, space, preprocessing, and which images calibrate."""
+        objective, data = self.objective, self.objective.data
+        images = (data.dataset, data.train_split, data.search_split, data.search_size, data.holdout, data.split_seed)
+        calibration = (*images, data.calibration_size, self.data.size("train"))
+        chosen = sorted((variants or {}).items())
+        return fingerprint(model, space, objective.multiple, self.preprocessing, calibration, *chosen)
+
+
+def _check_classes(model: nn.Module, data: Data) -> None:
+    classes = getattr(model, "num_classes", None)
+    if data.num_classes is not None and classes != data.num_classes:
+        raise DataError(
+            f"the images have {data.num_classes} classes, the model has {classes}: fine-tune the model on these images first "
+            "and give it with --checkpoint"
+        )
