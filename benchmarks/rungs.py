@@ -27,7 +27,7 @@ def main() -> None:
     print(HEADER + "\n" + "|---" * HEADER.count(" | ") + "|---|")
     for directory in parser.parse_args().runs:
         run = open_run(directory)
-        torch.set_num_threads(run.config.study.threads or torch.get_num_threads())
+        torch.set_num_threads(run.config.machines.threads or torch.get_num_threads())
         print(row(run), flush=True)
 
 

@@ -27,7 +27,7 @@ def main() -> None:
     arguments = parser.parse_args()
     run = open_run(arguments.run)
     config = run.config
-    torch.set_num_threads(config.study.threads or torch.get_num_threads())
+    torch.set_num_threads(config.machines.threads or torch.get_num_threads())
     evaluator = Evaluator(config.objective(run.directory))
     best = run.best(arguments.target)
     chosen, identity = run.allocation(best), run.space.identity()

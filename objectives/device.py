@@ -1,5 +1,7 @@
 """Where models are trained and measured."""
 
+import platform
+
 import torch
 
 from spaces.errors import ConfigError
@@ -19,3 +21,9 @@ def resolve_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {name!r} is not available here: {str(error).splitlines()[0]}") from error
     return device
+
+
+def name_of(device: torch.device) -> str:
+    """Where a figure was measured: host, device, and the name of the hardware."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return f"{platform.node()} {device} ({name})"

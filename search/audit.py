@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from objectives.device import resolve_device
+from objectives.device import name_of, resolve_device
 from objectives.error import evaluate
 from objectives.evaluator import Evaluator, OnStep
 from objectives.progress import Progress
@@ -112,8 +112,8 @@ class _Audit:
         return known
 
     def _evaluator(self, progress: Progress) -> Evaluator:
-        if self.config.study.threads is not None:
-            torch.set_num_threads(self.config.study.threads)
+        if self.config.machines.threads is not None:
+            torch.set_num_threads(self.config.machines.threads)
         objective = self.config.objective(self.run.directory)
         objective = replace(objective, finetune=replace(objective.finetune, steps=self.steps))
         return Evaluator(objective, progress, lambda found: check_same_model(self.run.directory, found.fingerprint))
@@ -143,7 +143,7 @@ class _Audit:
             "cost": self.cost,
             "points": points,
             **groups,
-            "environment": environment(resolve_device(self.config.study.device)),
+            "environment": environment([name_of(resolve_device(self.config.machines.device))]),
         }
 
     def _point(self, row: "pd.Series[Any]", measured: dict[tuple[int, int], dict[str, Any]]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from timm.utils import ParseKwargs
 
 from objectives.splits import DataConfig
 from search.config import OWNERS, StudyConfig, option_help, option_types
+from search.machines import MachineConfig
 from spaces.errors import ConfigError
 from spaces.models import ModelConfig
 
@@ -17,13 +18,15 @@ _TITLES = {
     "DataConfig": "images",
     "FinetuneConfig": "short fine-tune of every candidate",
     "StudyConfig": "search",
+    "MachineConfig": "machines",
 }
 
 # What inspect takes of the options of launch; the data options are for --profile.
 _INSPECTED: dict[type[Any], tuple[str, ...]] = {
     ModelConfig: tuple(name for name in get_type_hints(ModelConfig) if name != "model"),
     DataConfig: tuple(get_type_hints(DataConfig)),
-    StudyConfig: ("space", "multiple", "device", "threads", "output"),
+    StudyConfig: ("space", "multiple", "output"),
+    MachineConfig: ("device", "threads"),
 }
 
 _EPILOG = """\
@@ -67,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
         "launch",
         help="start a search, or continue the one in --output",
         description="Start a search, or continue the one in --output (its options need not be repeated). "
-        "Ctrl-C loses the running trial only.",
+        "Ctrl-C once finishes the trials that run, twice stops at once; what has finished is kept.",
     )
     launch.add_argument("--config", metavar="YAML", help="file of options by these names; flags win")
     for owner in OWNERS:

@@ -20,6 +20,7 @@ from objectives.objective import Objective
 from objectives.recipes import RECIPES
 from objectives.splits import DataConfig
 from search.agreement import LEAST
+from search.machines import MachineConfig
 from search.parametrisation import Name
 from search.samplers import ADDITIVE, SAMPLERS
 from spaces.errors import ConfigError
@@ -60,8 +61,8 @@ class StudyConfig:
         audit: when the search is done, fine-tune so many points of its front for ten times the steps, and report whether
             that ranks them alike; 0 for no audit.
         seed: of the sampler, the batches and the augmentation.
-        device: cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.
-        threads: CPU threads; by default as many as there are cores. Small models are faster with 1.
+        storage: URL of a database that keeps the trials (postgresql+psycopg://, mysql+pymysql://, sqlite:///), in place of the
+            run directory's journal file.
         output: run directory; one that exists is continued. By default runs/MODEL-SPACE.
     """
 
@@ -80,15 +81,12 @@ class StudyConfig:
     band: float = 0.5
     audit: int = 0
     seed: int = 0
-    device: str = "auto"
-    threads: int | None = None
+    storage: str | None = None
     output: str = ""
 
     def __post_init__(self) -> None:
         if self.trials < 1:
             raise ConfigError(f"trials must be at least 1, got {self.trials}")
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"threads must be at least 1, got {self.threads}")
         if not 0 < self.band < 1:
             raise ConfigError(f"band must be between 0 and 1, got {self.band}")
         if not all(0 < low < high for low, high in itertools.pairwise((*self.rungs, 1.0))):
@@ -124,7 +122,9 @@ class StudyConfig:
 
 
 # The dataclasses that own the options, in the order in which they are shown.
-OWNERS: tuple[type[Any], ...] = (ModelConfig, DataConfig, FinetuneConfig, StudyConfig)
+OWNERS: tuple[type[Any], ...] = (ModelConfig, DataConfig, FinetuneConfig, StudyConfig, MachineConfig)
+
+_NAMES = ("model", "data", "finetune", "study", "machines")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +135,7 @@ class SearchConfig:
     data: DataConfig = field(default_factory=DataConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
+    machines: MachineConfig = field(default_factory=MachineConfig)
 
     def flat(self) -> dict[str, Any]:
         """Option name -> value, as YAML and JSON can hold it."""
@@ -157,7 +158,7 @@ class SearchConfig:
                 )
         checked = {name: _coerce(name, value, known[name]) for name, value in options.items()}
         parts = [owner(**{f.name: checked[f.name] for f in dataclasses.fields(owner) if f.name in checked}) for owner in OWNERS]
-        return cls(**dict(zip(("model", "data", "finetune", "study"), parts, strict=True)))
+        return cls(**dict(zip(_NAMES, parts, strict=True)))
 
     def objective(self, directory: Path) -> Objective:
         """What candidates of this search are measured by; factors are kept in the run directory."""
@@ -170,7 +171,7 @@ class SearchConfig:
             multiple=study.multiple,
             rungs=study.rungs,
             factors=directory / "factors",
-            device=study.device,
+            device=self.machines.device,
         )
 
     def dump(self, path: Path) -> None:
@@ -208,7 +209,7 @@ def option_help(owner: type) -> dict[str, str]:
 
 
 def _parts(config: SearchConfig) -> tuple[Any, ...]:
-    return config.model, config.data, config.finetune, config.study
+    return tuple(getattr(config, name) for name in _NAMES)
 
 
 def _plain(value: Any) -> Any:

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,16 @@ import torch
 _PACKAGES = ("torch", "torchvision", "timm", "optuna", "ray", "fvcore", "pandas", "safetensors")
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, device, threads, commit and command, as JSON values."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+def environment(devices: Sequence[str]) -> dict[str, Any]:
+    """Versions, devices, threads, commit and command, as JSON values.
+
+    Args:
+        devices: where candidates are trained, one entry a worker.
+    """
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "device": str(device),
-        "device_name": name,
+        "devices": list(devices),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "packages": {package: _version(package) for package in _PACKAGES},

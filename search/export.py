@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from objectives.cost import Cost, cost_model
+from objectives.device import name_of
 from objectives.error import evaluate
 from objectives.evaluator import Evaluator
 from objectives.progress import Progress
@@ -125,7 +126,7 @@ class _Export:
             "max_output_difference_after_reload": reloaded["max_difference"],
             "bytes": (folder / "model.safetensors").stat().st_size,
             "finetune": {**asdict(self.run.config.finetune), "seed": self.run.config.study.seed},
-            "environment": environment(self.evaluator.device),
+            "environment": environment([name_of(self.evaluator.device)]),
         }  # fmt: skip
 
     def _kept(self, cost: Cost) -> dict[str, float]:

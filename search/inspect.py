@@ -46,8 +46,8 @@ def inspect_profile(config: SearchConfig, progress: Progress) -> Iterator[Table 
         check_same_model(directory, evaluator.fingerprint)
         make_directory(directory)
 
-    if config.study.threads is not None:
-        torch.set_num_threads(config.study.threads)
+    if config.machines.threads is not None:
+        torch.set_num_threads(config.machines.threads)
     evaluator = Evaluator(config.objective(directory), progress, accept)
     profile, space = evaluator.profile, evaluator.space
     title = f"{config.model.model}, space {space.name}: {_conditions(profile)}"

@@ -1,7 +1,8 @@
-"""The search itself: prepare the run, ask, run, tell, and keep the tables and the front's weights up to date."""
+"""A search from its configuration to its results: prepare run and runner, loop, keep tables and weights up to date."""
 
+import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -17,25 +18,31 @@ from objectives.finetune import Step
 from objectives.recipes import RECIPES, check_reach, recipe_of
 from objectives.sensitivity import Errors, closed_form
 from search.audit import audit
-from search.config import ALLOCATED, SearchConfig
+from search.baselines import enqueue_baselines, recipes_of
+from search.config import SearchConfig
 from search.environment import environment
+from search.forecast import Outlook
+from search.interrupts import Interrupts
 from search.knapsack import Knapsack
+from search.loop import Loop
 from search.parametrisation import Budgets, Limits, parametrise
 from search.report import render
 from search.run import Run, check_same_model, check_same_run, default_output, make_directory
 from search.rungs import reason_to_stop
-from search.runner import WEIGHTS, InProcessRunner
+from search.runner import InProcessRunner, Listener, Need, Runner
 from search.study import Study
 from search.table import DENSE, describe_space, sites_of, summarise, trial_table, write_tables
 from search.targets import Reach, Target, budgets_of, check_jointly, parse_targets, reach_of, recipe_budgets
 from search.trial import Proposal, Trial
-from spaces.errors import AllocationError, CountError, RunError
+from search.weights import keep_weights
+from spaces.errors import CountError, RunError
 from spaces.files import write_json
-from spaces.sites import Space
 from spaces.vit import describe
 
 _COLUMNS = {"error": "error", "flops": "macs", "params": "params"}
 _REPORT_SECONDS = 20.0
+_LEAST_LIMIT = 600.0  # seconds before any trial is taken to hang
+_PATIENCE = 10.0  # times the forecast, or the slowest trial so far
 
 
 class Reporter(Protocol):
@@ -43,7 +50,7 @@ class Reporter(Protocol):
 
     def stage(self, what: str, done: int, total: int) -> None: ...
 
-    def began(self, directory: Path, summary: dict[str, Any], trials: int, steps: int) -> None: ...
+    def began(self, directory: Path, summary: dict[str, Any], outlook: Outlook, steps: int) -> None: ...
 
     def started(self, proposal: Proposal) -> None: ...
 
@@ -51,22 +58,26 @@ class Reporter(Protocol):
 
     def finished(self, trial: Trial, summary: dict[str, Any], count: int) -> None: ...
 
+    def notice(self, text: str) -> None: ...
+
 
 def launch(config: SearchConfig, reporter: Reporter) -> Run:
     """Start the search in `config.study.output`, or continue the one that is there.
 
     Raises:
         CompressionError: anything that the user can put right, before a trial is paid for.
-        RunError: every trial failed, or too few finished for the audit that was asked for.
+        RunError: every trial failed, three in a row failed for the same cause, or too few finished for the audit.
+        KeyboardInterrupt: after Ctrl-C; what finished is kept.
     """
+    began = time.monotonic()
     directory = Path(config.study.output or default_output(config))
     check_same_run(directory, config)
-    if config.study.threads is not None:
-        torch.set_num_threads(config.study.threads)
+    if config.machines.threads is not None:
+        torch.set_num_threads(config.machines.threads)
     config = replace(config, study=replace(config.study, output=str(directory)))
     make_directory(directory)
     try:
-        search = _Search(config, directory, reporter)
+        search = _Search(config, directory, reporter, began)
     except BaseException:
         with suppress(OSError):  # not empty: it was there before, or holds factors that another try can use
             directory.rmdir()
@@ -82,37 +93,71 @@ def launch(config: SearchConfig, reporter: Reporter) -> Run:
 
 
 class _Search:
-    """One launch: what `launch` prepared, and the loop."""
+    """One launch: what `launch` prepared, and what is kept up to date while it runs."""
 
-    def __init__(self, config: SearchConfig, directory: Path, reporter: Reporter) -> None:
-        self.config, self.directory, self.reporter = config, directory, reporter
-        study = config.study
-        self.evaluator = Evaluator(config.objective(directory), reporter.stage, self._accept)
-        space, costs = self.evaluator.space, self.evaluator.costs
-        dense = self.evaluator.dense
-        # Factors are computed before the run is written: what stops here leaves no run behind.
-        knapsack = Knapsack(space, costs, self._errors()) if study.recipe is None else None
-        self.budgets = Budgets(space, costs, self.limits, [self._low(limits) for limits in self.limits])
-        self.parametrisation = parametrise(study.parametrisation, self.budgets, knapsack)
-        # The sampler learns from the first one, in whatever order they were given.
-        self.objectives = tuple(_COLUMNS[name] for name in sorted(study.objectives, key=lambda name: name != "error"))
-        self.facts: dict[str, Any] = {
-            "model": config.model.model,
+    def __init__(self, config: SearchConfig, directory: Path, reporter: Reporter, began: float) -> None:
+        self.config, self.directory, self.reporter, self._began = config, directory, reporter, began
+        self._reported = 0.0
+        self._seconds = 0.0  # of the slowest trial, or the forecast
+        study, self.evaluator = config.study, self._open()
+        self.runner = self._runner()
+        try:
+            # What is computed once per run is computed before the run is written: what stops here leaves no run behind.
+            self.runner.prepare(self._needs())
+            space, costs = self.evaluator.space, self.evaluator.costs
+            knapsack = Knapsack(space, costs, self._errors()) if study.recipe is None else None
+            self.budgets = Budgets(space, costs, self.limits, [self._low(limits) for limits in self.limits])
+            self.parametrisation = parametrise(study.parametrisation, self.budgets, knapsack)
+            # The sampler learns from the first one, in whatever order they were given.
+            self.objectives = tuple(_COLUMNS[name] for name in sorted(study.objectives, key=lambda name: name != "error"))
+            screening = study.screening and config.data.profile_images > 0
+            self.study = Study(directory, self.parametrisation, self.objectives, study.sampler, study.seed, screening)
+        except BaseException:
+            self.runner.close()
+            raise
+        try:
+            enqueue_baselines(self.study, self.parametrisation, study, recipe_budgets(self.targets, costs))
+            self.facts = self._facts()
+            self.sites = sites_of(self.facts)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> Evaluator:
+        """The evaluator of this process: trials run on it, or it alone knows the model for those that run elsewhere."""
+        objective = self.config.objective(self.directory)
+        if self.config.machines.chosen_runner != "in-process":
+            objective = replace(objective, device="cpu")
+        return Evaluator(objective, self.reporter.stage, self._accept)
+
+    def _runner(self) -> Runner:
+        listener = Listener(
+            stage=self.reporter.stage, step=self.reporter.step, at_rung=self._at_rung, notice=self.reporter.notice
+        )
+        if self.config.machines.chosen_runner == "in-process":
+            return InProcessRunner(self.evaluator, listener)
+        from search.ray_runner import RayRunner  # importing Ray takes seconds, and a search in process needs none of it
+
+        return RayRunner(self.config.objective(self.directory), self.config.machines, listener)
+
+    def _needs(self) -> Sequence[Need]:
+        if self.config.study.recipe is not None:
+            return ()
+        return ("factors", "profile") if self.config.study.measured_profile else ("factors",)
+
+    def _facts(self) -> dict[str, Any]:
+        space, costs, study = self.evaluator.space, self.evaluator.costs, self.config.study
+        names = dict.fromkeys([space.name, *(proposal.space for proposal in self.study.proposals)])
+        return {
+            "model": self.config.model.model,
             "classes": self.evaluator.data.num_classes,
             "fingerprint": self.evaluator.fingerprint,
             "space": space.name,
-            "spaces": {},
+            "spaces": {name: describe_space(describe(self.evaluator.model, name, study.multiple)) for name in names},
             "skipped": [asdict(entry) for entry in space.skipped],
-            "dense": {"macs": costs.dense["macs"], "params": costs.dense["params"], "error": dense.error},
+            "dense": {"macs": costs.dense["macs"], "params": costs.dense["params"], "error": self.evaluator.dense.error},
             "reach": {cost: list(ends) for cost, ends in self.reach.items()},
         }
-        self._reported = 0.0
-        screen = self.evaluator.divergence if study.screening and config.data.profile_images else None
-        self.study = Study(directory, self.parametrisation, self.objectives, study.sampler, study.seed, screen)
-        self._enqueue_baselines()
-        names = dict.fromkeys([space.name, *(proposal.space for proposal in self.study.proposals)])
-        self.facts["spaces"] = {name: describe_space(describe(self.evaluator.model, name, study.multiple)) for name in names}
-        self.sites = sites_of(self.facts)
 
     def _accept(self, evaluator: Evaluator) -> None:
         """Refuse another model's run, costs that cannot be counted and targets out of reach before factors are computed."""
@@ -126,42 +171,84 @@ class _Search:
         self.targets: tuple[Target, ...] = parse_targets(self.config.study.target, self.reach)
         check_jointly(self.targets, costs, space)
         self.limits: list[dict[Cost, float]] = budgets_of(self.targets) or [{"macs": costs.dense["macs"]}]
-        for name in self._recipes():
+        for name in recipes_of(self.config.study):
             for limits in recipe_budgets(self.targets, evaluator.costs):
                 check_reach(evaluator, name, limits)
 
     def run(self) -> None:
-        """Propose and evaluate until the run has its number of trials or nothing new is left to propose."""
+        """Propose and evaluate until the run has its number of trials, its time is up, or nothing new is left to propose."""
         wanted = len(self.study.proposals) if self.config.study.recipe else self.config.study.trials
+        outlook = self._outlook(wanted)
         self.config.dump(self.directory / "config.yaml")
-        write_json(self.directory / "env.json", environment(self.evaluator.device))
         self.summary = self._write()
-        self.reporter.began(self.directory, self.summary, wanted, self.config.finetune.steps)
-        runner = InProcessRunner(self.evaluator, self.reporter.step, self._at_rung)
-        running, exhausted = 0, False
-        while True:
-            while not exhausted and running < runner.capacity and len(self.study.trials) + running < wanted:
-                proposal = self.study.ask()
-                exhausted = proposal is None
-                if proposal is not None:
-                    self.reporter.started(proposal)
-                    runner.submit(proposal, self.study.folder(proposal.number))
-                    running += 1
-            if running == 0:
-                break
-            outcome = runner.wait()
-            running -= 1
-            trial = self.study.tell(outcome.number, outcome.score, outcome.reason, outcome.allocation)
-            self.summary = self._write()
-            self._keep_front_weights()
-            self.reporter.finished(trial, self.summary, len(self.study.trials))
-        self._write_report()
+        write_json(self.directory / "env.json", environment(self.runner.devices))
+        self.reporter.began(self.directory, self.summary, outlook, self.config.finetune.steps)
+        with Interrupts(self._interrupted) as interrupts:
+
+            def stopping() -> bool:
+                return interrupts.asked or self._late
+
+            loop = Loop(self.study, self.runner, wanted, stopping, self.reporter.started, self._ended, self.reporter.notice)
+            try:
+                loop.run()
+            finally:
+                self._write_report()
+            if interrupts.asked:
+                raise KeyboardInterrupt
         if not any(trial.state == "COMPLETE" for trial in self.study.trials):
-            reasons = sorted({trial.reason or "" for trial in self.study.trials})
+            reasons = sorted({trial.reason or "" for trial in self.study.trials}) or ["no time was left for one"]
             raise RunError(f"all {len(self.study.trials)} trials failed: {reasons[0]} (see {self.directory / 'trials'})")
+        if self._late and len(self.study.trials) < wanted:
+            done = len(self.study.trials)
+            self.reporter.notice(f"no time is left within --max-hours after {done} of {wanted} trials: launch again to go on")
 
     def close(self) -> None:
+        self.runner.close()
         self.study.close()
+
+    def _outlook(self, wanted: int) -> Outlook:
+        """What is ahead; sets the limit beyond which a trial is taken to hang.
+
+        Raises:
+            RunError: the disk has no room for the weights of the trials that run at once.
+        """
+        allocation = self.budgets.uniform(1.0)
+        self._seconds = self.runner.forecast(allocation)
+        self._set_limit()
+        outlook = Outlook(
+            trials=wanted,
+            finished=len(self.study.trials),
+            workers=self.runner.workers,
+            seconds=self._seconds,
+            weights=4 * self.evaluator.costs.costs(allocation)["params"],
+            free=shutil.disk_usage(self.directory).free,
+        )
+        if outlook.least > outlook.free:
+            raise RunError(
+                f"{self.directory} has {outlook.free / 1e9:.2f} GB free, {outlook.workers} trials at once need "
+                f"{outlook.least / 1e9:.2f} GB: make room, or choose another --output"
+            )
+        return outlook
+
+    def _set_limit(self) -> None:
+        self.runner.limit = self.config.machines.trial_timeout or max(_LEAST_LIMIT, _PATIENCE * self._seconds)
+
+    @property
+    def _late(self) -> bool:
+        """Whether a trial that began now would not be done within the hours that were given."""
+        hours = self.config.machines.max_hours
+        return hours is not None and time.monotonic() + self._seconds > self._began + 3600 * hours
+
+    def _interrupted(self) -> None:
+        self.reporter.notice("finishing the trials that run; Ctrl-C again stops at once")
+
+    def _ended(self, trial: Trial) -> None:
+        if trial.score is not None:
+            self._seconds = max(self._seconds, trial.score.seconds)
+            self._set_limit()
+        self.summary = self._write()
+        self._keep_front_weights()
+        self.reporter.finished(trial, self.summary, len(self.study.trials))
 
     def _at_rung(self, proposal: Proposal, step: int, error: float) -> str | None:
         """Why a candidate should be stopped at a rung, if it should."""
@@ -180,46 +267,6 @@ class _Search:
         least = load(self.evaluator.space.smallest(load))
         return min(max(least, self.config.study.band), 1.0) if self.targets else least
 
-    def _enqueue_baselines(self) -> None:
-        """The dense model given the same fine-tune, and the recipes that were asked for."""
-        self.study.enqueue(DENSE, self.budgets.space.identity())
-        names = self.config.study.recipes
-        for target in range(len(self.limits)):
-            if self.config.study.recipe is None:
-                self._enqueue_start(target)
-            if "uniform" in names:
-                self._enqueue_uniform(target)
-            if "random" in names:
-                self.study.enqueue("random", self.budgets.random(self._full(target), self.config.study.seed, target))
-        for name in self._recipes():
-            for limits in recipe_budgets(self.targets, self.evaluator.costs):
-                self.study.enqueue_recipe(name, limits)
-
-    def _enqueue_start(self, target: int) -> None:
-        """What the profile alone chooses, on the budget and below it: where the sampler starts."""
-        low = self.budgets.lows[target]
-        for share in (1.0, 0.5, 0.0):
-            parameters = self.parametrisation.encode(target, low + share * (1 - low))
-            self.study.enqueue("warm start", self.parametrisation.decode(parameters), parameters)
-
-    def _enqueue_uniform(self, target: int) -> None:
-        """The same share everywhere: with every mix of operators on the budget, and in a search below it too."""
-        low, mixes = self.budgets.lows[target], _mixes(self.budgets.space)
-        wanted = [(f"uniform{mix}", self._full(target), operators) for mix, operators in mixes]
-        for share in (0.5, 0.0) if self.config.study.recipe is None else ():
-            wanted.append(("uniform", low + share * (1 - low), {}))
-        for label, load, operators in wanted:
-            with suppress(AllocationError):  # the smallest of one mix may be above a budget that others keep
-                self.study.enqueue(label, self.budgets.uniform(load, target, operators))
-
-    def _full(self, target: int) -> float:
-        """The load that baselines aim at: all of the budget, or the middle of the band where there is no target."""
-        return 1.0 if self.targets else (self.budgets.lows[target] + 1) / 2
-
-    def _recipes(self) -> list[str]:
-        """Recipes that make models of their own; the others are points of the searched space."""
-        return [name for name in self.config.study.recipes if name not in ALLOCATED]
-
     def _write(self) -> dict[str, Any]:
         trials = trial_table(self.study.trials, self.evaluator.costs.dense, self.sites)  # type: ignore[arg-type]
         summary = summarise(trials, self.objectives, self.targets, self.facts)
@@ -233,18 +280,14 @@ class _Search:
         self._reported = time.monotonic()
 
     def _keep_front_weights(self) -> None:
-        """Move the weights of trials on the front (and of the dense reference) to front/; drop all others."""
-        kept = {row["number"] for row in self.summary["front"]}
-        kept |= {trial.proposal.number for trial in self.study.trials if trial.proposal.label == DENSE}
-        for trial in self.study.trials:
-            number = trial.proposal.number
-            fresh, stored = self.study.folder(number) / WEIGHTS, self.directory / "front" / f"{number:04d}.safetensors"
-            if number in kept and fresh.exists():
-                stored.parent.mkdir(exist_ok=True)
-                fresh.replace(stored)
-            elif number not in kept:
-                fresh.unlink(missing_ok=True)
-                stored.unlink(missing_ok=True)
+        """Those of the dense reference, of the best under every target, and of the front from its most accurate trial on."""
+        dense = [trial.proposal.number for trial in self.study.trials if trial.proposal.label == DENSE]
+        best = [number for number in self.summary["best"] if number is not None]
+        front = [row["number"] for row in sorted(self.summary["front"], key=lambda row: row["error"])]
+        kept = list(dict.fromkeys([number for number in best if number in front] + dense + front))
+        limit = self.config.machines.disk_limit
+        numbers = [trial.proposal.number for trial in self.study.trials]
+        keep_weights(self.directory, numbers, kept, None if limit is None else limit * 1e9)
 
 
 def _check_count(evaluator: Evaluator) -> None:
@@ -256,22 +299,3 @@ def _check_count(evaluator: Evaluator) -> None:
             f"the closed form gives {expected:,} MACs for {type(evaluator.model).__name__}, fvcore counts {counted:,}: "
             "a layer of this model is not known here"
         )
-
-
-def _mixes(space: Space) -> Iterable[tuple[str, dict[str, str]]]:
-    """Ways to use one operator per kind of branch: suffix of the label, and branch -> operator."""
-    attention = _rivals(space, "attn")
-    ffn = _rivals(space, "mlp")
-    for first in attention:
-        for second in ffn:
-            chosen = {
-                branch: (first if branch.endswith("attn") else second)
-                for branch, rivals in space.branches.items()
-                if (first if branch.endswith("attn") else second) in {operator.name for operator in rivals}
-            }
-            yield (f" {first}+{second}" if len(attention) * len(ffn) > 1 else ""), chosen
-
-
-def _rivals(space: Space, part: str) -> list[str]:
-    names = [operator.name for branch, rivals in space.branches.items() if branch.endswith(part) for operator in rivals]
-    return list(dict.fromkeys(names)) or [""]

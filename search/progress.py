@@ -1,5 +1,6 @@
 """What a search shows while it runs: a live table in a terminal, plain lines elsewhere."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,7 @@ from rich.text import Text
 
 from objectives.finetune import Step
 from search.agreement import audit_tables
+from search.forecast import Outlook
 from search.targets import format_count, format_kept, names_of
 from search.trial import Proposal, Trial
 
@@ -42,7 +44,9 @@ class Display:
         self._tasks: dict[str, Any] = {}
         self._summary: dict[str, Any] | None = None
         self._rows: list[Trial] = []
-        self._steps = 0
+        self._steps, self._began = 0, 0.0
+        self._outlook: Outlook | None = None
+        self._running: dict[int, Any] = {}  # number of a trial -> its bar
         self._live = Live(self._view(), console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> "Display":
@@ -66,8 +70,8 @@ class Display:
         self._progress.update(self._tasks[what], completed=done, total=total, visible=done < total)
         self._refresh()
 
-    def began(self, directory: Path, summary: dict[str, Any], trials: int, steps: int) -> None:
-        dense, finished = summary["dense"], sum(summary["states"].values())
+    def began(self, directory: Path, summary: dict[str, Any], outlook: Outlook, steps: int) -> None:
+        dense = summary["dense"]
         least, most = summary["reach"]["macs"]
         self.console.print(
             f"[bold]{summary['model']}[/bold], space {summary['space']}: {format_count(dense['macs'])} MACs, "
@@ -75,33 +79,47 @@ class Display:
             f"can keep {least / most:.1%} to 100% of MACs"
         )
         target = "; ".join(names_of(summary["targets"])) or "none: the whole front"
-        continued = f", continuing after {finished}" if finished else ""
-        self.console.print(f"target {target}; {trials} trials in {directory}{continued}")
+        continued = f", continuing after {outlook.finished}" if outlook.finished else ""
+        self.console.print(f"target {target}; {outlook.trials} trials in {directory}{continued}")
+        self.console.print(_forecast(outlook))
         if summary["classes"] and dense["error"] > 1 - 2 / summary["classes"]:
             self.console.print("the dense model is near chance on these images: was it fine-tuned on them?", style="yellow")
-        self._summary, self._steps = summary, steps
+        self._summary, self._steps, self._outlook, self._began = summary, steps, outlook, time.monotonic()
         if self._live is not None:
-            self._tasks["trials"] = self._progress.add_task("trials", total=trials, completed=finished)
+            self._tasks["trials"] = self._progress.add_task("trials", total=outlook.trials, completed=outlook.finished)
 
     def started(self, proposal: Proposal) -> None:
         if self._live is not None:
-            self._tasks["step"] = self._progress.add_task(f"trial {proposal.number}", total=self._steps)
+            self._running[proposal.number] = self._progress.add_task(f"trial {proposal.number}", total=self._steps)
             self._refresh()
 
     def step(self, number: int, step: Step) -> None:
-        if self._live is not None:
-            self._progress.update(self._tasks["step"], description=f"trial {number}: loss {step.loss:.3f}", completed=step.step)
+        if self._live is not None and number in self._running:
+            description = f"trial {number}: loss {step.loss:.3f}"
+            self._progress.update(self._running[number], description=description, completed=step.step)
             self._refresh()
+
+    def notice(self, text: str) -> None:
+        self.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     def finished(self, trial: Trial, summary: dict[str, Any], count: int) -> None:
         self._summary = summary
         self._rows = [*self._rows, trial][-_TERMINAL_ROWS:]
         if self._live is None:
-            self.console.print(_line(trial, summary), soft_wrap=True)
+            self.console.print(f"{_line(trial, summary)}{self._left(count)}", soft_wrap=True)
             return
-        self._progress.remove_task(self._tasks.pop("step"))
+        if trial.proposal.number in self._running:
+            self._progress.remove_task(self._running.pop(trial.proposal.number))
         self._progress.update(self._tasks["trials"], completed=count)
         self._refresh()
+
+    def _left(self, count: int) -> str:
+        """Time left, from the trials of this launch."""
+        outlook = self._outlook
+        if outlook is None or not outlook.finished < count < outlook.trials:
+            return ""
+        pace = (time.monotonic() - self._began) / (count - outlook.finished)
+        return f"; {_duration(pace * (outlook.trials - count))} left"
 
     def _refresh(self) -> None:
         if self._live is not None:
@@ -156,6 +174,19 @@ def audit_view(audit: dict[str, Any]) -> Iterator[Table]:
         for row in rows:
             table.add_row(*row)
         yield table
+
+
+def _forecast(outlook: Outlook) -> str:
+    """What is ahead, in one line."""
+    left = outlook.trials - outlook.finished
+    workers = f"{outlook.workers} worker" + ("s" if outlook.workers > 1 else "")
+    whole = f"{left} trials on {workers} take {_duration(3600 * outlook.hours)} ({outlook.machine_hours:.2g} worker-hours)"
+    return f"forecast: {outlook.seconds:.1f} s a trial; {whole}; weights at most {outlook.most / 1e9:.2g} GB"
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 100 else f"{minutes} min" if minutes < 120 else f"{seconds / 3600:.1f} h"
 
 
 def _trial_table(rows: list[Trial], summary: dict[str, Any]) -> Table:

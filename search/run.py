@@ -1,6 +1,7 @@
 """A run directory as a value: what it holds, what is best in it, and whether a configuration belongs to it."""
 
 import json
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pandas as pd
 
 from objectives.sensitivity import Profile, profile_name
 from search.config import SearchConfig, read_options
+from search.machines import MachineConfig
 from search.pareto import best_under
 from search.table import read_space, read_tables, sites_of
 from search.targets import Target, format_count, parse_targets
@@ -28,8 +30,7 @@ _FREE = frozenset(
         "recipe",
         "rungs",
         "audit",
-        "device",
-        "threads",
+        *(field.name for field in fields(MachineConfig)),
         "workers",
         "eval_batch_size",
         "output",

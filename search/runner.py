@@ -1,114 +1,142 @@
-"""Where trials run: one protocol for the process itself and, later, for workers on other devices."""
+"""Where trials run: one protocol for this process and for workers on other devices."""
 
-import json
-import traceback
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
-from objectives.evaluator import Evaluator, OnRung, OnStep
+from objectives.device import name_of
+from objectives.evaluator import Evaluator
 from objectives.finetune import Step
-from objectives.recipes import evaluate_recipe
-from objectives.score import Score
-from search.trial import Proposal
+from search.job import AskRung, Job, Outcome, Screened, run_job
 from spaces.allocation import Allocation
-from spaces.errors import CompressionError
 
-WEIGHTS, METRICS, STDERR = "weights.safetensors", "metrics.jsonl", "stderr.log"
-
-
-# Asked at a rung, in the process that tells the study: proposal, optimiser step, error there -> why to stop, or None.
-AskRung = Callable[[Proposal, int, float], str | None]
+# What trials of a search use, besides the dense model's figures.
+Need = Literal["factors", "profile"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a trial ended: its score, the reason why it has none or was stopped, and the allocation that a recipe made."""
+class Listener:
+    """What a runner tells while it prepares and waits, always in the caller's thread.
 
-    number: int
-    score: Score | None
-    reason: str | None = None
-    allocation: Allocation | None = None
+    Attributes:
+        stage: how far a preparation is: what, done, in all.
+        step: a trial's number and its latest optimiser step.
+        at_rung: asked why a candidate should be stopped at a rung; None to go on.
+        notice: something that a person should know: a worker that was lost, a node that came.
+    """
+
+    stage: Callable[[str, int, int], None] = lambda what, done, total: None
+    step: Callable[[int, Step], None] = lambda number, step: None
+    at_rung: AskRung = lambda proposal, step, error: None
+    notice: Callable[[str], None] = lambda text: None
 
 
 class Runner(Protocol):
-    """Runs trials; the study is told by the caller alone.
+    """Runs jobs; the study is asked and told by the caller alone.
 
-    `submit` takes a trial while fewer than `capacity` are running, `wait` returns one that has ended. A trial that
-    raises is an outcome with a reason; only errors that concern every trial (`CompressionError`) are raised by `wait`.
-    At a rung a trial waits for the answer to its error, which the caller gives (`AskRung`) while it is in `wait`.
+    A trial that raises is an outcome with a reason; a trial whose worker was lost is an outcome that says so. Only what
+    concerns every trial (`CompressionError`) is raised.
+
+    Attributes:
+        limit: seconds after which a trial is taken to hang; None for no limit.
     """
 
-    capacity: int
+    limit: float | None
 
-    def submit(self, proposal: Proposal, folder: Path) -> None: ...
+    @property
+    def free(self) -> int:
+        """How many jobs it takes now. May grow and shrink as workers come and go."""
+        ...
 
-    def wait(self) -> Outcome: ...
+    @property
+    def workers(self) -> int:
+        """How many jobs it runs at once when all its workers are there."""
+        ...
 
-    def close(self) -> None: ...
+    @property
+    def devices(self) -> list[str]:
+        """What the workers that are ready run on: host, device and its name."""
+        ...
+
+    def prepare(self, needs: Sequence[Need]) -> None:
+        """Make the first worker ready: what is computed once per run lies in the factors' folder afterwards."""
+        ...
+
+    def forecast(self, allocation: Allocation) -> float:
+        """Seconds that a trial of this allocation takes, from two timed steps on the first worker."""
+        ...
+
+    def submit(self, job: Job, folder: Path) -> None:
+        """Begin a job; at most `free` of them. The folder is the trial's."""
+        ...
+
+    def wait(self, timeout: float = 1.0) -> Outcome | Screened | None:
+        """What ended; None where nothing did within about `timeout` seconds, or `free` may have changed."""
+        ...
+
+    def close(self) -> None:
+        """Stop everything at once."""
+        ...
 
 
 class InProcessRunner:
-    """Runs one trial at a time, in this process, on the evaluator's device."""
+    """Runs one job at a time, in this process, on the evaluator's device.
 
-    capacity = 1
+    A trial beyond the limit is stopped at its next optimiser step; what hangs within one cannot be stopped from inside.
+    """
 
-    def __init__(
-        self,
-        evaluator: Evaluator,
-        on_step: Callable[[int, Step], None] = lambda number, step: None,
-        ask_rung: AskRung = lambda proposal, step, error: None,
-    ) -> None:
-        self._evaluator = evaluator
-        self._on_step = on_step
-        self._ask_rung = ask_rung
-        self._submitted: list[tuple[Proposal, Path]] = []
+    workers = 1
 
-    def submit(self, proposal: Proposal, folder: Path) -> None:
-        self._submitted.append((proposal, folder))
+    def __init__(self, evaluator: Evaluator, listener: Listener) -> None:
+        self.limit: float | None = None
+        self._evaluator, self._listener = evaluator, listener
+        self._submitted: list[tuple[Job, Path]] = []
 
-    def wait(self) -> Outcome:
-        proposal, folder = self._submitted.pop(0)
-        return run_trial(self._evaluator, proposal, folder, lambda step: self._on_step(proposal.number, step), self._ask_rung)
+    @property
+    def free(self) -> int:
+        return 1 - len(self._submitted)
+
+    @property
+    def devices(self) -> list[str]:
+        return [name_of(self._evaluator.device)]
+
+    def prepare(self, needs: Sequence[Need]) -> None:
+        warm(self._evaluator, needs)
+
+    def forecast(self, allocation: Allocation) -> float:
+        return self._evaluator.forecast(allocation).seconds
+
+    def submit(self, job: Job, folder: Path) -> None:
+        self._submitted.append((job, folder))
+
+    def wait(self, timeout: float = 1.0) -> Outcome | Screened | None:
+        if not self._submitted:
+            time.sleep(timeout)
+            return None
+        job, folder = self._submitted[0]
+        start = time.monotonic()
+
+        def on_step(step: Step) -> None:
+            seconds = time.monotonic() - start
+            if self.limit is not None and seconds > self.limit:
+                raise TimeoutError(f"not done after {seconds:.0f} s, the limit is {self.limit:.0f} s")
+            self._listener.step(job.number, step)
+
+        try:
+            return run_job(self._evaluator, job, folder, on_step, self._listener.at_rung)
+        finally:
+            self._submitted.clear()
 
     def close(self) -> None:
         self._submitted.clear()
 
 
-def run_trial(evaluator: Evaluator, proposal: Proposal, folder: Path, on_step: OnStep, ask_rung: AskRung) -> Outcome:
-    """Evaluate one proposal; leaves metrics.jsonl and, on success, weights.safetensors or, on failure, stderr.log."""
-    folder.mkdir(parents=True, exist_ok=True)
-    reason: str | None = None
-
-    def on_rung(step: int, error: float) -> bool:
-        nonlocal reason
-        reason = ask_rung(proposal, step, error)
-        return reason is not None
-
-    try:
-        with (folder / METRICS).open("w", encoding="utf-8") as metrics:
-
-            def record(step: Step) -> None:
-                metrics.write(json.dumps(asdict(step)) + "\n")
-                on_step(step)
-
-            score, allocation = _score(evaluator, proposal, record, on_rung, folder / WEIGHTS)
-            metrics.write(json.dumps(asdict(score)) + "\n")
-    except CompressionError:
-        raise
-    except Exception as error:  # whatever ends a trial is that trial's result, not the search's end
-        (folder / STDERR).write_text(traceback.format_exc(), encoding="utf-8")
-        return Outcome(
-            number=proposal.number, score=None, reason=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        )
-    return Outcome(number=proposal.number, score=score, reason=reason, allocation=allocation)
-
-
-def _score(
-    evaluator: Evaluator, proposal: Proposal, on_step: OnStep, on_rung: OnRung, weights: Path
-) -> tuple[Score, Allocation]:
-    if proposal.recipe is not None:  # trains otherwise than a candidate: its error at a rung could be compared with nothing
-        return evaluate_recipe(evaluator, proposal.recipe, proposal.limits, proposal.seed, on_step, weights)
-    assert proposal.allocation is not None
-    return evaluator.evaluate(proposal.allocation, proposal.seed, on_step, weights, on_rung), proposal.allocation
+def warm(evaluator: Evaluator, needs: Sequence[Need]) -> None:
+    """Load or compute all that trials use, so that none of them pays for it."""
+    evaluator.warm()
+    if "factors" in needs:
+        _ = evaluator.factors
+    if "profile" in needs:
+        _ = evaluator.profile

@@ -64,3 +64,16 @@ class Trial:
         if self.score is None:
             return "FAIL"
         return "COMPLETE" if self.score.error is not None else "PRUNED"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Screening:
+    """Candidates of a trial to be; the sampler takes one of them when their divergences as built are known.
+
+    Attributes:
+        number: of the trial.
+        candidates: what may be built.
+    """
+
+    number: int
+    candidates: tuple[Allocation, ...]

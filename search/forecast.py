@@ -1,0 +1,44 @@
+"""What a launch will take: machine time and disk, from one forecast trial."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlook:
+    """The rest of a search, as it looks before its first trial.
+
+    Attributes:
+        trials: in the run when it is done.
+        finished: of these, already.
+        workers: trials at once.
+        seconds: of one trial.
+        weights: bytes of one trial's weights.
+        free: bytes of disk that are free.
+    """
+
+    trials: int
+    finished: int
+    workers: int
+    seconds: float
+    weights: int
+    free: int
+
+    @property
+    def machine_hours(self) -> float:
+        """Worker-hours of the trials that are left; GPU-hours where each worker has one GPU."""
+        return (self.trials - self.finished) * self.seconds / 3600
+
+    @property
+    def hours(self) -> float:
+        """Time until they are done, in whole rounds of the workers."""
+        return -(-(self.trials - self.finished) // self.workers) * self.seconds / 3600
+
+    @property
+    def most(self) -> int:
+        """Bytes of weights if every trial that is left came to lie on the front."""
+        return (self.trials - self.finished) * self.weights
+
+    @property
+    def least(self) -> int:
+        """Bytes without which the first trials cannot keep their weights."""
+        return self.workers * self.weights
