@@ -26,21 +26,24 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
-    """Log-probabilities of every batch, [B, classes] float32 on the CPU."""
+def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], parts: int = 1) -> list[Tensor]:
+    """Log-probabilities of every batch, [B, classes] float32 on the CPU; batches pass in so many parts."""
     device = next(model.parameters()).device
     model.eval()
-    return [F.log_softmax(model(images.to(device)).float(), dim=-1).cpu() for images, _ in batches]
+    return [F.log_softmax(_logits(model, images.to(device), parts).float(), dim=-1).cpu() for images, _ in batches]
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], dense: Sequence[Tensor] | None = None) -> Evaluation:
+def evaluate(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], dense: Sequence[Tensor] | None = None, parts: int = 1
+) -> Evaluation:
     """Error of `model`, put in evaluation mode.
 
     Args:
         model: on its device.
         batches: images [B, C, H, W] and labels [B].
         dense: `predict` of the dense model on the same batches.
+        parts: how many every batch is split in, for as much less memory.
 
     Raises:
         DataError: no image, or a label that the model has no class for.
@@ -48,7 +51,12 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], dense: 
     """
     device = next(model.parameters()).device
     model.eval()
-    return compare(((model(images.to(device, non_blocking=True)), labels) for images, labels in batches), dense)
+    outputs = ((_logits(model, images.to(device, non_blocking=True), parts), labels) for images, labels in batches)
+    return compare(outputs, dense)
+
+
+def _logits(model: nn.Module, images: Tensor, parts: int) -> Tensor:
+    return torch.cat([model(some) for some in images.chunk(parts)])
 
 
 def compare(outputs: Iterable[tuple[Tensor, Tensor]], dense: Sequence[Tensor] | None = None) -> Evaluation:

@@ -16,6 +16,7 @@ from objectives.data import CALIBRATION_BATCH, Data
 from objectives.device import resolve_device
 from objectives.error import Evaluation, compare, evaluate, predict
 from objectives.finetune import Step, finetune
+from objectives.memory import within_memory
 from objectives.objective import Objective
 from objectives.progress import Progress, counted
 from objectives.score import Score
@@ -145,7 +146,7 @@ class Evaluator:
         weights: Path | None = None,
         on_rung: OnRung | None = None,
     ) -> Score:
-        """Build, fine-tune and measure one candidate.
+        """Build, fine-tune and measure one candidate; once more with batches in two parts where that ran out of memory.
 
         Args:
             allocation: one of the space.
@@ -161,9 +162,14 @@ class Evaluator:
             DivergedError: the loss or the outputs became NaN or infinite.
         """
         start, steps = time.perf_counter(), self.objective.finetune.steps
-        seed_everything(seed)
-        model, batches = self.build(allocation), self.data.training(steps, seed)
-        return self.finish(model, self.costs.costs(allocation), batches, start, 0, on_step, weights, on_rung)
+        costs = self.costs.costs(allocation)
+
+        def attempt(parts: int) -> Score:
+            seed_everything(seed)
+            model, batches = self.build(allocation), self.data.training(steps, seed)
+            return self.finish(model, costs, batches, start, 0, on_step, weights, on_rung, parts)
+
+        return within_memory(attempt)
 
     def finish(
         self,
@@ -175,6 +181,7 @@ class Evaluator:
         on_step: OnStep = lambda step: None,
         weights: Path | None = None,
         on_rung: OnRung | None = None,
+        parts: int = 1,
     ) -> Score:
         """Measure a model as it is, fine-tune it for the steps that are left, and measure it again.
 
@@ -187,16 +194,18 @@ class Evaluator:
             on_step: called after every optimiser step.
             weights: file for the fine-tuned weights; not kept if None, or if the fine-tune was stopped.
             on_rung: told the error at every rung, answers whether to stop.
+            parts: how many every batch is split in.
         """
         config, model = self.objective.finetune, model.to(self.device)
-        before = self._measure(model)
+        before = self._measure(model, parts)
         after: Evaluation | None = before
         rungs: dict[int, float] = {}
         left = replace(config, steps=config.steps - spent)
         if left.steps:
-            steps = finetune(model, islice(batches, left.steps), left, self.teacher)
-            rungs, stopped = self._climb(model, (replace(step, step=step.step + spent) for step in steps), on_step, on_rung)
-            after = None if stopped else self._measure(model)
+            taken = finetune(model, islice(batches, left.steps), left, self.teacher, parts=parts)
+            steps = (replace(step, step=step.step + spent) for step in taken)
+            rungs, stopped = self._climb(model, steps, on_step, on_rung, parts)
+            after = None if stopped else self._measure(model, parts)
         if weights is not None and after is not None:
             save_tensors(weights, model.state_dict())
         assert before.kl is not None
@@ -209,18 +218,19 @@ class Evaluator:
             params=costs["params"],
             steps=max(rungs) if after is None else config.steps,
             seconds=time.perf_counter() - start,
+            parts=parts,
             rungs=rungs,
         )
 
     def _climb(
-        self, model: nn.Module, steps: Iterable[Step], on_step: OnStep, on_rung: OnRung | None
+        self, model: nn.Module, steps: Iterable[Step], on_step: OnStep, on_rung: OnRung | None, parts: int
     ) -> tuple[dict[int, float], bool]:
         """Train step by step; the errors at the rungs that were reached, and whether the last one was the end."""
         errors: dict[int, float] = {}
         for step in steps:
             on_step(step)
             if on_rung is not None and step.step in self.rungs:
-                errors[step.step] = evaluate(model, self.data.evaluation("search", RUNG_IMAGES)).error
+                errors[step.step] = evaluate(model, self.data.evaluation("search", RUNG_IMAGES), None, parts).error
                 model.train()
                 if on_rung(step.step, errors[step.step]):
                     return errors, True
@@ -230,10 +240,15 @@ class Evaluator:
     def _answers(self) -> list[Tensor]:
         """Log-probabilities of the dense model on the batches of the search split."""
         images, batch = self.data.size("search") or 0, self.objective.data.eval_batch_size
-        return predict(self.teacher, counted("dense model", self.data.evaluation("search"), images, batch, self._progress))
 
-    def _measure(self, model: nn.Module) -> Evaluation:
-        return evaluate(model, self.data.evaluation("search"), self._answers)
+        def attempt(parts: int) -> list[Tensor]:
+            batches = counted("dense model", self.data.evaluation("search"), images, batch, self._progress)
+            return predict(self.teacher, batches, parts)
+
+        return within_memory(attempt)
+
+    def _measure(self, model: nn.Module, parts: int) -> Evaluation:
+        return evaluate(model, self.data.evaluation("search"), self._answers, parts)
 
     def _factors(self, space: Space, variants: Variants | None) -> Factors:
         mark = self._fingerprint(self.model, space.name, variants)

@@ -69,6 +69,7 @@ def finetune(
     config: FinetuneConfig,
     teacher: nn.Module | None = None,
     penalty: Callable[[], Tensor] | None = None,
+    parts: int = 1,
 ) -> Iterator[Step]:
     """Train `model` in place, one step for every value taken from the iterator.
 
@@ -78,6 +79,8 @@ def finetune(
         config: how to train.
         teacher: dense model on the same device, in evaluation mode; None trains on the labels alone.
         penalty: a scalar that is added to the loss of every step.
+        parts: split every batch in so many and accumulate their gradients, for as much less memory: the same step up to
+            rounding, in a model whose outputs for an image do not depend on the others.
 
     Raises:
         DivergedError: the loss is NaN or infinite.
@@ -93,14 +96,17 @@ def finetune(
     model.train()
     for step, (images, labels) in enumerate(batches, start=1):
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        with cast:
-            loss = _loss(model(images), labels, _soft_labels(teacher, images), config)
-        if penalty is not None:
-            loss = loss + penalty()
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise DivergedError(f"the loss became {value} at step {step} of {config.steps}: lower --lr")
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        value = 0.0
+        for some, their in zip(images.chunk(parts), labels.chunk(parts), strict=True):
+            with cast:
+                loss = _loss(model(some), their, _soft_labels(teacher, some), config)
+            if penalty is not None:
+                loss = loss + penalty()
+            loss = loss * (len(some) / len(images))
+            value += float(loss.detach())
+            if not math.isfinite(value):
+                raise DivergedError(f"the loss became {value} at step {step} of {config.steps}: lower --lr")
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad)
         scaler.step(optimizer)

@@ -58,7 +58,7 @@ class LowRankPlusRows(nn.Module):
         return self.up @ self.down + self.rows
 
     def _observe(self, rows: Tensor) -> None:
-        assert rows.grad is not None
+        assert rows.grad is not None  # with batches in parts: of the parts so far, so that a step is observed once for each
         found = (rows.detach() * rows.grad).abs().mean(1).float()
         self.importance = _SMOOTHING * self.importance + (1 - _SMOOTHING) * found
 

@@ -15,6 +15,7 @@ from objectives.evaluator import Evaluator, OnStep
 from objectives.gates import prune_by_gates
 from objectives.hybrid import hybrid_plain, hybrid_whitened
 from objectives.losparse import prune_by_rows
+from objectives.memory import within_memory
 from objectives.score import Score
 from objectives.seeding import seed_everything
 from objectives.workbench import Cut, Workbench
@@ -100,20 +101,30 @@ def recipe_of(name: str) -> Recipe:
 
 
 def open_workbench(
-    evaluator: Evaluator, name: str, limits: Mapping[Cost, float], seed: int, on_step: OnStep = lambda step: None
+    evaluator: Evaluator,
+    name: str,
+    limits: Mapping[Cost, float],
+    seed: int,
+    on_step: OnStep = lambda step: None,
+    parts: int = 1,
 ) -> Workbench:
     """What the recipe called `name` works with."""
     recipe, config = recipe_of(name), evaluator.objective.finetune
     steps = round(config.recipe_share * config.steps) if recipe.trains else 0
-    return Workbench(evaluator, recipe.space, recipe.kinds, limits, steps, seed, on_step)
+    return Workbench(evaluator, recipe.space, recipe.kinds, limits, steps, seed, on_step, parts)
 
 
 def make_cut(
-    evaluator: Evaluator, name: str, limits: Mapping[Cost, float], seed: int, on_step: OnStep = lambda step: None
+    evaluator: Evaluator,
+    name: str,
+    limits: Mapping[Cost, float],
+    seed: int,
+    on_step: OnStep = lambda step: None,
+    parts: int = 1,
 ) -> tuple[Workbench, Cut]:
     """Run a recipe up to its cut: the model before its fine-tune."""
     seed_everything(seed)
-    bench = open_workbench(evaluator, name, limits, seed, on_step)
+    bench = open_workbench(evaluator, name, limits, seed, on_step, parts)
     return bench, recipe_of(name).make(bench)
 
 
@@ -143,9 +154,14 @@ def evaluate_recipe(
         DivergedError: the loss or the outputs became NaN or infinite.
     """
     start = time.perf_counter()
-    bench, cut = make_cut(evaluator, name, limits, seed, on_step)
-    costs = bench.costs.costs(cut.allocation)
-    return evaluator.finish(cut.model, costs, bench.batches, start, bench.steps, on_step, weights), cut.allocation
+
+    def attempt(parts: int) -> tuple[Score, Allocation]:
+        bench, cut = make_cut(evaluator, name, limits, seed, on_step, parts)
+        costs = bench.costs.costs(cut.allocation)
+        score = evaluator.finish(cut.model, costs, bench.batches, start, bench.steps, on_step, weights, parts=parts)
+        return score, cut.allocation
+
+    return within_memory(attempt)
 
 
 def check_reach(evaluator: Evaluator, name: str, limits: Mapping[Cost, float]) -> None:

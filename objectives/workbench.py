@@ -35,6 +35,7 @@ class Workbench:
         steps: optimiser steps that the recipe may spend before the cut.
         seed: of its batches.
         on_step: called after every optimiser step.
+        parts: how many every batch is split in.
 
     Attributes:
         dense: the dense model, on the CPU; not to be changed.
@@ -52,6 +53,7 @@ class Workbench:
         steps: int,
         seed: int,
         on_step: OnStep,
+        parts: int = 1,
     ) -> None:
         self.evaluator = evaluator
         self.dense = evaluator.model
@@ -62,6 +64,7 @@ class Workbench:
         self.steps = steps
         self._seed = seed
         self._on_step = on_step
+        self._parts = parts
 
     @cached_property
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -96,6 +99,7 @@ class Workbench:
         if not self.steps:
             return
         config = replace(self.evaluator.objective.finetune, steps=self.steps)
-        for step in finetune(model, islice(self.batches, self.steps), config, self.evaluator.teacher, penalty):
+        batches = islice(self.batches, self.steps)
+        for step in finetune(model, batches, config, self.evaluator.teacher, penalty, self._parts):
             self._on_step(step)
             yield step
