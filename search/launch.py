@@ -28,7 +28,7 @@ from search.runner import WEIGHTS, InProcessRunner
 from search.study import Study
 from search.table import DENSE, describe_space, sites_of, summarise, trial_table, write_tables
 from search.targets import Reach, Target, budgets_of, check_jointly, parse_targets, reach_of, recipe_budgets
-from search.trial import Proposal, Trial
+from search.trial import Proposal, Screening, Trial
 from spaces.errors import AllocationError, CountError, RunError
 from spaces.files import write_json
 from spaces.sites import Space
@@ -107,8 +107,8 @@ class _Search:
             "reach": {cost: list(ends) for cost, ends in self.reach.items()},
         }
         self._reported = 0.0
-        screen = self.evaluator.divergence if study.screening and config.data.profile_images else None
-        self.study = Study(directory, self.parametrisation, self.objectives, study.sampler, study.seed, screen)
+        screening = study.screening and config.data.profile_images > 0
+        self.study = Study(directory, self.parametrisation, self.objectives, study.sampler, study.seed, screening)
         self._enqueue_baselines()
         names = dict.fromkeys([space.name, *(proposal.space for proposal in self.study.proposals)])
         self.facts["spaces"] = {name: describe_space(describe(self.evaluator.model, name, study.multiple)) for name in names}
@@ -141,7 +141,7 @@ class _Search:
         running, exhausted = 0, False
         while True:
             while not exhausted and running < runner.capacity and len(self.study.trials) + running < wanted:
-                proposal = self.study.ask()
+                proposal = self._proposal()
                 exhausted = proposal is None
                 if proposal is not None:
                     self.reporter.started(proposal)
@@ -162,6 +162,13 @@ class _Search:
 
     def close(self) -> None:
         self.study.close()
+
+    def _proposal(self) -> Proposal | None:
+        """The next trial, once its candidates are screened."""
+        found = self.study.ask()
+        while isinstance(found, Screening):
+            found = self.study.choose(found.number, [self.evaluator.divergence(entry) for entry in found.candidates])
+        return found
 
     def _at_rung(self, proposal: Proposal, step: int, error: float) -> str | None:
         """Why a candidate should be stopped at a rung, if it should."""
