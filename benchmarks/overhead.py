@@ -27,8 +27,8 @@ from surrogate import Surrogate
 
 from objectives.evaluator import Evaluator
 from search import launch
-from search.additive import SCORE
 from search.config import SearchConfig
+from search.draw import SCORE
 from search.knapsack import Knapsack
 from search.parametrisation import Budgets, Multipliers
 from search.progress import Display

@@ -33,9 +33,10 @@ from searches_report import Search, read, report
 from surrogate import Surrogate
 
 from objectives.evaluator import Evaluator
-from search import additive, demo, posterior
-from search.additive import SCORE, Screen
+from search import demo, draw, posterior
+from search.additive import Screen
 from search.config import SearchConfig
+from search.draw import SCORE
 from search.knapsack import Knapsack
 from search.parametrisation import Budgets, Parametrisation, parametrise
 from search.samplers import ADDITIVE, create_sampler
@@ -65,7 +66,7 @@ METHODS = {
     "ours, not screened": replace(OURS, screened=False),
     "ours, profile not measured": replace(OURS, measured=False),
     "ours, no warm start": replace(OURS, warm=False),
-    "ours, no moves": replace(OURS, without={(additive, "_MOVES"): 0}),
+    "ours, no moves": replace(OURS, without={(draw, "_MOVES"): 0}),
     "ours, nothing learnt of sites": replace(OURS, without={(posterior, "_MULTIPLIERS"): (1e-3,)}),
     "multipliers, TPE": Method(sampler="tpe"),
     "multipliers, NSGA-II": Method(sampler="nsga2"),

@@ -134,6 +134,10 @@ class Evaluator:
         with torch.inference_mode():
             return images, [outputs_of(self.teacher.eval(), batch) for batch in images]
 
+    def warm(self) -> None:
+        """Compute what every candidate is measured by, so that the first one does not pay for it."""
+        _ = self.dense, self._answers
+
     def build(self, allocation: Allocation) -> nn.Module:
         """The model of an allocation, before any training, on the CPU."""
         return copy.deepcopy(self.model) if allocation == self.space.identity() else self.factors.build(allocation)

@@ -6,7 +6,7 @@ journal by a single append, so that a kill at any moment loses running trials on
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from optuna.trial import TrialState
 from objectives.cost import Cost
 from objectives.recipes import recipe_of
 from objectives.score import Score
-from search.additive import SCORE, Screen
+from search.additive import SCREENED, AdditiveSampler
+from search.draw import SCORE, Draw
 from search.journal import Journal, thaw
 from search.parametrisation import Parametrisation
 from search.samplers import create_sampler
-from search.trial import Proposal, Trial
+from search.trial import Proposal, Screening, Trial
 from spaces.allocation import Allocation
 from spaces.files import write_json
 
@@ -42,7 +43,7 @@ class Study:
         objectives: fields of `Score` to be minimised, "error" first.
         sampler: name of the sampler.
         seed: of the sampler and of every fine-tune.
-        screen: measures the divergence of a candidate as built; candidates are not screened without it.
+        screening: whether a sampler that can have candidates screened before it proposes one does so.
 
     Raises:
         RunError: another process writes this run, or the journal cannot be read.
@@ -55,14 +56,14 @@ class Study:
         objectives: tuple[str, ...],
         sampler: str,
         seed: int,
-        screen: Screen | None = None,
+        screening: bool = False,
     ) -> None:
         self.directory = directory
         self.parametrisation = parametrisation
         self.objectives = objectives
         self.sampler = sampler
         self.seed = seed
-        self.screen = screen
+        self.screening = screening
         self._journal = Journal(directory, len(objectives))
         self._memory = optuna.create_study(directions=["minimize"] * len(objectives))
         self.trials: list[Trial] = []
@@ -72,6 +73,9 @@ class Study:
                 self._memory.add_trial(frozen)
         self._running: dict[int, tuple[Proposal, optuna.Trial | None]] = {}
         self._queue = self._interrupted()
+        self._screenings: dict[int, tuple[int, Draw]] = {}  # number -> attempt, and what was drawn in it
+        # Allocations that need no further trial; what a recipe made has other weights, and does not count.
+        self._known = {entry.allocation for entry in self.proposals if entry.allocation is not None and entry.recipe is None}
 
     def enqueue(self, label: str, allocation: Allocation, parameters: Mapping[str, float] | None = None) -> None:
         """Propose this baseline next, unless its allocation was already tried or is waiting.
@@ -81,29 +85,46 @@ class Study:
             allocation: what to build.
             parameters: what the sampler is told that it was; without, the sampler does not see the trial.
         """
-        if allocation not in self._known():
-            self._queue.append(self._propose(allocation, label, parameters or {}))
+        if allocation not in self._known:
+            self._queue.append(self._propose(self._next_number(), allocation, label, parameters or {}))
 
     def enqueue_recipe(self, name: str, limits: Mapping[Cost, float]) -> None:
         """Propose this recipe next, unless it was already tried on this budget or is waiting."""
         if not any(entry.recipe == name and dict(entry.limits) == dict(limits) for entry in self.proposals):
-            proposal = self._propose(None, name, {})
+            proposal = self._propose(self._next_number(), None, name, {})
             self._queue.append(replace(proposal, space=recipe_of(name).space, recipe=name, limits=dict(limits)))
 
-    def ask(self) -> Proposal | None:
-        """The next trial: what was interrupted or enqueued first, then the sampler's. None if it finds nothing new."""
+    def ask(self) -> Proposal | Screening | None:
+        """The next trial: what was interrupted or enqueued first, then the sampler's. None if it finds nothing new.
+
+        Or candidates of it, whose divergences `choose` is to be told before or after other trials are asked for and told. They
+        have the trial's number; where the process ends before that, the number is asked for again, with the same seed.
+        """
         if self._queue:
             proposal = self._queue.pop(0)
             return self._start(proposal, self._repeat(proposal) if proposal.parameters else None)
-        known = self._known()
-        for attempt in range(_ATTEMPTS):
-            sampled = self._sample(self._sampler(self._next_number(), attempt))
-            allocation = self.parametrisation.decode(sampled.params)
-            if allocation not in known:
-                proposal = self._propose(allocation, None, sampled.params)
-                return self._start(replace(proposal, attributes=self._attributes(sampled)), sampled)
-            self._memory.tell(sampled, state=TrialState.FAIL)  # a repetition is not paid for, and must not count
-        return None
+        return self._sought(self._next_number())
+
+    def choose(self, number: int, divergences: Sequence[float]) -> Proposal | Screening | None:
+        """The trial that was screened for, or other candidates where the best is known by now. None if there is nothing new.
+
+        Args:
+            number: of the screening.
+            divergences: of its candidates as built, in nats; one that is not finite was not measured.
+
+        Raises:
+            KeyError: no screening of this number waits.
+            ValueError: not one divergence for every candidate.
+        """
+        _, draw = self._screenings[number]
+        screened = draw.measured(divergences)
+        attempt, _ = self._screenings.pop(number)
+        parameters = draw.choose(divergences)
+        allocation = self.parametrisation.decode(parameters)
+        if allocation in self._known:
+            return self._sought(number, attempt + 1)
+        proposal = replace(self._propose(number, allocation, None, parameters), attributes={SCREENED: screened})
+        return self._start(proposal, self._repeat(proposal))
 
     def tell(self, number: int, score: Score | None, reason: str | None = None, allocation: Allocation | None = None) -> Trial:
         """Record the score of a running trial, why it has none or was stopped, and the allocation that a recipe made."""
@@ -136,10 +157,33 @@ class Study:
         """Where one trial keeps its files."""
         return self.directory / "trials" / f"{number:04d}"
 
+    def _sought(self, number: int, first: int = 0) -> Proposal | Screening | None:
+        """What the sampler has for a number, from this attempt on: a trial of an allocation that is not known, or candidates."""
+        for attempt in range(first, _ATTEMPTS):
+            sampler = self._sampler(number, attempt)
+            if (draw := self._draw(sampler, attempt)) is not None:
+                if self._known.issuperset(draw.candidates):
+                    continue
+                self._screenings[number] = attempt, draw
+                return Screening(number=number, candidates=draw.candidates)
+            sampled = self._sample(sampler)
+            allocation = self.parametrisation.decode(sampled.params)
+            if allocation not in self._known:
+                proposal = self._propose(number, allocation, None, sampled.params)
+                return self._start(replace(proposal, attributes=self._attributes(sampled)), sampled)
+            self._memory.tell(sampled, state=TrialState.FAIL)  # a repetition is not paid for, and must not count
+        return None
+
+    def _draw(self, sampler: BaseSampler, attempt: int) -> Draw | None:
+        """Candidates to be screened; what others are being screened for is taken to become what is expected now."""
+        if not self.screening or not isinstance(sampler, AdditiveSampler):
+            return None
+        return sampler.draw(self._memory, [draw.best() for _, draw in self._screenings.values()], skipped=attempt)
+
     def _sampler(self, number: int, attempt: int) -> BaseSampler:
         seed = (self.seed * 1_000_003 + number * _ATTEMPTS + attempt) % 2**31
         name = self.sampler if attempt < _INSISTED else "random"
-        return create_sampler(name, seed, self.parametrisation, self.screen)
+        return create_sampler(name, seed, self.parametrisation)
 
     def _sample(self, sampler: BaseSampler) -> optuna.Trial:
         self._memory.sampler = sampler
@@ -156,9 +200,13 @@ class Study:
     def _attributes(self, sampled: optuna.Trial) -> dict[str, Any]:
         return dict(self._memory._storage.get_trial_system_attrs(sampled._trial_id))
 
-    def _propose(self, allocation: Allocation | None, label: str | None, parameters: Mapping[str, float]) -> Proposal:
+    def _propose(
+        self, number: int, allocation: Allocation | None, label: str | None, parameters: Mapping[str, float]
+    ) -> Proposal:
+        if allocation is not None:
+            self._known.add(allocation)
         return Proposal(
-            number=self._next_number(),
+            number=number,
             allocation=allocation,
             space=self.parametrisation.budgets.space.name,
             seed=self.seed,
@@ -171,12 +219,8 @@ class Study:
         self._running[proposal.number] = proposal, sampled
         return proposal
 
-    def _known(self) -> set[Allocation]:
-        """Allocations that need no further trial; what a recipe made has other weights, and does not count."""
-        return {entry.allocation for entry in self.proposals if entry.allocation is not None and entry.recipe is None}
-
     def _next_number(self) -> int:
-        return max((entry.number for entry in self.proposals), default=-1) + 1
+        return max([-1, *(entry.number for entry in self.proposals), *self._screenings]) + 1
 
     def _interrupted(self) -> list[Proposal]:
         """Trials that were started and never told, oldest first."""

@@ -51,6 +51,19 @@ class Proposal:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Screening:
+    """Candidates of a trial to be; the sampler takes one of them when their divergences as built are known.
+
+    Attributes:
+        number: of the trial to be.
+        candidates: to be measured, the most promising first.
+    """
+
+    number: int
+    candidates: tuple[Allocation, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """A trial that has ended: what was proposed, its score, and the reason where it has none or was stopped at a rung."""
 
@@ -64,16 +77,3 @@ class Trial:
         if self.score is None:
             return "FAIL"
         return "COMPLETE" if self.score.error is not None else "PRUNED"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Screening:
-    """Candidates of a trial to be; the sampler takes one of them when their divergences as built are known.
-
-    Attributes:
-        number: of the trial.
-        candidates: what may be built.
-    """
-
-    number: int
-    candidates: tuple[Allocation, ...]
