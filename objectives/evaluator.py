@@ -1,6 +1,7 @@
 """Evaluator: from an allocation to its score. A worker prepares it once and evaluates many candidates."""
 
 import copy
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -85,9 +86,14 @@ class Evaluator:
 
     @cached_property
     def dense(self) -> Evaluation:
-        """Figures of the dense model on the search split, as given."""
-        labels = (labels for _, labels in self.data.evaluation("search"))
-        return compare(zip(self._answers, labels, strict=True), self._answers)
+        """Figures of the dense model on the search split, as given: measured, or read from the factors' folder."""
+        path = self.objective.factors / f"{self.fingerprint}.{self._search_mark}.dense.json"
+        figures = read_stored(path, Evaluation.load)
+        if figures is None:
+            labels = (labels for _, labels in self.data.evaluation("search"))
+            figures = compare(zip(self._answers, labels, strict=True), self._answers)
+            figures.save(path)
+        return figures
 
     @property
     def factors(self) -> Factors:
@@ -283,6 +289,14 @@ class Evaluator:
         factors = Factors.compute(self.model, space, batches, self.device, partial(progress, "factors"), variants)
         factors.save(self.objective.factors / name, mark)
         return factors
+
+    @property
+    def _search_mark(self) -> str:
+        """Of what the figures on the search split depend on besides what the factors do: which images, labels and batches."""
+        data = self.objective.data
+        folder = None if data.data_dir is None else str(Path(data.data_dir).resolve())
+        search = (folder, data.class_map, data.val_split, data.eval_batch_size, self.data.size("search"))
+        return hashlib.sha256(repr(search).encode()).hexdigest()[:8]
 
     @property
     def _calibration_images(self) -> int:
