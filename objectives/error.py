@@ -1,13 +1,16 @@
 """How wrong a model is: top-1 error, and its divergence from the dense model."""
 
+import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spaces.errors import DataError, DivergedError
+from spaces.errors import CheckpointError, DataError, DivergedError
+from spaces.files import write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,23 @@ class Evaluation:
     error: float
     kl: float | None
     count: int
+
+    def save(self, path: Path) -> None:
+        """Write it atomically as JSON."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: Path) -> "Evaluation":
+        """Inverse of `save`.
+
+        Raises:
+            CheckpointError: the file is unreadable.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return cls(error=float(content["error"]), kl=content["kl"], count=int(content["count"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"figures {path} cannot be read ({error!r}): delete it to measure them again") from error
 
 
 @torch.inference_mode()

@@ -1,6 +1,7 @@
 """Evaluator: from an allocation to its score. A worker prepares it once and evaluates many candidates."""
 
 import copy
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from objectives.checkpoint import Checkpoint, Passed
 from objectives.cost import Cost, CostModel, cost_model
 from objectives.data import CALIBRATION_BATCH, Data
 from objectives.device import resolve_device
@@ -24,7 +26,7 @@ from objectives.seeding import seed_everything
 from objectives.sensitivity import SIZES, Profile, divergence, measure_profile, profile_name
 from objectives.store import read_stored
 from spaces.allocation import Allocation
-from spaces.errors import DataError
+from spaces.errors import DataError, DivergedError
 from spaces.factors import Factors, fingerprint
 from spaces.files import save_tensors
 from spaces.models import create_model, preprocessing
@@ -84,9 +86,14 @@ class Evaluator:
 
     @cached_property
     def dense(self) -> Evaluation:
-        """Figures of the dense model on the search split, as given."""
-        labels = (labels for _, labels in self.data.evaluation("search"))
-        return compare(zip(self._answers, labels, strict=True), self._answers)
+        """Figures of the dense model on the search split, as given: measured, or read from the factors' folder."""
+        path = self.objective.factors / f"{self.fingerprint}.{self._search_mark}.dense.json"
+        figures = read_stored(path, Evaluation.load)
+        if figures is None:
+            labels = (labels for _, labels in self.data.evaluation("search"))
+            figures = compare(zip(self._answers, labels, strict=True), self._answers)
+            figures.save(path)
+        return figures
 
     @property
     def factors(self) -> Factors:
@@ -149,6 +156,7 @@ class Evaluator:
         on_step: OnStep = lambda step: None,
         weights: Path | None = None,
         on_rung: OnRung | None = None,
+        checkpoint: Path | None = None,
     ) -> Score:
         """Build, fine-tune and measure one candidate; once more with batches in two parts where that ran out of memory.
 
@@ -160,18 +168,27 @@ class Evaluator:
             weights: file for the fine-tuned weights (safetensors); not kept if None.
             on_rung: told the error at every rung, answers whether to stop there; nothing is measured at rungs if None. A
                 fine-tune that goes on is the same to the bit with rungs and without.
+            checkpoint: file for the state at the last rung that was passed (safetensors), until the candidate is measured.
+                Where it has this candidate's, from a process that was killed, the fine-tune goes on from there, and no rung
+                is asked again: on a CPU the result is that of an uninterrupted one, to the bit.
 
         Raises:
             AllocationError: the space does not offer it.
             DivergedError: the loss or the outputs became NaN or infinite.
         """
-        start, steps = time.perf_counter(), self.objective.finetune.steps
-        costs = self.costs.costs(allocation)
+        objective, costs = self.objective, self.costs.costs(allocation)
 
         def attempt(parts: int) -> Score:
+            saved = Checkpoint(checkpoint, self.fingerprint, allocation, seed, objective.finetune, objective.data)
             seed_everything(seed)
-            model, batches = self.build(allocation), self.data.training(steps, seed)
-            return self.finish(model, costs, batches, start, 0, on_step, weights, on_rung, parts)
+            model, batches = self.build(allocation), self.data.training(objective.finetune.steps, seed)
+            try:
+                score = self.finish(model, costs, batches, saved.began, 0, on_step, weights, on_rung, parts, saved)
+            except DivergedError:
+                saved.remove()
+                raise
+            saved.remove()
+            return score
 
         return within_memory(attempt)
 
@@ -186,6 +203,7 @@ class Evaluator:
         weights: Path | None = None,
         on_rung: OnRung | None = None,
         parts: int = 1,
+        checkpoint: Checkpoint | None = None,
     ) -> Score:
         """Measure a model as it is, fine-tune it for the steps that are left, and measure it again.
 
@@ -199,17 +217,21 @@ class Evaluator:
             weights: file for the fine-tuned weights; not kept if None, or if the fine-tune was stopped.
             on_rung: told the error at every rung, answers whether to stop.
             parts: how many every batch is split in.
+            checkpoint: keeps the state at rungs; where it has one, the fine-tune goes on from there.
         """
         config, model = self.objective.finetune, model.to(self.device)
-        before = self._measure(model, parts)
+        checkpoint = checkpoint or Checkpoint(None)
+        passed = checkpoint.passed or Passed(before=self._measure(model, parts))
+        passed = replace(passed, parts=max(parts, passed.parts))
+        before, rungs = passed.before, passed.rungs
         after: Evaluation | None = before
-        rungs: dict[int, float] = {}
         left = replace(config, steps=config.steps - spent)
         if left.steps:
-            taken = finetune(model, islice(batches, left.steps), left, self.teacher, parts=parts)
+            batches, resume = islice(batches, passed.step, left.steps), checkpoint.resume
+            taken = finetune(model, batches, left, self.teacher, parts=passed.parts, resume=resume)
             steps = (replace(step, step=step.step + spent) for step in taken)
-            rungs, stopped = self._climb(model, steps, on_step, on_rung, parts)
-            after = None if stopped else self._measure(model, parts)
+            rungs, stopped = self._climb(model, steps, on_step, on_rung, passed, checkpoint)
+            after = None if stopped else self._measure(model, passed.parts)
         if weights is not None and after is not None:
             save_tensors(weights, model.state_dict())
         assert before.kl is not None
@@ -222,22 +244,29 @@ class Evaluator:
             params=costs["params"],
             steps=max(rungs) if after is None else config.steps,
             seconds=time.perf_counter() - start,
-            parts=parts,
+            parts=passed.parts,
             rungs=rungs,
         )
 
     def _climb(
-        self, model: nn.Module, steps: Iterable[Step], on_step: OnStep, on_rung: OnRung | None, parts: int
-    ) -> tuple[dict[int, float], bool]:
+        self,
+        model: nn.Module,
+        steps: Iterable[Step],
+        on_step: OnStep,
+        on_rung: OnRung | None,
+        passed: Passed,
+        checkpoint: Checkpoint,
+    ) -> tuple[Mapping[int, float], bool]:
         """Train step by step; the errors at the rungs that were reached, and whether the last one was the end."""
-        errors: dict[int, float] = {}
+        errors = dict(passed.rungs)
         for step in steps:
             on_step(step)
             if on_rung is not None and step.step in self.rungs:
-                errors[step.step] = evaluate(model, self.data.evaluation("search", RUNG_IMAGES), None, parts).error
+                errors[step.step] = evaluate(model, self.data.evaluation("search", RUNG_IMAGES), None, passed.parts).error
                 model.train()
                 if on_rung(step.step, errors[step.step]):
                     return errors, True
+                checkpoint.save(replace(passed, step=step.step, rungs=dict(errors)))
         return errors, False
 
     @cached_property
@@ -264,6 +293,14 @@ class Evaluator:
         factors = Factors.compute(self.model, space, batches, self.device, partial(progress, "factors"), variants)
         factors.save(self.objective.factors / name, mark)
         return factors
+
+    @property
+    def _search_mark(self) -> str:
+        """Of what the figures on the search split depend on besides what the factors do: which images, labels and batches."""
+        data = self.objective.data
+        folder = None if data.data_dir is None else str(Path(data.data_dir).resolve())
+        search = (folder, data.class_map, data.val_split, data.eval_batch_size, self.data.size("search"))
+        return hashlib.sha256(repr(search).encode()).hexdigest()[:8]
 
     @property
     def _calibration_images(self) -> int:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from spaces.errors import ConfigError, DivergedError
 
+Resume = Callable[[nn.Module, torch.optim.Optimizer, torch.amp.GradScaler], int]
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
@@ -70,6 +72,7 @@ def finetune(
     teacher: nn.Module | None = None,
     penalty: Callable[[], Tensor] | None = None,
     parts: int = 1,
+    resume: Resume = lambda model, optimizer, scaler: 0,
 ) -> Iterator[Step]:
     """Train `model` in place, one step for every value taken from the iterator.
 
@@ -81,6 +84,8 @@ def finetune(
         penalty: a scalar that is added to the loss of every step.
         parts: split every batch in so many and accumulate their gradients, for as much less memory: the same step up to
             rounding, in a model whose outputs for an image do not depend on the others.
+        resume: called before the first step; may bring model, optimizer and loss scaling to where another fine-tune was, and
+            gives the steps that were taken there. `batches` are those that follow.
 
     Raises:
         DivergedError: the loss is NaN or infinite.
@@ -94,7 +99,9 @@ def finetune(
         step_on_epochs=False, updates_per_epoch=1,
     )  # fmt: skip
     model.train()
-    for step, (images, labels) in enumerate(batches, start=1):
+    if taken := resume(model, optimizer, scaler):
+        scheduler.step_update(taken)
+    for step, (images, labels) in enumerate(batches, start=taken + 1):
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         value = 0.0
         for some, their in zip(images.chunk(parts), labels.chunk(parts), strict=True):

@@ -153,9 +153,9 @@ def evaluate_recipe(
         AllocationError: the recipe cannot keep the limits.
         DivergedError: the loss or the outputs became NaN or infinite.
     """
-    start = time.perf_counter()
 
     def attempt(parts: int) -> tuple[Score, Allocation]:
+        start = time.perf_counter()
         bench, cut = make_cut(evaluator, name, limits, seed, on_step, parts)
         costs = bench.costs.costs(cut.allocation)
         score = evaluator.finish(cut.model, costs, bench.batches, start, bench.steps, on_step, weights, parts=parts)

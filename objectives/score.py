@@ -15,7 +15,7 @@ class Score:
         macs: multiply-accumulates for one image.
         params: parameters.
         steps: optimiser steps paid: those of the fine-tune, and those of a recipe before it.
-        seconds: wall time of building, training and evaluating; that of an attempt that ran out of memory is part of it.
+        seconds: wall time of building, training and evaluating; not of an attempt that ran out of memory.
         parts: how many every batch was split in, so that the candidate fitted in memory.
         rungs: optimiser step -> top-1 error there, on at most `RUNG_IMAGES` images of the search split.
     """

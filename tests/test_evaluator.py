@@ -161,6 +161,32 @@ def test_a_damaged_profile_is_named_wherever_it_is(evaluator: Evaluator, tmp_pat
     assert prepared(evaluator, tmp_path / "two").profile.measured
 
 
+def test_dense_figures_are_measured_once(evaluator: Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read in another process, and by a sister run, without a pass of the dense model; answers are computed where needed."""
+    first = prepared(evaluator, tmp_path / "one").dense
+    assert first == evaluator.dense
+    monkeypatch.setattr("objectives.evaluator.predict", lambda *arguments: pytest.fail("measured again"))
+    assert prepared(evaluator, tmp_path / "one").dense == first
+    assert prepared(evaluator, tmp_path / "two").dense == first
+    (copied,) = (tmp_path / "two" / "factors").glob(f"{evaluator.fingerprint}.*.dense.json")
+    copied.write_text("{")
+    with pytest.raises(CheckpointError, match=f"{copied} cannot be read"):
+        _ = prepared(evaluator, tmp_path / "two").dense
+    monkeypatch.undo()
+    assert prepared(evaluator, tmp_path / "one").evaluate(evaluator.space.identity(), seed=0).error_before == first.error
+
+
+@pytest.mark.parametrize("change", [{"eval_batch_size": 100}, {"val_split": "other"}, {"class_map": "map.txt"}])
+def test_other_labels_or_batches_make_other_dense_figures(
+    evaluator: Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    _ = prepared(evaluator, tmp_path / "run").dense
+    other = prepared(evaluator, tmp_path / "run", **change)
+    assert other.fingerprint == evaluator.fingerprint
+    assert other.dense.error == evaluator.dense.error
+    assert len(list(tmp_path.glob("run/factors/*.dense.json"))) == 2
+
+
 def test_training_lowers_the_loss_and_ends_in_evaluation_mode() -> None:
     torch.manual_seed(0)
     model = create_model(MODEL)

@@ -1,0 +1,144 @@
+"""A fine-tune that outlives its process: its state at the last rung that it passed, in a file of tensors and JSON."""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from objectives.error import Evaluation
+from spaces.files import save_tensors
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passed:
+    """How far a candidate has come.
+
+    Attributes:
+        before: figures as built.
+        step: optimiser steps taken.
+        rungs: optimiser step -> top-1 error there.
+        seconds: wall time so far.
+        parts: how many its batches were split in.
+    """
+
+    before: Evaluation
+    step: int = 0
+    rungs: Mapping[int, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    parts: int = 1
+
+
+class Checkpoint:
+    """The state of one fine-tune in a file: weights, optimizer, loss scaling and torch's generators (of the CPU and CUDA).
+
+    Args:
+        path: the file; with None nothing is kept. A damaged one, or one of other conditions, is removed.
+        conditions: all that the fine-tune depends on.
+
+    Attributes:
+        passed: the rung to go on from; None where there is none.
+        began: `time.perf_counter()` when the candidate was begun, had one process done all of it.
+    """
+
+    def __init__(self, path: Path | None, *conditions: object) -> None:
+        self._path = path
+        versions = (_FORMAT, torch.__version__, timm.__version__)
+        self._mark = hashlib.sha256(repr((*versions, *conditions)).encode()).hexdigest()
+        self.passed = self._read()
+        self.began = time.perf_counter() - (self.passed.seconds if self.passed else 0.0)
+
+    def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> int:
+        """Bring them, which `save` saves from now on, to the rung to go on from; the optimiser steps taken there."""
+        self._model, self._optimizer, self._scaler = model, optimizer, scaler
+        if self.passed is None or self._path is None:
+            return 0
+        with safe_open(self._path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+            state = _unpacked(json.loads(file.metadata()["state"]), tensors)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["cpu"])
+        if "cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"], _device(model))
+        return self.passed.step
+
+    def save(self, passed: Passed) -> None:
+        """Write where the fine-tune is now, atomically; nothing where the optimizer's state holds what JSON has no form for."""
+        if self._path is None:
+            return
+        passed = replace(passed, seconds=time.perf_counter() - self.began)
+        model, optimizer, scaler = (entry.state_dict() for entry in (self._model, self._optimizer, self._scaler))
+        state = {"model": model, "optimizer": optimizer, "scaler": scaler, "cpu": torch.get_rng_state()}
+        if _device(self._model).type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(_device(self._model))
+        tensors: dict[str, Tensor] = {}
+        try:
+            tree = json.dumps(_packed(state, tensors))
+        except TypeError:
+            return
+        save_tensors(self._path, tensors, {"mark": self._mark, "passed": json.dumps(asdict(passed)), "state": tree})
+        self.passed = passed
+
+    def remove(self) -> None:
+        """The candidate is done with."""
+        self.passed = None
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    def _read(self) -> Passed | None:
+        if self._path is None or not self._path.exists():
+            return None
+        try:
+            with safe_open(self._path, framework="pt") as file:
+                metadata = file.metadata() or {}
+            if metadata["mark"] == self._mark:
+                return _passed(json.loads(metadata["passed"]))
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+            pass  # begun anew, nothing is lost but time
+        self._path.unlink()
+        return None
+
+
+def _passed(entry: Mapping[str, Any]) -> Passed:
+    rungs = {int(step): error for step, error in entry["rungs"].items()}
+    return Passed(**{**entry, "before": Evaluation(**entry["before"]), "rungs": rungs})
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """`value` as JSON, its tensors put into `tensors`: what JSON has no form for becomes a list that begins with its type."""
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        tensors[name] = value.detach().to("cpu", copy=True)  # safetensors refuses tensors that share memory
+        return ["tensor", name]
+    if isinstance(value, Mapping):
+        return ["dict", [[key, _packed(entry, tensors)] for key, entry in value.items()]]
+    if isinstance(value, list | tuple):
+        return ["tuple" if isinstance(value, tuple) else "list", [_packed(entry, tensors) for entry in value]]
+    return value
+
+
+def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Inverse of `_packed`."""
+    if not isinstance(value, list):
+        return value
+    kind, content = value
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key: _unpacked(entry, tensors) for key, entry in content}
+    return {"tuple": tuple, "list": list}[kind](_unpacked(entry, tensors) for entry in content)

@@ -1,0 +1,108 @@
+"""How long a trial will take: from a few steps of one candidate, before the search."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from objectives.error import evaluate
+from objectives.evaluator import RUNG_IMAGES, Evaluator
+from objectives.finetune import finetune
+from objectives.memory import within_memory
+from spaces.allocation import Allocation
+
+_TIMED = 2  # optimiser steps, after one to warm up
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What one trial takes, in seconds of the device that it was timed on.
+
+    Without the starting of loader processes, and the dense model's pass over the search split that a first trial makes.
+
+    Attributes:
+        build: building the candidate, and moving it to the device.
+        step: one optimiser step.
+        evaluation: one pass over the search split.
+        seconds: the whole trial: all steps, the search split before and after them, and the rungs.
+        weights: bytes of the candidate's weights.
+        parts: how many batches were split in, so that it fitted in memory.
+    """
+
+    build: float
+    step: float
+    evaluation: float
+    seconds: float
+    weights: int
+    parts: int
+
+
+def forecast(evaluator: Evaluator, allocation: Allocation, clock: Callable[[], float] = time.perf_counter) -> Forecast:
+    """Time three optimiser steps and two batches of the search split. What is evaluated afterwards is the same to the bit.
+
+    Args:
+        evaluator: on the device that trials will have; its factors are computed first, if they are not there.
+        allocation: of the candidate; the dense model's takes longest.
+        clock: in seconds.
+
+    Raises:
+        AllocationError: the space does not offer it.
+        DivergedError: the loss or the outputs became NaN or infinite.
+    """
+    if allocation != evaluator.space.identity():
+        _ = evaluator.factors
+    device = evaluator.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        return within_memory(lambda parts: _timed(evaluator, allocation, clock, parts))
+
+
+def _timed(evaluator: Evaluator, allocation: Allocation, clock: Callable[[], float], parts: int) -> Forecast:
+    def now() -> float:
+        if evaluator.device.type != "cpu":
+            torch.accelerator.synchronize(evaluator.device)
+        return clock()
+
+    start = now()
+    model = evaluator.build(allocation).to(evaluator.device)
+    build = now() - start
+    step = _step(evaluator, model, now, parts)
+    images, each = _search_images(evaluator), _image(evaluator, model, now, parts)
+    steps, rungs = evaluator.objective.finetune.steps, len(evaluator.rungs) * min(RUNG_IMAGES, images)
+    evaluated = images * (2 if steps else 1) + rungs
+    return Forecast(
+        build=build,
+        step=step,
+        evaluation=images * each,
+        seconds=build + steps * step + evaluated * each,
+        weights=sum(tensor.nbytes for tensor in model.state_dict().values()),
+        parts=parts,
+    )
+
+
+def _step(evaluator: Evaluator, model: nn.Module, now: Callable[[], float], parts: int) -> float:
+    """Seconds of an optimiser step, with the making of its batch."""
+    config = replace(evaluator.objective.finetune, steps=1 + _TIMED)
+    steps = finetune(model, evaluator.data.training(config.steps, seed=0), config, evaluator.teacher, parts=parts)
+    next(steps)
+    start = now()
+    for _ in range(_TIMED):
+        next(steps)
+    return (now() - start) / _TIMED
+
+
+def _image(evaluator: Evaluator, model: nn.Module, now: Callable[[], float], parts: int) -> float:
+    """Seconds of evaluation for one image of the search split: of its second batch, or of its only one again."""
+    batches = evaluator.data.evaluation("search")
+    batch = next(batches)
+    evaluate(model, [batch], None, parts)
+    start = now()
+    batch = next(batches, batch)
+    evaluate(model, [batch], None, parts)
+    return (now() - start) / len(batch[1])
+
+
+def _search_images(evaluator: Evaluator) -> int:
+    size = evaluator.data.size("search")
+    return evaluator.dense.count if size is None else size
