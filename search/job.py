@@ -111,7 +111,8 @@ def _score(
     if proposal.recipe is not None:  # trains otherwise than a candidate: its error at a rung could be compared with nothing
         return evaluate_recipe(evaluator, proposal.recipe, proposal.limits, proposal.seed, on_step, weights)
     assert proposal.allocation is not None
-    score = evaluator.evaluate(proposal.allocation, proposal.seed, on_step, weights, on_rung)
+    checkpoint = folder / CHECKPOINT if evaluator.rungs else None
+    score = evaluator.evaluate(proposal.allocation, proposal.seed, on_step, weights, on_rung, checkpoint)
     return score, proposal.allocation
 
 

@@ -212,15 +212,16 @@ class _Search:
         Raises:
             RunError: the disk has no room for the weights of the trials that run at once.
         """
-        allocation = self.budgets.uniform(1.0)
-        self._seconds = self.runner.forecast(allocation)
+        dense = self.evaluator.space.identity()
+        trial = self.runner.forecast(dense if self.config.study.recipe else self.budgets.uniform(1.0))
+        self._seconds = trial.seconds
         self._set_limit()
         outlook = Outlook(
             trials=wanted,
             finished=len(self.study.trials),
             workers=self.runner.workers,
-            seconds=self._seconds,
-            weights=4 * self.evaluator.costs.costs(allocation)["params"],
+            seconds=trial.seconds,
+            weights=trial.weights,
             free=shutil.disk_usage(self.directory).free,
         )
         if outlook.least > outlook.free:

@@ -17,6 +17,7 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 
 from objectives.finetune import Step
+from objectives.forecast import Forecast
 from objectives.objective import Objective
 from search.job import Job, Outcome, Screened, keep_stderr
 from search.machines import MachineConfig, Plan, plan_workers
@@ -102,8 +103,8 @@ class RayRunner:
         for slot in self._slots[1:]:  # they read what the first one has computed
             self._start(slot)
 
-    def forecast(self, allocation: Allocation) -> float:
-        return float(ray.get(self._slots[0].actor.forecast.remote(allocation)))
+    def forecast(self, allocation: Allocation) -> Forecast:
+        return ray.get(self._slots[0].actor.forecast.remote(allocation))  # type: ignore[no-any-return]
 
     def submit(self, job: Job, folder: Path) -> None:
         slot = next(slot for slot in self._slots if slot.idle)
@@ -243,8 +244,10 @@ def _resources(plan: Plan) -> dict[str, Any]:
 
 
 def _first_sentence(error: BaseException) -> str:
+    """What Ray says, without its guesses at the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:300]
+    text = (lines or [type(error).__name__])[-1].rpartition("Worker exit detail: ")[2]
+    return text.partition(" Some common causes")[0][:300]
 
 
 def _last_lines(ready: Ready | None) -> str:

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 from objectives.device import name_of
 from objectives.evaluator import Evaluator
 from objectives.finetune import Step
+from objectives.forecast import Forecast, forecast
 from search.job import AskRung, Job, Outcome, Screened, run_job
 from spaces.allocation import Allocation
 
@@ -64,8 +65,8 @@ class Runner(Protocol):
         """Make the first worker ready: what is computed once per run lies in the factors' folder afterwards."""
         ...
 
-    def forecast(self, allocation: Allocation) -> float:
-        """Seconds that a trial of this allocation takes, from two timed steps on the first worker."""
+    def forecast(self, allocation: Allocation) -> Forecast:
+        """What a trial of this allocation takes, from a few timed steps on the first worker."""
         ...
 
     def submit(self, job: Job, folder: Path) -> None:
@@ -105,8 +106,8 @@ class InProcessRunner:
     def prepare(self, needs: Sequence[Need]) -> None:
         warm(self._evaluator, needs)
 
-    def forecast(self, allocation: Allocation) -> float:
-        return self._evaluator.forecast(allocation).seconds
+    def forecast(self, allocation: Allocation) -> Forecast:
+        return forecast(self._evaluator, allocation)
 
     def submit(self, job: Job, folder: Path) -> None:
         self._submitted.append((job, folder))

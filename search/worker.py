@@ -19,6 +19,7 @@ import torch
 from objectives.device import name_of
 from objectives.evaluator import Evaluator
 from objectives.finetune import Step
+from objectives.forecast import Forecast, forecast
 from objectives.objective import Objective
 from search.job import Job, Outcome, Screened, run_job
 from search.runner import Need, warm
@@ -102,10 +103,10 @@ class Worker:
 
         yield from self._stream(work)  # type: ignore[misc]
 
-    def forecast(self, allocation: Allocation) -> float:
-        """Seconds of a trial."""
+    def forecast(self, allocation: Allocation) -> Forecast:
+        """What a trial takes."""
         torch.set_num_threads(self._threads)
-        return self._ready.forecast(allocation).seconds
+        return forecast(self._ready, allocation)
 
     def run(self, job: Job, folder: Path) -> Iterator[Step | AtRung | Outcome | Screened]:
         """Run a job; ends with its outcome.
