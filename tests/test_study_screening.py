@@ -226,6 +226,8 @@ def test_what_is_left_of_a_small_space_is_found_and_then_nothing(tmp_path: Path)
     study = opened(Study(tmp_path, parametrisation, ("error", "macs"), "additive", 0, True))
     waiting, found = [study.ask() for _ in range(3)], list[int]()
     while waiting:
+        if isinstance(waiting[-1], Screening):
+            assert {candidate["b0.hidden"] for candidate in waiting[-1].candidates} - {*found}, "what is known is not measured"
         entry = waiting.pop(0)
         if isinstance(entry, Screening):
             waiting.append(study.choose(entry.number, [candidate["b0.hidden"] / 128 for candidate in entry.candidates]))
