@@ -50,13 +50,18 @@ TRIES = 50
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """One way to search; `without` names constants of the engine's sampler that are set to other values."""
+    """One way to search.
+
+    `without` names constants of the engine's sampler that are set to other values; `in_flight` is how many trials run at once,
+    of which the oldest always ends first.
+    """
 
     sampler: str
     parametrisation: str = "multipliers"
     warm: bool = True
     screened: bool = False
     measured: bool = True
+    in_flight: int = 1
     without: Mapping[tuple[Any, str], Any] = field(default_factory=dict)
 
 
@@ -67,6 +72,8 @@ METHODS = {
     "ours, profile not measured": replace(OURS, measured=False),
     "ours, no warm start": replace(OURS, warm=False),
     "ours, no moves": replace(OURS, without={(draw, "_MOVES"): 0}),
+    "ours, 8 in flight": replace(OURS, in_flight=8),
+    "ours, 32 in flight": replace(OURS, in_flight=32),
     "ours, nothing learnt of sites": replace(OURS, without={(posterior, "_MULTIPLIERS"): (1e-3,)}),
     "multipliers, TPE": Method(sampler="tpe"),
     "multipliers, NSGA-II": Method(sampler="nsga2"),
@@ -215,6 +222,7 @@ def search(problem: Any, problem_name: str, name: str, seed: int, trials: int) -
     study = optuna.create_study(directions=["minimize"] * 2)
     for load in np.linspace(least, 1.0, STARTS) if method.warm else ():
         study.enqueue_trial(parametrisation.encode(0, float(load)))
+    running: list[tuple[optuna.Trial, Allocation]] = []
     shares, errors, seconds, proposing = [], [], [], 0.0
     start = time.perf_counter()
     with ExitStack() as stack:
@@ -222,8 +230,10 @@ def search(problem: Any, problem_name: str, name: str, seed: int, trials: int) -
             stack.enter_context(patch.object(module, constant, value))
         while len(errors) < trials:
             began = time.perf_counter()
-            trial, allocation = propose(study, parametrisation, method.sampler, seed, screen)
+            while len(running) < method.in_flight:
+                running.append(propose(study, parametrisation, method.sampler, seed, screen))
             proposing += time.perf_counter() - began
+            trial, allocation = running.pop(0)
             seen, judged, divergence = problem.evaluate(allocation, rng)
             share = budgets.load(allocation)
             trial.set_user_attr(SCORE, {"kl_before": divergence})
@@ -264,7 +274,8 @@ def propose(
     study: optuna.Study, parametrisation: Parametrisation, sampler: str, seed: int, screen: Screen | None
 ) -> tuple[optuna.Trial, Allocation]:
     """The next trial and its allocation, which is new unless none is found."""
-    known = {parametrisation.decode(entry.params) for entry in study.get_trials(deepcopy=False) if entry.values}
+    states = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.RUNNING
+    known = {parametrisation.decode(entry.params) for entry in study.get_trials(deepcopy=False, states=states)}
     for attempt in range(TRIES):
         number = (seed * 1_000_003 + len(study.get_trials(deepcopy=False)) * TRIES + attempt) % 2**31
         study.sampler = create_sampler(sampler, number, parametrisation, screen)

@@ -1,8 +1,8 @@
 """The engine's own sampler: it knows that errors nearly add up over the sites, and learns from finished trials by how much not.
 
 Candidates are drawn from what the finished trials say (search/draw.py). Those whose expected gain of hypervolume is largest are
-screened: their divergence is measured without a fine-tune. The one with the largest expected gain is proposed. What was screened
-is kept with the trial, so that the study alone says what the next proposal is.
+screened: their divergence is measured without a fine-tune. The one with the largest expected gain is proposed. What was
+screened is kept with the trial, so that the study alone says what the next proposal is.
 """
 
 from collections.abc import Callable, Sequence

@@ -2,8 +2,8 @@
 
 Models of the divergence before the fine-tune and of the error after it are fitted to what was measured (search/posterior.py).
 The knapsack answers draws of their multipliers, and those of trials on the front with a few sites moved, so that cost goes from
-some sites to others, on many budgets. These candidates are compared by their expected gain of hypervolume, of which a divergence
-that was measured tells more.
+some sites to others, on many budgets. Candidates are compared by their expected gain of hypervolume; a measured divergence
+makes it more certain.
 """
 
 from collections.abc import Mapping, Sequence

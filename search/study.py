@@ -158,7 +158,7 @@ class Study:
         return self.directory / "trials" / f"{number:04d}"
 
     def _sought(self, number: int, first: int = 0) -> Proposal | Screening | None:
-        """What the sampler has for a number, from this attempt on: a trial of an allocation that is not known, or candidates."""
+        """What the sampler has for a number, from this attempt on: a trial of a new allocation, or candidates of it."""
         for attempt in range(first, _ATTEMPTS):
             sampler = self._sampler(number, attempt)
             if (draw := self._draw(sampler, attempt)) is not None:

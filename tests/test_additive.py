@@ -4,123 +4,24 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import optuna
 import pytest
-from local_searches import BRANCH, COARSE, FINE, opened, scored, searched, space_of
+from local_problems import Problem
+from local_searches import COARSE, searched
 from optuna.samplers import BaseSampler
 from optuna.testing.pytest_samplers import BasicSamplerTestCase, MultiObjectiveSamplerTestCase, RelativeSamplerTestCase
-from optuna.trial import TrialState, create_trial
+from optuna.trial import TrialState
 
-from objectives.cost import Cost
-from objectives.score import Score
-from search.additive import SCREENED, AdditiveSampler, Screen
-from search.draw import SCORE
-from search.expected_gain import expected_gain
+from search.additive import AdditiveSampler
 from search.parametrisation import BUDGET
-from search.pareto import hypervolume
 from search.posterior import ErrorPosterior
-from search.samplers import create_sampler
-from search.study import Study
-from search.trial import Proposal, Screening
 from spaces.allocation import Allocation
-from spaces.errors import DataError
-from spaces.sites import Space
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-# Of the branches, by the profile.
-WORTH = (0.3, 0.1, 0.5, 0.4, 0.2, 0.3)
-
-
-class Problem:
-    """Six branches whose distortions add up; that of one branch is a multiple of what the profile says.
-
-    Args:
-        factor: of the first branch's distortion over its profile.
-        hated: what the divergence adds where the fifth branch is cut; it tells nothing of the error.
-        shares: of the MACs, a target each.
-        low: lower end of all bands.
-        sizes: widths and ranks on offer.
-    """
-
-    def __init__(
-        self,
-        factor: float = 5.0,
-        hated: float = 0.0,
-        shares: Sequence[float] = (0.5,),
-        low: float = 0.5,
-        rivals: bool = False,
-        sizes: Sequence[tuple[int, ...]] = FINE,
-    ) -> None:
-        self.hated = hated
-        self.space: Space = space_of(rivals, len(WORTH), sizes)
-        profile = {
-            site.name: {size: WORTH[int(site.branch[1:])] * (1 - site.share(size)) ** 2 for size in site.choices}
-            for site in self.space.sites
-        }
-        targets: list[Mapping[Cost, float]] = [{"macs": share * BRANCH * len(WORTH)} for share in shares]
-        self.parametrisation = searched(self.space, targets, [low] * len(shares), profile)
-        self.truth = {
-            name: {size: (factor if name.startswith("b0.") else 1.0) * error for size, error in errors.items()}
-            for name, errors in profile.items()
-        }
-
-    def distortion(self, allocation: Allocation) -> float:
-        return sum(self.truth[name][size] for name, size in allocation.items())
-
-    def divergence(self, allocation: Allocation) -> float:
-        return self.distortion(allocation) + self.hated * (1 - allocation["b4.hidden"] / 64)
-
-    def error(self, allocation: Allocation) -> float:
-        return 1 - 0.95 * float(np.exp(-self.distortion(allocation)))
-
-    def load(self, allocation: Allocation, target: int = 0) -> float:
-        return self.parametrisation.budgets.load(allocation, target)
-
-    def score(self, allocation: Allocation) -> Score:
-        macs = self.parametrisation.budgets.costs.count(allocation, "macs")
-        return scored(self.error(allocation), macs, self.divergence(allocation))
-
-    @property
-    def starts(self) -> list[dict[str, float]]:
-        """Of every target, what the profile alone chooses on three loads."""
-        targets, low = range(len(self.parametrisation.budgets.targets)), self.parametrisation.budgets.lows[0]
-        return [self.parametrisation.encode(target, load) for target in targets for load in (1.0, (1 + low) / 2, low)]
-
-    def ask(self, study: optuna.Study, seed: int, sampler: str = "additive", screen: Screen | None = None) -> Allocation:
-        """The next proposal; its trial goes on running."""
-        study.sampler = create_sampler(sampler, seed, self.parametrisation, screen)
-        return self.parametrisation.decode(study.ask(self.parametrisation.distributions).params)
-
-    def tell(self, study: optuna.Study, allocation: Allocation, noise: float = 0.0) -> None:
-        """Finish the last trial."""
-        trial = study.trials[-1]
-        score = {"kl_before": self.divergence(allocation)}
-        study._storage.set_trial_user_attr(trial._trial_id, SCORE, score)
-        study.tell(trial.number, [self.error(allocation) + noise, self.load(allocation)])
-
-    def run(
-        self, trials: int, seed: int = 0, sampler: str = "additive", screen: Screen | None = None, noise: float = 0.0
-    ) -> tuple[optuna.Study, list[Allocation]]:
-        """A search of so many trials: three of every target's start, and what is proposed then."""
-        study, rng, found = optuna.create_study(directions=["minimize"] * 2), np.random.default_rng(seed), []
-        for number in range(trials):
-            if number < len(self.starts):
-                study.enqueue_trial(self.starts[number])
-            found.append(self.ask(study, 1000 * seed + number, sampler, screen))
-            self.tell(study, found[-1], noise * rng.standard_normal())
-        return study, found
-
-    def volume(self, allocations: Sequence[Allocation]) -> float:
-        return hypervolume([(self.load(entry), self.error(entry)) for entry in allocations], (1.0, 0.9))
-
-
-def loads_of(trials: Sequence[optuna.trial.FrozenTrial]) -> list[float]:
-    return [trial.params[BUDGET] for trial in trials]
 
 
 class TestConformance(BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase):
@@ -154,72 +55,10 @@ def test_parameters_beside_its_own_are_sampled_too() -> None:
     assert len({trial.params["rate"] for trial in study.trials}) == 8
 
 
-class Counted(Study):
-    """Knows how many of its attempts came to nothing."""
-
-    repeated = 0
-
-    def _sampler(self, number: int, attempt: int) -> BaseSampler:
-        self.repeated += attempt > 0
-        return super()._sampler(number, attempt)
-
-
-def open_study(directory: Path, problem: Problem, screening: bool) -> Counted:
-    study = Counted(directory, problem.parametrisation, ("error", "macs"), "additive", 0, screening)
-    opened(study)
-    for start in problem.starts:
-        study.enqueue("warm start", problem.parametrisation.decode(start), start)
-    return study
-
-
-def proposed(study: Study, problem: Problem) -> Proposal | None:
-    """The next trial, once its candidates are screened."""
-    found = study.ask()
-    while isinstance(found, Screening):
-        found = study.choose(found.number, [problem.divergence(entry) for entry in found.candidates])
-    return found
-
-
-def run(study: Study, problem: Problem, trials: int) -> None:
-    while len(study.trials) < trials:
-        proposal = proposed(study, problem)
-        assert proposal is not None and proposal.allocation is not None
-        if proposal.number == 9:
-            study.tell(proposal.number, None, "out of memory")
-        else:
-            study.tell(proposal.number, problem.score(proposal.allocation))
-
-
-def history(study: Study) -> list[tuple[int, Allocation | None]]:
-    return [(trial.proposal.number, trial.proposal.allocation) for trial in study.trials]
-
-
-@pytest.mark.parametrize("screened", [False, True])
-@pytest.mark.parametrize("shares", [(0.5,), (0.5, 0.6)])
-def test_a_continued_study_proposes_what_an_uninterrupted_one_would(
-    tmp_path: Path, screened: bool, shares: tuple[float, ...]
-) -> None:
-    """With repetitions, which only the uninterrupted one remembers; a failed trial; and one that was running when it was
-    interrupted."""
-    problem = Problem(shares=shares, low=0.8, sizes=((38, 68, 98, 128), (8, 128)))
-    whole = open_study(tmp_path / "whole", problem, screened)
-    run(whole, problem, 18)
-    assert whole.repeated > 0, "nothing was proposed twice: this tests less than it should"
-    for stop in (8, 13, 18):
-        part = open_study(tmp_path / "part", problem, screened)
-        run(part, problem, stop)
-        lost = proposed(part, problem)
-        part.close()
-        assert lost is not None
-    found = open_study(tmp_path / "part", problem, screened)
-    assert history(found) == history(whole)
-    assert proposed(found, problem) == lost == proposed(whole, problem)
-
-
 PROPOSE = """
 import json, sys
 sys.path.insert(0, {folder!r})
-import test_additive as t
+import local_problems as t
 problem = t.Problem(shares=(0.5, 0.6))
 study, found = problem.run(9, screen=problem.divergence)
 print(json.dumps([dict(allocation) for allocation in found]))
@@ -329,124 +168,3 @@ def test_it_beats_random_multipliers() -> None:
             shares.append((best - problem.volume(found)) / (best - problem.volume(found[:3])))
     assert max(missing["additive"]) < 0.1
     assert np.mean(missing["additive"]) < 0.2 * min(missing["random"])
-
-
-# (load, error) of what is there already, one of them beaten, one beyond the reference.
-TRIED = np.array([(0.3, 0.6), (0.5, 0.4), (0.55, 0.5), (0.8, 0.25), (1.3, 0.1)])
-REFERENCE = (1.0, 0.8)
-
-
-def gains(loads: Sequence[float], means: Sequence[float], spreads: Sequence[float]) -> np.ndarray:
-    return expected_gain(np.array(loads), np.array(means), np.array(spreads), TRIED[:, 0], TRIED[:, 1], REFERENCE)
-
-
-def grown(load: float, error: float) -> float:
-    """By brute force: how much volume a point adds."""
-    return hypervolume([*TRIED, (load, error)], REFERENCE) - hypervolume(TRIED, REFERENCE)
-
-
-def test_without_noise_the_expected_gain_is_that_of_the_hypervolume() -> None:
-    rng = np.random.default_rng(0)
-    loads, errors = rng.uniform(0.1, 1.1, 200), rng.uniform(0.05, 0.9, 200)
-    expected = [grown(load, error) for load, error in zip(loads, errors, strict=True)]
-    assert 20 < np.count_nonzero(expected) < 180
-    assert gains(loads, errors, np.zeros(200)) == pytest.approx(expected, abs=1e-8)
-
-
-def test_the_expected_gain_is_the_mean_over_the_errors_that_may_come() -> None:
-    rng = np.random.default_rng(1)
-    candidates = [(0.2, 0.7, 0.1), (0.4, 0.45, 0.05), (0.52, 0.45, 0.1), (0.7, 0.5, 0.2), (0.95, 0.2, 0.02)]
-    for load, mean, spread in candidates:
-        drawn = np.array([grown(load, error) for error in mean + spread * rng.standard_normal(800)])
-        (found,) = gains([load], [mean], [spread])
-        assert found == pytest.approx(drawn.mean(), abs=4 * drawn.std() / np.sqrt(800))
-
-
-def test_the_expected_gain_of_the_first_candidate_is_its_box() -> None:
-    nothing = np.zeros(0)
-    found = expected_gain(np.array([0.4]), np.array([0.3]), np.zeros(1), nothing, nothing, REFERENCE)
-    assert found == pytest.approx([(1.0 - 0.4) * (0.8 - 0.3)])
-
-
-def test_a_better_or_a_less_certain_candidate_is_worth_more() -> None:
-    assert (np.diff(gains([0.6] * 4, [0.5, 0.45, 0.4, 0.3], [0.05] * 4)) > 0).all()
-    assert (np.diff(gains([0.6] * 4, [0.45] * 4, [0.01, 0.05, 0.1, 0.2])) > 0).all()
-    assert (np.diff(gains([0.9, 0.7, 0.6, 0.45], [0.2] * 4, [0.01] * 4)) > 0).all()
-
-
-class Recorder:
-    """A screen that keeps what it was asked about."""
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem, self.asked = problem, list[Allocation]()
-
-    def __call__(self, allocation: Allocation) -> float:
-        self.asked.append(allocation)
-        return self.problem.divergence(allocation)
-
-
-def test_a_few_candidates_are_screened_and_one_of_them_is_proposed() -> None:
-    problem = Problem()
-    study, _ = problem.run(6)
-    for seed in range(5):
-        recorder = Recorder(problem)
-        allocation = problem.ask(study, seed, screen=recorder)
-        assert 1 < len(recorder.asked) <= 8
-        assert allocation in recorder.asked
-        stored = study.trials[-1].system_attrs[SCREENED]
-        assert [problem.parametrisation.decode(parameters) for parameters, _ in stored] == recorder.asked
-        assert [value for _, value in stored] == [problem.divergence(entry) for entry in recorder.asked]
-
-
-def test_the_start_is_not_screened() -> None:
-    problem = Problem()
-    recorder = Recorder(problem)
-    problem.run(4, screen=recorder)
-    assert recorder.asked == []
-
-
-def test_a_screen_steers() -> None:
-    """What it hates, one branch cut, is avoided, until the errors tell that it does not matter."""
-    kept: dict[float, list[int]] = {0.0: [], 2.0: []}
-    for hated, sizes in kept.items():
-        problem = Problem(factor=1.0, hated=hated)
-        for seed in range(4):
-            _, found = problem.run(8, seed, screen=problem.divergence)
-            sizes.extend(allocation["b4.hidden"] for allocation in found[4:])
-    assert np.mean(kept[2.0]) > 2 * np.mean(kept[0.0])
-
-
-def test_screening_learns_sooner() -> None:
-    """What a screen knows about the branch that matters more takes as many trials to learn from noisy errors."""
-    problem = Problem()
-    volumes = [
-        [problem.volume(problem.run(7, seed, screen=screen, noise=0.02)[1]) for seed in range(4)]
-        for screen in (None, problem.divergence)
-    ]
-    assert np.mean(volumes[1]) > np.mean(volumes[0]) + 0.005
-
-
-def test_what_was_screened_is_learnt_from() -> None:
-    """It is kept with the trial: another process that reads the study proposes as this one does."""
-    problem = Problem(hated=2.0)
-    study, _ = problem.run(12, screen=problem.divergence)
-    assert sum(SCREENED in trial.system_attrs for trial in study.trials) == 8
-    proposals = []
-    for attributes in (True, False):
-        copied = optuna.create_study(directions=["minimize"] * 2)
-        for trial in study.trials:
-            system = trial.system_attrs if attributes else {}
-            written = {"params": trial.params, "distributions": trial.distributions, "user_attrs": trial.user_attrs}
-            copied.add_trial(create_trial(values=trial.values, system_attrs=json.loads(json.dumps(system)), **written))
-        proposals.append(problem.ask(copied, seed=99))
-    assert proposals[0] == problem.ask(study, seed=99) != proposals[1]
-
-
-def test_an_error_of_the_screen_passes() -> None:
-    def broken(allocation: Allocation) -> float:
-        raise DataError("outputs with a candidate are not finite")
-
-    problem = Problem()
-    study, _ = problem.run(6)
-    with pytest.raises(DataError, match="not finite"):
-        problem.ask(study, seed=0, screen=broken)
