@@ -81,7 +81,7 @@ class Journal:
     def _lost(self, trial: Trial, error: Exception) -> RunError:
         return RunError(
             f"the result of trial {trial.proposal.number} could not be recorded in {self._where} ({reason(error)}): "
-            "put that right, and the same command continues the run with this trial"
+            "put that right; the same command continues the run, and repeats this trial"
         )
 
 

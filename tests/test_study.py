@@ -77,17 +77,26 @@ def told(proposal: Proposal) -> tuple[Score | None, str | None]:
     return (replace(score, error=None, kl=None, rungs={1: 0.5}), "dominated") if proposal.number % 7 == 6 else (score, None)
 
 
+def started(directory: Path, **options: Any) -> Study:
+    """With baselines of both kinds, which are enqueued at every start."""
+    study = open_study(directory, **options)
+    study.enqueue("dense", study.parametrisation.budgets.space.identity())
+    parameters = study.parametrisation.encode(0, 1.0)
+    study.enqueue("warm start", study.parametrisation.decode(parameters), parameters)
+    return study
+
+
 def scheduled(directory: Path, schedule: int, kills: int, trials: int, **options: Any) -> dict[int, Proposal]:
     """Proposals of a search with three trials in flight, which end in a random order; it is killed some times."""
     ends, deaths = random.Random(schedule), random.Random(schedule + 1000)
     moments = [deaths.randrange(4 * trials) for _ in range(kills)]
-    study, moment = open_study(directory, **options), 0
+    study, moment = started(directory, **options), 0
     flying: dict[int, Proposal] = {}
     seen: dict[int, Proposal] = {}
     while len(study.trials) < trials:
         if moment in moments:
             study.close()
-            study, flying = open_study(directory, **options), {}
+            study, flying = started(directory, **options), {}
         elif len(flying) < 3:
             proposal = study.ask()
             assert proposal is not None
