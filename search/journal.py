@@ -1,41 +1,44 @@
-"""The journal of a run: a file that one process appends finished trials to, and that outlives any end of it."""
+"""The journal of a run: what one process appends finished trials to, and what outlives any end of it."""
 
 import fcntl
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-import optuna
 from optuna.distributions import BaseDistribution
-from optuna.storages.journal import JournalFileBackend
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from objectives.score import Score
+from search.storage import close, masked, open_study, reason
 from search.trial import Proposal, Trial
 from spaces.errors import RunError
-from spaces.files import cut_torn_line
 
-_NAME = "search"
+_PAUSES = (2.0, 8.0, 30.0)  # seconds before another try to append: a database restarts, or another server takes over
 
 
 class Journal:
     """The trials of a run, one append each; holds the run's lock until it is closed.
 
     Args:
-        directory: the run directory; holds study.journal.
+        directory: the run directory; holds study.journal where there is no database.
         objectives: how many values a finished trial has.
+        storage: URL of a database to keep the trials in.
+        identity: says which search it is.
 
     Raises:
-        RunError: another process writes this run, or the journal cannot be read.
+        RunError: another process writes this run, its trials cannot be read, or they are of another search.
     """
 
-    def __init__(self, directory: Path, objectives: int) -> None:
+    def __init__(self, directory: Path, objectives: int, storage: str | None = None, identity: str | None = None) -> None:
+        self._where = str(directory) if storage is None else masked(storage)
         self._lock = lock_run(directory)
         try:
-            self._study = _open(directory / "study.journal", objectives)
-        except RunError:
-            self.close()
+            self._study = open_study(directory, objectives, storage, identity)
+        except BaseException:
+            self._lock.close()
             raise
 
     def frozen(self) -> list[FrozenTrial]:
@@ -49,19 +52,37 @@ class Journal:
         distributions: Mapping[str, BaseDistribution],
         system: dict[str, Any],
     ) -> None:
-        """Add a finished trial.
+        """Add a finished trial; a database that fails is tried again for a while.
 
         Args:
             trial: what to add.
             values: of the objectives; None for a trial that has not finished its fine-tune.
             distributions: of its parameters, and of others.
             system: attributes that its sampler has put there.
+
+        Raises:
+            RunError: it could not be added, or another process has taken the study over.
         """
-        self._study.add_trial(_freeze(trial, values, distributions, system))
+        frozen = _freeze(trial, values, distributions, system)
+        for pause in (*_PAUSES, None):
+            try:
+                self._study.add_trial(frozen)
+                return
+            except (StorageInternalError, OSError) as error:
+                if pause is None or isinstance(error, OSError):  # a file on a full disk is not tried again
+                    raise self._lost(trial, error) from error
+                time.sleep(pause)
 
     def close(self) -> None:
         """Let another process write the run."""
+        close(self._study._storage)
         self._lock.close()
+
+    def _lost(self, trial: Trial, error: Exception) -> RunError:
+        return RunError(
+            f"the result of trial {trial.proposal.number} could not be recorded in {self._where} ({reason(error)}): "
+            "put that right; the same command continues the run, and repeats this trial"
+        )
 
 
 def thaw(frozen: FrozenTrial) -> Trial:
@@ -105,14 +126,3 @@ def _freeze(
         user_attrs={**entry, "score": None if trial.score is None else asdict(trial.score), "reason": trial.reason},
         system_attrs=system,
     )
-
-
-def _open(path: Path, objectives: int) -> optuna.Study:
-    """Open or create the journal; only the holder of the run's lock may."""
-    cut_torn_line(path)
-    path.with_name(path.name + ".lock").unlink(missing_ok=True)  # left by a writer that was killed
-    try:
-        storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))
-        return optuna.create_study(study_name=_NAME, storage=storage, directions=["minimize"] * objectives, load_if_exists=True)
-    except (ValueError, KeyError) as error:
-        raise RunError(f"{path} cannot be read ({error}): restore it, or choose another --output") from error

@@ -1,7 +1,8 @@
-"""The trials of one search: asked, told, kept in a journal file, and taken up again after any end.
+"""The trials of one search: asked, told, kept in a journal, and taken up again after any end.
 
-The journal is the only truth. Sampling happens in an in-memory study, and every finished trial is mirrored into the
-journal by a single append, so that a kill at any moment loses running trials only. One process writes a run.
+The journal, a file or a database, is the only truth. Sampling happens in an in-memory study, and every finished trial is
+mirrored into the journal by a single append, so that a kill at any moment loses running trials only. One process writes a
+run.
 """
 
 import json
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.samplers import BaseSampler, RandomSampler
-from optuna.trial import TrialState
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from objectives.cost import Cost
 from objectives.recipes import recipe_of
@@ -21,6 +22,7 @@ from objectives.score import Score
 from search.additive import SCREENED, AdditiveSampler
 from search.draw import SCORE, Draw
 from search.journal import Journal, thaw
+from search.memory import OrderedStorage
 from search.parametrisation import Parametrisation
 from search.samplers import create_sampler
 from search.trial import Proposal, Screening, Trial
@@ -34,19 +36,21 @@ _INSISTED = 5  # after so many repetitions in a row a sampler has nothing new to
 class Study:
     """Ask, tell and resume.
 
-    Proposals depend on the seed, the trial's number and the finished trials alone, so a resumed study proposes what an
-    uninterrupted one would have (with tpe and random; nsga2 goes on from the same population, but mutates it otherwise).
+    Proposals depend on the seed, the trial's number, and the finished and running trials alone, so a resumed study proposes
+    what an uninterrupted one would have, also where several trials run at once.
 
     Args:
-        directory: the run directory; holds study.journal and trials/.
+        directory: the run directory; holds trials/, and study.journal where there is no database.
         parametrisation: from what the sampler sees to allocations.
         objectives: fields of `Score` to be minimised, "error" first.
         sampler: name of the sampler.
         seed: of the sampler and of every fine-tune.
         screening: whether a sampler that can have candidates screened before it proposes one does so.
+        storage: URL of a database that keeps the finished trials, in a study of the directory's name.
+        identity: says which search it is, so that a study of another one is not continued.
 
     Raises:
-        RunError: another process writes this run, or the journal cannot be read.
+        RunError: another process writes this run, the journal cannot be read, or it is of another search.
     """
 
     def __init__(
@@ -57,6 +61,8 @@ class Study:
         sampler: str,
         seed: int,
         screening: bool = False,
+        storage: str | None = None,
+        identity: str | None = None,
     ) -> None:
         self.directory = directory
         self.parametrisation = parametrisation
@@ -64,18 +70,21 @@ class Study:
         self.sampler = sampler
         self.seed = seed
         self.screening = screening
-        self._journal = Journal(directory, len(objectives))
-        self._memory = optuna.create_study(directions=["minimize"] * len(objectives))
+        self._journal = Journal(directory, len(objectives), storage, identity)
+        self._seen = OrderedStorage()
+        self._memory = optuna.create_study(storage=self._seen, directions=["minimize"] * len(objectives))
         self.trials: list[Trial] = []
         for frozen in self._journal.frozen():
             self.trials.append(thaw(frozen))
             if frozen.params:
-                self._memory.add_trial(frozen)
-        self._running: dict[int, tuple[Proposal, optuna.Trial | None]] = {}
+                self._show(self.trials[-1].proposal.number, frozen)
+        self._running: dict[int, Proposal] = {}
         self._queue = self._interrupted()
         self._screenings: dict[int, tuple[int, Draw]] = {}  # number -> attempt, and what was drawn in it
         # Allocations that need no further trial; what a recipe made has other weights, and does not count.
         self._known = {entry.allocation for entry in self.proposals if entry.allocation is not None and entry.recipe is None}
+        self._taken = {proposal.number for proposal in self.proposals}
+        self._least = 0  # all numbers below are taken
 
     def enqueue(self, label: str, allocation: Allocation, parameters: Mapping[str, float] | None = None) -> None:
         """Propose this baseline next, unless its allocation was already tried or is waiting.
@@ -102,7 +111,9 @@ class Study:
         """
         if self._queue:
             proposal = self._queue.pop(0)
-            return self._start(proposal, self._repeat(proposal) if proposal.parameters else None)
+            if proposal.parameters:
+                self._show(proposal.number, self._running_trial(proposal))
+            return self._start(proposal)
         return self._sought(self._next_number())
 
     def choose(self, number: int, divergences: Sequence[float]) -> Proposal | Screening | None:
@@ -124,11 +135,12 @@ class Study:
         if allocation in self._known:
             return self._sought(number, attempt + 1)
         proposal = replace(self._propose(number, allocation, None, parameters), attributes={SCREENED: screened})
-        return self._start(proposal, self._repeat(proposal))
+        self._show(number, self._running_trial(proposal))
+        return self._start(proposal)
 
     def tell(self, number: int, score: Score | None, reason: str | None = None, allocation: Allocation | None = None) -> Trial:
         """Record the score of a running trial, why it has none or was stopped, and the allocation that a recipe made."""
-        proposal, sampled = self._running.pop(number)
+        proposal = self._running.pop(number)
         if allocation is not None:
             proposal = replace(proposal, allocation=allocation)
         values = None if score is None or score.error is None else self._values(score)
@@ -136,9 +148,10 @@ class Study:
             reason, score, values = f"the score is not finite: {values}", None, None
         trial = Trial(proposal=proposal, score=score, reason=None if values else reason or "no reason was given")
         attributes: dict[str, Any] = {}
-        if sampled is not None:
-            sampled.set_user_attr(SCORE, None if score is None else asdict(score))
-            attributes = self._memory.tell(sampled, values, state=TrialState[trial.state]).system_attrs
+        if proposal.parameters:
+            sampled = self._seen.get_trial_id_from_study_id_trial_number(self._memory._study_id, number)
+            self._seen.set_trial_user_attr(sampled, SCORE, None if score is None else asdict(score))
+            attributes = self._memory.tell(number, values, state=TrialState[trial.state]).system_attrs
         self._journal.append(trial, values, self.parametrisation.distributions, attributes)
         self.trials.append(trial)
         return trial
@@ -146,8 +159,7 @@ class Study:
     @property
     def proposals(self) -> list[Proposal]:
         """All trials that are finished, running or waiting."""
-        running = [proposal for proposal, _ in self._running.values()]
-        return [trial.proposal for trial in self.trials] + running + self._queue
+        return [*(trial.proposal for trial in self.trials), *self._running.values(), *self._queue]
 
     def close(self) -> None:
         """Let another process write the run."""
@@ -159,20 +171,33 @@ class Study:
 
     def _sought(self, number: int, first: int = 0) -> Proposal | Screening | None:
         """What the sampler has for a number, from this attempt on: a trial of a new allocation, or candidates of it."""
-        for attempt in range(first, _ATTEMPTS):
-            sampler = self._sampler(number, attempt)
-            if (draw := self._draw(sampler, attempt)) is not None:
-                if self._known.issuperset(draw.candidates):
-                    continue
-                self._screenings[number] = attempt, draw
-                return Screening(number=number, candidates=draw.candidates)
-            sampled = self._sample(sampler)
-            allocation = self.parametrisation.decode(sampled.params)
-            if allocation not in self._known:
-                proposal = self._propose(number, allocation, None, sampled.params)
-                return self._start(replace(proposal, attributes=self._attributes(sampled)), sampled)
-            self._memory.tell(sampled, state=TrialState.FAIL)  # a repetition is not paid for, and must not count
+        repetitions: list[int] = []
+        self._taken.add(number)
+        try:
+            for attempt in range(first, _ATTEMPTS):
+                sampler = self._sampler(number, attempt)
+                if (draw := self._draw(sampler, attempt)) is not None:
+                    if self._known.issuperset(draw.candidates):
+                        continue
+                    self._screenings[number] = attempt, draw
+                    return Screening(number=number, candidates=draw.candidates)
+                sampled = self._sample(number, sampler)
+                allocation = self.parametrisation.decode(sampled.params)
+                if allocation not in self._known:
+                    proposal = self._propose(number, allocation, None, sampled.params)
+                    return self._start(replace(proposal, attributes=self._attributes(sampled)))
+                self._memory.tell(sampled, state=TrialState.FAIL)  # a repetition is not paid for, and must not count
+                repetitions.append(sampled._trial_id)
+        finally:
+            for repetition in repetitions:
+                self._seen.forget(repetition)
+        self._release(number)
         return None
+
+    def _release(self, number: int) -> None:
+        """Nothing was found for this number: it is the next one's again."""
+        self._taken.discard(number)
+        self._least = min(self._least, number)
 
     def _draw(self, sampler: BaseSampler, attempt: int) -> Draw | None:
         """Candidates to be screened; what others are being screened for is taken to become what is expected now."""
@@ -185,24 +210,31 @@ class Study:
         name = self.sampler if attempt < _INSISTED else "random"
         return create_sampler(name, seed, self.parametrisation)
 
-    def _sample(self, sampler: BaseSampler) -> optuna.Trial:
-        self._memory.sampler = sampler
+    def _sample(self, number: int, sampler: BaseSampler) -> optuna.Trial:
+        self._memory.sampler, self._seen.next_number = sampler, number
         return self._memory.ask(self.parametrisation.distributions)
 
-    def _repeat(self, proposal: Proposal) -> optuna.Trial:
-        """A trial of the parameters of a proposal, with what its sampler noted; nothing is left to sample."""
-        self._memory.enqueue_trial(dict(proposal.parameters))
-        sampled = self._sample(RandomSampler(seed=0))
-        for name, value in proposal.attributes.items():
-            self._memory._storage.set_trial_system_attr(sampled._trial_id, name, value)
-        return sampled
+    def _show(self, number: int, trial: FrozenTrial) -> None:
+        """Let the sampler see a trial that it did not propose, or not in this process."""
+        self._seen.next_number = number
+        self._memory.add_trial(trial)
+
+    def _running_trial(self, proposal: Proposal) -> FrozenTrial:
+        """A trial of the parameters of a proposal, with what its sampler noted."""
+        return create_trial(
+            state=TrialState.RUNNING,
+            params=dict(proposal.parameters),
+            distributions={name: self.parametrisation.distributions[name] for name in proposal.parameters},
+            system_attrs=dict(proposal.attributes),
+        )
 
     def _attributes(self, sampled: optuna.Trial) -> dict[str, Any]:
-        return dict(self._memory._storage.get_trial_system_attrs(sampled._trial_id))
+        return dict(self._seen.get_trial_system_attrs(sampled._trial_id))
 
     def _propose(
         self, number: int, allocation: Allocation | None, label: str | None, parameters: Mapping[str, float]
     ) -> Proposal:
+        self._taken.add(number)
         if allocation is not None:
             self._known.add(allocation)
         return Proposal(
@@ -214,26 +246,29 @@ class Study:
             parameters=dict(parameters),
         )
 
-    def _start(self, proposal: Proposal, sampled: optuna.Trial | None) -> Proposal:
+    def _start(self, proposal: Proposal) -> Proposal:
         write_json(self.folder(proposal.number) / "allocation.json", proposal.to_dict())
-        self._running[proposal.number] = proposal, sampled
+        self._running[proposal.number] = proposal
         return proposal
 
     def _next_number(self) -> int:
-        return max([-1, *(entry.number for entry in self.proposals), *self._screenings]) + 1
+        """The smallest that no trial has: one whose proposing was interrupted is given again, with the same seed."""
+        while self._least in self._taken:
+            self._least += 1
+        return self._least
 
     def _interrupted(self) -> list[Proposal]:
-        """Trials that were started and never told, oldest first."""
+        """Trials that were started and never told, in the order of their numbers."""
         told = {trial.proposal.number for trial in self.trials}
         found = []
-        for path in sorted((self.directory / "trials").glob("*/allocation.json")):
+        for path in (self.directory / "trials").glob("*/allocation.json"):
             try:
                 proposal = Proposal.from_dict(json.loads(path.read_text(encoding="utf-8")))
             except (OSError, ValueError, TypeError, KeyError):
                 continue  # a file that was never finished belongs to a trial that never began
             if proposal.number not in told:
                 found.append(proposal)
-        return found
+        return sorted(found, key=lambda proposal: proposal.number)
 
     def _values(self, score: Score) -> list[float]:
         return [float(getattr(score, name)) for name in self.objectives]

@@ -1,7 +1,9 @@
 """Ask, tell and resume: nothing finished is lost or run twice, whatever ends the process."""
 
+import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from objectives.score import Score
 from search.parametrisation import Multipliers
 from search.samplers import OPTUNA, SAMPLERS, create_sampler
 from search.study import Study
+from search.trial import Proposal
 from spaces.allocation import Allocation
 from spaces.errors import ConfigError, RunError
 from spaces.sites import Operator, Site, Space
@@ -54,7 +57,7 @@ def test_every_proposal_is_legal_new_and_in_the_band(tmp_path: Path, sampler: st
         assert 0.6 < parametrisation.budgets.load(allocation) <= 1.0
 
 
-@pytest.mark.parametrize("sampler", ["additive", "tpe", "random"])
+@pytest.mark.parametrize("sampler", ["additive", "tpe", "random", "nsga2"])
 def test_resumed_proposes_what_an_uninterrupted_one_would(tmp_path: Path, sampler: str) -> None:
     whole = open_study(tmp_path / "whole", sampler=sampler)
     run(whole, 25)
@@ -63,6 +66,89 @@ def test_resumed_proposes_what_an_uninterrupted_one_would(tmp_path: Path, sample
         run(part, stop)
         part.close()
     assert history(open_study(tmp_path / "part", sampler=sampler)) == history(whole)
+
+
+def told(proposal: Proposal) -> tuple[Score | None, str | None]:
+    """A made-up result: every fifth trial fails, every seventh is stopped at a rung."""
+    assert proposal.allocation is not None
+    score = replace(score_of(proposal.allocation), kl_before=proposal.number / 10)
+    if proposal.number % 5 == 4:
+        return None, "out of memory"
+    return (replace(score, error=None, kl=None, rungs={1: 0.5}), "dominated") if proposal.number % 7 == 6 else (score, None)
+
+
+def started(directory: Path, **options: Any) -> Study:
+    """With baselines of both kinds, which are enqueued at every start."""
+    study = open_study(directory, **options)
+    study.enqueue("dense", study.parametrisation.budgets.space.identity())
+    parameters = study.parametrisation.encode(0, 1.0)
+    study.enqueue("warm start", study.parametrisation.decode(parameters), parameters)
+    return study
+
+
+def scheduled(directory: Path, schedule: int, kills: int, trials: int, **options: Any) -> dict[int, Proposal]:
+    """Proposals of a search with three trials in flight, which end in a random order; it is killed some times."""
+    ends, deaths = random.Random(schedule), random.Random(schedule + 1000)
+    moments = [deaths.randrange(4 * trials) for _ in range(kills)]
+    study, moment = started(directory, **options), 0
+    flying: dict[int, Proposal] = {}
+    seen: dict[int, Proposal] = {}
+    while len(study.trials) < trials:
+        if moment in moments:
+            study.close()
+            study, flying = started(directory, **options), {}
+        elif len(flying) < 3:
+            proposal = study.ask()
+            assert proposal is not None
+            assert seen.setdefault(proposal.number, proposal) == proposal, "what was interrupted is run as it was"
+            flying[proposal.number] = proposal
+        else:
+            number = ends.choice(sorted(flying))
+            study.tell(number, *told(flying.pop(number)))
+        moment += 1
+    study.close()
+    return seen
+
+
+CRAMPED = searched(space_of(branches=2), [{"macs": 1000}, {"macs": 700}], [0.7, 0.7])  # so that samplers repeat themselves
+WIDE = searched(space_of(rivals=True), [{"macs": 2000}], [0.7])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sampler", "schedules"), [("random", 12), ("tpe", 8), ("nsga2", 8), ("additive", 8)])
+@pytest.mark.parametrize("parametrisation", [CRAMPED, WIDE], ids=["cramped", "wide"])
+def test_killed_with_trials_in_flight_proposes_what_an_uninterrupted_one_would(
+    tmp_path: Path, sampler: str, schedules: int, parametrisation: Multipliers
+) -> None:
+    """Given the same order of results, whatever the moments at which it was killed."""
+    trials = 14 if parametrisation is CRAMPED else 40 if sampler == "nsga2" else 20  # of 16 is a generation
+    options = {
+        "sampler": sampler,
+        "parametrisation": parametrisation,
+        "screen": lambda allocation: 1 / sum(allocation.values()),
+    }
+    for schedule in range(schedules):
+        whole = scheduled(tmp_path / f"whole{schedule}", schedule, 0, trials, **options)
+        part = scheduled(tmp_path / f"part{schedule}", schedule, 4, trials, **options)
+        assert list(part) == list(whole)
+        assert part == whole
+
+
+def test_a_number_that_was_never_started_is_given_again(tmp_path: Path) -> None:
+    """As after a kill while one trial was being proposed and a later one ran."""
+    study = open_study(tmp_path, sampler="random")
+    first, lost, last = (study.ask() for _ in range(3))
+    assert first is not None and lost is not None and last is not None
+    for proposal in (first, last):
+        study.tell(proposal.number, score_of(proposal.allocation))
+    study.close()
+    (study.folder(lost.number) / "allocation.json").unlink()
+    again = open_study(tmp_path, sampler="random")
+    assert again.ask() == lost
+    assert [frozen.state.name for frozen in again._memory.get_trials()] == ["COMPLETE", "RUNNING", "COMPLETE"]
+    following = again.ask()
+    assert following is not None
+    assert following.number == 3
 
 
 def test_the_seed_decides(tmp_path: Path) -> None:
