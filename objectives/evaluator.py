@@ -17,6 +17,7 @@ from objectives.device import resolve_device
 from objectives.error import Evaluation, compare, evaluate, predict
 from objectives.finetune import Step, finetune
 from objectives.objective import Objective
+from objectives.parallel import ALONE, Group
 from objectives.progress import Progress, counted
 from objectives.score import Score
 from objectives.seeding import seed_everything
@@ -48,9 +49,12 @@ class Evaluator:
         progress: called with (what, done, in all).
         accept: called when data, space, fingerprint and costs are known, before anything is computed or written; raises
             where the caller has no use for them.
+        group: the processes that evaluate every candidate together. All call `evaluate` with the same allocation and seed, and
+            `dense` together; all get the same figures but for the time. Everything else every process does for itself.
 
     Attributes:
         objective: what was prepared.
+        group: the processes that evaluate together.
         device: where candidates are trained.
         model: the dense model, on the CPU.
         data: the splits.
@@ -65,8 +69,10 @@ class Evaluator:
         objective: Objective,
         progress: Progress = lambda what, done, total: None,
         accept: Callable[["Evaluator"], None] = lambda evaluator: None,
+        group: Group = ALONE,
     ) -> None:
-        self.objective = objective
+        group.divide(objective.data.batch_size)
+        self.objective, self.group = objective, group
         self.device = resolve_device(objective.device)
         seed_everything(0)  # a model without weights is the same in every process
         self.model = model = create_model(objective.model)
@@ -84,8 +90,17 @@ class Evaluator:
     @cached_property
     def dense(self) -> Evaluation:
         """Figures of the dense model on the search split, as given."""
-        labels = (labels for _, labels in self.data.evaluation("search"))
-        return compare(zip(self._answers, labels, strict=True), self._answers)
+        labels = (labels for _, labels in self.data.evaluation("search", group=self.group))
+        return compare(zip(self._answers, labels, strict=True), self._answers, self.group)
+
+    def alone(self) -> "Evaluator":
+        """The same model, images and factors in a group of one: for what a process does without the others."""
+        if self.group == ALONE:
+            return self
+        other = copy.copy(self)
+        other.group = ALONE
+        vars(other).pop("_answers", None)  # on this process's share of the images
+        return other
 
     @property
     def factors(self) -> Factors:
@@ -147,6 +162,8 @@ class Evaluator:
     ) -> Score:
         """Build, fine-tune and measure one candidate.
 
+        All processes of the group must call this; `on_step`, `weights` and `on_rung` matter in the first one alone.
+
         Args:
             allocation: one of the space.
             seed: of the batches, the augmentation and the dropouts. The same for all candidates of a
@@ -161,8 +178,8 @@ class Evaluator:
             DivergedError: the loss or the outputs became NaN or infinite.
         """
         start, steps = time.perf_counter(), self.objective.finetune.steps
-        seed_everything(seed)
-        model, batches = self.build(allocation), self.data.training(steps, seed)
+        seed_everything(self.group.seed(seed))
+        model, batches = self.build(allocation), self.data.training(steps, seed, group=self.group)
         return self.finish(model, self.costs.costs(allocation), batches, start, 0, on_step, weights, on_rung)
 
     def finish(
@@ -188,13 +205,15 @@ class Evaluator:
             weights: file for the fine-tuned weights; not kept if None, or if the fine-tune was stopped.
             on_rung: told the error at every rung, answers whether to stop.
         """
+        if not self.group.leads:
+            on_step, weights, on_rung = lambda step: None, None, None
         config, model = self.objective.finetune, model.to(self.device)
         before = self._measure(model)
         after: Evaluation | None = before
         rungs: dict[int, float] = {}
         left = replace(config, steps=config.steps - spent)
         if left.steps:
-            steps = finetune(model, islice(batches, left.steps), left, self.teacher)
+            steps = finetune(model, islice(batches, left.steps), left, self.teacher, group=self.group)
             rungs, stopped = self._climb(model, (replace(step, step=step.step + spent) for step in steps), on_step, on_rung)
             after = None if stopped else self._measure(model)
         if weights is not None and after is not None:
@@ -217,12 +236,14 @@ class Evaluator:
     ) -> tuple[dict[int, float], bool]:
         """Train step by step; the errors at the rungs that were reached, and whether the last one was the end."""
         errors: dict[int, float] = {}
+        rungs = self.rungs if self.group.agree(on_rung is not None) else set()
         for step in steps:
             on_step(step)
-            if on_rung is not None and step.step in self.rungs:
-                errors[step.step] = evaluate(model, self.data.evaluation("search", RUNG_IMAGES)).error
+            if step.step in rungs:
+                batches = self.data.evaluation("search", RUNG_IMAGES, self.group)
+                errors[step.step] = evaluate(model, batches, group=self.group).error
                 model.train()
-                if on_rung(step.step, errors[step.step]):
+                if self.group.agree(on_rung is not None and on_rung(step.step, errors[step.step])):
                     return errors, True
         return errors, False
 
@@ -230,10 +251,11 @@ class Evaluator:
     def _answers(self) -> list[Tensor]:
         """Log-probabilities of the dense model on the batches of the search split."""
         images, batch = self.data.size("search") or 0, self.objective.data.eval_batch_size
-        return predict(self.teacher, counted("dense model", self.data.evaluation("search"), images, batch, self._progress))
+        batches = self.data.evaluation("search", group=self.group)
+        return predict(self.teacher, counted("dense model", batches, images, batch * self.group.size, self._progress))
 
     def _measure(self, model: nn.Module) -> Evaluation:
-        return evaluate(model, self.data.evaluation("search"), self._answers)
+        return evaluate(model, self.data.evaluation("search", group=self.group), self._answers, self.group)
 
     def _factors(self, space: Space, variants: Variants | None) -> Factors:
         mark = self._fingerprint(self.model, space.name, variants)

@@ -11,6 +11,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
+from objectives.parallel import ALONE, Group
 from spaces.errors import ConfigError, DivergedError
 
 
@@ -69,6 +70,7 @@ def finetune(
     config: FinetuneConfig,
     teacher: nn.Module | None = None,
     penalty: Callable[[], Tensor] | None = None,
+    group: Group = ALONE,
 ) -> Iterator[Step]:
     """Train `model` in place, one step for every value taken from the iterator.
 
@@ -77,10 +79,12 @@ def finetune(
         batches: images [B, C, H, W] and labels [B]; `config.steps` of them.
         config: how to train.
         teacher: dense model on the same device, in evaluation mode; None trains on the labels alone.
-        penalty: a scalar that is added to the loss of every step.
+        penalty: a scalar that is added to the loss of every step; for a group of one.
+        group: the processes that train this model, each with its share of every batch, as many images as the others'. Losses
+            and gradients are means over all of them.
 
     Raises:
-        DivergedError: the loss is NaN or infinite.
+        DivergedError: the loss is NaN or infinite, of whichever process.
     """
     device = next(model.parameters()).device
     cast, scaler = _precision(config, device)
@@ -91,13 +95,14 @@ def finetune(
         step_on_epochs=False, updates_per_epoch=1,
     )  # fmt: skip
     model.train()
+    trained = group.wrap(model)
     for step, (images, labels) in enumerate(batches, start=1):
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         with cast:
-            loss = _loss(model(images), labels, _soft_labels(teacher, images), config)
+            loss = _loss(trained(images), labels, _soft_labels(teacher, images), config)
         if penalty is not None:
             loss = loss + penalty()
-        value = float(loss.detach())
+        value = group.mean(float(loss.detach()))
         if not math.isfinite(value):
             raise DivergedError(f"the loss became {value} at step {step} of {config.steps}: lower --lr")
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

@@ -128,7 +128,7 @@ def evaluate_recipe(
     """Run a recipe, fine-tune what it makes, and measure it: `Evaluator.evaluate` for recipes.
 
     Args:
-        evaluator: as for candidates.
+        evaluator: as for candidates. A recipe takes one process and one device: of a group, the first process alone calls this.
         name: of the recipe.
         limits: upper bounds on costs, in MACs or parameters.
         seed: of the batches; those before the cut and those after it are one stream, a candidate's.
@@ -142,7 +142,7 @@ def evaluate_recipe(
         AllocationError: the recipe cannot keep the limits.
         DivergedError: the loss or the outputs became NaN or infinite.
     """
-    start = time.perf_counter()
+    start, evaluator = time.perf_counter(), evaluator.alone()
     bench, cut = make_cut(evaluator, name, limits, seed, on_step)
     costs = bench.costs.costs(cut.allocation)
     return evaluator.finish(cut.model, costs, bench.batches, start, bench.steps, on_step, weights), cut.allocation
