@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from local_digits import DATA, MODEL, SIZE, evaluator_of, limits_of
 from local_group import Pair, group_of
 from local_images import GREY, numbers_of, opened, same, whole_split
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -87,12 +87,16 @@ def test_a_process_reads_its_own_images_alone(split_folder: Path, monkeypatch: p
     assert len(read) == 2, "of four"
 
 
-def test_processes_vary_their_images_in_their_own_ways() -> None:
+def test_processes_vary_their_images_in_their_own_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     data = opened(None, GREY, dataset="digits", batch_size=16, aa="rand-m9-mstd0.5")
     first, again, other = (list(data.training(3, seed, group=group_of(1))) for seed in (0, 0, 1))
     assert same(first, again)
     assert not same(first, other)
     assert same(data.training(3, 0, group=ALONE), data.training(3, 0))
+    ramp = Image.linear_gradient("L").resize((8, 8))
+    monkeypatch.setattr(type(data._bases["train"]), "__getitem__", lambda self, index: (ramp, 0))
+    shares = [list(data.training(3, 0, group=group_of(rank))) for rank in range(2)]
+    assert not any(torch.equal(one, other) for (one, _), (other, _) in zip(*shares, strict=True))
     assert group_of(0).seed(5) == 5 != group_of(1).seed(5)
 
 
@@ -200,7 +204,6 @@ def test_a_candidate_of_two_processes_scores_as_that_of_one(pair: Pair, objectiv
     """Other random crops: the same error within what the seed alone changes; the same figures where nothing is random."""
     seeds = [0, 1, 2]
     alone, (first, second) = score(ALONE, objective, seeds), pair.run(score, objective, seeds, tmp_path / "weights")
-    print([[(entry.error_before, entry.error, entry.kl, round(entry.seconds, 2)) for entry in run] for run in (alone, first)])
     for one, two, other in zip(alone, first, second, strict=True):
         assert replace(two, seconds=0.0) == replace(other, seconds=0.0)
         assert (two.error_before, two.macs, two.params, two.steps) == (one.error_before, one.macs, one.params, one.steps)
@@ -261,8 +264,10 @@ def test_a_partner_that_is_gone_is_not_waited_for(pair: Pair, how: str, timeout:
     first, second = pair.run(abandon, how, 5.0, timeout=timeout)
     assert bounds[0] < first < bounds[1]
     assert (second is None) == (how == "die")
-    assert list(chain(*pair.run(measure_total))) == [3.0, 3.0], "they meet again"
+    assert pair.run(speak) == [[[3.0, 30.0], 1.5, True, False]] * 2, "they meet again"
 
 
-def measure_total(group: Group) -> list[float]:
-    return group.total(group.rank + 1)
+def speak(group: Group) -> list[object]:
+    """What two processes agree on, whose numbers are 1 and 2."""
+    number = group.rank + 1.0
+    return [group.total(number, 10 * number), group.mean(number), group.agree(number == 1), group.agree(number == 2)]
