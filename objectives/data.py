@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import Compose, RandomCrop
 
+from objectives.parallel import ALONE, Group
 from objectives.seeding import drawn_apart
 from objectives.splits import DIGITS, DataConfig, SplitName, count_classes, open_splits
 from spaces.errors import DataError, first_line
@@ -38,19 +39,19 @@ class _View(Dataset[tuple[Tensor, int]]):
 
 
 class _Shuffled(Sampler[int]):
-    """`count` indices: a new permutation of the data set every epoch, from one seed."""
+    """`count` indices: a new permutation of the data set every epoch, from one seed; every process takes its share of them."""
 
-    def __init__(self, size: int, count: int, seed: int) -> None:
-        self.size, self.count, self.seed = size, count, seed
+    def __init__(self, size: int, count: int, seed: int, group: Group) -> None:
+        self.size, self.count, self.seed, self.group = size, count, seed, group
 
     def __len__(self) -> int:
-        return self.count
+        return self.count // self.group.size
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed)
         epochs = -(-self.count // self.size)
         indices = (int(index) for _ in range(epochs) for index in torch.randperm(self.size, generator=generator))
-        return islice(indices, self.count)
+        return islice(indices, self.group.rank, self.count, self.group.size)
 
 
 class Data:
@@ -75,7 +76,7 @@ class Data:
         self._bases, self._parts = open_splits(config, self._mode)
         self.num_classes = count_classes(self._bases, config)
         self._limit = classes if self.num_classes is None else self.num_classes
-        self._cache: dict[tuple[SplitName, int | None], list[tuple[Tensor, Tensor]]] = {}
+        self._cache: dict[tuple[SplitName, int | None, Group], list[tuple[Tensor, Tensor]]] = {}
         self._check_first_image()
 
     def size(self, split: SplitName) -> int | None:
@@ -83,23 +84,36 @@ class Data:
         part = self._parts[split]
         return None if part is None else len(part)
 
-    def training(self, steps: int, seed: int, batch_size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def training(
+        self, steps: int, seed: int, batch_size: int | None = None, group: Group = ALONE
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """`steps` batches of varied training images ([B, C, H, W] float32, labels [B] int64).
 
-        The same for the same seed and number of workers, whatever else draws random numbers in between.
+        The same for the same seed, number of workers and group, whatever else draws random numbers in between.
+
+        Args:
+            steps: how many.
+            seed: of the order and of the variation.
+            batch_size: images of a batch; the configuration's by default.
+            group: the processes that share every batch: together they see the images that one would see. Each reads its
+                own alone, and varies them in its own way; but of a stream it reads whole batches and keeps its share, as
+                large as the others', for which it drops what is left over of a batch that is not full.
 
         Raises:
+            ConfigError: a batch cannot be shared evenly.
             DataError: a label that is no class.
         """
         batch = batch_size or self.config.batch_size
+        share = group.divide(batch)
         transform, part = self._transform(training=True), self._parts["train"]
         batches: Iterator[Any]
         if part is None:
-            batches = islice(self._endless(transform, batch, seed), steps)
+            batches = islice(_shares(self._endless(transform, batch, seed), group), steps)
         else:
             view = _View(self._bases["train"], part, transform)
-            sampler = _Shuffled(len(view), steps * batch, seed)
-            batches = iter(self._loader(view, batch, sampler=sampler, generator=torch.Generator().manual_seed(seed)))
+            sampler = _Shuffled(len(view), steps * batch, seed, group)
+            seed = group.seed(seed)
+            batches = iter(self._loader(view, share, sampler=sampler, generator=torch.Generator().manual_seed(seed)))
         return self._labelled(drawn_apart(batches, seed), "train")
 
     def calibration(self, limit: int | None = None) -> Iterator[Tensor]:
@@ -115,7 +129,7 @@ class Data:
             return (images for images, _ in _first(self._stream("train", transform, batch, seed), size))
         return (images for images, _ in self._loader(_View(self._bases["train"], _drawn(part, size, seed), transform), batch))
 
-    def evaluation(self, split: SplitName, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def evaluation(self, split: SplitName, most: int | None = None, group: Group = ALONE) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of a split in a fixed order; kept in memory after the first pass where they fit in 1 GiB.
 
         No random number is drawn for them that anybody else would see.
@@ -123,25 +137,29 @@ class Data:
         Args:
             split: which.
             most: take so many images of it at most: always the same ones, drawn with `split_seed`; of a stream the first ones.
+            group: the processes that take turns at the batches. Each reads its own alone, but of a stream all.
         """
         size = self.size(split)
         most = None if most is None or (size is not None and size <= most) else most
-        if (split, most) in self._cache:
-            return iter(self._cache[split, most])
-        batches, images = self._evaluation_batches(split, most), most or size
+        key = split, most, group
+        if key in self._cache:
+            return iter(self._cache[key])
+        batches, images = self._evaluation_batches(*key), most or size
         channels, height, width = self.preprocessing["input_size"]
         if images is None or images * channels * height * width * 4 > _CACHE_BYTES:
             return batches
-        self._cache[split, most] = list(batches)
-        return iter(self._cache[split, most])
+        self._cache[key] = list(batches)
+        return iter(self._cache[key])
 
-    def _evaluation_batches(self, split: SplitName, most: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+    def _evaluation_batches(self, split: SplitName, most: int | None, group: Group) -> Iterator[tuple[Tensor, Tensor]]:
         transform, batch, part = self._transform(training=False), self.config.eval_batch_size, self._parts[split]
         if part is None:
             stream = self._stream(split, transform, batch, seed=0)
-            return self._labelled(stream if most is None else _first(stream, most), split)
+            taken = islice(stream if most is None else _first(stream, most), group.rank, None, group.size)
+            return self._labelled(taken, split)
         if most is not None:
             part = _drawn(part, most, self.config.split_seed).sort().values
+        part = part[torch.arange(len(part)) // batch % group.size == group.rank]
         return self._labelled(iter(self._loader(_View(self._bases[split], part, transform), batch)), split)
 
     def _loader(self, view: Dataset[Any], batch: int, **options: Any) -> DataLoader[Any]:
@@ -223,6 +241,14 @@ def _in_mode(mode: str, image: Any) -> Any:
 def _drawn(part: Tensor, wanted: int, seed: int) -> Tensor:
     """So many of these indices, or all there are, in random order."""
     return part[torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))[:wanted]]
+
+
+def _shares(batches: Iterator[Any], group: Group) -> Iterator[tuple[Tensor, Tensor]]:
+    """A process's share of every batch, as many images as the others get of it."""
+    for images, labels in batches:
+        shared = len(labels) // group.size * group.size
+        if shared:
+            yield images[group.rank : shared : group.size], labels[group.rank : shared : group.size]
 
 
 def _first(batches: Iterator[Any], wanted: int) -> Iterator[tuple[Tensor, Tensor]]:

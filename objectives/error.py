@@ -1,6 +1,7 @@
 """How wrong a model is: top-1 error, and its divergence from the dense model."""
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from objectives.parallel import ALONE, Group
 from spaces.errors import CheckpointError, DataError, DivergedError
 from spaces.files import write_json
 
@@ -55,7 +57,11 @@ def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], parts: i
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], dense: Sequence[Tensor] | None = None, parts: int = 1
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    dense: Sequence[Tensor] | None = None,
+    parts: int = 1,
+    group: Group = ALONE,
 ) -> Evaluation:
     """Error of `model`, put in evaluation mode.
 
@@ -64,28 +70,32 @@ def evaluate(
         batches: images [B, C, H, W] and labels [B].
         dense: `predict` of the dense model on the same batches.
         parts: how many every batch is split in, for as much less memory.
+        group: the processes that measure this model, each on batches of its own; all get the figures of all batches.
 
     Raises:
         DataError: no image, or a label that the model has no class for.
-        DivergedError: an output that is not finite.
+        DivergedError: an output that is not finite, of whichever process.
     """
     device = next(model.parameters()).device
     model.eval()
     outputs = ((_logits(model, images.to(device, non_blocking=True), parts), labels) for images, labels in batches)
-    return compare(outputs, dense)
+    return compare(outputs, dense, group)
 
 
 def _logits(model: nn.Module, images: Tensor, parts: int) -> Tensor:
     return torch.cat([model(some) for some in images.chunk(parts)])
 
 
-def compare(outputs: Iterable[tuple[Tensor, Tensor]], dense: Sequence[Tensor] | None = None) -> Evaluation:
+def compare(
+    outputs: Iterable[tuple[Tensor, Tensor]], dense: Sequence[Tensor] | None = None, group: Group = ALONE
+) -> Evaluation:
     """`evaluate` on outputs that are there already: logits or log-probabilities [B, classes], and labels [B]."""
-    wrong, divergence, count = 0, 0.0, 0
+    wrong, divergence, count = 0.0, 0.0, 0.0
     for index, (logits, labels) in enumerate(outputs):
         logits = logits.float().cpu()
         if not bool(logits.isfinite().all()):
-            raise DivergedError("the model's outputs are not finite")
+            divergence = math.nan  # told to the other processes with the sums, so that all raise together
+            break
         if int(labels.max()) >= logits.shape[1] or int(labels.min()) < 0:
             raise DataError(f"label {int(labels.max())} has no class in a model of {logits.shape[1]} classes")
         wrong += int((logits.argmax(-1) != labels).sum())
@@ -93,6 +103,9 @@ def compare(outputs: Iterable[tuple[Tensor, Tensor]], dense: Sequence[Tensor] | 
             log_q = F.log_softmax(logits, dim=-1)
             divergence += float(F.kl_div(log_q, dense[index], reduction="sum", log_target=True))
         count += len(labels)
+    wrong, divergence, count = group.total(wrong, divergence, count)
+    if math.isnan(divergence):
+        raise DivergedError("the model's outputs are not finite")
     if count == 0:
         raise DataError("no image to evaluate on")
-    return Evaluation(error=wrong / count, kl=max(0.0, divergence / count) if dense is not None else None, count=count)
+    return Evaluation(error=wrong / count, kl=max(0.0, divergence / count) if dense is not None else None, count=int(count))

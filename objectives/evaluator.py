@@ -20,6 +20,7 @@ from objectives.error import Evaluation, compare, evaluate, predict
 from objectives.finetune import Step, finetune
 from objectives.memory import within_memory
 from objectives.objective import Objective
+from objectives.parallel import ALONE, Group
 from objectives.progress import Progress, counted
 from objectives.score import Score
 from objectives.seeding import seed_everything
@@ -51,9 +52,12 @@ class Evaluator:
         progress: called with (what, done, in all).
         accept: called when data, space, fingerprint and costs are known, before anything is computed or written; raises
             where the caller has no use for them.
+        group: the processes that evaluate every candidate together. All call `evaluate` with the same allocation and seed, and
+            `dense` together; all get the same figures but for the time. Everything else every process does for itself.
 
     Attributes:
         objective: what was prepared.
+        group: the processes that evaluate together.
         device: where candidates are trained.
         model: the dense model, on the CPU.
         data: the splits.
@@ -68,8 +72,10 @@ class Evaluator:
         objective: Objective,
         progress: Progress = lambda what, done, total: None,
         accept: Callable[["Evaluator"], None] = lambda evaluator: None,
+        group: Group = ALONE,
     ) -> None:
-        self.objective = objective
+        group.divide(objective.data.batch_size)
+        self.objective, self.group = objective, group
         self.device = resolve_device(objective.device)
         seed_everything(0)  # a model without weights is the same in every process
         self.model = model = create_model(objective.model)
@@ -90,10 +96,20 @@ class Evaluator:
         path = self.objective.factors / f"{self.fingerprint}.{self._search_mark}.dense.json"
         figures = read_stored(path, Evaluation.load)
         if figures is None:
-            labels = (labels for _, labels in self.data.evaluation("search"))
-            figures = compare(zip(self._answers, labels, strict=True), self._answers)
-            figures.save(path)
+            labels = (labels for _, labels in self.data.evaluation("search", group=self.group))
+            figures = compare(zip(self._answers, labels, strict=True), self._answers, self.group)
+            if self.group.leads:
+                figures.save(path)
         return figures
+
+    def alone(self) -> "Evaluator":
+        """The same model, images and factors in a group of one: for what a process does without the others."""
+        if self.group == ALONE:
+            return self
+        other = copy.copy(self)
+        other.group = ALONE
+        vars(other).pop("_answers", None)  # on this process's share of the images
+        return other
 
     @property
     def factors(self) -> Factors:
@@ -160,6 +176,8 @@ class Evaluator:
     ) -> Score:
         """Build, fine-tune and measure one candidate; once more with batches in two parts where that ran out of memory.
 
+        All processes of the group must call this; `on_step`, `weights` and `on_rung` matter in the first one alone.
+
         Args:
             allocation: one of the space.
             seed: of the batches, the augmentation and the dropouts. The same for all candidates of a
@@ -180,8 +198,9 @@ class Evaluator:
 
         def attempt(parts: int) -> Score:
             saved = Checkpoint(checkpoint, self.fingerprint, allocation, seed, objective.finetune, objective.data)
-            seed_everything(seed)
-            model, batches = self.build(allocation), self.data.training(objective.finetune.steps, seed)
+            seed_everything(self.group.seed(seed))
+            model = self.build(allocation)
+            batches = self.data.training(objective.finetune.steps, seed, group=self.group)
             try:
                 score = self.finish(model, costs, batches, saved.began, 0, on_step, weights, on_rung, parts, saved)
             except DivergedError:
@@ -190,7 +209,10 @@ class Evaluator:
             saved.remove()
             return score
 
-        return within_memory(attempt)
+        if self.group == ALONE:
+            return within_memory(attempt)
+        checkpoint = None  # each process of a group has its own random state
+        return attempt(1)  # where one runs out of memory, the others wait for it
 
     def finish(
         self,
@@ -219,6 +241,8 @@ class Evaluator:
             parts: how many every batch is split in.
             checkpoint: keeps the state at rungs; where it has one, the fine-tune goes on from there.
         """
+        if not self.group.leads:
+            on_step, weights, on_rung = lambda step: None, None, None
         config, model = self.objective.finetune, model.to(self.device)
         checkpoint = checkpoint or Checkpoint(None)
         passed = checkpoint.passed or Passed(before=self._measure(model, parts))
@@ -228,7 +252,7 @@ class Evaluator:
         left = replace(config, steps=config.steps - spent)
         if left.steps:
             batches, resume = islice(batches, passed.step, left.steps), checkpoint.resume
-            taken = finetune(model, batches, left, self.teacher, parts=passed.parts, resume=resume)
+            taken = finetune(model, batches, left, self.teacher, parts=passed.parts, resume=resume, group=self.group)
             steps = (replace(step, step=step.step + spent) for step in taken)
             rungs, stopped = self._climb(model, steps, on_step, on_rung, passed, checkpoint)
             after = None if stopped else self._measure(model, passed.parts)
@@ -259,12 +283,14 @@ class Evaluator:
     ) -> tuple[Mapping[int, float], bool]:
         """Train step by step; the errors at the rungs that were reached, and whether the last one was the end."""
         errors = dict(passed.rungs)
+        reached = self.rungs if self.group.agree(on_rung is not None) else set()
         for step in steps:
             on_step(step)
-            if on_rung is not None and step.step in self.rungs:
-                errors[step.step] = evaluate(model, self.data.evaluation("search", RUNG_IMAGES), None, passed.parts).error
+            if step.step in reached:
+                batches = self.data.evaluation("search", RUNG_IMAGES, self.group)
+                errors[step.step] = evaluate(model, batches, None, passed.parts, self.group).error
                 model.train()
-                if on_rung(step.step, errors[step.step]):
+                if self.group.agree(on_rung is not None and on_rung(step.step, errors[step.step])):
                     return errors, True
                 checkpoint.save(replace(passed, step=step.step, rungs=dict(errors)))
         return errors, False
@@ -275,13 +301,15 @@ class Evaluator:
         images, batch = self.data.size("search") or 0, self.objective.data.eval_batch_size
 
         def attempt(parts: int) -> list[Tensor]:
-            batches = counted("dense model", self.data.evaluation("search"), images, batch, self._progress)
-            return predict(self.teacher, batches, parts)
+            batches = self.data.evaluation("search", group=self.group)
+            return predict(
+                self.teacher, counted("dense model", batches, images, batch * self.group.size, self._progress), parts
+            )
 
         return within_memory(attempt)
 
     def _measure(self, model: nn.Module, parts: int) -> Evaluation:
-        return evaluate(model, self.data.evaluation("search"), self._answers, parts)
+        return evaluate(model, self.data.evaluation("search", group=self.group), self._answers, parts, self.group)
 
     def _factors(self, space: Space, variants: Variants | None) -> Factors:
         mark = self._fingerprint(self.model, space.name, variants)

@@ -11,6 +11,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
+from objectives.parallel import ALONE, Group
 from spaces.errors import ConfigError, DivergedError
 
 Resume = Callable[[nn.Module, torch.optim.Optimizer, torch.amp.GradScaler], int]
@@ -73,6 +74,7 @@ def finetune(
     penalty: Callable[[], Tensor] | None = None,
     parts: int = 1,
     resume: Resume = lambda model, optimizer, scaler: 0,
+    group: Group = ALONE,
 ) -> Iterator[Step]:
     """Train `model` in place, one step for every value taken from the iterator.
 
@@ -81,14 +83,16 @@ def finetune(
         batches: images [B, C, H, W] and labels [B]; `config.steps` of them.
         config: how to train.
         teacher: dense model on the same device, in evaluation mode; None trains on the labels alone.
-        penalty: a scalar that is added to the loss of every step.
+        penalty: a scalar that is added to the loss of every step; for a group of one.
         parts: split every batch in so many and accumulate their gradients, for as much less memory: the same step up to
-            rounding, in a model whose outputs for an image do not depend on the others.
+            rounding, in a model whose outputs for an image do not depend on the others. For a group of one.
         resume: called before the first step; may bring model, optimizer and loss scaling to where another fine-tune was, and
             gives the steps that were taken there. `batches` are those that follow.
+        group: the processes that train this model, each with its share of every batch, as many images as the others'. Losses
+            and gradients are means over all of them.
 
     Raises:
-        DivergedError: the loss is NaN or infinite.
+        DivergedError: the loss is NaN or infinite, of whichever process.
     """
     device = next(model.parameters()).device
     cast, scaler = _precision(config, device)
@@ -101,16 +105,17 @@ def finetune(
     model.train()
     if taken := resume(model, optimizer, scaler):
         scheduler.step_update(taken)
+    trained = group.wrap(model)
     for step, (images, labels) in enumerate(batches, start=taken + 1):
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         value = 0.0
         for some, their in zip(images.chunk(parts), labels.chunk(parts), strict=True):
             with cast:
-                loss = _loss(model(some), their, _soft_labels(teacher, some), config)
+                loss = _loss(trained(some), their, _soft_labels(teacher, some), config)
             if penalty is not None:
                 loss = loss + penalty()
             loss = loss * (len(some) / len(images))
-            value += float(loss.detach())
+            value += group.mean(float(loss.detach()))
             if not math.isfinite(value):
                 raise DivergedError(f"the loss became {value} at step {step} of {config.steps}: lower --lr")
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

@@ -139,7 +139,7 @@ def evaluate_recipe(
     """Run a recipe, fine-tune what it makes, and measure it: `Evaluator.evaluate` for recipes.
 
     Args:
-        evaluator: as for candidates.
+        evaluator: as for candidates. A recipe takes one process and one device: of a group, the first process alone calls this.
         name: of the recipe.
         limits: upper bounds on costs, in MACs or parameters.
         seed: of the batches; those before the cut and those after it are one stream, a candidate's.
@@ -153,6 +153,7 @@ def evaluate_recipe(
         AllocationError: the recipe cannot keep the limits.
         DivergedError: the loss or the outputs became NaN or infinite.
     """
+    evaluator = evaluator.alone()
 
     def attempt(parts: int) -> tuple[Score, Allocation]:
         start = time.perf_counter()

@@ -205,6 +205,8 @@ def _open(config: DataConfig, split: str, mode: str, training: bool) -> Dataset[
     except Exception as error:  # every reader raises its own kind; all of it means the same to the user
         where = f"{config.dataset or 'image folder'} in {config.data_dir}, split {split!r}"
         raise DataError(f"cannot open {where}: {first_line(error)}") from error
+    if streamed:  # timm gives every process of torch.distributed other shards, where all must see the same batches
+        base.reader.dist_rank, base.reader.dist_num_replicas = 0, 1
     if not isinstance(base, IterableDataset) and len(base) == 0:
         raise DataError(f"no images in {config.data_dir} (split {split!r})")
     return cast(Dataset[Any], base)

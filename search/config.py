@@ -23,6 +23,7 @@ from search.agreement import LEAST
 from search.machines import MachineConfig
 from search.parametrisation import Name
 from search.samplers import ADDITIVE, SAMPLERS
+from search.storage import masked
 from spaces.errors import ConfigError
 from spaces.files import write_text
 from spaces.models import ModelConfig
@@ -175,8 +176,11 @@ class SearchConfig:
         )
 
     def dump(self, path: Path) -> None:
-        """Write the options as YAML."""
-        write_text(path, yaml.safe_dump(self.flat(), sort_keys=False, allow_unicode=True))
+        """Write the options as YAML, without the password of a database."""
+        options = self.flat()
+        if options["storage"] is not None:
+            options["storage"] = masked(options["storage"])
+        write_text(path, yaml.safe_dump(options, sort_keys=False, allow_unicode=True))
 
 
 def read_options(path: Path) -> dict[str, Any]:

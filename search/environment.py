@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -28,8 +29,14 @@ def environment(devices: Sequence[str]) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "packages": {package: _version(package) for package in _PACKAGES},
         "commit": _commit(),
-        "command": " ".join(sys.argv),
+        "command": " ".join(_masked(word) for word in sys.argv),
     }
+
+
+def _masked(word: str) -> str:
+    """The word, without the password of a database."""
+    url = re.search(r"\w+://[^ ]*:[^ ]*@", word)
+    return word if url is None else word.replace(url.group(), f"{url.group().rpartition(':')[0]}:***@")
 
 
 def _version(package: str) -> str | None:

@@ -27,7 +27,7 @@ from search.knapsack import Knapsack
 from search.loop import Loop
 from search.parametrisation import Budgets, Limits, parametrise
 from search.report import render
-from search.run import Run, check_same_model, check_same_run, default_output, make_directory
+from search.run import Run, check_same_model, check_same_run, default_output, identity_of, make_directory
 from search.rungs import reason_to_stop
 from search.runner import InProcessRunner, Listener, Need, Runner
 from search.study import Study
@@ -111,7 +111,10 @@ class _Search:
             # The sampler learns from the first one, in whatever order they were given.
             self.objectives = tuple(_COLUMNS[name] for name in sorted(study.objectives, key=lambda name: name != "error"))
             screening = study.screening and config.data.profile_images > 0
-            self.study = Study(directory, self.parametrisation, self.objectives, study.sampler, study.seed, screening)
+            self.study = Study(
+                directory, self.parametrisation, self.objectives, study.sampler, study.seed, screening,
+                study.storage, identity_of(config, self.evaluator.fingerprint) if study.storage else None,
+            )  # fmt: skip
         except BaseException:
             self.runner.close()
             raise

@@ -1,5 +1,6 @@
 """A run directory as a value: what it holds, what is best in it, and whether a configuration belongs to it."""
 
+import hashlib
 import json
 from dataclasses import fields
 from functools import cached_property
@@ -12,6 +13,7 @@ from objectives.sensitivity import Profile, profile_name
 from search.config import SearchConfig, read_options
 from search.machines import MachineConfig
 from search.pareto import best_under
+from search.storage import masked
 from search.table import read_space, read_tables, sites_of
 from search.targets import Target, format_count, parse_targets
 from spaces.allocation import Allocation
@@ -199,9 +201,22 @@ def check_same_run(directory: Path, config: SearchConfig) -> None:
     if not stored:
         return
     before, now = SearchConfig.from_flat(stored).flat(), config.flat()
+    if now["storage"] is not None:
+        now["storage"] = masked(now["storage"])
     for name, value in now.items():
         if name not in _FREE and before[name] != value:
             raise RunError(f"{directory} was searched with {name}={before[name]!r}, not {value!r}: choose another --output")
+
+
+def identity_of(config: SearchConfig, fingerprint: str) -> str:
+    """Hash of all that a run's trials depend on: the same for all launches of one search, wherever its directory is.
+
+    Args:
+        config: of the launch.
+        fingerprint: of the weights, the space and the calibration images.
+    """
+    fixed = {name: value for name, value in config.flat().items() if name not in _FREE and name != "storage"}
+    return hashlib.sha256(json.dumps([fingerprint, fixed], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def check_same_model(directory: Path, fingerprint: str) -> None:

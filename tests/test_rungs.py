@@ -223,8 +223,8 @@ def test_the_error_at_a_rung_is_that_of_the_model_there(evaluator: Evaluator, mo
     errors: list[float] = []
     genuine = evaluator_module.evaluate
 
-    def recorded(*arguments: Any) -> Any:
-        found = genuine(*arguments)
+    def recorded(*arguments: Any, **options: Any) -> Any:
+        found = genuine(*arguments, **options)
         errors.append(found.error)
         counts.append(found.count)
         return found

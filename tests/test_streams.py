@@ -3,13 +3,16 @@
 import io
 import json
 import tarfile
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from local_images import fill, numbers_of, opened, picture, same, splits_of
 
 from objectives.data import Data
+from objectives.parallel import Group
 from spaces.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm leaves closing to the collector
@@ -62,6 +65,24 @@ def test_stream_goes_on_past_an_epoch_and_follows_the_seed(shards: Path) -> None
     epochs = [numbers_of(runs[0][start : start + 2]) for start in (0, 2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(20))
     assert epochs[0] != epochs[1]
+
+
+@pytest.mark.slow
+def test_processes_share_the_batches_of_a_stream(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten images for three processes: three each. As they find it, timm would give each process a shard of its own."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    data = streamed(shards, batch_size=10, eval_batch_size=2, scale=(1.0, 1.0))
+    whole = [numbers_of([batch]) for batch in data.training(3, seed=0)]
+    assert sorted(whole[0] + whole[1]) == list(range(20))
+    shares = [[numbers_of([batch]) for batch in data.training(3, 0, 9, Group(rank=rank, size=3))] for rank in range(3)]
+    assert [[len(numbers) for numbers in share] for share in shares] == [[3] * 3] * 3
+    assert len(set(chain(*(share[0] for share in shares)))) == 9
+    pairs = [list(data.training(3, 0, group=Group(rank=rank, size=2))) for rank in range(2)]
+    assert [sorted(numbers_of(both)) for both in zip(*pairs, strict=True)] == [sorted(numbers) for numbers in whole]
+    turns = [numbers_of(data.evaluation("search", group=Group(rank=rank, size=2))) for rank in range(2)]
+    assert turns == [[100, 101, 104, 105], [102, 103]]
 
 
 @pytest.mark.slow
