@@ -15,19 +15,23 @@ from typing import Any
 import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from objectives.finetune import Step
 from objectives.forecast import Forecast
 from objectives.objective import Objective
+from objectives.parallel import free_port
 from search.job import Job, Outcome, Screened, keep_stderr
 from search.machines import MachineConfig, Plan, plan_workers
 from search.runner import Listener, Need
 from search.trial import Proposal
 from search.worker import AtRung, Ready, Stage, Worker
 from spaces.allocation import Allocation
-from spaces.errors import CompressionError, RunError
+from spaces.errors import CompressionError, DivergedError, RunError
 
 _STACK_SECONDS = 3.0
+_PARTNER_SECONDS = 10.0  # for the other processes of a group to end a job that the first one has ended
 _LAST_LINES = 60
 _STARTS = 3  # of one worker that never got ready
 _OBJECT_STORE = 128 << 20  # what passes through it are events: some hundred bytes each
@@ -35,19 +39,25 @@ _OBJECT_STORE = 128 << 20  # what passes through it are events: some hundred byt
 
 @dataclass
 class _Slot:
-    """Room for one worker, and what is in it.
+    """Room for one worker, and what is in it. A worker is one process, or a group of them whose first one leads.
 
     Attributes:
-        actor: the worker; a new one after a loss.
-        events: of its preparation or its job, until the last was taken.
+        actors: the processes; new ones after a loss.
+        events: of the first one's preparation or job, until the last was taken.
+        others: calls of the other processes that have not returned.
+        joined: whether its processes are a group.
+        bundles: where its processes have their place; None for a single process.
         ready: what the worker said when it was prepared; None before.
         job, folder: what it runs.
         began: when its preparation or its job did, by the monotonic clock.
         starts: workers in a row that did not get ready here.
     """
 
-    actor: Any = None
+    actors: list[Any] = field(default_factory=list)
     events: Any = None
+    others: list[Any] = field(default_factory=list)
+    joined: bool = False
+    bundles: PlacementGroup | None = None
     ready: Ready | None = None
     job: Job | None = None
     folder: Path = field(default_factory=Path)
@@ -78,7 +88,7 @@ class RayRunner:
         self._started = not ray.is_initialized()
         self.plan = connect(config)
         self._objective = replace(objective, device=self.plan.device)
-        self._actor = ray.remote(Worker).options(**_resources(self.plan))
+        self._actor = ray.remote(Worker)
         self._needs: Sequence[Need] = ()
         self._slots = [_Slot() for _ in range(self.plan.workers)]
 
@@ -104,22 +114,25 @@ class RayRunner:
             self._start(slot)
 
     def forecast(self, allocation: Allocation) -> Forecast:
-        return ray.get(self._slots[0].actor.forecast.remote(allocation))  # type: ignore[no-any-return]
+        return ray.get(self._slots[0].actors[0].forecast.remote(allocation))  # type: ignore[no-any-return]
 
     def submit(self, job: Job, folder: Path) -> None:
         slot = next(slot for slot in self._slots if slot.idle)
         slot.job, slot.folder, slot.began = job, folder.absolute(), time.monotonic()
         sent = replace(job, attributes={}) if isinstance(job, Proposal) else job  # the sampler's notes stay here
-        slot.events = slot.actor.run.remote(sent, slot.folder)
+        slot.events = slot.actors[0].run.remote(sent, slot.folder)
+        if isinstance(sent, Proposal) and sent.recipe is None:  # recipes and screening are for one process
+            slot.others = [actor.follow.remote(sent) for actor in slot.actors[1:]]
 
     def wait(self, timeout: float = 1.0) -> Outcome | Screened | None:
-        waited = {slot.events: slot for slot in self._slots if slot.events is not None}
+        waited = {call: slot for slot in self._slots for call in (slot.events, *slot.others) if call is not None}
         if not waited:
             time.sleep(timeout)
             return None
         found, _ = ray.wait(list(waited), num_returns=1, timeout=timeout, fetch_local=False)
         if found:
-            return self._take(waited[found[0]])
+            slot = waited[found[0]]
+            return self._take(slot) if found[0] is slot.events else self._partner(slot, found[0])
         return next(self._hung(), None)
 
     def close(self) -> None:
@@ -130,8 +143,27 @@ class RayRunner:
 
     def _start(self, slot: _Slot) -> None:
         slot.ready, slot.job, slot.began = None, None, time.monotonic()
-        slot.actor = self._actor.remote(self._objective, str(Path.cwd()), self.plan.threads)
-        slot.events = slot.actor.prepare.remote(self._needs)
+        resources = _resources(self.plan)
+        if self.plan.processes > 1:
+            bundle = {"CPU": resources["num_cpus"], "GPU": resources["num_gpus"]}
+            slot.bundles = placement_group([bundle] * self.plan.processes, strategy="PACK")
+        for index in range(self.plan.processes):
+            place = "SPREAD" if slot.bundles is None else PlacementGroupSchedulingStrategy(slot.bundles, index)
+            options = {**resources, "scheduling_strategy": place}
+            slot.actors.append(
+                self._actor.options(**options).remote(self._objective, str(Path.cwd()), self.plan.threads, self.plan.processes)
+            )
+        slot.events = slot.actors[0].prepare.remote(self._needs)
+
+    def _join(self, slot: _Slot) -> None:
+        """Make a group of a worker's processes; what is computed once per run lies in the factors' folder by now."""
+        first, *others = slot.actors
+        address, port = ray.get(first.__ray_call__.remote(lambda worker: (ray.util.get_node_ip_address(), free_port())))  # type: ignore[no-untyped-call]
+        size = len(slot.actors)
+        slot.others = [
+            actor.join_silently.remote(self._needs, rank, size, address, port) for rank, actor in enumerate(others, start=1)
+        ]
+        slot.events, slot.joined = first.join.remote(self._needs, 0, size, address, port), True
 
     def _take(self, slot: _Slot) -> Outcome | Screened | None:
         """The next event of a worker: shown, answered, or returned where it ends a job."""
@@ -150,15 +182,40 @@ class RayRunner:
         if isinstance(event, Stage):
             self._listener.stage(event.what, event.done, event.total)
         elif isinstance(event, Ready):
-            slot.ready, slot.events, slot.starts = event, None, 0
+            slot.events = None
+            if len(slot.actors) > 1 and not slot.joined:
+                self._join(slot)
+            else:
+                slot.ready, slot.starts = event, 0
         elif isinstance(event, Step) and job is not None:
             self._listener.step(job.number, event)
         elif isinstance(event, AtRung) and isinstance(job, Proposal):
-            slot.actor.answer.remote(self._listener.at_rung(job, event.step, event.error))
+            slot.actors[0].answer.remote(self._listener.at_rung(job, event.step, event.error))
         elif isinstance(event, Outcome | Screened):
             slot.job, slot.events = None, None
+            self._gather(slot)
             return event
         return None
+
+    def _partner(self, slot: _Slot, call: Any) -> Outcome | None:
+        """What another process of a group has to say: that it is done, or lost, and the group with it."""
+        slot.others.remove(call)
+        try:
+            ray.get(call)
+        except RayTaskError as error:
+            if not isinstance(error.cause, DivergedError):  # that all processes raise, and the first one tells
+                return self._lost(slot, f"{type(error.cause).__name__}: {error.cause}")
+        except RayError as error:
+            return self._lost(slot, _first_sentence(error))
+        return None
+
+    def _gather(self, slot: _Slot) -> None:
+        """Let the other processes of a group end their part of a job; those that wait for ever are replaced."""
+        _, waiting = ray.wait(slot.others, num_returns=len(slot.others), timeout=_PARTNER_SECONDS) if slot.others else ([], [])
+        slot.others = []
+        if waiting:
+            self._kill(slot)
+            self._start(slot)
 
     def _lost(self, slot: _Slot, why: str) -> Outcome | None:
         """Replace a worker, and say how the job that it had ended; None where it had none."""
@@ -186,7 +243,7 @@ class RayRunner:
                 continue
             stack = ""
             with suppress(RayError):  # GetTimeoutError too: it holds the interpreter
-                stack = ray.get(slot.actor.stack.remote(), timeout=_STACK_SECONDS)
+                stack = ray.get(slot.actors[0].stack.remote(), timeout=_STACK_SECONDS)
             job, folder = slot.job, slot.folder
             slot.job = None
             self._kill(slot)
@@ -195,10 +252,14 @@ class RayRunner:
             yield Outcome(number=job.number, score=None, reason=reason + keep_stderr(folder, f"{reason}\n{stack}"), lost=True)
 
     def _kill(self, slot: _Slot) -> None:
-        if slot.actor is not None:
+        for actor in slot.actors:
             with suppress(RayError):
-                ray.kill(slot.actor, no_restart=True)
-        slot.actor = slot.events = slot.ready = None
+                ray.kill(actor, no_restart=True)
+        if slot.bundles is not None:
+            with suppress(RayError):
+                remove_placement_group(slot.bundles)
+        slot.actors, slot.others, slot.joined = [], [], False
+        slot.events = slot.ready = slot.bundles = None
 
 
 def connect(config: MachineConfig) -> Plan:
@@ -238,7 +299,6 @@ def _resources(plan: Plan) -> dict[str, Any]:
         "max_concurrency": 2,
         "max_restarts": 0,
         "max_task_retries": 0,
-        "scheduling_strategy": "SPREAD",
         "runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(plan.threads)}},
     }
 
