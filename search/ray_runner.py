@@ -3,8 +3,6 @@
 Ray holds nothing that a search needs to be continued: the study's storage and the run directory do.
 """
 
-import logging
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -13,17 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 from ray.exceptions import RayError, RayTaskError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from objectives.finetune import Step
 from objectives.forecast import Forecast
 from objectives.objective import Objective
-from objectives.parallel import free_port
+from search.cluster import Team, connect, first_sentence, last_lines
 from search.job import Job, Outcome, Screened, keep_stderr
-from search.machines import MachineConfig, Plan, plan_workers
+from search.machines import MachineConfig
 from search.runner import Listener, Need
 from search.trial import Proposal
 from search.worker import AtRung, Ready, Stage, Worker
@@ -32,9 +27,7 @@ from spaces.errors import CompressionError, DivergedError, RunError
 
 _STACK_SECONDS = 3.0
 _PARTNER_SECONDS = 10.0  # for the other processes of a group to end a job that the first one has ended
-_LAST_LINES = 60
 _STARTS = 3  # of one worker that never got ready
-_OBJECT_STORE = 128 << 20  # what passes through it are events: some hundred bytes each
 
 
 @dataclass
@@ -42,22 +35,20 @@ class _Slot:
     """Room for one worker, and what is in it. A worker is one process, or a group of them whose first one leads.
 
     Attributes:
-        actors: the processes; new ones after a loss.
+        team: its processes; new ones after a loss.
         events: of the first one's preparation or job, until the last was taken.
         others: calls of the other processes that have not returned.
-        joined: whether its processes are a group.
-        bundles: where its processes have their place; None for a single process.
-        ready: what the worker said when it was prepared; None before.
+        prepared: what the first process said when it was prepared.
+        ready: the same, when the worker takes jobs; None before.
         job, folder: what it runs.
         began: when its preparation or its job did, by the monotonic clock.
         starts: workers in a row that did not get ready here.
     """
 
-    actors: list[Any] = field(default_factory=list)
+    team: Any = None
     events: Any = None
     others: list[Any] = field(default_factory=list)
-    joined: bool = False
-    bundles: PlacementGroup | None = None
+    prepared: Ready | None = None
     ready: Ready | None = None
     job: Job | None = None
     folder: Path = field(default_factory=Path)
@@ -76,19 +67,20 @@ class RayRunner:
         objective: what to evaluate by; its factors lie in the run directory.
         config: which machines.
         listener: what to tell.
+        worker: what runs in each process.
 
     Raises:
         RunError: Ray cannot be started, or the cluster cannot be reached.
         ConfigError: more was asked for than there is.
     """
 
-    def __init__(self, objective: Objective, config: MachineConfig, listener: Listener) -> None:
+    def __init__(self, objective: Objective, config: MachineConfig, listener: Listener, worker: type[Worker] = Worker) -> None:
         self.limit: float | None = None
         self._listener = listener
         self._started = not ray.is_initialized()
         self.plan = connect(config)
         self._objective = replace(objective, device=self.plan.device)
-        self._actor = ray.remote(Worker)
+        self._worker = worker
         self._needs: Sequence[Need] = ()
         self._slots = [_Slot() for _ in range(self.plan.workers)]
 
@@ -114,15 +106,15 @@ class RayRunner:
             self._start(slot)
 
     def forecast(self, allocation: Allocation) -> Forecast:
-        return ray.get(self._slots[0].actors[0].forecast.remote(allocation))  # type: ignore[no-any-return]
+        return ray.get(self._slots[0].team.first.forecast.remote(allocation))  # type: ignore[no-any-return]
 
     def submit(self, job: Job, folder: Path) -> None:
         slot = next(slot for slot in self._slots if slot.idle)
         slot.job, slot.folder, slot.began = job, folder.absolute(), time.monotonic()
         sent = replace(job, attributes={}) if isinstance(job, Proposal) else job  # the sampler's notes stay here
-        slot.events = slot.actors[0].run.remote(sent, slot.folder)
+        slot.events = slot.team.first.run.remote(sent, slot.folder)
         if isinstance(sent, Proposal) and sent.recipe is None:  # recipes and screening are for one process
-            slot.others = [actor.follow.remote(sent) for actor in slot.actors[1:]]
+            slot.others = [actor.follow.remote(sent) for actor in slot.team.actors[1:]]
 
     def wait(self, timeout: float = 1.0) -> Outcome | Screened | None:
         waited = {call: slot for slot in self._slots for call in (slot.events, *slot.others) if call is not None}
@@ -142,28 +134,18 @@ class RayRunner:
             ray.shutdown()
 
     def _start(self, slot: _Slot) -> None:
-        slot.ready, slot.job, slot.began = None, None, time.monotonic()
-        resources = _resources(self.plan)
-        if self.plan.processes > 1:
-            bundle = {"CPU": resources["num_cpus"], "GPU": resources["num_gpus"]}
-            slot.bundles = placement_group([bundle] * self.plan.processes, strategy="PACK")
-        for index in range(self.plan.processes):
-            place = "SPREAD" if slot.bundles is None else PlacementGroupSchedulingStrategy(slot.bundles, index)
-            options = {**resources, "scheduling_strategy": place}
-            slot.actors.append(
-                self._actor.options(**options).remote(self._objective, str(Path.cwd()), self.plan.threads, self.plan.processes)
-            )
-        slot.events = slot.actors[0].prepare.remote(self._needs)
+        slot.job, slot.began = None, time.monotonic()
+        slot.team = Team(self._worker, self.plan, self._objective, str(Path.cwd()), self.plan.threads, self.plan.processes)
+        slot.events = slot.team.first.prepare.remote(self._needs)
 
     def _join(self, slot: _Slot) -> None:
         """Make a group of a worker's processes; what is computed once per run lies in the factors' folder by now."""
-        first, *others = slot.actors
-        address, port = ray.get(first.__ray_call__.remote(lambda worker: (ray.util.get_node_ip_address(), free_port())))  # type: ignore[no-untyped-call]
-        size = len(slot.actors)
-        slot.others = [
-            actor.join_silently.remote(self._needs, rank, size, address, port) for rank, actor in enumerate(others, start=1)
-        ]
-        slot.events, slot.joined = first.join.remote(self._needs, 0, size, address, port), True
+        try:
+            address, port = slot.team.meeting_point()
+        except RayError as error:
+            self._lost(slot, first_sentence(error))
+        else:
+            slot.others = [actor.join.remote(self._needs, rank, address, port) for rank, actor in enumerate(slot.team.actors)]
 
     def _take(self, slot: _Slot) -> Outcome | Screened | None:
         """The next event of a worker: shown, answered, or returned where it ends a job."""
@@ -177,20 +159,20 @@ class RayRunner:
                 raise RunError(f"a worker cannot be prepared: {type(cause).__name__}: {cause}") from error
             return self._lost(slot, f"{type(cause).__name__}: {cause}")
         except (RayError, StopIteration) as error:
-            return self._lost(slot, _first_sentence(error))
+            return self._lost(slot, first_sentence(error))
         job = slot.job
         if isinstance(event, Stage):
             self._listener.stage(event.what, event.done, event.total)
         elif isinstance(event, Ready):
-            slot.events = None
-            if len(slot.actors) > 1 and not slot.joined:
+            slot.events, slot.prepared = None, event
+            if len(slot.team.actors) > 1:
                 self._join(slot)
             else:
                 slot.ready, slot.starts = event, 0
         elif isinstance(event, Step) and job is not None:
             self._listener.step(job.number, event)
         elif isinstance(event, AtRung) and isinstance(job, Proposal):
-            slot.actors[0].answer.remote(self._listener.at_rung(job, event.step, event.error))
+            slot.team.first.answer.remote(self._listener.at_rung(job, event.step, event.error))
         elif isinstance(event, Outcome | Screened):
             slot.job, slot.events = None, None
             self._gather(slot)
@@ -198,7 +180,7 @@ class RayRunner:
         return None
 
     def _partner(self, slot: _Slot, call: Any) -> Outcome | None:
-        """What another process of a group has to say: that it is done, or lost, and the group with it."""
+        """What a process of a group has to say besides events: that it has joined, is done, or lost, and the group with it."""
         slot.others.remove(call)
         try:
             ray.get(call)
@@ -206,7 +188,9 @@ class RayRunner:
             if not isinstance(error.cause, DivergedError):  # that all processes raise, and the first one tells
                 return self._lost(slot, f"{type(error.cause).__name__}: {error.cause}")
         except RayError as error:
-            return self._lost(slot, _first_sentence(error))
+            return self._lost(slot, first_sentence(error))
+        if slot.ready is None and not slot.others:
+            slot.ready, slot.starts = slot.prepared, 0
         return None
 
     def _gather(self, slot: _Slot) -> None:
@@ -220,7 +204,11 @@ class RayRunner:
     def _lost(self, slot: _Slot, why: str) -> Outcome | None:
         """Replace a worker, and say how the job that it had ended; None where it had none."""
         where = f"pid {slot.ready.pid} on {slot.ready.host}" if slot.ready else "before it was ready"
-        reason, job, last = f"its worker was lost ({where}): {why}", slot.job, _last_lines(slot.ready)
+        reason, job, last = (
+            f"its worker was lost ({where}): {why}",
+            slot.job,
+            last_lines(slot.ready.stderr) if slot.ready else "",
+        )
         slot.starts += slot.ready is None
         self._kill(slot)
         if slot.starts < _STARTS:
@@ -243,7 +231,7 @@ class RayRunner:
                 continue
             stack = ""
             with suppress(RayError):  # GetTimeoutError too: it holds the interpreter
-                stack = ray.get(slot.actors[0].stack.remote(), timeout=_STACK_SECONDS)
+                stack = ray.get(slot.team.first.stack.remote(), timeout=_STACK_SECONDS)
             job, folder = slot.job, slot.folder
             slot.job = None
             self._kill(slot)
@@ -252,66 +240,7 @@ class RayRunner:
             yield Outcome(number=job.number, score=None, reason=reason + keep_stderr(folder, f"{reason}\n{stack}"), lost=True)
 
     def _kill(self, slot: _Slot) -> None:
-        for actor in slot.actors:
-            with suppress(RayError):
-                ray.kill(actor, no_restart=True)
-        if slot.bundles is not None:
-            with suppress(RayError):
-                remove_placement_group(slot.bundles)
-        slot.actors, slot.others, slot.joined = [], [], False
-        slot.events = slot.ready = slot.bundles = None
-
-
-def connect(config: MachineConfig) -> Plan:
-    """Start Ray on this machine, or join a cluster, or take the one that this process is in already.
-
-    Raises:
-        RunError: it cannot be started or reached.
-        ConfigError: more was asked for than there is.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if config.ray_address is None and not ray.is_initialized():
-        there = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
-        plan = plan_workers(config, there)
-        # CPUs here are a name for room: a search of more workers than cores is slow, not refused.
-        cpus = max(int(there["CPU"]), plan.workers * plan.processes)
-        _init(num_cpus=cpus, num_gpus=int(there["GPU"]), object_store_memory=_OBJECT_STORE, include_dashboard=False)
-        return plan
-    if not ray.is_initialized():
-        _init(address=config.ray_address)
-    return plan_workers(config, ray.cluster_resources())  # type: ignore[no-untyped-call]
-
-
-def _init(**options: Any) -> None:
-    try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
-        where = f"the cluster at {options['address']} cannot be reached" if "address" in options else "Ray cannot be started"
-        raise RunError(f"{where}: {' '.join(str(error).split())[:300]}") from error
-
-
-def _resources(plan: Plan) -> dict[str, Any]:
-    """A second thread answers at rungs while the first one runs a job. A worker that is lost is replaced here, not by Ray."""
-    return {
-        "num_cpus": 1,
-        "num_gpus": plan.gpus,
-        "max_concurrency": 2,
-        "max_restarts": 0,
-        "max_task_retries": 0,
-        "runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(plan.threads)}},
-    }
-
-
-def _first_sentence(error: BaseException) -> str:
-    """What Ray says, without its guesses at the cause."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = (lines or [type(error).__name__])[-1].rpartition("Worker exit detail: ")[2]
-    return text.partition(" Some common causes")[0][:300]
-
-
-def _last_lines(ready: Ready | None) -> str:
-    """What a worker wrote to stderr last; nothing where it ran on another host."""
-    if ready is None or not Path(ready.stderr).is_file():
-        return ""
-    return "\n".join(Path(ready.stderr).read_text(errors="replace").splitlines()[-_LAST_LINES:])
+        if slot.team is not None:
+            slot.team.kill()
+        slot.others = []
+        slot.team = slot.events = slot.prepared = slot.ready = None

@@ -106,29 +106,22 @@ class Worker:
 
         yield from self._stream(work)  # type: ignore[misc]
 
-    def join(self, needs: Sequence[Need], rank: int, size: int, address: str, port: int) -> Iterator[Stage | Ready]:
+    def join(self, needs: Sequence[Need], rank: int, address: str, port: int) -> Ready:
         """Become one of several processes that fine-tune each candidate together; prepares where that was not done.
 
         Args:
             needs: as for `prepare`; computed by the first process before the others join.
-            rank, size: which of how many.
+            rank: which of them.
             address, port: where the first one listens.
         """
-        events = [] if self._evaluator else list(self.prepare(needs))
-
-        def work(tell: Callable[[Event], None]) -> Ready:
-            evaluator = self._ready
-            self._evaluator = evaluator.within(join_group(rank, size, address, port, evaluator.device))
-            self._evaluator.warm()
-            return self._place(evaluator)
-
-        yield from events[:-1]  # type: ignore[misc]
-        yield from self._stream(work)
-
-    def join_silently(self, needs: Sequence[Need], rank: int, size: int, address: str, port: int) -> None:
-        """`join`, of which nobody hears."""
-        for _ in self.join(needs, rank, size, address, port):
-            pass
+        torch.set_num_threads(self._threads)
+        if self._evaluator is None:
+            for _ in self.prepare(needs):
+                pass
+        evaluator = self._ready
+        self._evaluator = evaluator.within(join_group(rank, self._processes, address, port, evaluator.device))
+        self._evaluator.warm()
+        return self._place(evaluator)
 
     def follow(self, proposal: Proposal) -> None:
         """Take part in a trial that the first process of the group runs."""
