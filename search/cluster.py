@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from search.machines import MachineConfig, Plan, plan_workers
 from spaces.errors import RunError
 
 _LAST_LINES = 60
+_REACH_SECONDS = 10.0
 _OBJECT_STORE = 128 << 20  # what passes through it are events: some hundred bytes each
 
 
@@ -37,8 +39,21 @@ def connect(config: MachineConfig) -> Plan:
         _init(num_cpus=cpus, num_gpus=int(there["GPU"]), object_store_memory=_OBJECT_STORE, include_dashboard=False)
         return plan
     if not ray.is_initialized():
+        assert config.ray_address is not None
+        _check_reachable(config.ray_address)
         _init(address=config.ray_address)
     return plan_workers(config, ray.cluster_resources())  # type: ignore[no-untyped-call]
+
+
+def _check_reachable(address: str) -> None:
+    """Raise unless something listens there: Ray itself tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if address == "auto" or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), _REACH_SECONDS).close()
+    except OSError as error:
+        raise RunError(f"the cluster at {address} cannot be reached: {error.strerror or error}") from error
 
 
 def _init(**options: Any) -> None:

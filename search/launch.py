@@ -15,6 +15,7 @@ from objectives.cost import Cost, cost_model
 from objectives.count import fvcore_macs
 from objectives.evaluator import Evaluator
 from objectives.finetune import Step
+from objectives.parallel import Group
 from objectives.recipes import RECIPES, check_reach, recipe_of
 from objectives.sensitivity import Errors, closed_form
 from search.audit import audit
@@ -131,6 +132,7 @@ class _Search:
         objective = self.config.objective(self.directory)
         if self.config.machines.chosen_runner != "in-process":
             objective = replace(objective, device="cpu")
+        Group(size=self.config.machines.gpus_per_trial).divide(self.config.data.batch_size)
         return Evaluator(objective, self.reporter.stage, self._accept)
 
     def _runner(self) -> Runner:

@@ -185,6 +185,8 @@ class RayRunner:
         try:
             ray.get(call)
         except RayTaskError as error:
+            if isinstance(error.cause, CompressionError):
+                raise error.cause from None
             if not isinstance(error.cause, DivergedError):  # that all processes raise, and the first one tells
                 return self._lost(slot, f"{type(error.cause).__name__}: {error.cause}")
         except RayError as error:
