@@ -101,9 +101,7 @@ class RayRunner:
         first = self._slots[0]
         self._start(first)
         while first.ready is None:
-            self.wait()
-        for slot in self._slots[1:]:  # they read what the first one has computed
-            self._start(slot)
+            self._next(timeout=1.0)
 
     def forecast(self, allocation: Allocation) -> Forecast:
         return ray.get(self._slots[0].team.first.forecast.remote(allocation))  # type: ignore[no-any-return]
@@ -117,6 +115,12 @@ class RayRunner:
             slot.others = [actor.follow.remote(sent) for actor in slot.team.actors[1:]]
 
     def wait(self, timeout: float = 1.0) -> Outcome | Screened | None:
+        for slot in self._slots:  # the others start when the first has computed what they read, and has timed its steps alone
+            if slot.team is None:
+                self._start(slot)
+        return self._next(timeout)
+
+    def _next(self, timeout: float) -> Outcome | Screened | None:
         waited = {call: slot for slot in self._slots for call in (slot.events, *slot.others) if call is not None}
         if not waited:
             time.sleep(timeout)
