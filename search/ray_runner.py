@@ -180,6 +180,8 @@ class RayRunner:
         elif isinstance(event, Outcome | Screened):
             slot.job, slot.events = None, None
             self._gather(slot)
+            if isinstance(event, Outcome) and event.starved:
+                self._replace(slot)
             return event
         return None
 
@@ -204,8 +206,7 @@ class RayRunner:
         _, waiting = ray.wait(slot.others, num_returns=len(slot.others), timeout=_PARTNER_SECONDS) if slot.others else ([], [])
         slot.others = []
         if waiting:
-            self._kill(slot)
-            self._start(slot)
+            self._replace(slot)
 
     def _lost(self, slot: _Slot, why: str) -> Outcome | None:
         """Replace a worker, and say how the job that it had ended; None where it had none."""
@@ -239,11 +240,13 @@ class RayRunner:
             with suppress(RayError):  # GetTimeoutError too: it holds the interpreter
                 stack = ray.get(slot.team.first.stack.remote(), timeout=_STACK_SECONDS)
             job, folder = slot.job, slot.folder
-            slot.job = None
-            self._kill(slot)
-            self._start(slot)
+            self._replace(slot)
             reason = f"it hung: not done after {seconds:.0f} s, the limit is {self.limit:.0f} s"
             yield Outcome(number=job.number, score=None, reason=reason + keep_stderr(folder, f"{reason}\n{stack}"), lost=True)
+
+    def _replace(self, slot: _Slot) -> None:
+        self._kill(slot)
+        self._start(slot)
 
     def _kill(self, slot: _Slot) -> None:
         if slot.team is not None:
