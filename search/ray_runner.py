@@ -104,7 +104,16 @@ class RayRunner:
             self._next(timeout=1.0)
 
     def forecast(self, allocation: Allocation) -> Forecast:
-        return ray.get(self._slots[0].team.first.forecast.remote(allocation))  # type: ignore[no-any-return]
+        while True:
+            slot = self._slots[0]
+            try:
+                return ray.get(slot.team.first.forecast.remote(allocation))  # type: ignore[no-any-return]
+            except RayTaskError as error:
+                raise error.cause from None
+            except RayError as error:
+                self._lost(slot, first_sentence(error))
+            while slot.ready is None:
+                self._next(timeout=1.0)
 
     def submit(self, job: Job, folder: Path) -> None:
         slot = next(slot for slot in self._slots if slot.idle)
