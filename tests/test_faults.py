@@ -3,8 +3,11 @@
 import pytest
 from local_searches import scored
 
+from objectives.score import Score
 from search.faults import Faults, cause_of
 from search.job import Outcome
+from search.trial import Proposal, Trial
+from spaces.allocation import Allocation
 from spaces.errors import RunError
 
 
@@ -12,12 +15,17 @@ def lost(number: int) -> Outcome:
     return Outcome(number=number, score=None, reason="its worker was lost", lost=True)
 
 
-def failed(number: int, reason: str = "RuntimeError: out of memory") -> Outcome:
-    return Outcome(number=number, score=None, reason=reason)
+def trial(number: int, score: Score | None, reason: str | None) -> Trial:
+    proposal = Proposal(number=number, allocation=Allocation({"b.hidden": 8}), space="test", seed=0)
+    return Trial(proposal=proposal, score=score, reason=reason)
 
 
-def succeeded(number: int) -> Outcome:
-    return Outcome(number=number, score=scored(0.1, 100))
+def failed(number: int, reason: str = "RuntimeError: out of memory") -> Trial:
+    return trial(number, None, reason)
+
+
+def succeeded(number: int) -> Trial:
+    return trial(number, scored(0.1, 100), None)
 
 
 def test_a_lost_trial_is_tried_again_twice() -> None:
@@ -28,8 +36,8 @@ def test_a_lost_trial_is_tried_again_twice() -> None:
 
 def test_what_a_worker_said_itself_is_final() -> None:
     faults = Faults()
-    assert not faults.again(failed(0))
-    assert not faults.again(succeeded(0))
+    assert not faults.again(Outcome(number=0, score=None, reason="RuntimeError: out of memory"))
+    assert not faults.again(Outcome(number=0, score=scored(0.1, 100)))
 
 
 def test_the_third_failure_in_a_row_of_one_cause_ends_the_search() -> None:
@@ -51,13 +59,13 @@ def test_numbers_in_reasons_do_not_matter() -> None:
 
 
 @pytest.mark.parametrize("between", [succeeded(9), failed(9, "DivergedError: the loss is nan")], ids=["success", "other cause"])
-def test_what_lies_between_failures_ends_the_row(between: Outcome) -> None:
+def test_what_lies_between_failures_ends_the_row(between: Trial) -> None:
     faults = Faults()
-    for outcome in (failed(0), failed(1), between, failed(2), failed(3), between, failed(4)):
-        faults.ended(outcome)
+    for ended in (failed(0), failed(1), between, failed(2), failed(3), between, failed(4)):
+        faults.ended(ended)
 
 
 def test_a_trial_that_was_stopped_at_a_rung_has_not_failed() -> None:
     faults = Faults()
     for number in range(5):
-        faults.ended(Outcome(number=number, score=scored(0.1, 100), reason="dominated by trial 1"))
+        faults.ended(trial(number, scored(0.1, 100), "dominated by trial 1"))

@@ -14,6 +14,7 @@ from local_launches import Silent, config_of
 from rich.console import Console
 from torch import nn
 
+from objectives import evaluator
 from objectives.data import Data
 from objectives.error import evaluate
 from search import export, launch, open_run
@@ -104,16 +105,14 @@ def test_interrupted_and_continued_equals_uninterrupted(run: Run, tmp_path: Path
 
 
 def test_failed_trials_are_recorded_and_the_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from objectives import objective
+    genuine = evaluator.finetune
 
-    genuine = objective.finetune
-
-    def sometimes(model: nn.Module, *arguments: Any) -> Any:
-        if sum(p.numel() for p in model.parameters()) < 20_000:
+    def sometimes(model: nn.Module, *arguments: Any, **options: Any) -> Any:
+        if sum(p.numel() for p in model.parameters()) < 14_000:
             raise RuntimeError("out of\nmemory <b>")
-        return genuine(model, *arguments)
+        return genuine(model, *arguments, **options)
 
-    monkeypatch.setattr(objective, "finetune", sometimes)
+    monkeypatch.setattr(evaluator, "finetune", sometimes)
     run = launch(config_of(tmp_path, trials=6), Silent())
     failed = run.trials[run.trials["state"] == "FAIL"]
     assert 0 < len(failed) < 6

@@ -1,7 +1,9 @@
 """What a search shows while it runs, of one target and of several."""
 
 from io import StringIO
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,6 +36,12 @@ def summary(targets: list[dict[str, Any]], best: list[int | None]) -> dict[str, 
         "best": best,
         "front": ROWS,
     }
+
+
+@pytest.fixture(autouse=True)
+def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six seconds pass between two looks at it."""
+    monkeypatch.setattr("search.progress.time", SimpleNamespace(monotonic=count(100.0, 6.0).__next__))
 
 
 def shown(found: dict[str, Any], width: int = 250) -> str:
@@ -73,9 +81,10 @@ def shown(found: dict[str, Any], width: int = 250) -> str:
 )
 def test_targets_and_their_best_are_shown(targets: list[Any], best: list[int | None], target: str, words: str) -> None:
     text = shown(summary(targets, best))
+    assert "forecast: 3.0 s a trial; 15 trials on 1 worker take 45 s (0.013 worker-hours); weights at most 1.5e-05 GB" in text
     assert f"{target} 20 trials in runs/one, continuing after 5" in text
     assert text.splitlines()[-1] == (
-        f"trial 5: keeps 40.0 % (−60.0 %) of MACs, error 40.00% as built, 25.00% fine-tuned, 3.0 s; {words}"
+        f"trial 5: keeps 40.0 % (−60.0 %) of MACs, error 40.00% as built, 25.00% fine-tuned, 3.0 s; {words}; 84 s left"
     )
 
 

@@ -57,7 +57,9 @@ def test_missing_weights_are_no_error(tmp_path: Path) -> None:
     assert kept(tmp_path) == []
 
 
-@pytest.mark.parametrize(("limit", "left"), [(30, [0, 1, 3]), (29, [1, 3]), (20, [1, 3]), (10, [3]), (9, []), (None, [0, 1, 3])])
+@pytest.mark.parametrize(
+    ("limit", "left"), [(30, [0, 1, 3]), (29, [1, 3]), (20, [1, 3]), (10, [3]), (9, []), (None, [0, 1, 3])]
+)
 def test_the_least_wanted_are_dropped_beyond_the_limit(run: Path, limit: float | None, left: list[int]) -> None:
     keep_weights(run, range(4), [3, 1, 0], limit)
     assert kept(run) == left
