@@ -88,7 +88,7 @@ def launch(config: SearchConfig, reporter: Reporter) -> Run:
     finally:
         search.close()
     run = Run(directory)
-    if config.study.audit:
+    if config.study.audit and search.done:
         audit(run, config.study.audit, progress=reporter.stage)
     return run
 
@@ -200,12 +200,13 @@ class _Search:
                 self._write_report()
             if interrupts.asked:
                 raise KeyboardInterrupt
-        if not any(trial.state == "COMPLETE" for trial in self.study.trials):
-            reasons = sorted({trial.reason or "" for trial in self.study.trials}) or ["no time was left for one"]
-            raise RunError(f"all {len(self.study.trials)} trials failed: {reasons[0]} (see {self.directory / 'trials'})")
-        if self._late and len(self.study.trials) < wanted:
-            done = len(self.study.trials)
-            self.reporter.notice(f"no time is left within --max-hours after {done} of {wanted} trials: launch again to go on")
+        ended = len(self.study.trials)
+        if ended and not any(trial.state == "COMPLETE" for trial in self.study.trials):
+            reasons = sorted({trial.reason or "" for trial in self.study.trials})
+            raise RunError(f"all {ended} trials failed: {reasons[0]} (see {self.directory / 'trials'})")
+        self.done = ended >= wanted or not self._late
+        if not self.done:
+            self.reporter.notice(f"no time is left within --max-hours after {ended} of {wanted} trials: launch again to go on")
 
     def close(self) -> None:
         self.runner.close()
