@@ -15,6 +15,7 @@ from objectives.cost import Cost, cost_model
 from objectives.count import fvcore_macs
 from objectives.evaluator import Evaluator
 from objectives.finetune import Step
+from objectives.objective import Objective
 from objectives.parallel import Group
 from objectives.recipes import RECIPES, check_reach, recipe_of
 from objectives.sensitivity import Errors, closed_form
@@ -26,6 +27,7 @@ from search.forecast import Outlook
 from search.interrupts import Interrupts
 from search.knapsack import Knapsack
 from search.loop import Loop
+from search.machines import MachineConfig
 from search.parametrisation import Budgets, Limits, parametrise
 from search.report import render
 from search.run import Run, check_same_model, check_same_run, default_output, identity_of, make_directory
@@ -36,7 +38,7 @@ from search.table import DENSE, describe_space, sites_of, summarise, trial_table
 from search.targets import Reach, Target, budgets_of, check_jointly, parse_targets, reach_of, recipe_budgets
 from search.trial import Proposal, Trial
 from search.weights import keep_weights
-from spaces.errors import CountError, RunError
+from spaces.errors import ConfigError, CountError, RunError, first_line
 from spaces.files import write_json
 from spaces.vit import describe
 
@@ -141,9 +143,12 @@ class _Search:
         )
         if self.config.machines.chosen_runner == "in-process":
             return InProcessRunner(self.evaluator, listener)
+        objective = self.config.objective(self.directory)
+        if self.config.machines.chosen_runner == "tune":
+            return _tune_runner(objective, self.evaluator, self.config.machines, listener)
         from search.ray_runner import RayRunner  # importing Ray takes seconds, and a search in process needs none of it
 
-        return RayRunner(self.config.objective(self.directory), self.config.machines, listener)
+        return RayRunner(objective, self.config.machines, listener)
 
     def _needs(self) -> Sequence[Need]:
         if self.config.study.recipe is not None:
@@ -295,6 +300,14 @@ class _Search:
         limit = self.config.machines.disk_limit
         numbers = [trial.proposal.number for trial in self.study.trials]
         keep_weights(self.directory, numbers, kept, None if limit is None else limit * 1e9)
+
+
+def _tune_runner(objective: Objective, evaluator: Evaluator, config: MachineConfig, listener: Listener) -> Runner:
+    try:
+        from search.tune_runner import TuneRunner
+    except ImportError as error:
+        raise ConfigError(f"--runner tune: {first_line(error)}: pip install 'vit-compression-search[tune]'") from error
+    return TuneRunner(objective, evaluator, config, listener)
 
 
 def _check_count(evaluator: Evaluator) -> None:
