@@ -93,8 +93,15 @@ def run_trial(evaluator: Evaluator, proposal: Proposal, folder: Path, on_step: O
 def failed(number: int, error: Exception, folder: Path) -> Outcome:
     """The outcome of a trial that raised; its traceback is kept in stderr.log, unless that cannot be written either."""
     text = "".join(traceback.format_exception(error))
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    reason = f"{type(error).__name__}: {_said(error)[:300]}"
     return Outcome(number=number, score=None, reason=reason + keep_stderr(folder, text), starved=is_out_of_memory(error))
+
+
+def _said(error: Exception) -> str:
+    """In one line; of what torch brings from another process, where it was and the end of the traceback that it quotes."""
+    text = str(error)
+    where, quoted, _ = text.partition("\nOriginal Traceback")
+    return " ".join((f"{where} {text.splitlines()[-1]}" if quoted else text).split())
 
 
 def keep_stderr(folder: Path, text: str) -> str:

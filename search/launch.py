@@ -201,12 +201,17 @@ class _Search:
             loop = Loop(self.study, self.runner, wanted, stopping, self.reporter.started, self._ended, self.reporter.notice)
             try:
                 loop.run()
-            finally:
-                self._write_report()
+            except BaseException:
+                with suppress(OSError):  # a full disk: what ended the search says more
+                    self._write_report()
+                raise
+            self._write_report()
             if interrupts.asked:
                 raise KeyboardInterrupt
         ended = len(self.study.trials)
-        if ended and not any(trial.state == "COMPLETE" for trial in self.study.trials):
+        if not ended:
+            raise RunError(f"no time was left for a single trial, of about {self._seconds:.1f} s: give more --max-hours")
+        if not any(trial.state == "COMPLETE" for trial in self.study.trials):
             reasons = sorted({trial.reason or "" for trial in self.study.trials})
             raise RunError(f"all {ended} trials failed: {reasons[0]} (see {self.directory / 'trials'})")
         self.done = ended >= wanted or not self._late

@@ -32,7 +32,9 @@ class Trainable(tune.Trainable):
     before the next step.
     """
 
-    def setup(self, config: dict[str, Any], objective: Objective, directory: str, threads: int, needs: Sequence[Need]) -> None:
+    def setup(  # type: ignore[override]  # Tune's `with_parameters` gives it the rest
+        self, config: dict[str, Any], objective: Objective, directory: str, threads: int, needs: Sequence[Need]
+    ) -> None:
         os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths mean something in the search's directory alone
         self._worker, self._needs, self._prepared = Worker(objective, directory, threads), needs, False
         self._events = self._run(config)
