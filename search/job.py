@@ -2,19 +2,21 @@
 
 import json
 import math
-import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TextIO
 
 from objectives.evaluator import Evaluator, OnRung, OnStep
+from objectives.finetune import Step
 from objectives.memory import is_out_of_memory
 from objectives.recipes import evaluate_recipe
 from objectives.score import Score
 from search.trial import Proposal, Screening
 from spaces.allocation import Allocation
 from spaces.errors import CompressionError
+from spaces.files import cut_torn_line
 
 WEIGHTS, METRICS, STDERR, CHECKPOINT = "weights.safetensors", "metrics.jsonl", "stderr.log", "checkpoint.safetensors"
 
@@ -75,11 +77,11 @@ def run_trial(evaluator: Evaluator, proposal: Proposal, folder: Path, on_step: O
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / METRICS).open("w", encoding="utf-8") as metrics:
+        with _metrics(folder) as metrics:
 
-            def record(step: object) -> None:
-                metrics.write(json.dumps({**asdict(step), "time": time.time()}) + "\n")  # type: ignore[call-overload]
-                on_step(step)  # type: ignore[arg-type]
+            def record(step: Step) -> None:
+                metrics.write(json.dumps(asdict(step)) + "\n")
+                on_step(step)
 
             score, allocation = _score(evaluator, proposal, record, on_rung, folder)
             metrics.write(json.dumps(asdict(score)) + "\n")
@@ -88,6 +90,13 @@ def run_trial(evaluator: Evaluator, proposal: Proposal, folder: Path, on_step: O
     except Exception as error:  # whatever ends a trial is that trial's result, not the search's end
         return failed(proposal.number, error, folder)
     return Outcome(number=proposal.number, score=score, reason=reason, allocation=allocation)
+
+
+def _metrics(folder: Path) -> TextIO:
+    """The trial's steps, a line each as they are taken; a fine-tune that goes on from a rung adds to those before."""
+    cut_torn_line(folder / METRICS)
+    mode = "a" if (folder / CHECKPOINT).exists() else "w"
+    return (folder / METRICS).open(mode, buffering=1, encoding="utf-8")
 
 
 def failed(number: int, error: Exception, folder: Path) -> Outcome:
