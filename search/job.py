@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import IO
 
 from objectives.evaluator import Evaluator, OnRung, OnStep
 from objectives.finetune import Step
@@ -92,7 +92,7 @@ def run_trial(evaluator: Evaluator, proposal: Proposal, folder: Path, on_step: O
     return Outcome(number=proposal.number, score=score, reason=reason, allocation=allocation)
 
 
-def _metrics(folder: Path) -> TextIO:
+def _metrics(folder: Path) -> IO[str]:
     """The trial's steps, a line each as they are taken; a fine-tune that goes on from a rung adds to those before."""
     cut_torn_line(folder / METRICS)
     mode = "a" if (folder / CHECKPOINT).exists() else "w"
