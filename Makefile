@@ -8,8 +8,8 @@ READY := .venv/.ready
 demo: install            ## train a small model on the digits, search for flops=50%, export; leaves runs/demo
 	$(BIN)/python run_search.py launch
 
-test: install            ## all tests
-	$(BIN)/python -m pytest
+test: install            ## all tests, on two cores; the tests of a file share what they prepare
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: lint types test   ## what CI runs
 

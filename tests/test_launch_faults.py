@@ -99,7 +99,7 @@ def test_too_few_trials_for_a_row_and_none_that_succeeds_are_one_line(tmp_path: 
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.filterwarnings("ignore:Skipped sample")
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm leaves closing to the collector
 def test_images_that_vanish_end_the_search_until_they_are_back(tmp_path: Path, workers: int) -> None:
     images, away = tmp_path / "images", tmp_path / "away"
     fill(images / "train", {"cat": range(40), "dog": range(40, 80)})
@@ -110,7 +110,7 @@ def test_images_that_vanish_end_the_search_until_they_are_back(tmp_path: Path, w
     given = {"dataset": "", "data_dir": str(images), "num_classes": 2, "batch_size": 16, "calibration_size": 32}
     places = {"checkpoint": str(dense), "output": str(tmp_path / "run"), "workers": workers}
     config = SearchConfig.from_flat({**OPTIONS, **given, **places, "trials": 6})
-    with pytest.raises(RunError, match="3 trials in a row.*Failed to load 10 consecutive samples"):
+    with pytest.raises(RunError, match=r"3 trials in a row.*Failed to load 10 consecutive samples"):
         launch(config, Then(1, lambda: images.rename(away)))
     assert states(tmp_path / "run") == ["COMPLETE", *["FAIL"] * 3]
     assert "No such file" in stderr_of(tmp_path / "run", 1) or "consecutive samples" in stderr_of(tmp_path / "run", 1)
@@ -138,7 +138,7 @@ def test_a_result_without_room_in_the_journal_is_repeated(
 ) -> None:
     """The limit is reached in the middle of a line; nothing that has finished is lost."""
     journal = tmp_path / "run" / "study.journal"
-    with pytest.raises(RunError, match="result of trial 3 could not be recorded.*File too large.*repeats this trial"):
+    with pytest.raises(RunError, match=r"result of trial 3 could not be recorded.*File too large.*repeats this trial"):
         launch(config_of(tmp_path), Then(3, lambda: room(journal.stat().st_size + 100)))
     room(UNLIMITED)
     assert not journal.read_bytes().endswith(b"\n"), "half a line was written"
@@ -151,7 +151,7 @@ def test_a_result_without_room_in_the_journal_is_repeated(
 def test_weights_without_room_end_the_search_until_there_is_some(tmp_path: Path, room: Callable[[int], None]) -> None:
     """Weights of the candidates are beyond the limit, the journal is not."""
     journal = tmp_path / "run" / "study.journal"
-    with pytest.raises((RunError, OSError), match="3 trials in a row|File too large"):
+    with pytest.raises((RunError, OSError), match=r"3 trials in a row|File too large"):
         launch(config_of(tmp_path), Then(2, lambda: room(journal.stat().st_size + 10_000)))
     room(UNLIMITED)
     before = states(tmp_path / "run")
