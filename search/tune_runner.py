@@ -57,6 +57,13 @@ class _Lost:
     text: str
 
 
+@dataclass(frozen=True)
+class _Crash:
+    """Tune itself ended."""
+
+    error: Exception
+
+
 class _Ended(Exception):  # noqa: N818
     """Raised within Tune to end it at once."""
 
@@ -293,14 +300,13 @@ class TuneRunner:
         if told is None:
             return None
         number, event = told
+        if isinstance(event, _Crash):
+            raise RunError(f"Ray Tune ended: {type(event.error).__name__}: {first_sentence(event.error)}") from event.error
+        if not self._show(self._running[number], event):
+            return None
+        running = self._running.pop(number)
         if isinstance(event, CompressionError):
             raise event
-        if isinstance(event, Exception):
-            raise RunError(f"Ray Tune ended: {type(event).__name__}: {first_sentence(event)}") from event
-        running = self._running[number]
-        if not self._show(running, event):
-            return None
-        del self._running[number]
         return running, event
 
     def _show(self, running: _Running, event: Any) -> bool:
@@ -372,7 +378,7 @@ def _fit(tuner: tune.Tuner, exchange: _Exchange) -> None:
         raise RuntimeError("it took no further trial")
     except Exception as error:
         if not exchange.closed:
-            exchange.tell(_NO_TRIAL, error)
+            exchange.tell(_NO_TRIAL, _Crash(error))
 
 
 def _name(trial: Trial) -> str:

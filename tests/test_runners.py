@@ -1,0 +1,324 @@
+"""Every runner keeps the same law: what runs in this process runs on Ray's workers and in Ray Tune alike, to the bit."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from local_digits import DATA, MODEL, evaluator_of
+from test_launch import Silent, config_of
+
+from objectives.evaluator import Evaluator
+from objectives.finetune import FinetuneConfig, Step
+from objectives.score import Score
+from search import launch
+from search.job import METRICS, STDERR, WEIGHTS, Job, Outcome, Screened
+from search.machines import MachineConfig
+from search.ray_runner import RayRunner
+from search.runner import InProcessRunner, Listener, Runner, warm
+from search.trial import Proposal, Screening
+from search.tune_runner import TuneRunner
+from spaces.allocation import Allocation
+from spaces.errors import AllocationError
+from spaces.models import create_model
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),  # Ray leaves closing to the collector
+]
+
+STEPS, RUNG = 120, 30
+MACHINES = MachineConfig(parallel=2, threads=1)
+
+
+@dataclass
+class Place:
+    """A runner that was prepared, what it told, and who answers at its rungs."""
+
+    directory: Path
+    runner: Runner = field(init=False)
+    stages: set[str] = field(default_factory=set)
+    steps: list[tuple[int, int]] = field(default_factory=list)
+    asked: list[tuple[int, int, int]] = field(default_factory=list)  # number, step, thread
+    answer: Callable[[int], str | None] = lambda number: None
+
+    @property
+    def listener(self) -> Listener:
+        return Listener(stage=lambda what, done, total: self.stages.add(what), step=self._step, at_rung=self._rung)
+
+    def _step(self, number: int, step: Step) -> None:
+        self.steps.append((number, step.step))
+
+    def _rung(self, proposal: Proposal, step: int, error: float) -> str | None:
+        self.asked.append((proposal.number, step, threading.get_ident()))
+        return self.answer(proposal.number)
+
+    def folder(self, number: int) -> Path:
+        return self.directory / "trials" / f"{number:04d}"
+
+    def run(self, *jobs: Job, limit: float | None = None) -> dict[int, Outcome | Screened]:
+        """What the jobs came to, begun as there is room for them."""
+        waiting, ended, limit_before = list(jobs), dict[int, Outcome | Screened](), self.runner.limit
+        self.runner.limit = limit
+        while len(ended) < len(jobs):
+            while waiting and self.runner.free:
+                job, free = waiting.pop(0), self.runner.free
+                self.runner.submit(job, self.folder(job.number))
+                assert self.runner.free == free - 1
+            found = self.runner.wait(0.1)
+            if found is not None:
+                ended[found.number] = found
+        self.runner.limit = limit_before
+        return ended
+
+    def idle(self) -> bool:
+        """Whether all workers get free within a minute."""
+        until = time.monotonic() + 60
+        while self.runner.free < self.runner.workers and time.monotonic() < until:
+            assert self.runner.wait(0.1) is None
+        return self.runner.free == self.runner.workers
+
+    def outcome(self, proposal: Proposal, limit: float | None = None) -> Outcome:
+        outcome = self.run(proposal, limit=limit)[proposal.number]
+        assert isinstance(outcome, Outcome)
+        return outcome
+
+
+def proposal(number: int, allocation: Allocation, seed: int = 0) -> Proposal:
+    return Proposal(number=number, allocation=allocation, space="contract", seed=seed)
+
+
+@pytest.fixture(scope="module")
+def evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
+    """What every runner is compared with."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    finetune = FinetuneConfig(steps=STEPS, lr=3e-3)
+    return evaluator_of(
+        create_model(MODEL), tmp_path_factory.mktemp("runs"), data=DATA, finetune=finetune, rungs=(RUNG / STEPS,)
+    )
+
+
+@pytest.fixture(scope="module")
+def allocations(evaluator: Evaluator) -> list[Allocation]:
+    """A small one, a medium one, and the dense model."""
+    return [
+        Allocation({site.name: site.choices[int(share * (len(site.choices) - 1))] for site in evaluator.space.sites})
+        for share in (0, 0.5, 1)
+    ]
+
+
+@pytest.fixture(scope="module")
+def expected(evaluator: Evaluator, allocations: list[Allocation]) -> list[Score]:
+    torch.set_num_threads(1)
+    return [evaluator.evaluate(allocation, seed=0, on_rung=lambda step, error: False) for allocation in allocations]
+
+
+@pytest.fixture(scope="module", params=["in-process", "ray", "tune"])
+def place(request: pytest.FixtureRequest, evaluator: Evaluator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    torch.set_num_threads(1)
+    place = Place(directory=tmp_path_factory.mktemp("place") / "run")
+    place.directory.mkdir()
+    objective = replace(evaluator.objective, factors=place.directory / "factors")
+    here = Evaluator(objective, place.listener.stage)
+    if request.param == "in-process":
+        place.runner = InProcessRunner(here, place.listener)
+    elif request.param == "ray":
+        place.runner = RayRunner(objective, MACHINES, place.listener)
+    else:
+        place.runner = TuneRunner(objective, here, MACHINES, place.listener)
+    try:
+        place.runner.prepare(("factors",))
+        yield place
+    finally:
+        place.runner.close()
+
+
+@pytest.fixture(autouse=True)
+def _fresh(request: pytest.FixtureRequest) -> None:
+    if "place" in request.fixturenames:
+        place: Place = request.getfixturevalue("place")
+        place.answer = lambda number: None
+        place.steps.clear()
+        place.asked.clear()
+
+
+def alone(place: Place) -> bool:
+    return isinstance(place.runner, InProcessRunner)
+
+
+def test_preparing_leaves_what_trials_share(place: Place, evaluator: Evaluator) -> None:
+    warm(evaluator, ("factors",))
+    there = {path.name for path in evaluator.objective.factors.rglob("*")}
+    assert {path.name for path in (place.directory / "factors").rglob("*")} == there != set()
+    assert {"dense model", "factors"} <= place.stages
+    assert place.runner.devices
+    assert all("cpu" in device for device in place.runner.devices)
+    assert place.runner.workers == (1 if alone(place) else 2)
+
+
+def test_a_forecast_is_made_where_trials_run(place: Place, allocations: list[Allocation], expected: list[Score]) -> None:
+    forecast = place.runner.forecast(allocations[0])
+    assert forecast.parts == 1
+    assert forecast.weights >= 4 * expected[0].params
+    assert forecast.seconds > STEPS * forecast.step > 0
+
+
+def test_scores_are_those_of_one_process(place: Place, allocations: list[Allocation], expected: list[Score]) -> None:
+    ended = place.run(*(proposal(number, allocation) for number, allocation in enumerate(allocations)))
+    assert place.idle()
+    for number, score in enumerate(expected):
+        outcome = ended[number]
+        assert isinstance(outcome, Outcome)
+        assert outcome.score is not None
+        assert (outcome.reason, outcome.lost, outcome.allocation) == (None, False, allocations[number])
+        assert asdict(outcome.score) | {"seconds": 0} == asdict(score) | {"seconds": 0}
+        rows = [json.loads(line) for line in (place.folder(number) / METRICS).read_text().splitlines()]
+        assert [row.get("step") for row in rows] == [*range(1, STEPS + 1), None]
+        assert rows[-1]["error"] == score.error
+        assert (place.folder(number) / WEIGHTS).stat().st_size > 4 * score.params
+    assert sorted(place.asked) == [(number, RUNG, threading.get_ident()) for number in range(3)]
+    assert {number for number, _ in place.steps} == {0, 1, 2}
+
+
+def test_candidates_are_screened_alike(place: Place, evaluator: Evaluator, allocations: list[Allocation]) -> None:
+    screened = place.run(Screening(number=10, candidates=tuple(allocations[:2])))[10]
+    assert isinstance(screened, Screened)
+    assert screened.divergences == tuple(evaluator.divergence(allocation) for allocation in allocations[:2])
+    assert place.idle()
+
+
+def test_a_trial_that_raises_is_an_outcome(place: Place, allocations: list[Allocation]) -> None:
+    outcome = place.outcome(proposal(20, allocations[0], seed=1 << 70))
+    assert (outcome.score, outcome.lost) == (None, False)
+    assert outcome.reason
+    assert "Traceback" in (place.folder(20) / STDERR).read_text()
+    assert place.outcome(proposal(21, allocations[0])).score is not None
+
+
+def test_a_trial_is_stopped_at_a_rung(place: Place, allocations: list[Allocation], expected: list[Score]) -> None:
+    place.answer = lambda number: "no good" if number == 30 else None
+    ended = place.run(proposal(30, allocations[0]), proposal(31, allocations[0]))
+    stopped, whole = ended[30], ended[31]
+    assert isinstance(stopped, Outcome) and isinstance(whole, Outcome)
+    assert stopped.score is not None and whole.score is not None
+    assert stopped.reason == "no good"
+    assert (stopped.score.error, stopped.score.rungs) == (None, expected[0].rungs)
+    assert whole.reason is None
+    assert whole.score.error == expected[0].error
+
+
+def test_a_worker_that_is_killed_loses_its_trial_alone(place: Place, allocations: list[Allocation]) -> None:
+    if alone(place):
+        pytest.skip("there is no other process")
+    place.answer = lambda number: os.kill(writer(place.folder(40) / METRICS), signal.SIGKILL) if number == 40 else None
+    outcome = place.outcome(proposal(40, allocations[0]))
+    assert (outcome.score, outcome.lost) == (None, True)
+    assert "its worker was lost (pid " in (outcome.reason or "")
+    assert outcome.reason in (place.folder(40) / STDERR).read_text()
+    place.answer = lambda number: None
+    assert place.outcome(proposal(40, allocations[0])).score is not None
+
+
+def test_an_idle_worker_that_is_killed_is_replaced(place: Place, allocations: list[Allocation]) -> None:
+    if alone(place):
+        pytest.skip("there is no other process")
+    pids: list[int] = []
+    place.answer = lambda number: pids.append(writer(place.folder(number) / METRICS))
+    assert place.outcome(proposal(45, allocations[0])).score is not None
+    os.kill(pids[0], signal.SIGKILL)
+    place.answer = lambda number: None
+    outcomes = [place.outcome(proposal(number, allocations[0])) for number in (46, 46, 46)]
+    assert all(outcome.lost for outcome in outcomes if outcome.score is None)
+    assert outcomes[-1].score is not None
+
+
+def test_a_trial_beyond_the_limit_is_ended(place: Place, allocations: list[Allocation]) -> None:
+    outcome = place.outcome(proposal(50, allocations[2]), limit=0.2)
+    assert outcome.score is None
+    assert outcome.lost is not alone(place)
+    assert "the limit is 0 s" in (outcome.reason or "")
+    assert (place.folder(50) / STDERR).exists()
+    assert place.outcome(proposal(51, allocations[0])).score is not None
+
+
+def test_what_concerns_every_trial_is_raised(place: Place, allocations: list[Allocation]) -> None:
+    with pytest.raises(AllocationError, match="cannot be 3: choose one of 8, 16"):
+        place.run(proposal(60, Allocation({**allocations[0], "blocks.0.mlp.hidden": 3})))
+
+
+def test_closing_leaves_no_process(place: Place) -> None:
+    """The last one of each runner."""
+    before = children()
+    assert bool(before) is not alone(place)
+    place.runner.close()
+    assert not children()
+
+
+def writer(path: Path) -> int:
+    """The process that has a file open."""
+    for entry in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if entry.readlink() == path and int(entry.parts[2]) != os.getpid():
+                return int(entry.parts[2])
+    raise AssertionError(f"no process writes {path}")
+
+
+def children() -> set[int]:
+    """Processes that descend from this one: Ray's."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, parent = entry.read_text().rpartition(") ")[2].split()[:2]
+            if state != "Z":
+                parents[int(entry.parts[2])] = int(parent)
+    found, more = set[int](), {os.getpid()}
+    while more:
+        more = {pid for pid, parent in parents.items() if parent in more}
+        found |= more
+    return found
+
+
+# Whole searches
+
+
+def searched(folder: Path, **options: Any) -> pd.DataFrame:
+    silent = Silent()
+    silent.notice = lambda text: None  # type: ignore[attr-defined]
+    return launch(config_of(folder, **options), silent).trials
+
+
+def test_a_search_goes_on_with_another_runner(tmp_path: Path) -> None:
+    """Two workers of Ray, then Tune with one, then this process: no finished trial is repeated, and the figures are those of
+    a search that never left this process, as far as what it proposes depends on no results."""
+    run = tmp_path / "run"
+    begun = searched(tmp_path, runner="ray", parallel=2, trials=4)
+    assert list(begun["state"]) == ["COMPLETE"] * 4
+    ended = written(run)
+    more = searched(tmp_path, runner="tune", parallel=2, trials=7)
+    assert (len(more), set(more["state"])) == (7, {"COMPLETE"})
+    assert list((run / "tune").glob("*/0006_*/progress.csv"))
+    assert not children()
+    whole = searched(tmp_path, trials=8)
+    assert list(whole["number"]) == list(range(8))
+    pd.testing.assert_frame_equal(begun, whole[:4])
+    pd.testing.assert_frame_equal(more, whole[:7])
+    assert written(run).items() >= ended.items()
+    here = searched(tmp_path, trials=4, output=str(tmp_path / "here"))
+    same = ["number", "label", "macs", "params", "error_before", "error", "kl"]
+    pd.testing.assert_frame_equal(here[same], whole[:4][same])
+    volumes = [json.loads((directory / "pareto.json").read_text())["hypervolume"] for directory in (tmp_path / "here", run)]
+    assert 0 < volumes[0] <= volumes[1]
+
+
+def written(run: Path) -> dict[str, bytes]:
+    return {path.parent.name: path.read_bytes() for path in (run / "trials").glob(f"*/{METRICS}")}
