@@ -19,6 +19,8 @@ class Loop:
         stopping: whether no further job should be begun.
         started: called before a trial is run.
         ended: called when the study has been told.
+        waiting: called when every worker has work, before more is waited for; about once a second at least, where the runner
+            returns that often.
         notice: told what a person should know.
     """
 
@@ -30,10 +32,12 @@ class Loop:
         stopping: Callable[[], bool],
         started: Callable[[Proposal], None],
         ended: Callable[[Trial], None],
+        waiting: Callable[[], None],
         notice: Callable[[str], None],
     ) -> None:
         self._study, self._runner, self._wanted = study, runner, wanted
-        self._stopping, self._started, self._ended, self._notice = stopping, started, ended, notice
+        self._stopping, self._started, self._ended, self._waiting = stopping, started, ended, waiting
+        self._notice = notice
         self._jobs: dict[int, Job] = {}
         self._again: list[Job] = []
         self._faults = Faults()
@@ -48,6 +52,7 @@ class Loop:
         """
         while True:
             self._fill()
+            self._waiting()
             if not self._jobs and not self._wanting:
                 return
             ended = self._runner.wait()

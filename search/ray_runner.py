@@ -66,19 +66,20 @@ class RayRunner:
         objective: what to evaluate by; its factors lie in the run directory.
         config: which machines.
         listener: what to tell.
+        worker: class of the workers.
 
     Raises:
         RunError: Ray cannot be started, or the cluster cannot be reached.
         ConfigError: more was asked for than there is.
     """
 
-    def __init__(self, objective: Objective, config: MachineConfig, listener: Listener) -> None:
+    def __init__(self, objective: Objective, config: MachineConfig, listener: Listener, worker: type = Worker) -> None:
         self.limit: float | None = None
         self._listener = listener
         self._started = not ray.is_initialized()
         self.plan = connect(config)
         self._objective = replace(objective, device=self.plan.device)
-        self._actor = ray.remote(Worker).options(**_resources(self.plan))
+        self._actor: Any = ray.remote(worker).options(**_resources(self.plan))
         self._needs: Sequence[Need] = ()
         self._slots = [_Slot() for _ in range(self.plan.workers)]
 
