@@ -9,8 +9,8 @@
     python benchmarks/scaling.py quality --workers 1 2 8 32 --seeds 0 1 2 3 4
 
 *simulated* runs the loop, the study with the additive sampler and its screening, the storage and the tables as a search does,
-on the 48-site surrogate; only the workers sleep. *views* times tables, report and weights after many trials. *ray* has actors that
-sleep. *real* searches the digits demo. *quality* compares hypervolumes of simulated searches.
+on the 48-site surrogate; only the workers sleep. *views* times tables, report and weights after many trials. *ray* has actors
+that sleep. *real* searches the digits demo. *quality* compares hypervolumes of simulated searches.
 
 Efficiency is the share of the workers' time in which they had a job: over the whole run from the first submission to the last
 end, and in the steady state, between the moment when all have work and the last submission.
@@ -264,7 +264,7 @@ def search(runner: Any, trials: int, url: str | None) -> Watched:
         def ignore(given: Any) -> None:
             pass
 
-        loop = Loop(study, runner, trials, lambda: False, ignore, shown.ended, show, print)
+        loop = Loop(study, runner, trials, lambda: False, ignore, shown.ended, print, show)
         study.timed("loop", loop.run)
         study.close()
     return study

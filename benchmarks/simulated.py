@@ -107,7 +107,7 @@ class Sleeper:
 
     sleep: Sleep
 
-    def __init__(self, objective: Any, directory: str, threads: int) -> None:
+    def __init__(self, objective: Any, directory: str, threads: int, processes: int) -> None:
         pass
 
     def prepare(self, needs: Sequence[Need]) -> Iterator[Ready]:

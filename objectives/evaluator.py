@@ -104,10 +104,19 @@ class Evaluator:
 
     def alone(self) -> "Evaluator":
         """The same model, images and factors in a group of one: for what a process does without the others."""
-        if self.group == ALONE:
+        return self.within(ALONE)
+
+    def within(self, group: Group) -> "Evaluator":
+        """The same model, images and factors in another group, which has been joined.
+
+        Raises:
+            ConfigError: the batches cannot be divided among so many.
+        """
+        if group == self.group:
             return self
+        group.divide(self.objective.data.batch_size)
         other = copy.copy(self)
-        other.group = ALONE
+        other.group = group
         vars(other).pop("_answers", None)  # on this process's share of the images
         return other
 

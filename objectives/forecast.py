@@ -14,6 +14,7 @@ from objectives.memory import within_memory
 from spaces.allocation import Allocation
 
 _TIMED = 2  # optimiser steps, after one to warm up
+_STILL = 1e-9  # learning rate: so short a warm-up could diverge where that of a trial does not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ def _timed(evaluator: Evaluator, allocation: Allocation, clock: Callable[[], flo
 
 def _step(evaluator: Evaluator, model: nn.Module, now: Callable[[], float], parts: int) -> float:
     """Seconds of an optimiser step, with the making of its batch."""
-    config = replace(evaluator.objective.finetune, steps=1 + _TIMED)
+    config = replace(evaluator.objective.finetune, steps=1 + _TIMED, lr=_STILL)
     steps = finetune(model, evaluator.data.training(config.steps, seed=0), config, evaluator.teacher, parts=parts)
     next(steps)
     start = now()

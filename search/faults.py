@@ -4,6 +4,7 @@ import re
 from collections import Counter
 
 from search.job import Outcome
+from search.trial import Trial
 from spaces.errors import RunError
 
 _RETRIES = 2
@@ -24,20 +25,20 @@ class Faults:
         self._retries[outcome.number] += 1
         return True
 
-    def ended(self, outcome: Outcome) -> None:
+    def ended(self, trial: Trial) -> None:
         """Take note of how a trial ended.
 
         Raises:
             RunError: the last three failed for the same cause.
         """
-        if outcome.score is not None:
+        if trial.score is not None:
             self._causes.clear()
             return
-        self._causes = [*self._causes, cause_of(outcome.reason or "")][-_SAME:]
+        self._causes = [*self._causes, cause_of(trial.reason or "")][-_SAME:]
         if len(self._causes) == _SAME and len(set(self._causes)) == 1:
             raise RunError(
-                f"stopped: {_SAME} trials in a row failed for the same cause, the last one with: {outcome.reason} "
-                f"(see stderr.log of trial {outcome.number}). Put it right, and the same command continues the run"
+                f"stopped: {_SAME} trials in a row failed for the same cause, the last one with: {trial.reason} "
+                f"(see stderr.log of trial {trial.proposal.number}). Put it right, and the same command continues the run"
             )
 
 

@@ -13,7 +13,7 @@ class Interrupts:
     Outside of the main thread, where Python allows no handlers, nothing is changed.
 
     Args:
-        noted: called at the first Ctrl-C, within the signal handler.
+        noted: called at the first Ctrl-C, in a thread of its own.
 
     Attributes:
         asked: whether there was one.
@@ -40,7 +40,8 @@ class Interrupts:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        self._noted()
+        # In a thread of its own: this one may be in the midst of printing.
+        threading.Thread(target=self._noted, daemon=True).start()
 
     def _terminate(self, number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

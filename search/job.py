@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from objectives.evaluator import Evaluator, OnRung, OnStep
+from objectives.memory import is_out_of_memory
 from objectives.recipes import evaluate_recipe
 from objectives.score import Score
 from search.trial import Proposal, Screening
@@ -32,6 +33,7 @@ class Outcome:
         score: its figures; None where it failed.
         reason: why it failed or was stopped.
         allocation: what a recipe made.
+        starved: it ran out of memory, also with its batches in parts. What its worker holds is better given back.
         lost: it did not fail itself: its worker ended, or was ended because it hung. The same job may succeed elsewhere.
     """
 
@@ -39,6 +41,7 @@ class Outcome:
     score: Score | None
     reason: str | None = None
     allocation: Allocation | None = None
+    starved: bool = False
     lost: bool = False
 
 
@@ -91,7 +94,7 @@ def failed(number: int, error: Exception, folder: Path) -> Outcome:
     """The outcome of a trial that raised; its traceback is kept in stderr.log, unless that cannot be written either."""
     text = "".join(traceback.format_exception(error))
     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    return Outcome(number=number, score=None, reason=reason + keep_stderr(folder, text))
+    return Outcome(number=number, score=None, reason=reason + keep_stderr(folder, text), starved=is_out_of_memory(error))
 
 
 def keep_stderr(folder: Path, text: str) -> str:

@@ -15,6 +15,7 @@ from objectives.cost import Cost, cost_model
 from objectives.count import fvcore_macs
 from objectives.evaluator import Evaluator
 from objectives.finetune import Step
+from objectives.parallel import Group
 from objectives.recipes import RECIPES, check_reach, recipe_of
 from objectives.sensitivity import Errors, closed_form
 from search.audit import audit
@@ -85,7 +86,7 @@ def launch(config: SearchConfig, reporter: Reporter) -> Run:
     finally:
         search.close()
     run = Run(directory)
-    if config.study.audit:
+    if config.study.audit and search.done:
         audit(run, config.study.audit, progress=reporter.stage)
     return run
 
@@ -127,6 +128,7 @@ class _Search:
         objective = self.config.objective(self.directory)
         if self.config.machines.chosen_runner != "in-process":
             objective = replace(objective, device="cpu")
+        Group(size=self.config.machines.gpus_per_trial).divide(self.config.data.batch_size)
         return Evaluator(objective, self.reporter.stage, self._accept)
 
     def _runner(self) -> Runner:
@@ -190,7 +192,7 @@ class _Search:
 
             loop = Loop(
                 self.study, self.runner, wanted, stopping,
-                self.reporter.started, self._ended, partial(self._show, self.runner.workers == 1), self.reporter.notice,
+                self.reporter.started, self._ended, self.reporter.notice, partial(self._show, self.runner.workers == 1),
             )  # fmt: skip
             try:
                 loop.run()
@@ -199,12 +201,13 @@ class _Search:
                 self.views.write_report()
             if interrupts.asked:
                 raise KeyboardInterrupt
-        if not any(trial.state == "COMPLETE" for trial in self.study.trials):
-            reasons = sorted({trial.reason or "" for trial in self.study.trials}) or ["no time was left for one"]
-            raise RunError(f"all {len(self.study.trials)} trials failed: {reasons[0]} (see {self.directory / 'trials'})")
-        if self._late and len(self.study.trials) < wanted:
-            done = len(self.study.trials)
-            self.reporter.notice(f"no time is left within --max-hours after {done} of {wanted} trials: launch again to go on")
+        ended = len(self.study.trials)
+        if ended and not any(trial.state == "COMPLETE" for trial in self.study.trials):
+            reasons = sorted({trial.reason or "" for trial in self.study.trials})
+            raise RunError(f"all {ended} trials failed: {reasons[0]} (see {self.directory / 'trials'})")
+        self.done = ended >= wanted or not self._late
+        if not self.done:
+            self.reporter.notice(f"no time is left within --max-hours after {ended} of {wanted} trials: launch again to go on")
 
     def close(self) -> None:
         self.runner.close()

@@ -19,9 +19,9 @@ class Loop:
         stopping: whether no further job should be begun.
         started: called before a trial is run.
         ended: called when the study has been told.
-        waiting: called when every worker has work, before more is waited for; about once a second at least, where the runner
-            returns that often.
         notice: told what a person should know.
+        filled: called when all workers were given work, before more is waited for: about once a second, where the runner
+            returns that often.
     """
 
     def __init__(
@@ -32,14 +32,14 @@ class Loop:
         stopping: Callable[[], bool],
         started: Callable[[Proposal], None],
         ended: Callable[[Trial], None],
-        waiting: Callable[[], None],
         notice: Callable[[str], None],
+        filled: Callable[[], None] = lambda: None,
     ) -> None:
         self._study, self._runner, self._wanted = study, runner, wanted
-        self._stopping, self._started, self._ended, self._waiting = stopping, started, ended, waiting
-        self._notice = notice
+        self._stopping, self._started, self._ended = stopping, started, ended
+        self._notice, self._filled = notice, filled
         self._jobs: dict[int, Job] = {}
-        self._again: list[Job] = []
+        self._waiting: list[Job] = []  # for a worker
         self._faults = Faults()
         self._exhausted = False
 
@@ -52,52 +52,52 @@ class Loop:
         """
         while True:
             self._fill()
-            self._waiting()
+            self._filled()
             if not self._jobs and not self._wanting:
                 return
             ended = self._runner.wait()
-            if isinstance(ended, Screened):
-                self._screened(ended.number, ended.divergences)
-            elif ended is not None:
-                self._end(ended)
+            if ended is not None:
+                self._end(self._jobs.pop(ended.number), ended)
 
     @property
     def _wanting(self) -> bool:
         """Whether another job should be begun, if there is room for it."""
         if self._stopping():
             return False
-        return bool(self._again) or (not self._exhausted and len(self._study.trials) + len(self._jobs) < self._wanted)
+        return bool(self._waiting) or (not self._exhausted and len(self._study.trials) + len(self._jobs) < self._wanted)
 
     def _fill(self) -> None:
         while self._runner.free > 0 and self._wanting:
-            if self._again:
-                self._submit(self._again.pop(0))
-            else:
+            if not self._waiting:
                 self._take(self._study.ask())
-
-    def _take(self, job: Job | None) -> None:
-        self._exhausted = job is None
-        if job is not None:
-            if isinstance(job, Proposal):
-                self._started(job)
-            self._submit(job)
+            if self._waiting:
+                self._submit(self._waiting.pop(0))
 
     def _submit(self, job: Job) -> None:
         self._jobs[job.number] = job
         self._runner.submit(job, self._study.folder(job.number))
 
-    def _screened(self, number: int, divergences: Sequence[float]) -> None:
-        del self._jobs[number]
+    def _take(self, job: Job | None) -> None:
+        self._exhausted = job is None
+        if job is not None:
+            self._waiting.append(job)
+        if isinstance(job, Proposal):
+            self._started(job)
+
+    def _end(self, job: Job, ended: Outcome | Screened) -> None:
+        if isinstance(ended, Screened):
+            self._choose(ended.number, ended.divergences)
+        elif self._faults.again(ended):
+            what = "trial" if isinstance(job, Proposal) else "the screening for trial"
+            self._notice(f"{what} {ended.number} is run again: {ended.reason}")
+            self._waiting.append(job)
+        elif isinstance(job, Proposal):
+            trial = self._study.tell(ended.number, ended.score, ended.reason, ended.allocation)
+            self._ended(trial)
+            self._faults.ended(trial)
+        else:  # screening was lost every time: its candidates are chosen from as if they had not been measured
+            self._choose(ended.number, [float("nan")] * len(job.candidates))
+
+    def _choose(self, number: int, divergences: Sequence[float]) -> None:
         if not self._stopping():  # else its number is proposed again when the run goes on
             self._take(self._study.choose(number, divergences))
-
-    def _end(self, outcome: Outcome) -> None:
-        job = self._jobs.pop(outcome.number)
-        if self._faults.again(outcome):
-            self._notice(f"trial {outcome.number} is run again: {outcome.reason}")
-            self._again.append(job)
-        elif isinstance(job, Proposal):
-            self._ended(self._study.tell(outcome.number, outcome.score, outcome.reason, outcome.allocation))
-            self._faults.ended(outcome)
-        else:  # screening was lost every time: its candidates are chosen from as if they had not been measured
-            self._screened(outcome.number, [float("nan")] * len(job.candidates))

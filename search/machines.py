@@ -55,6 +55,8 @@ class MachineConfig:
             raise ConfigError("workers_per_gpu and gpus_per_trial exclude each other: a trial shares a GPU or has several")
         if self.runner == "in-process" and self.distributed:
             raise ConfigError("runner in-process runs one trial on one device: leave it out, or choose --runner ray")
+        if self.ray_address is not None and self.ray_address.startswith("ray://"):
+            raise ConfigError(f"ray_address must be auto or host:port, got {self.ray_address}: launch on a node")
         if self.runner == "tune" and self.gpus_per_trial > 1:
             raise ConfigError("gpus_per_trial needs --runner ray")
 

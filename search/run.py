@@ -200,6 +200,8 @@ def check_same_run(directory: Path, config: SearchConfig) -> None:
     stored = stored_options(directory)
     if not stored:
         return
+    if config.study.storage is not None and ":***@" in config.study.storage:
+        raise RunError(f"{directory} does not keep the password of {config.study.storage}: give --storage with it again")
     before, now = SearchConfig.from_flat(stored).flat(), config.flat()
     if now["storage"] is not None:
         now["storage"] = masked(now["storage"])

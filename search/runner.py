@@ -104,7 +104,8 @@ class InProcessRunner:
         return [name_of(self._evaluator.device)]
 
     def prepare(self, needs: Sequence[Need]) -> None:
-        warm(self._evaluator, needs)
+        compute(self._evaluator, needs)
+        self._evaluator.warm()
 
     def forecast(self, allocation: Allocation) -> Forecast:
         return forecast(self._evaluator, allocation)
@@ -134,9 +135,9 @@ class InProcessRunner:
         self._submitted.clear()
 
 
-def warm(evaluator: Evaluator, needs: Sequence[Need]) -> None:
-    """Load or compute all that trials use, so that none of them pays for it."""
-    evaluator.warm()
+def compute(evaluator: Evaluator, needs: Sequence[Need]) -> None:
+    """Compute what is computed once per run, or load it where that was done."""
+    _ = evaluator.dense
     if "factors" in needs:
         _ = evaluator.factors
     if "profile" in needs:

@@ -21,8 +21,9 @@ from objectives.evaluator import Evaluator
 from objectives.finetune import Step
 from objectives.forecast import Forecast, forecast
 from objectives.objective import Objective
+from objectives.parallel import join_group
 from search.job import Job, Outcome, Screened, run_job
-from search.runner import Need, warm
+from search.runner import Need, compute
 from search.trial import Proposal
 from spaces.allocation import Allocation
 from spaces.errors import RunError
@@ -72,10 +73,11 @@ class Worker:
         objective: what to evaluate by.
         directory: working directory of the search, in which its relative paths mean something.
         threads: CPU threads.
+        processes: that fine-tune each candidate together; with more than one, they have to `join` before they take jobs.
     """
 
-    def __init__(self, objective: Objective, directory: str, threads: int) -> None:
-        self._objective, self._directory, self._threads = objective, Path(directory), threads
+    def __init__(self, objective: Objective, directory: str, threads: int, processes: int = 1) -> None:
+        self._objective, self._directory, self._threads, self._processes = objective, Path(directory), threads, processes
         self._answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._evaluator: Evaluator | None = None
 
@@ -96,17 +98,41 @@ class Worker:
                 tell(Stage(what=what, done=done, total=total))
 
             evaluator = Evaluator(self._objective, stage)
-            warm(evaluator, needs)
+            compute(evaluator, needs)
+            if self._processes == 1:
+                evaluator.warm()
             self._evaluator = evaluator
-            stderr = Path("/proc/self/fd/2").resolve()
-            return Ready(host=socket.gethostname(), pid=os.getpid(), device=name_of(evaluator.device), stderr=str(stderr))
+            return self._place(evaluator)
 
         yield from self._stream(work)  # type: ignore[misc]
+
+    def join(self, needs: Sequence[Need], rank: int, address: str, port: int) -> Ready:
+        """Become one of several processes that fine-tune each candidate together; prepares where that was not done.
+
+        Args:
+            needs: as for `prepare`; computed by the first process before the others join.
+            rank: which of them.
+            address, port: where the first one listens.
+        """
+        torch.set_num_threads(self._threads)
+        if self._evaluator is None:
+            for _ in self.prepare(needs):
+                pass
+        evaluator = self._ready
+        self._evaluator = evaluator.within(join_group(rank, self._processes, address, port, evaluator.device))
+        self._evaluator.warm()
+        return self._place(evaluator)
+
+    def follow(self, proposal: Proposal) -> None:
+        """Take part in a trial that the first process of the group runs."""
+        torch.set_num_threads(self._threads)
+        assert proposal.allocation is not None
+        self._ready.evaluate(proposal.allocation, proposal.seed)
 
     def forecast(self, allocation: Allocation) -> Forecast:
         """What a trial takes."""
         torch.set_num_threads(self._threads)
-        return forecast(self._ready, allocation)
+        return forecast(self._ready.alone(), allocation)
 
     def run(self, job: Job, folder: Path) -> Iterator[Step | AtRung | Outcome | Screened]:
         """Run a job; ends with its outcome.
@@ -134,6 +160,10 @@ class Worker:
             faulthandler.dump_traceback(file)
             file.seek(0)
             return file.read()
+
+    def _place(self, evaluator: Evaluator) -> Ready:
+        stderr = Path("/proc/self/fd/2").resolve()
+        return Ready(host=socket.gethostname(), pid=os.getpid(), device=name_of(evaluator.device), stderr=str(stderr))
 
     @property
     def _ready(self) -> Evaluator:

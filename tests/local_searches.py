@@ -8,6 +8,7 @@ from objectives.sensitivity import Errors
 from search.knapsack import Knapsack
 from search.parametrisation import Budgets, Multipliers
 from search.study import Study
+from search.trial import Proposal, Screening
 from spaces.allocation import Allocation
 from spaces.sites import Operator, Site, Space
 
@@ -62,6 +63,15 @@ def score_of(allocation: Allocation) -> Score:
 def scored(error: float, macs: int, divergence: float = 0.0) -> Score:
     """The score of a candidate of this error, MACs, and divergence before the fine-tune."""
     return Score(error=error, error_before=error, kl=0.0, kl_before=divergence, macs=macs, params=macs, steps=10, seconds=0.1)
+
+
+def asked(study: Study) -> Proposal:
+    """The next trial; where candidates are screened for it, the larger one diverges less."""
+    found = study.ask()
+    while isinstance(found, Screening):
+        found = study.choose(found.number, [1 / sum(candidate.values()) for candidate in found.candidates])
+    assert found is not None
+    return found
 
 
 _OPENED: list[Study] = []

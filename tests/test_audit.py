@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from local_launches import Silent, config_of
 from local_runs import DIGITS, MODEL, Fails
-from test_launch import Silent, config_of
 from test_report import Page, frame, summary
 
 import run_search

@@ -10,72 +10,21 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import torch
+from local_launches import Silent, config_of
 from rich.console import Console
 from torch import nn
 
+from objectives import evaluator
 from objectives.data import Data
 from objectives.error import evaluate
-from objectives.finetune import Step
-from search import SearchConfig, export, launch, open_run
+from search import export, launch, open_run
 from search.progress import Display
 from search.run import Run
-from search.trial import Proposal, Trial
 from spaces import load_compressed
 from spaces.errors import CheckpointError, RunError, TargetError
-from spaces.files import save_tensors
-from spaces.models import ModelConfig, create_model, preprocessing
+from spaces.models import create_model, preprocessing
 
 pytestmark = pytest.mark.slow
-
-OPTIONS: dict[str, Any] = {
-    "model": "vit_tiny_patch16_224",
-    "model_kwargs": {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "depth": 2, "num_heads": 2},
-    "num_classes": 10,
-    "mean": [0.3],
-    "std": [0.37],
-    "crop_pct": 1.0,
-    "dataset": "digits",
-    "hflip": 0.0,
-    "batch_size": 32,
-    "calibration_size": 256,
-    "steps": 3,
-    "target": ["flops=60%"],
-    "trials": 8,
-    "device": "cpu",
-    "threads": 1,
-}
-
-
-class Silent:
-    """A reporter that keeps what it was told, and stops the search where it is asked to."""
-
-    def __init__(self, stop_at: int | None = None) -> None:
-        self.stop_at, self.trials, self.steps = stop_at, list[Trial](), 0
-
-    def stage(self, what: str, done: int, total: int) -> None: ...
-
-    def began(self, directory: Path, summary: dict[str, Any], trials: int, steps: int) -> None: ...
-
-    def started(self, proposal: Proposal) -> None:
-        if proposal.number == self.stop_at:
-            raise KeyboardInterrupt
-
-    def step(self, number: int, step: Step) -> None:
-        self.steps += 1
-
-    def finished(self, trial: Trial, summary: dict[str, Any], count: int) -> None:
-        self.trials.append(trial)
-
-
-def config_of(folder: Path, **options: Any) -> SearchConfig:
-    checkpoint = folder / "dense.safetensors"
-    if not checkpoint.exists():
-        torch.manual_seed(0)
-        model = create_model(ModelConfig(model=OPTIONS["model"], num_classes=10, model_kwargs=OPTIONS["model_kwargs"]))
-        save_tensors(checkpoint, model.state_dict())
-    output = options.pop("output", str(folder / "run"))
-    return SearchConfig.from_flat({**OPTIONS, "checkpoint": str(checkpoint), "output": output, **options})
 
 
 @pytest.fixture(scope="module")
@@ -156,16 +105,14 @@ def test_interrupted_and_continued_equals_uninterrupted(run: Run, tmp_path: Path
 
 
 def test_failed_trials_are_recorded_and_the_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from objectives import objective
+    genuine = evaluator.finetune
 
-    genuine = objective.finetune
-
-    def sometimes(model: nn.Module, *arguments: Any) -> Any:
-        if sum(p.numel() for p in model.parameters()) < 20_000:
+    def sometimes(model: nn.Module, *arguments: Any, **options: Any) -> Any:
+        if sum(p.numel() for p in model.parameters()) < 14_000:
             raise RuntimeError("out of\nmemory <b>")
-        return genuine(model, *arguments)
+        return genuine(model, *arguments, **options)
 
-    monkeypatch.setattr(objective, "finetune", sometimes)
+    monkeypatch.setattr(evaluator, "finetune", sometimes)
     run = launch(config_of(tmp_path, trials=6), Silent())
     failed = run.trials[run.trials["state"] == "FAIL"]
     assert 0 < len(failed) < 6

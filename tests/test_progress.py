@@ -1,13 +1,16 @@
 """What a search shows while it runs, of one target and of several."""
 
 from io import StringIO
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from objectives.score import Score
+from search.forecast import Outlook
 from search.progress import Display, front_table
 from search.trial import Proposal, Trial
 from spaces.allocation import Allocation
@@ -35,11 +38,18 @@ def summary(targets: list[dict[str, Any]], best: list[int | None]) -> dict[str, 
     }
 
 
+@pytest.fixture(autouse=True)
+def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six seconds pass between two looks at it."""
+    monkeypatch.setattr("search.progress.time", SimpleNamespace(monotonic=count(100.0, 6.0).__next__))
+
+
 def shown(found: dict[str, Any], width: int = 250) -> str:
     """The first lines of a search that goes on, and that of a trial which finishes."""
     text = StringIO()
     with Display(Console(file=text, width=width)) as display:
-        display.began(Path("runs/one"), found, 20, 100)
+        outlook = Outlook(trials=20, finished=5, workers=1, seconds=3.0, weights=1000, free=10**12)
+        display.began(Path("runs/one"), found, outlook, 100)
         score = Score(error=0.25, error_before=0.4, kl=0.1, kl_before=0.2, macs=400, params=120, steps=100, seconds=3.0)
         proposal = Proposal(number=5, allocation=Allocation({"b.qk": 8}), space="contract", seed=0)
         display.finished(Trial(proposal=proposal, score=score, reason=None), found, 6)
@@ -71,9 +81,10 @@ def shown(found: dict[str, Any], width: int = 250) -> str:
 )
 def test_targets_and_their_best_are_shown(targets: list[Any], best: list[int | None], target: str, words: str) -> None:
     text = shown(summary(targets, best))
+    assert "forecast: 3.0 s a trial; 15 trials on 1 worker take 45 s (0.013 worker-hours); weights at most 1.5e-05 GB" in text
     assert f"{target} 20 trials in runs/one, continuing after 5" in text
     assert text.splitlines()[-1] == (
-        f"trial 5: keeps 40.0 % (−60.0 %) of MACs, error 40.00% as built, 25.00% fine-tuned, 3.0 s; {words}"
+        f"trial 5: keeps 40.0 % (−60.0 %) of MACs, error 40.00% as built, 25.00% fine-tuned, 3.0 s; {words}; 84 s left"
     )
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from local_launches import OPTIONS, Silent
 from local_searches import score_of
 from rich.console import Console
 from test_evaluator import DATA, MODEL, half
-from test_launch import OPTIONS, Silent
 from test_report import Page
 from test_study import open_study
 from torch import nn
@@ -28,7 +28,7 @@ from objectives.finetune import FinetuneConfig
 from objectives.objective import Objective
 from objectives.score import Score
 from objectives.splits import DataConfig
-from search import SearchConfig, export, launch, runner
+from search import SearchConfig, export, job, launch
 from search.cli import build_parser, given_options
 from search.demo import train_dense
 from search.progress import Display
@@ -327,7 +327,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
     """The classes of the hopeless candidates are turned round as they are built: no eight steps mend that."""
-    genuine = runner._score
+    genuine = job._score
 
     def turned_round(model: nn.Module) -> nn.Module:
         with torch.no_grad():
@@ -341,7 +341,7 @@ def _spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
                 patch.setattr(evaluator, "build", lambda allocation: turned_round(build(allocation)))
             return genuine(evaluator, proposal, *arguments)
 
-    monkeypatch.setattr(runner, "_score", spoil)
+    monkeypatch.setattr(job, "_score", spoil)
 
 
 def searched(folder: Path, dense: Path, **options: Any) -> SearchConfig:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import optuna
 import pytest
 import sqlalchemy
-from local_searches import opened, score_of, searched, space_of
+from local_searches import asked, opened, score_of, searched, space_of
 from local_servers import (
     PASSWORD,
     QUOTED,
@@ -92,10 +92,6 @@ def open_study(directory: Path, url: str | None, **options: Any) -> Study:
     return opened(Study(directory, **{**settings, **options}, storage=url))
 
 
-def screen(allocation: Any) -> float:
-    return 1 / sum(allocation.values())
-
-
 def told(study: Study, proposal: Proposal | None) -> None:
     """Tell a made-up result: some fail, some are stopped, and figures are missing or not numbers."""
     assert proposal is not None and proposal.allocation is not None
@@ -111,7 +107,7 @@ def told(study: Study, proposal: Proposal | None) -> None:
 
 def run(study: Study, trials: int) -> None:
     while len(study.trials) < trials:
-        told(study, study.ask())
+        told(study, asked(study))
 
 
 def stored(study: Study) -> list[tuple[Any, ...]]:
@@ -129,13 +125,13 @@ def numbers(study: Study) -> list[int]:
 
 @everywhere
 def test_reopened_trials_are_those_that_were_told(place: Place, directory: Path) -> None:
-    study = open_study(directory, place.url, sampler="additive", screen=screen)
+    study = open_study(directory, place.url, sampler="additive", screening=True)
     study.enqueue("dense", study.parametrisation.budgets.space.identity())
     run(study, 10)
     before, trials = stored(study), study.trials
     assert any("additive:screened" in system for *_, system in before)
     study.close()
-    again = open_study(directory, place.url, sampler="additive", screen=screen)
+    again = open_study(directory, place.url, sampler="additive", screening=True)
     assert repr(again.trials) == repr([replace(t, proposal=replace(t.proposal, attributes={})) for t in trials])
     assert stored(again) == before
     assert {trial.state for trial in again.trials} == {"COMPLETE", "PRUNED", "FAIL"}
@@ -258,7 +254,7 @@ def test_an_insertion_that_was_carried_out_is_not_repeated(
             raise OperationalError("COMMIT", {}, RuntimeError("server closed the connection"))
 
     monkeypatch.setattr(sqlalchemy.orm.Session, "commit", unclear)
-    told(study, study.ask())
+    told(study, asked(study))
     monkeypatch.undo()
     assert len(broken) == 7
     run(study, 5)

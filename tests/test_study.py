@@ -9,7 +9,7 @@ from typing import Any
 
 import optuna
 import pytest
-from local_searches import opened, score_of, searched, space_of
+from local_searches import asked, opened, score_of, searched, space_of
 
 from objectives.score import Score
 from search.parametrisation import Multipliers
@@ -98,8 +98,7 @@ def scheduled(directory: Path, schedule: int, kills: int, trials: int, **options
             study.close()
             study, flying = started(directory, **options), {}
         elif len(flying) < 3:
-            proposal = study.ask()
-            assert proposal is not None
+            proposal = asked(study)
             assert seen.setdefault(proposal.number, proposal) == proposal, "what was interrupted is run as it was"
             flying[proposal.number] = proposal
         else:
@@ -122,11 +121,7 @@ def test_killed_with_trials_in_flight_proposes_what_an_uninterrupted_one_would(
 ) -> None:
     """Given the same order of results, whatever the moments at which it was killed."""
     trials = 14 if parametrisation is CRAMPED else 40 if sampler == "nsga2" else 20  # of 16 is a generation
-    options = {
-        "sampler": sampler,
-        "parametrisation": parametrisation,
-        "screen": lambda allocation: 1 / sum(allocation.values()),
-    }
+    options = {"sampler": sampler, "parametrisation": parametrisation, "screening": True}
     for schedule in range(schedules):
         whole = scheduled(tmp_path / f"whole{schedule}", schedule, 0, trials, **options)
         part = scheduled(tmp_path / f"part{schedule}", schedule, 4, trials, **options)

@@ -1,0 +1,135 @@
+"""Ray: started here or joined, and the processes of one worker in it."""
+
+import logging
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from objectives.parallel import free_port
+from search.machines import MachineConfig, Plan, plan_workers
+from spaces.errors import RunError
+
+_LAST_LINES = 60
+_REACH_SECONDS = 10.0
+_OBJECT_STORE = 128 << 20  # what passes through it are events: some hundred bytes each
+
+
+def connect(config: MachineConfig) -> Plan:
+    """Start Ray on this machine, or join a cluster, or take the one that this process is in already.
+
+    Raises:
+        RunError: it cannot be started or reached.
+        ConfigError: more was asked for than there is.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if config.ray_address is None and not ray.is_initialized():
+        there = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+        plan = plan_workers(config, there)
+        # CPUs here are a name for room: a search of more workers than cores is slow, not refused.
+        cpus = max(int(there["CPU"]), plan.workers * plan.processes)
+        _init(num_cpus=cpus, num_gpus=int(there["GPU"]), object_store_memory=_OBJECT_STORE, include_dashboard=False)
+        return plan
+    if not ray.is_initialized():
+        assert config.ray_address is not None
+        _check_reachable(config.ray_address)
+        _init(address=config.ray_address)
+    return plan_workers(config, ray.cluster_resources())  # type: ignore[no-untyped-call]
+
+
+def _check_reachable(address: str) -> None:
+    """Raise unless something listens there: Ray itself tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if address == "auto" or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), _REACH_SECONDS).close()
+    except OSError as error:
+        raise RunError(f"the cluster at {address} cannot be reached: {error.strerror or error}") from error
+
+
+def _init(**options: Any) -> None:
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
+        where = f"the cluster at {options['address']} cannot be reached" if "address" in options else "Ray cannot be started"
+        raise RunError(f"{where}: {' '.join(str(error).split())[:300]}") from error
+
+
+class Team:
+    """The processes of one worker: actors of one class, close to each other where there are several.
+
+    Args:
+        kind: class of the actors.
+        plan: what each of them gets.
+        arguments: of the class.
+    """
+
+    def __init__(self, kind: type[Any], plan: Plan, *arguments: Any) -> None:
+        self._bundles: PlacementGroup | None = None
+        if plan.processes > 1:  # all or none of them are given room
+            self._bundles = placement_group([{"CPU": 1, "GPU": plan.gpus}] * plan.processes, strategy="PACK")
+        places = [
+            "SPREAD" if self._bundles is None else PlacementGroupSchedulingStrategy(self._bundles, index)
+            for index in range(plan.processes)
+        ]
+        actor = ray.remote(kind)
+        self.actors = [actor.options(scheduling_strategy=each, **_options(plan)).remote(*arguments) for each in places]
+
+    @property
+    def first(self) -> Any:
+        """The actor that leads the others."""
+        return self.actors[0]
+
+    def meeting_point(self) -> tuple[str, int]:
+        """Address and free port of the first process, where the others can find it.
+
+        Raises:
+            RayError: it is lost.
+        """
+        call = self.first.__ray_call__.remote(lambda worker: (ray.util.get_node_ip_address(), free_port()))  # type: ignore[no-untyped-call]
+        address, port = ray.get(call)
+        return address, port
+
+    def kill(self) -> None:
+        """End all of them at once."""
+        for actor in self.actors:
+            with suppress(RayError):
+                ray.kill(actor, no_restart=True)
+        if self._bundles is not None:
+            with suppress(RayError):
+                remove_placement_group(self._bundles)
+
+
+def _options(plan: Plan) -> dict[str, Any]:
+    """A second thread answers at rungs while the first one runs a job. A worker that is lost is replaced here, not by Ray."""
+    return {
+        "num_cpus": 1,
+        "num_gpus": plan.gpus,
+        "max_concurrency": 2,
+        "max_restarts": 0,
+        "max_task_retries": 0,
+        "runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(plan.threads)}},
+    }
+
+
+def first_sentence(error: BaseException) -> str:
+    """What Ray says, without its guesses at the cause."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = (lines or [type(error).__name__])[-1].rpartition("Worker exit detail: ")[2]
+    return text.partition(" Some common causes")[0][:300]
+
+
+def last_lines(path: str) -> str:
+    """What a process wrote to its stderr last; nothing where the file is on another host."""
+    if not Path(path).is_file():
+        return ""
+    return "\n".join(Path(path).read_text(errors="replace").splitlines()[-_LAST_LINES:])

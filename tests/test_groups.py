@@ -1,0 +1,118 @@
+"""Candidates that several processes fine-tune together, as Ray actors: CPU processes stand for GPUs."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from test_launch import config_of
+
+from objectives.evaluator import Evaluator
+from search.job import WEIGHTS, Outcome
+from search.machines import MachineConfig
+from search.ray_runner import RayRunner
+from search.runner import Listener
+from search.trial import Proposal, Screening
+from spaces.allocation import Allocation
+
+pytestmark = pytest.mark.slow
+
+STEPS = 60
+
+
+class Run:
+    """A runner of one worker of two processes, and an evaluator of the same objective in this process."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "run").mkdir()
+        self.folder = folder / "run"
+        self.notices: list[str] = []
+        config = config_of(folder, steps=STEPS, lr=5e-3, rungs=[0.5], eval_batch_size=64)
+        self.rungs: list[int] = []
+        listener = Listener(notice=self.notices.append, at_rung=self.at_rung)
+        self.runner = RayRunner(config.objective(self.folder), MachineConfig(gpus_per_trial=2, threads=1), listener)
+        self.runner.prepare(["factors"])
+        self.evaluator = Evaluator(config.objective(self.folder))
+        self.allocation = self.evaluator.space.smallest(lambda allocation: self.evaluator.costs.load(allocation, {"macs": 1}))
+
+    def at_rung(self, proposal: Proposal, step: int, error: float) -> str | None:
+        self.rungs.append(step)
+        return "stopped by the test" if proposal.number == 3 else None
+
+    def start(self, number: int, allocation: Allocation | None = None) -> None:
+        self.wait_free()
+        proposal = Proposal(number=number, allocation=allocation or self.allocation, space="contract", seed=0)
+        self.runner.submit(proposal, self.folder / "trials" / f"{number:04d}")
+
+    def outcome(self) -> Outcome:
+        return next(iter(self.ended(60)))
+
+    def ended(self, seconds: float) -> Iterator[Outcome]:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if isinstance(outcome := self.runner.wait(), Outcome):
+                yield outcome
+
+    def wait_free(self) -> None:
+        end = time.monotonic() + 60
+        while not self.runner.free and time.monotonic() < end:
+            assert self.runner.wait() is None
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    run = Run(tmp_path_factory.mktemp("groups"))
+    yield run
+    run.runner.close()
+
+
+def processes() -> list[int]:
+    """Of all workers, whatever they are doing."""
+    found = psutil.Process().children(recursive=True)
+    return [process.pid for process in found if process.name().startswith("ray::Worker")]
+
+
+def test_two_processes_find_what_one_finds(run: Run) -> None:
+    run.start(0)
+    outcome = run.outcome()
+    alone = run.evaluator.evaluate(run.allocation, seed=0)
+    assert outcome.score is not None and outcome.score.error is not None and alone.error is not None
+    assert outcome.score.error_before == alone.error_before
+    assert outcome.score.error == pytest.approx(alone.error, abs=0.08)
+    assert outcome.score.error < outcome.score.error_before - 0.1
+    assert (outcome.score.macs, list(outcome.score.rungs)) == (alone.macs, [STEPS // 2])
+    assert (run.folder / "trials" / "0000" / WEIGHTS).exists()
+
+
+def test_one_process_screens(run: Run) -> None:
+    run.wait_free()
+    run.runner.submit(Screening(number=1, candidates=(run.allocation,)), run.folder / "trials" / "0001")
+    while (screened := run.runner.wait()) is None:
+        pass
+    assert not isinstance(screened, Outcome)
+    assert screened.divergences == pytest.approx([run.evaluator.divergence(run.allocation)], rel=1e-4)
+
+
+def test_all_stop_at_a_rung(run: Run) -> None:
+    run.start(3)
+    outcome = run.outcome()
+    assert outcome.reason == "stopped by the test"
+    assert outcome.score is not None and outcome.score.error is None
+    run.start(4)
+    assert run.outcome().score is not None
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_group_that_loses_a_process_is_replaced(run: Run, which: int) -> None:
+    run.start(5 + which)
+    before = processes()
+    assert len(before) == 2
+    os.kill(before[which], 9)
+    outcome = run.outcome()
+    assert outcome.lost and outcome.score is None and outcome.reason is not None
+    assert (run.folder / "trials" / f"{5 + which:04d}" / "stderr.log").exists()
+    run.start(7 + which)
+    assert run.outcome().score is not None
+    assert not set(before) & set(processes())
