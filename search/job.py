@@ -2,19 +2,21 @@
 
 import json
 import math
-import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 from objectives.evaluator import Evaluator, OnRung, OnStep
+from objectives.finetune import Step
 from objectives.memory import is_out_of_memory
 from objectives.recipes import evaluate_recipe
 from objectives.score import Score
 from search.trial import Proposal, Screening
 from spaces.allocation import Allocation
 from spaces.errors import CompressionError
+from spaces.files import cut_torn_line
 
 WEIGHTS, METRICS, STDERR, CHECKPOINT = "weights.safetensors", "metrics.jsonl", "stderr.log", "checkpoint.safetensors"
 
@@ -75,11 +77,11 @@ def run_trial(evaluator: Evaluator, proposal: Proposal, folder: Path, on_step: O
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / METRICS).open("w", encoding="utf-8") as metrics:
+        with _metrics(folder) as metrics:
 
-            def record(step: object) -> None:
-                metrics.write(json.dumps({**asdict(step), "time": time.time()}) + "\n")  # type: ignore[call-overload]
-                on_step(step)  # type: ignore[arg-type]
+            def record(step: Step) -> None:
+                metrics.write(json.dumps(asdict(step)) + "\n")
+                on_step(step)
 
             score, allocation = _score(evaluator, proposal, record, on_rung, folder)
             metrics.write(json.dumps(asdict(score)) + "\n")
@@ -90,11 +92,25 @@ def run_trial(evaluator: Evaluator, proposal: Proposal, folder: Path, on_step: O
     return Outcome(number=proposal.number, score=score, reason=reason, allocation=allocation)
 
 
+def _metrics(folder: Path) -> IO[str]:
+    """The trial's steps, a line each as they are taken; a fine-tune that goes on from a rung adds to those before."""
+    cut_torn_line(folder / METRICS)
+    mode = "a" if (folder / CHECKPOINT).exists() else "w"
+    return (folder / METRICS).open(mode, buffering=1, encoding="utf-8")
+
+
 def failed(number: int, error: Exception, folder: Path) -> Outcome:
     """The outcome of a trial that raised; its traceback is kept in stderr.log, unless that cannot be written either."""
     text = "".join(traceback.format_exception(error))
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    reason = f"{type(error).__name__}: {_said(error)[:300]}"
     return Outcome(number=number, score=None, reason=reason + keep_stderr(folder, text), starved=is_out_of_memory(error))
+
+
+def _said(error: Exception) -> str:
+    """In one line; of what torch brings from another process, where it was and the end of the traceback that it quotes."""
+    text = str(error)
+    where, quoted, _ = text.partition("\nOriginal Traceback")
+    return " ".join((f"{where} {text.splitlines()[-1]}" if quoted else text).split())
 
 
 def keep_stderr(folder: Path, text: str) -> str:

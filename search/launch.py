@@ -15,6 +15,7 @@ from objectives.cost import Cost, cost_model
 from objectives.count import fvcore_macs
 from objectives.evaluator import Evaluator
 from objectives.finetune import Step
+from objectives.objective import Objective
 from objectives.parallel import Group
 from objectives.recipes import RECIPES, check_reach, recipe_of
 from objectives.sensitivity import Errors, closed_form
@@ -26,6 +27,7 @@ from search.forecast import Outlook
 from search.interrupts import Interrupts
 from search.knapsack import Knapsack
 from search.loop import Loop
+from search.machines import MachineConfig
 from search.parametrisation import Budgets, Limits, parametrise
 from search.run import Run, check_same_model, check_same_run, default_output, identity_of, make_directory
 from search.rungs import reason_to_stop
@@ -35,7 +37,7 @@ from search.table import describe_space
 from search.targets import Reach, Target, budgets_of, check_jointly, parse_targets, reach_of, recipe_budgets
 from search.trial import Proposal, Trial
 from search.views import Views
-from spaces.errors import CountError, RunError
+from spaces.errors import ConfigError, CountError, RunError, first_line
 from spaces.files import write_json
 from spaces.vit import describe
 
@@ -137,9 +139,12 @@ class _Search:
         )
         if self.config.machines.chosen_runner == "in-process":
             return InProcessRunner(self.evaluator, listener)
+        objective = self.config.objective(self.directory)
+        if self.config.machines.chosen_runner == "tune":
+            return _tune_runner(objective, self.evaluator, self.config.machines, listener)
         from search.ray_runner import RayRunner  # importing Ray takes seconds, and a search in process needs none of it
 
-        return RayRunner(self.config.objective(self.directory), self.config.machines, listener)
+        return RayRunner(objective, self.config.machines, listener)
 
     def _needs(self) -> Sequence[Need]:
         if self.config.study.recipe is not None:
@@ -196,13 +201,17 @@ class _Search:
             )  # fmt: skip
             try:
                 loop.run()
-            finally:
-                self._show(at_once=True)
-                self.views.write_report()
+            except BaseException:
+                with suppress(OSError):  # a full disk: what ended the search says more
+                    self._show_all()
+                raise
+            self._show_all()
             if interrupts.asked:
                 raise KeyboardInterrupt
         ended = len(self.study.trials)
-        if ended and not any(trial.state == "COMPLETE" for trial in self.study.trials):
+        if not ended:
+            raise RunError(f"no time was left for a single trial, of about {self._seconds:.1f} s: give more --max-hours")
+        if not any(trial.state == "COMPLETE" for trial in self.study.trials):
             reasons = sorted({trial.reason or "" for trial in self.study.trials})
             raise RunError(f"all {ended} trials failed: {reasons[0]} (see {self.directory / 'trials'})")
         self.done = ended >= wanted or not self._late
@@ -262,6 +271,10 @@ class _Search:
         for count, trial in enumerate(shown, start=before + 1):
             self.reporter.finished(trial, self.views.summary, count)
 
+    def _show_all(self) -> None:
+        self._show(at_once=True)
+        self.views.write_report()
+
     def _at_rung(self, proposal: Proposal, step: int, error: float) -> str | None:
         """Why a candidate should be stopped at a rung, if it should."""
         assert proposal.allocation is not None
@@ -278,6 +291,14 @@ class _Search:
         load = partial(self.evaluator.costs.load, limits=limits)
         least = load(self.evaluator.space.smallest(load))
         return min(max(least, self.config.study.band), 1.0) if self.targets else least
+
+
+def _tune_runner(objective: Objective, evaluator: Evaluator, config: MachineConfig, listener: Listener) -> Runner:
+    try:
+        from search.tune_runner import TuneRunner
+    except ImportError as error:
+        raise ConfigError(f"--runner tune: {first_line(error)}: pip install 'vit-compression-search[tune]'") from error
+    return TuneRunner(objective, evaluator, config, listener)
 
 
 def _check_count(evaluator: Evaluator) -> None:
