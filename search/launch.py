@@ -29,21 +29,19 @@ from search.knapsack import Knapsack
 from search.loop import Loop
 from search.machines import MachineConfig
 from search.parametrisation import Budgets, Limits, parametrise
-from search.report import render
 from search.run import Run, check_same_model, check_same_run, default_output, identity_of, make_directory
 from search.rungs import reason_to_stop
 from search.runner import InProcessRunner, Listener, Need, Runner
 from search.study import Study
-from search.table import DENSE, describe_space, sites_of, summarise, trial_table, write_tables
+from search.table import describe_space
 from search.targets import Reach, Target, budgets_of, check_jointly, parse_targets, reach_of, recipe_budgets
 from search.trial import Proposal, Trial
-from search.weights import keep_weights
+from search.views import Views
 from spaces.errors import ConfigError, CountError, RunError, first_line
 from spaces.files import write_json
 from spaces.vit import describe
 
 _COLUMNS = {"error": "error", "flops": "macs", "params": "params"}
-_REPORT_SECONDS = 20.0
 _LEAST_LIMIT = 600.0  # seconds before any trial is taken to hang
 _PATIENCE = 10.0  # times the forecast, or the slowest trial so far
 
@@ -100,7 +98,6 @@ class _Search:
 
     def __init__(self, config: SearchConfig, directory: Path, reporter: Reporter, began: float) -> None:
         self.config, self.directory, self.reporter, self._began = config, directory, reporter, began
-        self._reported = 0.0
         self._seconds = 0.0  # of the slowest trial, or the forecast
         study, self.evaluator = config.study, self._open()
         self.runner = self._runner()
@@ -123,8 +120,7 @@ class _Search:
             raise
         try:
             enqueue_baselines(self.study, self.parametrisation, study, recipe_budgets(self.targets, costs))
-            self.facts = self._facts()
-            self.sites = sites_of(self.facts)
+            self.views = Views(self.study, self.targets, self._facts(), config.machines.disk_limit)
         except BaseException:
             self.close()
             raise
@@ -190,22 +186,26 @@ class _Search:
         wanted = len(self.study.proposals) if self.config.study.recipe else self.config.study.trials
         outlook = self._outlook(wanted)
         self.config.dump(self.directory / "config.yaml")
-        self.summary = self._write()
+        self.views.write_tables()
+        self.views.write_report()
         write_json(self.directory / "env.json", environment(self.runner.devices))
-        self.reporter.began(self.directory, self.summary, outlook, self.config.finetune.steps)
+        self.reporter.began(self.directory, self.views.summary, outlook, self.config.finetune.steps)
         with Interrupts(self._interrupted) as interrupts:
 
             def stopping() -> bool:
                 return interrupts.asked or self._late
 
-            loop = Loop(self.study, self.runner, wanted, stopping, self.reporter.started, self._ended, self.reporter.notice)
+            loop = Loop(
+                self.study, self.runner, wanted, stopping,
+                self.reporter.started, self._ended, self.reporter.notice, partial(self._show, self.runner.workers == 1),
+            )  # fmt: skip
             try:
                 loop.run()
             except BaseException:
                 with suppress(OSError):  # a full disk: what ended the search says more
-                    self._write_report()
+                    self._show_all()
                 raise
-            self._write_report()
+            self._show_all()
             if interrupts.asked:
                 raise KeyboardInterrupt
         ended = len(self.study.trials)
@@ -263,9 +263,17 @@ class _Search:
         if trial.score is not None:
             self._seconds = max(self._seconds, trial.score.seconds)
             self._set_limit()
-        self.summary = self._write()
-        self._keep_front_weights()
-        self.reporter.finished(trial, self.summary, len(self.study.trials))
+        self.views.ended(trial)
+
+    def _show(self, at_once: bool) -> None:
+        shown = self.views.update(at_once)
+        before = len(self.study.trials) - len(shown)
+        for count, trial in enumerate(shown, start=before + 1):
+            self.reporter.finished(trial, self.views.summary, count)
+
+    def _show_all(self) -> None:
+        self._show(at_once=True)
+        self.views.write_report()
 
     def _at_rung(self, proposal: Proposal, step: int, error: float) -> str | None:
         """Why a candidate should be stopped at a rung, if it should."""
@@ -283,28 +291,6 @@ class _Search:
         load = partial(self.evaluator.costs.load, limits=limits)
         least = load(self.evaluator.space.smallest(load))
         return min(max(least, self.config.study.band), 1.0) if self.targets else least
-
-    def _write(self) -> dict[str, Any]:
-        trials = trial_table(self.study.trials, self.evaluator.costs.dense, self.sites)  # type: ignore[arg-type]
-        summary = summarise(trials, self.objectives, self.targets, self.facts)
-        write_tables(self.directory, trials, summary)
-        if time.monotonic() - self._reported > _REPORT_SECONDS:
-            self._write_report()
-        return summary
-
-    def _write_report(self) -> None:
-        render(Run(self.directory))
-        self._reported = time.monotonic()
-
-    def _keep_front_weights(self) -> None:
-        """Those of the dense reference, of the best under every target, and of the front from its most accurate trial on."""
-        dense = [trial.proposal.number for trial in self.study.trials if trial.proposal.label == DENSE]
-        best = [number for number in self.summary["best"] if number is not None]
-        front = [row["number"] for row in sorted(self.summary["front"], key=lambda row: row["error"])]
-        kept = list(dict.fromkeys([number for number in best if number in front] + dense + front))
-        limit = self.config.machines.disk_limit
-        numbers = [trial.proposal.number for trial in self.study.trials]
-        keep_weights(self.directory, numbers, kept, None if limit is None else limit * 1e9)
 
 
 def _tune_runner(objective: Objective, evaluator: Evaluator, config: MachineConfig, listener: Listener) -> Runner:

@@ -20,6 +20,8 @@ class Loop:
         started: called before a trial is run.
         ended: called when the study has been told.
         notice: told what a person should know.
+        filled: called when all workers were given work, before more is waited for: about once a second, where the runner
+            returns that often.
     """
 
     def __init__(
@@ -31,9 +33,11 @@ class Loop:
         started: Callable[[Proposal], None],
         ended: Callable[[Trial], None],
         notice: Callable[[str], None],
+        filled: Callable[[], None] = lambda: None,
     ) -> None:
         self._study, self._runner, self._wanted = study, runner, wanted
-        self._stopping, self._started, self._ended, self._notice = stopping, started, ended, notice
+        self._stopping, self._started, self._ended = stopping, started, ended
+        self._notice, self._filled = notice, filled
         self._jobs: dict[int, Job] = {}
         self._waiting: list[Job] = []  # for a worker
         self._faults = Faults()
@@ -48,6 +52,7 @@ class Loop:
         """
         while True:
             self._fill()
+            self._filled()
             if not self._jobs and not self._wanting:
                 return
             ended = self._runner.wait()

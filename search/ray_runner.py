@@ -130,6 +130,8 @@ class RayRunner:
         return self._next(timeout)
 
     def _next(self, timeout: float) -> Outcome | Screened | None:
+        if hung := next(self._hung(), None):  # also while other workers tell of their steps all the time
+            return hung
         waited = {call: slot for slot in self._slots for call in (slot.events, *slot.others) if call is not None}
         if not waited:
             time.sleep(timeout)
@@ -138,7 +140,7 @@ class RayRunner:
         if found:
             slot = waited[found[0]]
             return self._take(slot) if found[0] is slot.events else self._partner(slot, found[0])
-        return next(self._hung(), None)
+        return None
 
     def close(self) -> None:
         for slot in self._slots:
