@@ -16,11 +16,13 @@ from search.storage import close, masked, open_study, reason
 from search.trial import Proposal, Trial
 from spaces.errors import RunError
 
+LOCK = ".lock"  # a file in the run directory, held by the process that writes the run
+
 _PAUSES = (2.0, 8.0, 30.0)  # seconds before another try to append: a database restarts, or another server takes over
 
 
 class Journal:
-    """The trials of a run, one append each; holds the run's lock until it is closed.
+    """The trials of a run, one append each; only the holder of the run's lock may have one.
 
     Args:
         directory: the run directory; holds study.journal where there is no database.
@@ -29,17 +31,12 @@ class Journal:
         identity: says which search it is.
 
     Raises:
-        RunError: another process writes this run, its trials cannot be read, or they are of another search.
+        RunError: its trials cannot be read, or they are of another search.
     """
 
     def __init__(self, directory: Path, objectives: int, storage: str | None = None, identity: str | None = None) -> None:
         self._where = str(directory) if storage is None else masked(storage)
-        self._lock = lock_run(directory)
-        try:
-            self._study = open_study(directory, objectives, storage, identity)
-        except BaseException:
-            self._lock.close()
-            raise
+        self._study = open_study(directory, objectives, storage, identity)
 
     def frozen(self) -> list[FrozenTrial]:
         """All that was appended, as Optuna holds it."""
@@ -74,9 +71,8 @@ class Journal:
                 time.sleep(pause)
 
     def close(self) -> None:
-        """Let another process write the run."""
+        """Give the connections of a database back."""
         close(self._study._storage)
-        self._lock.close()
 
     def _lost(self, trial: Trial, error: Exception) -> RunError:
         return RunError(
@@ -104,7 +100,7 @@ def lock_run(directory: Path) -> IO[str]:
         RunError: another process writes it.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    handle = (directory / ".lock").open("w")
+    handle = (directory / LOCK).open("w")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -25,11 +25,12 @@ from search.config import SearchConfig
 from search.environment import environment
 from search.forecast import Outlook
 from search.interrupts import Interrupts
+from search.journal import lock_run
 from search.knapsack import Knapsack
 from search.loop import Loop
 from search.machines import MachineConfig
 from search.parametrisation import Budgets, Limits, parametrise
-from search.run import Run, check_same_model, check_same_run, default_output, identity_of, make_directory
+from search.run import Run, check_same_model, check_same_run, default_output, identity_of, make_directory, remove_if_empty
 from search.rungs import reason_to_stop
 from search.runner import InProcessRunner, Listener, Need, Runner
 from search.study import Study
@@ -38,7 +39,7 @@ from search.targets import Reach, Target, budgets_of, check_jointly, parse_targe
 from search.trial import Proposal, Trial
 from search.views import Views
 from spaces.errors import ConfigError, CountError, RunError, first_line
-from spaces.files import write_json
+from spaces.files import remove_partials, write_json
 from spaces.vit import describe
 
 _COLUMNS = {"error": "error", "flops": "macs", "params": "params"}
@@ -77,20 +78,27 @@ def launch(config: SearchConfig, reporter: Reporter) -> Run:
         torch.set_num_threads(config.machines.threads)
     config = replace(config, study=replace(config.study, output=str(directory)))
     make_directory(directory)
+    with lock_run(directory):
+        done = _launch(config, directory, reporter, began)
+    run = Run(directory)
+    if config.study.audit and done:
+        audit(run, config.study.audit, progress=reporter.stage)
+    return run
+
+
+def _launch(config: SearchConfig, directory: Path, reporter: Reporter, began: float) -> bool:
+    """What `launch` does while no other process may; whether the search is done."""
+    remove_partials(directory)
     try:
         search = _Search(config, directory, reporter, began)
     except BaseException:
-        with suppress(OSError):  # not empty: it was there before, or holds factors that another try can use
-            directory.rmdir()
+        remove_if_empty(directory)
         raise
     try:
         search.run()
     finally:
         search.close()
-    run = Run(directory)
-    if config.study.audit and search.done:
-        audit(run, config.study.audit, progress=reporter.stage)
-    return run
+    return search.done
 
 
 class _Search:
@@ -186,8 +194,7 @@ class _Search:
         wanted = len(self.study.proposals) if self.config.study.recipe else self.config.study.trials
         outlook = self._outlook(wanted)
         self.config.dump(self.directory / "config.yaml")
-        self.views.write_tables()
-        self.views.write_report()
+        self.views.write()
         write_json(self.directory / "env.json", environment(self.runner.devices))
         self.reporter.began(self.directory, self.views.summary, outlook, self.config.finetune.steps)
         with Interrupts(self._interrupted) as interrupts:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from objectives.sensitivity import Profile, profile_name
 from search.config import SearchConfig, read_options
+from search.journal import LOCK
 from search.machines import MachineConfig
 from search.pareto import best_under
 from search.storage import masked
@@ -189,6 +190,13 @@ def make_directory(directory: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise RunError(f"cannot write to {directory}: {error.strerror or error}: choose another --output") from error
+
+
+def remove_if_empty(directory: Path) -> None:
+    """Remove a run directory that holds nothing but its lock; factors, for one, are something that another try can use."""
+    if [path.name for path in directory.iterdir()] == [LOCK]:
+        (directory / LOCK).unlink()
+        directory.rmdir()
 
 
 def check_same_run(directory: Path, config: SearchConfig) -> None:

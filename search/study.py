@@ -2,7 +2,7 @@
 
 The journal, a file or a database, is the only truth. Sampling happens in an in-memory study, and every finished trial is
 mirrored into the journal by a single append, so that a kill at any moment loses running trials only. One process writes a
-run.
+run: it holds `search.journal.lock_run`.
 """
 
 import json
@@ -50,7 +50,7 @@ class Study:
         identity: says which search it is, so that a study of another one is not continued.
 
     Raises:
-        RunError: another process writes this run, the journal cannot be read, or it is of another search.
+        RunError: the journal cannot be read, or it is of another search.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class Study:
         return [*(trial.proposal for trial in self.trials), *self._running.values(), *self._queue]
 
     def close(self) -> None:
-        """Let another process write the run."""
+        """Give the connections of a database back."""
         self._journal.close()
 
     def folder(self, number: int) -> Path:

@@ -67,6 +67,12 @@ class Views:
             self.write_report()
         return shown
 
+    def write(self) -> None:
+        """Bring everything up to date with the journal: a launch that was killed may not have come to it."""
+        self.write_tables()
+        self._keep_weights(())
+        self.write_report()
+
     def write_tables(self) -> None:
         """Write trials.csv, pareto.csv and pareto.json."""
         trials = trial_table(self._study.trials, self._facts["dense"], self._sites)

@@ -32,6 +32,25 @@ def replacing(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+def remove_partials(folder: Path) -> None:
+    """Remove what processes that were killed left of `replacing`, in this folder and all below."""
+    for path in list(folder.rglob(".*.partial")):
+        pid = path.name.split(".")[-2]
+        if pid.isdecimal() and not _lives(int(pid)):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process of this number is there on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write tensors atomically as safetensors, readable for whoever the umask allows (the library's own are private)."""
     with replacing(path) as partial:
