@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from local_digits import DATA, MODEL, evaluator_of
-from test_launch import Silent, config_of
+from local_launches import Silent, config_of
 
 from objectives.evaluator import Evaluator
 from objectives.finetune import FinetuneConfig, Step
@@ -24,7 +24,7 @@ from search import launch
 from search.job import METRICS, STDERR, WEIGHTS, Job, Outcome, Screened
 from search.machines import MachineConfig
 from search.ray_runner import RayRunner
-from search.runner import InProcessRunner, Listener, Runner, warm
+from search.runner import InProcessRunner, Listener, Runner, compute
 from search.trial import Proposal, Screening
 from search.tune_runner import TuneRunner
 from spaces.allocation import Allocation
@@ -157,7 +157,8 @@ def alone(place: Place) -> bool:
 
 
 def test_preparing_leaves_what_trials_share(place: Place, evaluator: Evaluator) -> None:
-    warm(evaluator, ("factors",))
+    compute(evaluator, ("factors",))
+    evaluator.warm()
     there = {path.name for path in evaluator.objective.factors.rglob("*")}
     assert {path.name for path in (place.directory / "factors").rglob("*")} == there != set()
     assert {"dense model", "factors"} <= place.stages
