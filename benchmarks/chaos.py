@@ -16,7 +16,7 @@ from local_chaos import Chaos, Kind, Launches, faults_of, journal_of, poll
 
 # Of a hundred kills; the rest are of workers.
 _SHARES: dict[Kind, float] = {"driver": 0.15, "raylet": 0.05, "gcs": 0.05}
-_STRAY_SECONDS = 20.0
+_STRAY_SECONDS = 120.0  # agents of Ray wait a minute for a driver that was killed
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ RAY = {workers: ["--runner", "ray", "--parallel", str(workers)] for workers in (
 IN_PROCESS = ["--runner", "in-process"]
 
 Kind = Literal["worker", "driver", "raylet", "gcs"]
-_NAMES: dict[Kind, str] = {"worker": "ray::Worker", "raylet": "raylet/raylet", "gcs": "gcs/gcs_server"}
+KINDS: dict[Kind, str] = {"worker": "ray::Worker", "raylet": "raylet/raylet", "gcs": "gcs/gcs_server"}
 _MANY = 100_000  # trials: a search that ends by itself only when all kills are done
 
 
@@ -106,7 +106,7 @@ class Launches:
         try:
             if os.getsid(process.pid) not in self._sessions or process.status() == psutil.STATUS_ZOMBIE:
                 return False
-            return kind is None or _NAMES[kind] in process.cmdline()[0]
+            return kind is None or KINDS[kind] in process.cmdline()[0]
         except (psutil.Error, ProcessLookupError, IndexError):
             return False
 
@@ -235,9 +235,9 @@ class Chaos:
         self._launch()
 
     def _finish(self, extra: int) -> int:
-        """End the search as a user would: it is stopped, and launched for a number of trials."""
+        """End the search as a scheduler would: it is stopped, and launched for a number of trials."""
         assert self._launches.driver is not None
-        self._launches.driver.kill()
+        self._launches.driver.terminate()
         self._launches.driver.wait()
         self.tally.look(self._launches)
         trials = self._told() + extra

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from local_chaos import Chaos, Launches, faults_of, poll
+from local_chaos import KINDS, Chaos, Launches, faults_of, poll
 
 pytestmark = pytest.mark.slow
 
@@ -19,10 +19,11 @@ def launches(tmp_path: Path) -> Iterator[Launches]:
 def test_a_search_outlives_kills_at_random_moments(launches: Launches) -> None:
     """-9, to its workers and to itself: no result is lost or had twice, and no process, half file or weight is left over."""
     chaos = Chaos(launches, seed=0)
-    assert chaos.run(["worker"] * 16 + ["driver"] * 4) == 0, launches.log.read_text()
+    assert chaos.run(["worker"] * 17 + ["driver"] * 3) == 0, launches.log.read_text()
     assert sum(chaos.tally.kills.values()) == 20
     assert not chaos.tally.stalls
     assert not chaos.tally.lost
     assert len(launches.finished()) > 0
     assert list(faults_of(launches.run)) == []
-    assert poll(lambda: not launches.processes(), seconds=20), launches.processes()
+    assert not any(launches.processes(kind) for kind in KINDS)
+    assert poll(lambda: not launches.processes(), seconds=120), "agents of Ray wait a minute for a driver that was killed"
