@@ -27,6 +27,7 @@ from objectives.finetune import Step
 from objectives.forecast import Forecast
 from objectives.objective import Objective
 from search.cluster import connect, first_sentence, last_lines
+from search.exchange import Exchange
 from search.job import Job, Outcome, Screened, keep_stderr, run_job
 from search.machines import MachineConfig, Plan
 from search.runner import Listener, Need
@@ -68,79 +69,10 @@ class _Ended(Exception):  # noqa: N818
     """Raised within Tune to end it at once."""
 
 
-class _Exchange:
-    """What the caller's thread and Tune's hand to each other.
-
-    Tune's thread waits while the caller is busy: of several workers that got idle meanwhile, Tune would keep but one warm.
-    """
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._configs: deque[dict[str, Any]] = deque()
-        self._told: deque[tuple[int, Any]] = deque()
-        self._answers: deque[str | None] = deque()
-        self._waiting = False
-        self.closed = self.aborted = False
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Tune pickles all that it is given, to be able to restore it. Nothing of it is restored."""
-        return _Exchange, ()
-
-    def __deepcopy__(self, memo: object) -> "_Exchange":
-        return self
-
-    # in the caller's thread
-
-    def put(self, config: dict[str, Any]) -> None:
-        with self._changed:
-            self._configs.append(config)
-            self._changed.notify_all()
-
-    def take(self, timeout: float) -> tuple[int, Any] | None:
-        """What Tune told next: number of a trial, and event."""
-        with self._changed:
-            self._waiting = True
-            self._changed.notify_all()
-            try:
-                self._changed.wait_for(lambda: self._told, timeout)
-            finally:
-                self._waiting = False
-            return self._told.popleft() if self._told else None
-
-    def answer(self, reason: str | None) -> None:
-        with self._changed:
-            self._answers.append(reason)
-            self._changed.notify_all()
-
-    def close(self, abort: bool) -> None:
-        with self._changed:
-            self.closed, self.aborted = True, abort
-            self._changed.notify_all()
-
-    # in Tune's thread
-
-    def next(self) -> dict[str, Any] | None:
-        """The next job's config, None while the caller has none."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._configs or self.closed or (self._waiting and not self._told))
-            return self._configs.popleft() if self._configs else None
-
-    def tell(self, number: int, event: Any) -> None:
-        with self._changed:
-            self._told.append((number, event))
-            self._changed.notify_all()
-
-    def ask(self, number: int, event: AtRung) -> str | None:
-        self.tell(number, event)
-        with self._changed:
-            self._changed.wait_for(lambda: self._answers or self.closed)
-            return self._answers.popleft() if self._answers else None
-
-
 class _Jobs(Searcher):
     """Suggests what was submitted; Tune knows nothing of the sampler."""
 
-    def __init__(self, exchange: _Exchange) -> None:
+    def __init__(self, exchange: Exchange) -> None:
         super().__init__()
         self._exchange = exchange
 
@@ -158,7 +90,7 @@ class _Jobs(Searcher):
 class _Events(tune.Callback):
     """Tells the caller what happens to trials. The first of all callbacks: loggers get what is left of a result."""
 
-    def __init__(self, exchange: _Exchange) -> None:
+    def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
@@ -221,7 +153,7 @@ class TuneRunner:
         self._started = not ray.is_initialized()
         self.plan = connect(config)
         self._objective = replace(objective, device=self.plan.device)
-        self._exchange = _Exchange()
+        self._exchange = Exchange()
         self._running: dict[int, _Running] = {}
         self._screened: deque[Screened] = deque()
         self._ready: dict[Any, Ready] = {}  # actor -> what it said
@@ -344,7 +276,7 @@ class TuneRunner:
                 _kill(running.actor)
 
 
-def _tuner(objective: Objective, plan: Plan, needs: Sequence[Need], exchange: _Exchange) -> tune.Tuner:
+def _tuner(objective: Objective, plan: Plan, needs: Sequence[Need], exchange: Exchange) -> tune.Tuner:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints tables even at verbose=0
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what ends a trial is told, and shown by who is told
     given = {"objective": objective, "directory": str(Path.cwd()), "threads": plan.threads, "needs": needs}
@@ -371,7 +303,7 @@ def _tuner(objective: Objective, plan: Plan, needs: Sequence[Need], exchange: _E
     )
 
 
-def _fit(tuner: tune.Tuner, exchange: _Exchange) -> None:
+def _fit(tuner: tune.Tuner, exchange: Exchange) -> None:
     """The body of Tune's thread."""
     try:
         tuner.fit()
