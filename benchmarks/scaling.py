@@ -251,7 +251,7 @@ def search(runner: Any, trials: int, url: str | None) -> Watched:
     """A search as `search.launch` makes it."""
     surrogate = runner.sleep.surrogate
     with tempfile.TemporaryDirectory() as folder:
-        study = study_of(Path(folder) / "run", surrogate, "additive", url)
+        study = study_of(Path(folder), surrogate, "additive", url)
         for load in np.linspace(LEAST, 1.0, STARTS):  # the warm start
             parameters = study.parametrisation.encode(0, float(load))
             study.enqueue(f"start {load:.2f}", study.parametrisation.decode(parameters), parameters)
