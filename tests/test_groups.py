@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_launch import config_of
+from local_launches import config_of
 
 from objectives.evaluator import Evaluator
 from search.job import WEIGHTS, Outcome
