@@ -252,6 +252,18 @@ def test_a_trial_beyond_the_limit_is_ended(place: Place, allocations: list[Alloc
     assert place.outcome(proposal(51, allocations[0])).score is not None
 
 
+def test_a_worker_that_does_nothing_any_more_is_replaced(place: Place, allocations: list[Allocation]) -> None:
+    """Not even say where it hangs."""
+    if alone(place):
+        pytest.skip("there is no other process")
+    place.answer = lambda number: os.kill(writer(place.folder(55) / METRICS), signal.SIGSTOP) if number == 55 else None
+    outcome = place.outcome(proposal(55, allocations[0]), limit=5.0)
+    assert (outcome.score, outcome.lost) == (None, True)
+    assert "it hung: not done after 5 s, the limit is 5 s" in (outcome.reason or "")
+    place.answer = lambda number: None
+    assert place.outcome(proposal(55, allocations[0])).score is not None
+
+
 def test_what_concerns_every_trial_is_raised(place: Place, allocations: list[Allocation]) -> None:
     with pytest.raises(AllocationError, match="cannot be 3: choose one of 8, 16"):
         place.run(proposal(60, Allocation({**allocations[0], "blocks.0.mlp.hidden": 3})))
