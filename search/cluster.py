@@ -64,6 +64,16 @@ def _init(**options: Any) -> None:
         raise RunError(f"{where}: {' '.join(str(error).split())[:300]}") from error
 
 
+def check_alive() -> None:
+    """Raise where Ray's own process on this machine is gone: no worker could be started or heard any more.
+
+    Ray itself takes about 20 seconds to find that out, and then lets its caller wait for ever.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    if not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == here):  # type: ignore[no-untyped-call]
+        raise RunError("Ray's own process on this machine (raylet) was lost: the same command continues the run")
+
+
 class Team:
     """The processes of one worker: actors of one class, close to each other where there are several.
 

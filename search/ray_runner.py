@@ -16,7 +16,7 @@ from ray.exceptions import RayError, RayTaskError
 from objectives.finetune import Step
 from objectives.forecast import Forecast
 from objectives.objective import Objective
-from search.cluster import Team, connect, first_sentence, last_lines
+from search.cluster import Team, check_alive, connect, first_sentence, last_lines
 from search.job import Job, Outcome, Screened, keep_stderr
 from search.machines import MachineConfig
 from search.runner import Listener, Need
@@ -140,6 +140,7 @@ class RayRunner:
         if found:
             slot = waited[found[0]]
             return self._take(slot) if found[0] is slot.events else self._partner(slot, found[0])
+        check_alive()
         return None
 
     def close(self) -> None:

@@ -26,7 +26,7 @@ from objectives.evaluator import Evaluator
 from objectives.finetune import Step
 from objectives.forecast import Forecast
 from objectives.objective import Objective
-from search.cluster import connect, first_sentence, last_lines
+from search.cluster import check_alive, connect, first_sentence, last_lines
 from search.exchange import Exchange
 from search.job import Job, Outcome, Screened, keep_stderr, run_job
 from search.machines import MachineConfig, Plan
@@ -230,6 +230,7 @@ class TuneRunner:
         """The next event, if there is one: shown, answered, or returned where it is a job's last."""
         told = self._exchange.take(timeout)
         if told is None:
+            check_alive()
             return None
         number, event = told
         if isinstance(event, _Crash):
