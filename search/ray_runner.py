@@ -140,7 +140,8 @@ class RayRunner:
         if found:
             slot = waited[found[0]]
             return self._take(slot) if found[0] is slot.events else self._partner(slot, found[0])
-        check_alive()
+        if not any(slot.ready for slot in self._slots):
+            check_alive()
         return None
 
     def close(self) -> None:

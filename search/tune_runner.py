@@ -230,7 +230,8 @@ class TuneRunner:
         """The next event, if there is one: shown, answered, or returned where it is a job's last."""
         told = self._exchange.take(timeout)
         if told is None:
-            check_alive()
+            if all(running.began is None for running in self._running.values()):
+                check_alive()
             return None
         number, event = told
         if isinstance(event, _Crash):
