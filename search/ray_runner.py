@@ -191,9 +191,12 @@ class RayRunner:
         elif isinstance(event, AtRung) and isinstance(job, Proposal):
             slot.team.first.answer.remote(self._listener.at_rung(job, event.step, event.error))
         elif isinstance(event, Outcome | Screened):
-            slot.job, slot.events = None, None
-            self._gather(slot)
-            if isinstance(event, Outcome) and event.starved:
+            slot.events = None
+            why = self._gather(slot)
+            if why and isinstance(event, Outcome) and event.score is None:  # what the first process met is a consequence
+                return self._lost(slot, why)
+            slot.job = None
+            if why or (isinstance(event, Outcome) and event.starved):
                 self._replace(slot)
             return event
         return None
@@ -214,12 +217,20 @@ class RayRunner:
             slot.ready, slot.starts = slot.prepared, 0
         return None
 
-    def _gather(self, slot: _Slot) -> None:
-        """Let the other processes of a group end their part of a job; those that wait for ever are replaced."""
-        _, waiting = ray.wait(slot.others, num_returns=len(slot.others), timeout=_PARTNER_SECONDS) if slot.others else ([], [])
+    def _gather(self, slot: _Slot) -> str | None:
+        """Let the other processes of a group end their part of a job: why the group is of no use any more, if it is not."""
+        if not slot.others:
+            return None
+        ended, waiting = ray.wait(slot.others, num_returns=len(slot.others), timeout=_PARTNER_SECONDS)
         slot.others = []
-        if waiting:
-            self._replace(slot)
+        for call in ended:
+            try:
+                ray.get(call)
+            except RayTaskError:  # told by the first process
+                pass
+            except RayError as error:
+                return first_sentence(error)
+        return "a process of its group waits for ever" if waiting else None
 
     def _lost(self, slot: _Slot, why: str) -> Outcome | None:
         """Replace a worker, and say how the job that it had ended; None where it had none."""

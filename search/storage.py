@@ -124,6 +124,7 @@ def reason(error: BaseException) -> str:
 
 
 def _open_journal(path: Path) -> BaseStorage:
+    path.parent.mkdir(parents=True, exist_ok=True)
     cut_torn_line(path)
     path.with_name(path.name + ".lock").unlink(missing_ok=True)  # left by a writer that was killed
     try:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import optuna
 import pandas as pd
-import ray  # brings psutil with it, which is found from then on
+import psutil
 import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -23,8 +23,6 @@ from safetensors.torch import load_file
 
 from spaces.files import save_tensors
 from spaces.models import ModelConfig, create_model
-
-psutil = sys.modules.get("psutil") or ray._private.utils.psutil
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "depth": 2, "num_heads": 2}

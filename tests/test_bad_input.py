@@ -12,8 +12,6 @@ from safetensors.torch import save_file
 
 import run_search
 
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm leaves closing to the collector
-
 
 @pytest.mark.parametrize("target", ["flops=banana", "flops", "50%", "latency=8ms", "flops=-5%", "params=1e6", ""])
 def test_malformed_target(launch: Fails, target: str) -> None:

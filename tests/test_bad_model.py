@@ -11,8 +11,6 @@ from local_runs import MODEL, SHORT, SIZES, Fails, model
 from PIL import Image
 from safetensors.torch import save_file
 
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm leaves closing to the collector
-
 
 def test_unknown_model_names_near_ones(launch: Fails) -> None:
     line = launch("--model", "vit_tinny_patch16_224")

@@ -13,10 +13,7 @@ from ray.cluster_utils import Cluster
 from objectives.finetune import Step
 from search import launch
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),  # Ray leaves closing to the collector
-]
+pytestmark = pytest.mark.slow
 
 TRIALS, STEPS = 20, 100
 

@@ -14,8 +14,6 @@ from objectives.data import Data
 from objectives.splits import DataConfig
 from spaces.errors import DataError
 
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm leaves closing to the collector
-
 
 def test_grey_images_become_rgb_for_an_rgb_model(idx_folder: Path) -> None:
     images, _ = next(opened(idx_folder, RGB, dataset="torch/fashion_mnist").evaluation("test"))

@@ -177,7 +177,8 @@ class Batch:
     def start(self, *options: str, **variables: str) -> "subprocess.Popen[bytes]":
         given = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-3]", "JOINED": "3", "SECONDS_LONG": "0", "AT_INT": "130"}
         path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
-        environment = {**os.environ, **given, **variables, "PATH": path}
+        inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "PORT", "JOIN", "GRACE")}
+        environment = {**inherited, **given, **variables, "PATH": path}
         with (self.folder / "said").open("wb") as said:
             return subprocess.Popen(
                 ["bash", str(SLURM), *options],

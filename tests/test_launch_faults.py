@@ -99,7 +99,6 @@ def test_too_few_trials_for_a_row_and_none_that_succeeds_are_one_line(tmp_path: 
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm leaves closing to the collector
 def test_images_that_vanish_end_the_search_until_they_are_back(tmp_path: Path, workers: int) -> None:
     images, away = tmp_path / "images", tmp_path / "away"
     fill(images / "train", {"cat": range(40), "dog": range(40, 80)})

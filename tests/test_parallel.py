@@ -29,8 +29,6 @@ from spaces.allocation import Allocation
 from spaces.errors import ConfigError, DivergedError
 from spaces.models import create_model, preprocessing
 
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm leaves closing to the collector
-
 AS_THEY_ARE = replace(DATA, scale=(1.0, 1.0), eval_batch_size=32)
 LOST = RuntimeError  # what gloo raises for a partner that is gone or silent
 

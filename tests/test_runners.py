@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 from local_digits import DATA, MODEL, evaluator_of
@@ -31,10 +33,7 @@ from spaces.allocation import Allocation
 from spaces.errors import AllocationError
 from spaces.models import create_model
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),  # Ray leaves closing to the collector
-]
+pytestmark = pytest.mark.slow
 
 STEPS, RUNG = 120, 30
 MACHINES = MachineConfig(parallel=2, threads=1)
@@ -287,17 +286,12 @@ def writer(path: Path) -> int:
 
 
 def children() -> set[int]:
-    """Processes that descend from this one: Ray's."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            state, parent = entry.read_text().rpartition(") ")[2].split()[:2]
-            if state != "Z":
-                parents[int(entry.parts[2])] = int(parent)
-    found, more = set[int](), {os.getpid()}
-    while more:
-        more = {pid for pid, parent in parents.items() if parent in more}
-        found |= more
+    """Processes of Ray that descend from this one."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE and re.search("ray::|/ray/", " ".join(process.cmdline())):
+                found.add(process.pid)
     return found
 
 

@@ -15,8 +15,6 @@ from sklearn.datasets import load_digits
 from objectives.splits import DataConfig
 from spaces.errors import ConfigError, DataError
 
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm leaves closing to the collector
-
 
 def test_split_folder_keeps_val_for_reports(split_folder: Path) -> None:
     data = opened(split_folder)

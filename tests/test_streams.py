@@ -15,8 +15,6 @@ from objectives.data import Data
 from objectives.parallel import Group
 from spaces.errors import DataError
 
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm leaves closing to the collector
-
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -12,6 +12,7 @@ import pytest
 from local_searches import asked, opened, score_of, searched, space_of
 
 from objectives.score import Score
+from search.journal import lock_run
 from search.parametrisation import Multipliers
 from search.samplers import OPTUNA, SAMPLERS, create_sampler
 from search.study import Study
@@ -236,11 +237,9 @@ def test_a_stale_lock_does_not_block(tmp_path: Path) -> None:
 
 
 def test_one_writer(tmp_path: Path) -> None:
-    study = open_study(tmp_path)
-    with pytest.raises(RunError, match="another process"):
-        open_study(tmp_path)
-    study.close()
-    open_study(tmp_path).close()
+    with lock_run(tmp_path), pytest.raises(RunError, match="another process"):
+        lock_run(tmp_path)
+    lock_run(tmp_path).close()
 
 
 def test_a_broken_journal_is_named(tmp_path: Path) -> None:
