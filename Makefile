@@ -9,7 +9,7 @@ demo: install            ## train a small model on the digits, search for flops=
 	$(BIN)/python run_search.py launch
 
 test: install            ## all tests, on two cores; the tests of a file share what they prepare
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: lint types test   ## what CI runs
 
