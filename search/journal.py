@@ -84,9 +84,9 @@ class Journal:
 def thaw(frozen: FrozenTrial) -> Trial:
     """The trial that was appended."""
     entry = dict(frozen.user_attrs)
-    score, reason = entry.pop("score"), entry.pop("reason")
+    score, reason, ended = entry.pop("score"), entry.pop("reason"), entry.pop("ended", None)
     proposal = Proposal.from_dict({**entry, "parameters": frozen.params})
-    return Trial(proposal=proposal, score=_score(score) if score else None, reason=reason)
+    return Trial(proposal=proposal, score=_score(score) if score else None, reason=reason, ended=ended)
 
 
 def _score(entry: Mapping[str, Any]) -> Score:
@@ -112,13 +112,13 @@ def lock_run(directory: Path) -> IO[str]:
 def _freeze(
     trial: Trial, values: list[float] | None, distributions: Mapping[str, BaseDistribution], system: dict[str, Any]
 ) -> FrozenTrial:
-    entry = trial.proposal.to_dict()
+    entry = trial.proposal.to_dict() | {"reason": trial.reason, "ended": trial.ended}
     parameters, _ = entry.pop("parameters"), entry.pop("attributes")  # `system` has these, and what came later
     return create_trial(
         state=TrialState[trial.state],
         values=values,
         params=parameters,
         distributions={name: distributions[name] for name in parameters},
-        user_attrs={**entry, "score": None if trial.score is None else asdict(trial.score), "reason": trial.reason},
+        user_attrs={**entry, "score": None if trial.score is None else asdict(trial.score)},
         system_attrs=system,
     )

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,8 @@ class Study:
         values = None if score is None or score.error is None else self._values(score)
         if values is not None and not all(map(math.isfinite, values)):
             reason, score, values = f"the score is not finite: {values}", None, None
-        trial = Trial(proposal=proposal, score=score, reason=None if values else reason or "no reason was given")
+        ended = datetime.now(UTC).isoformat(timespec="seconds")
+        trial = Trial(proposal=proposal, score=score, reason=None if values else reason or "no reason was given", ended=ended)
         attributes: dict[str, Any] = {}
         if proposal.parameters:
             sampled = self._seen.get_trial_id_from_study_id_trial_number(self._memory._study_id, number)

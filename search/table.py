@@ -25,8 +25,9 @@ def trial_table(trials: Sequence[Trial], dense: dict[str, Any], sites: Sequence[
     """A row per finished trial, in the order of their numbers.
 
     Columns: number, state, label, space (of the allocation), reason, the figures of `Score`, rung (the last one that it was
-    measured at, in optimiser steps) and rung_error, macs_kept and params_kept (shares of the dense model), seed, and one
-    column per site with its size. Figures of failed trials are NaN, as are the final ones of trials stopped at a rung.
+    measured at, in optimiser steps) and rung_error, macs_kept and params_kept (shares of the dense model), seed, ended (when,
+    ISO 8601 in UTC), and one column per site with its size. Figures of failed trials are NaN, as are the final ones of trials
+    stopped at a rung.
 
     Args:
         trials: in any order.
@@ -44,8 +45,11 @@ def trial_table(trials: Sequence[Trial], dense: dict[str, Any], sites: Sequence[
         proposal = trial.proposal
         head = (proposal.number, trial.state, proposal.label, proposal.space, trial.reason)
         sizes = dict.fromkeys(whole) if proposal.allocation is None else {**whole, **proposal.allocation}
-        rows.append({**dict(zip(_HEAD, head, strict=True)), **figures, **reached, **kept, "seed": proposal.seed, **sizes})
-    table = pd.DataFrame(rows, columns=None if rows else [*_HEAD, *FIGURES, *_RUNG, "macs_kept", "params_kept", "seed", *whole])
+        rest = {"seed": proposal.seed, "ended": trial.ended}
+        rows.append({**dict(zip(_HEAD, head, strict=True)), **figures, **reached, **kept, **rest, **sizes})
+    table = pd.DataFrame(
+        rows, columns=None if rows else [*_HEAD, *FIGURES, *_RUNG, "macs_kept", "params_kept", "seed", "ended", *whole]
+    )
     counts = dict.fromkeys(("macs", "params", "steps", "rung", *whole), "Int64")
     shares = ("macs_kept", "params_kept")
     numbers = dict.fromkeys(("error", "error_before", "kl", "kl_before", "rung_error", "seconds", *shares), "float64")

@@ -65,11 +65,19 @@ class Screening:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """A trial that has ended: what was proposed, its score, and the reason where it has none or was stopped at a rung."""
+    """A trial that has ended.
+
+    Attributes:
+        proposal: what was proposed.
+        score: what it came to; None for a failed one.
+        reason: why it has no score, or was stopped at a rung.
+        ended: when it was recorded, as ISO 8601 in UTC; None in a run of an older version.
+    """
 
     proposal: Proposal
     score: Score | None
     reason: str | None
+    ended: str | None = None
 
     @property
     def state(self) -> str:

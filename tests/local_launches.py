@@ -30,6 +30,8 @@ OPTIONS: dict[str, Any] = {
     "threads": 1,
 }
 
+TIMES = ["seconds", "ended"]  # columns of trials.csv that two searches differ in
+
 
 class Silent:
     """A reporter that keeps what it was told, and stops the search where it is asked to."""

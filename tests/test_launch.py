@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from local_launches import Silent, config_of
+from local_launches import TIMES, Silent, config_of
 from rich.console import Console
 from torch import nn
 
@@ -100,7 +100,7 @@ def test_interrupted_and_continued_equals_uninterrupted(run: Run, tmp_path: Path
     reporter = Silent()
     again = launch(config_of(tmp_path), reporter)
     assert [trial.proposal.number for trial in reporter.trials] == [6, 7]
-    pd.testing.assert_frame_equal(again.trials.drop(columns="seconds"), run.trials.drop(columns="seconds"))
+    pd.testing.assert_frame_equal(again.trials.drop(columns=TIMES), run.trials.drop(columns=TIMES))
     assert launch(config_of(tmp_path), Silent()).trials.equals(again.trials), "a finished run is left as it is"
 
 
@@ -220,7 +220,7 @@ def test_a_screened_search_goes_on_as_if_it_had_not_stopped(two: tuple[Run, str]
         with pytest.raises(KeyboardInterrupt):
             launch(config_of(tmp_path, **TWO), Silent(stop_at=stop))
     again = launch(config_of(tmp_path, **TWO), Silent())
-    pd.testing.assert_frame_equal(again.trials.drop(columns="seconds"), two[0].trials.drop(columns="seconds"))
+    pd.testing.assert_frame_equal(again.trials.drop(columns=TIMES), two[0].trials.drop(columns=TIMES))
 
 
 @pytest.fixture(scope="module")

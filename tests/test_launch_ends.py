@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from local_launches import Silent, config_of
+from local_launches import TIMES, Silent, config_of
 from local_runs import Fails
 
 import run_search
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     """The trials of a search that nothing interrupts."""
-    return launch(config_of(tmp_path_factory.mktemp("whole")), Silent()).trials.drop(columns="seconds")
+    return launch(config_of(tmp_path_factory.mktemp("whole")), Silent()).trials.drop(columns=TIMES)
 
 
 class Hourly(Silent):
@@ -53,7 +53,7 @@ def test_no_trial_begins_that_the_hours_do_not_allow(
     reporter = Hourly(monkeypatch)
     assert len(launch(config_of(tmp_path, max_hours=2.5), reporter).trials) == 6
     reporter = Hourly(monkeypatch)
-    pd.testing.assert_frame_equal(launch(config_of(tmp_path, max_hours=2.5), reporter).trials.drop(columns="seconds"), whole)
+    pd.testing.assert_frame_equal(launch(config_of(tmp_path, max_hours=2.5), reporter).trials.drop(columns=TIMES), whole)
     assert reporter.notices == []
 
 
@@ -85,7 +85,7 @@ def test_a_clock_that_is_set_back_changes_nothing(tmp_path: Path, monkeypatch: p
     with pytest.raises(KeyboardInterrupt):
         launch(config_of(tmp_path), Silent(stop_at=4))
     run = launch(config_of(tmp_path), Silent())
-    pd.testing.assert_frame_equal(run.trials.drop(columns="seconds"), whole)
+    pd.testing.assert_frame_equal(run.trials.drop(columns=TIMES), whole)
     assert next(days) > 8, "nobody looked at it, for any trial"
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from local_images import fill
-from local_launches import OPTIONS, Silent, config_of
+from local_launches import OPTIONS, TIMES, Silent, config_of
 from local_runs import Fails
 from torch import nn
 
@@ -48,7 +48,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
 
 
 def trials_of(run: Run) -> pd.DataFrame:
-    return run.trials.drop(columns="seconds")
+    return run.trials.drop(columns=TIMES)
 
 
 def states(directory: Path) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from local_launches import Silent, config_of
+from local_launches import TIMES, Silent, config_of
 from local_runs import DIGITS, MODEL, Fails
 from test_report import Page
 from torch import nn
@@ -131,7 +131,7 @@ def test_interrupted_before_a_recipe_and_continued(run: Run, tmp_path: Path) -> 
     assert (pending["recipe"], pending["label"], pending["space"]) == ("vtp", "vtp", "gated")
     assert pending["limits"] == {"macs": run.summary["dense"]["macs"] / 2}
     again = launch(config_of(tmp_path, **options), Silent())
-    pd.testing.assert_frame_equal(again.trials.drop(columns="seconds"), run.trials.drop(columns="seconds"))
+    pd.testing.assert_frame_equal(again.trials.drop(columns=TIMES), run.trials.drop(columns=TIMES))
 
 
 def test_a_recipe_that_fails_is_one_failed_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

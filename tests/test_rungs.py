@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from local_launches import OPTIONS, Silent
+from local_launches import OPTIONS, TIMES, Silent
 from local_searches import score_of
 from rich.console import Console
 from test_evaluator import DATA, MODEL, half
@@ -412,7 +412,7 @@ def test_interrupted_and_continued_stops_the_same_ones(run: Run, dense: Path, tm
         with pytest.raises(KeyboardInterrupt):
             launch(searched(tmp_path / "again", dense), Silent(stop_at=stop_at))
     again = launch(searched(tmp_path / "again", dense), Silent())
-    pd.testing.assert_frame_equal(again.trials.drop(columns="seconds"), run.trials.drop(columns="seconds"))
+    pd.testing.assert_frame_equal(again.trials.drop(columns=TIMES), run.trials.drop(columns=TIMES))
 
 
 @pytest.mark.slow
@@ -421,7 +421,7 @@ def test_without_rungs_nothing_is_stopped_and_the_others_are_the_same(run: Run, 
     whole = launch(searched(tmp_path / "whole", dense, rungs=["none"]), Silent())
     assert (whole.trials["state"] == "COMPLETE").all()
     assert whole.trials["rung"].isna().all()
-    same = [name for name in whole.trials.columns if name not in ("seconds", "rung", "rung_error")]
+    same = [name for name in whole.trials.columns if name not in (*TIMES, "rung", "rung_error")]
     before = HOPELESS[0]
     pd.testing.assert_frame_equal(whole.trials[same][:before], run.trials[same][:before], check_dtype=False)
     assert whole.trials["macs"][before] == run.trials["macs"][before]
