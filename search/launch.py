@@ -33,6 +33,7 @@ from search.parametrisation import Budgets, Limits, parametrise
 from search.run import Run, check_same_model, check_same_run, default_output, identity_of, make_directory, remove_if_empty
 from search.rungs import reason_to_stop
 from search.runner import InProcessRunner, Listener, Need, Runner
+from search.running import Running
 from search.study import Study
 from search.table import describe_space
 from search.targets import Reach, Target, budgets_of, check_jointly, parse_targets, reach_of, recipe_budgets
@@ -107,6 +108,7 @@ class _Search:
     def __init__(self, config: SearchConfig, directory: Path, reporter: Reporter, began: float) -> None:
         self.config, self.directory, self.reporter, self._began = config, directory, reporter, began
         self._seconds = 0.0  # of the slowest trial, or the forecast
+        self.running = Running(directory, config.finetune.steps)
         study, self.evaluator = config.study, self._open()
         self.runner = self._runner()
         try:
@@ -142,9 +144,7 @@ class _Search:
         return Evaluator(objective, self.reporter.stage, self._accept)
 
     def _runner(self) -> Runner:
-        listener = Listener(
-            stage=self.reporter.stage, step=self.reporter.step, at_rung=self._at_rung, notice=self.reporter.notice
-        )
+        listener = Listener(stage=self.reporter.stage, step=self._step, at_rung=self._at_rung, notice=self.reporter.notice)
         if self.config.machines.chosen_runner == "in-process":
             return InProcessRunner(self.evaluator, listener)
         objective = self.config.objective(self.directory)
@@ -204,7 +204,7 @@ class _Search:
 
             loop = Loop(
                 self.study, self.runner, wanted, stopping,
-                self.reporter.started, self._ended, self.reporter.notice, partial(self._show, self.runner.workers == 1),
+                self._started, self._ended, self.reporter.notice, partial(self._show, self.runner.workers == 1),
             )  # fmt: skip
             try:
                 loop.run()
@@ -226,6 +226,7 @@ class _Search:
             self.reporter.notice(f"no time is left within --max-hours after {ended} of {wanted} trials: launch again to go on")
 
     def close(self) -> None:
+        self.running.close()
         self.runner.close()
         self.study.close()
 
@@ -266,13 +267,23 @@ class _Search:
     def _interrupted(self) -> None:
         self.reporter.notice("finishing the trials that run; Ctrl-C again stops at once")
 
+    def _started(self, proposal: Proposal) -> None:
+        self.reporter.started(proposal)
+        self.running.started(proposal)
+
+    def _step(self, number: int, step: Step) -> None:
+        self.reporter.step(number, step)
+        self.running.step(number, step)
+
     def _ended(self, trial: Trial) -> None:
+        self.running.ended(trial.proposal.number)
         if trial.score is not None:
             self._seconds = max(self._seconds, trial.score.seconds)
             self._set_limit()
         self.views.ended(trial)
 
     def _show(self, at_once: bool) -> None:
+        self.running.update()
         shown = self.views.update(at_once)
         before = len(self.study.trials) - len(shown)
         for count, trial in enumerate(shown, start=before + 1):
@@ -285,6 +296,7 @@ class _Search:
     def _at_rung(self, proposal: Proposal, step: int, error: float) -> str | None:
         """Why a candidate should be stopped at a rung, if it should."""
         assert proposal.allocation is not None
+        self.running.rung(proposal.number, step, error)
         known = self.evaluator.costs.costs(proposal.allocation)
         costs = {name: cost for name, cost in known.items() if name in self.objectives}
         return reason_to_stop(proposal, self.study.trials, costs, step, self.config.finetune.steps, error)

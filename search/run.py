@@ -11,9 +11,11 @@ import pandas as pd
 
 from objectives.sensitivity import Profile, profile_name
 from search.config import SearchConfig, read_options
+from search.job import STDERR
 from search.journal import LOCK
 from search.machines import MachineConfig
 from search.pareto import best_under
+from search.running import running_of
 from search.storage import masked
 from search.table import read_space, read_tables, sites_of
 from search.targets import Target, format_count, parse_targets
@@ -22,6 +24,7 @@ from spaces.errors import RunError, TargetError
 from spaces.sites import Site, Space
 
 AUDIT = "audit.json"
+_STDERR = 4000  # characters
 
 # What may differ between two launches of one run; everything else changes what its trials mean.
 _FREE = frozenset(
@@ -98,6 +101,19 @@ class Run:
             return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
         except ValueError as error:
             raise RunError(f"{path} cannot be read ({error}): remove it, and audit the run again") from error
+
+    @property
+    def running(self) -> list[dict[str, Any]]:
+        """`search.running.running_of`: what runs now."""
+        return running_of(self.directory)
+
+    def stderr(self, number: int) -> str:
+        """The last lines that a trial left where it failed; '' where it left none."""
+        path = self.directory / "trials" / f"{number:04d}" / STDERR
+        try:
+            return path.read_text(encoding="utf-8", errors="replace")[-_STDERR:]
+        except OSError:
+            return ""
 
     @property
     def front(self) -> pd.DataFrame:

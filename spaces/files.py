@@ -36,11 +36,11 @@ def remove_partials(folder: Path) -> None:
     """Remove what processes that were killed left of `replacing`, in this folder and all below."""
     for path in list(folder.rglob(".*.partial")):
         pid = path.name.split(".")[-2]
-        if pid.isdecimal() and not _lives(int(pid)):
+        if pid.isdecimal() and not lives(int(pid)):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def _lives(pid: int) -> bool:
+def lives(pid: int) -> bool:
     """Whether a process of this number is there on this machine."""
     try:
         os.kill(pid, 0)
