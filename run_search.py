@@ -22,8 +22,8 @@ from search.cli import build_parser, given_options  # noqa: E402
 from search.config import read_options  # noqa: E402
 from search.inspect import describe_model, inspect_profile  # noqa: E402
 from search.progress import Display, audit_view, front_table  # noqa: E402
-from search.report import render  # noqa: E402
 from search.run import stored_options  # noqa: E402
+from search.serve import listen, serve  # noqa: E402
 from spaces.errors import CompressionError  # noqa: E402
 from spaces.models import create_model  # noqa: E402
 from spaces.vit import describe  # noqa: E402
@@ -95,13 +95,17 @@ def _inspect(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def _browse(arguments: argparse.Namespace, console: Console) -> None:
-    run = open_run(arguments.run)
-    render(run)
-    report = (run.directory / "report.html").resolve()
-    console.print(front_table(run.summary))
-    console.print(f"report: {report}")
+    directory = Path(arguments.run)
+    if arguments.text or not directory.is_dir():  # a run that is being started has no tables yet
+        console.print(front_table(open_run(directory).summary))
+        return
+    listener = listen(arguments.host, arguments.port)
+    name = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+    url = f"http://{name}:{listener.getsockname()[1]}/"
+    console.print(f"{directory} at {url} (Ctrl-C ends it)", markup=False, highlight=False, soft_wrap=True)
     if not arguments.no_open:
-        webbrowser.open(report.as_uri())
+        webbrowser.open(url)
+    serve(directory, listener, arguments.host)
 
 
 def _audit(arguments: argparse.Namespace, console: Console) -> None:

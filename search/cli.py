@@ -84,9 +84,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for owner, names in _INSPECTED.items():
         _add_options(inspect.add_argument_group(_TITLES[owner.__name__]), owner, only=names)
-    browse = commands.add_parser("browse", help="the front as a table, and the report of a run")
+    browse = commands.add_parser(
+        "browse",
+        help="show a run in the browser, live while it is searched",
+        description="Serve a run's page on this machine until Ctrl-C, live while a search writes the run, which reading never "
+        "disturbs. report.html in the run directory is the same page as one file.",
+    )
     browse.add_argument("run", help="run directory")
-    browse.add_argument("--no-open", action="store_true", help="do not open report.html in a browser")
+    browse.add_argument("--text", action="store_true", help="print the front as a table instead")
+    browse.add_argument("--port", type=int, default=0, metavar="N", help="default: any free one, which is printed")
+    browse.add_argument(
+        "--host", default="127.0.0.1", help="default: %(default)s; whoever reaches another one can read the run"
+    )
+    browse.add_argument("--no-open", action="store_true", help="do not open the page in a browser")
     audit = commands.add_parser(
         "audit",
         help="fine-tune points of the front for longer: does the short fine-tune rank them as a long one does?",

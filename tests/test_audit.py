@@ -9,13 +9,13 @@ from typing import Any
 import pandas as pd
 import pytest
 from local_launches import Silent, config_of
+from local_pages import write_report
 from local_runs import DIGITS, MODEL, Fails
 from test_report import Page, frame, summary
 
 import run_search
 from search import SearchConfig, audit, launch, open_run
 from search.agreement import BAND, agreement, audit_tables, candidates, similar, spread_over, tau
-from search.report import write_report
 from search.run import Run
 from search.table import FIGURES
 from spaces.errors import ConfigError, RunError

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from local_pages import write_report
 from matplotlib.image import imread
 from plotly.offline import get_plotlyjs
 
 from search.picture import write_picture
-from search.report import write_report
 from spaces.sites import Site
 
 NAN = float("nan")

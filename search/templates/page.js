@@ -1,6 +1,6 @@
 "use strict";
 // Draws the front, and shows the allocation of the trial that is chosen in it or in the table.
-const data = JSON.parse(document.getElementById("data").textContent);
+let data = JSON.parse(document.getElementById("data").textContent);
 const plot = document.getElementById("plot");
 const narrow = window.matchMedia("(max-width: 860px)");
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
@@ -9,7 +9,8 @@ const kinds = {
   heads: "heads", rows: "whole rows beside the low rank", inputs: "inputs of the branch",
 };
 let cost = "macs";
-let chosen = data.chosen;
+let chosen = data?.chosen;
+let picked = false; // by the reader: else the best one is shown, whichever it is by now
 
 // Term -> text, of one trial.
 function facts(point) {
@@ -173,24 +174,29 @@ function reveal(row, box) {
   if (above || below) box.scrollTop = row.offsetTop - box.clientHeight / 2;
 }
 
-function markRow() {
+function markRow(revealed) {
   for (const row of document.querySelectorAll("#table tbody tr")) {
     const isChosen = Number(row.dataset.number) === chosen;
     row.classList.toggle("chosen", isChosen);
     row.querySelector("button").setAttribute("aria-pressed", isChosen);
-    if (isChosen) reveal(row, row.closest(".scroll"));
+    if (isChosen && revealed) reveal(row, row.closest(".scroll"));
   }
 }
 
-function choose(number) {
+function pick(number) {
+  picked = true;
+  document.getElementById("copied").textContent = "";
+  return show(number, true);
+}
+
+function show(number, revealed) {
   chosen = number;
   const point = data.points[number];
   document.getElementById("allocation-title").textContent = `Allocation of ${name(number).replace("Trial", "trial")}`;
   document.getElementById("command").textContent = data.command + number;
-  document.getElementById("copied").textContent = "";
   drawFacts(point);
   drawSizes(point);
-  markRow();
+  markRow(revealed);
   return draw();
 }
 
@@ -215,17 +221,21 @@ function step(event) {
   if (!row) return;
   event.preventDefault();
   row.querySelector("button").focus();
-  choose(Number(row.dataset.number));
+  pick(Number(row.dataset.number));
 }
 
-choose(chosen).then(() => plot.on("plotly_click", ({ points }) => {
-  if (typeof points[0].customdata === "number") choose(points[0].customdata);
-}));
-document.querySelector("#table tbody").addEventListener("click", (event) => choose(Number(event.target.closest("tr").dataset.number)));
-document.querySelector("#table tbody").addEventListener("keydown", step);
-document.getElementById("copy").addEventListener("click", copy);
-for (const input of document.querySelectorAll("input[name=cost]")) {
-  input.addEventListener("change", () => { cost = input.value; draw(); });
+function begin() {
+  show(chosen, true).then(() => plot.on("plotly_click", ({ points }) => {
+    if (typeof points[0].customdata === "number") pick(points[0].customdata);
+  }));
+  document.getElementById("rows").addEventListener("click", (event) => pick(Number(event.target.closest("tr").dataset.number)));
+  document.getElementById("rows").addEventListener("keydown", step);
+  document.getElementById("copy").addEventListener("click", copy);
+  for (const input of document.querySelectorAll("input[name=cost]")) {
+    input.addEventListener("change", () => { cost = input.value; draw(); });
+  }
+  dark.addEventListener("change", draw);
+  narrow.addEventListener("change", draw);
 }
-dark.addEventListener("change", draw);
-narrow.addEventListener("change", draw);
+
+if (data) begin();

@@ -1,0 +1,114 @@
+"""The page of a run in a real browser: what it shows is what the tables hold, and nothing leaves the machine."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from local_browser import Visit, browser, needs_chromium
+from local_launches import Silent, config_of
+from playwright.sync_api import expect
+
+from search import launch
+from search.report import render
+from search.run import Run
+
+pytestmark = [pytest.mark.slow, needs_chromium]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return launch(config_of(tmp_path_factory.mktemp("page")), Silent())
+
+
+@pytest.fixture
+def visit(run: Run) -> Iterator[Visit]:
+    with browser(viewport={"width": 1280, "height": 900}) as visit:
+        visit.open((run.directory / "report.html").as_uri())
+        yield visit
+
+
+def sizes(visit: Visit) -> dict[str, int]:
+    """Site -> size, as the bars' titles give them."""
+    titles = visit.page.eval_on_selector_all("#sizes .size", "boxes => boxes.map((box) => box.title)")
+    return {title.partition(":")[0]: int(title.split()[1]) for title in titles}
+
+
+def click(visit: Visit, number: int) -> None:
+    """Click the point of a trial in the plot."""
+    at = visit.page.evaluate(
+        """(number) => {
+          const plot = document.getElementById("plot");
+          const trace = plot.data.find((each) => each.name === "trials");
+          const at = trace.customdata.indexOf(number);
+          const box = plot.getBoundingClientRect();
+          const { xaxis, yaxis } = plot._fullLayout;
+          return [box.x + xaxis._offset + xaxis.l2p(trace.x[at]), box.y + yaxis._offset + yaxis.l2p(trace.y[at])];
+        }""",
+        number,
+    )
+    visit.page.wait_for_timeout(400)  # two clicks within 300 ms are a double click, which resets the zoom
+    visit.page.mouse.move(*at, steps=4)
+    expect(visit.page.locator("#plot .hovertext")).to_contain_text(re.compile(rf"Trial {number}\D"))
+    visit.page.mouse.click(*at)
+    expect(visit.page.locator("#command")).to_have_text(re.compile(rf" {number}$"))
+
+
+def test_the_page_opens_without_a_complaint_or_a_request(visit: Visit) -> None:
+    assert visit.problems == []
+    assert visit.off_machine() == []
+    assert [url for url in visit.requests if not url.startswith(("data:", "blob:"))] == [visit.page.url]
+
+
+def test_a_click_on_a_point_shows_its_sizes(visit: Visit, run: Run) -> None:
+    names = [site["name"] for site in run.summary["spaces"]["contract"]]
+    apart = run.trials.drop_duplicates(["macs", "error"], keep=False)
+    assert len(apart) >= 3
+    for _, row in apart.iterrows():
+        click(visit, int(row["number"]))
+        assert sizes(visit) == {name: int(row[name]) for name in names}
+
+
+def test_a_row_of_the_table_and_the_keyboard_choose_too(visit: Visit, run: Run) -> None:
+    visit.page.click("#rows tr:nth-child(2)")
+    number = int(visit.page.get_attribute("#rows tr:nth-child(2)", "data-number") or "")
+    assert visit.page.inner_text("#command").endswith(f"--trial {number}")
+    visit.page.focus("#rows tr:nth-child(2) button")
+    visit.page.keyboard.press("ArrowUp")
+    above = visit.page.get_attribute("#rows tr:nth-child(1)", "data-number")
+    assert visit.page.inner_text("#command").endswith(f"--trial {above}")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_fits(run: Run, tmp_path: Path, width: int, theme: str) -> None:
+    with browser(viewport={"width": width, "height": 860}, color_scheme=theme) as visit:
+        page = visit.open((run.directory / "report.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page itself does not scroll sideways"
+        assert visit.shot(tmp_path, f"{width}-{theme}").stat().st_size > 10_000
+        assert visit.problems == []
+
+
+def test_markup_of_a_run_is_text(run: Run, tmp_path: Path) -> None:
+    """In the label, the reason, the stderr, the model and the folder."""
+    folder = tmp_path / "<img src=x onerror=alert(1)>"
+    folder.mkdir()
+    summary, trials = dict(run.summary), run.trials.astype({"label": object, "reason": object})
+    summary["model"] = "<script>alert(2)</script>"
+    trials["label"] = "<b onclick=alert(3)>bold</b>"
+    trials.loc[1, "state"], trials.loc[1, "reason"] = "FAIL", "</script><script>alert(4)</script>"
+    trials.to_csv(folder / "trials.csv", index=False)
+    summary["front"] = [row for row in summary["front"] if row["number"] != 1]
+    (folder / "pareto.json").write_text(json.dumps(summary))
+    (folder / "trials" / "0001").mkdir(parents=True)
+    (folder / "trials" / "0001" / "stderr.log").write_text("<img src=x onerror=alert(5)>")
+    render(Run(folder))
+    with browser() as visit:
+        page = visit.open((folder / "report.html").as_uri())
+        assert visit.problems == []
+        assert page.inner_text("h1") == "<script>alert(2)</script>"
+        page.eval_on_selector("#failed", "details => { details.open = true; }")
+        assert "</script><script>alert(4)" in page.inner_text("#failed")
+        assert "<img src=x onerror=alert(5)>" in (page.text_content("#stderr-1 pre") or "")
+        assert "<img src=x onerror=alert(1)>" in page.inner_text("#command")
