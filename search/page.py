@@ -17,6 +17,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from search.agreement import audit_tables
+from search.course import progress_of
 from search.figure import COSTS, Row, figure_of, is_finite, reference_of, split_trials
 from search.run import Run
 from search.targets import format_count, format_kept, names_of
@@ -59,7 +60,7 @@ def content(
         title; data, which the page's script reads, None without a trial to draw; parts, element id -> HTML.
     """
     points, stopped, failed = split_trials(trials)
-    data = _data(summary, points, sites, run) if points else None
+    data = {**_data(summary, points, sites, run), "csv": trials.to_csv(index=False)} if points else None
     shown = {
         "summary": summary,
         "data": data,
@@ -127,6 +128,7 @@ def _data(summary: Row, points: list[dict[str, Any]], sites: Sequence[Site], run
             for number, row in shown.items()
         },
         "figures": {cost: figure_of(cost, summary, points) for cost in COSTS},
+        "progress": progress_of(points, summary),
         "chosen": next((number for number in wanted if number in shown), points[0]["number"]),
         "dense": _number(reference, ".2%"),
         "command": f"python run_search.py export {shlex.quote(run)} --trial ",

@@ -10,6 +10,7 @@ const kinds = {
 };
 let cost = "macs";
 let chosen = data?.chosen;
+let against = "trials";
 let picked = false; // by the reader: else the best one is shown, whichever it is by now
 
 // Term -> text, of one trial.
@@ -102,14 +103,96 @@ function layout(figure, colour) {
   };
 }
 
-function draw() {
+// Named one by one: Plotly's own set has a button that sends the data to its cloud.
+const buttons = ["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"];
+const options = { responsive: true, displaylogo: false, showSendToCloud: false, modeBarButtons: [buttons] };
+
+function colours() {
   const style = getComputedStyle(document.documentElement);
-  const colour = (key) => style.getPropertyValue(`--${key}`).trim();
+  return (key) => style.getPropertyValue(`--${key}`).trim();
+}
+
+function basicLayout(colour, axes) {
+  const base = { gridcolor: colour("grid"), linecolor: colour("line"), zeroline: false, automargin: true };
+  return {
+    paper_bgcolor: colour("panel"), plot_bgcolor: colour("panel"),
+    font: { color: colour("ink"), family: getComputedStyle(document.body).fontFamily, size: 12 },
+    hoverlabel: { align: "left", bgcolor: colour("panel"), bordercolor: colour("soft"), font: { color: colour("ink") } },
+    modebar: { orientation: "v", bgcolor: "transparent", color: colour("soft"), activecolor: colour("front") },
+    ...Object.fromEntries(Object.entries(axes).map(([name, axis]) => [name, { ...base, ...axis }])),
+  };
+}
+
+function draw() {
+  const colour = colours();
   const figure = data.figures[cost];
-  // Named one by one: Plotly's own set has a button that sends the data to its cloud.
-  const buttons = [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"]];
-  return Plotly.react(plot, traces(figure, colour), layout(figure, colour),
-    { responsive: true, displaylogo: false, showSendToCloud: false, modeBarButtons: buttons });
+  drawAlong(colour);
+  drawProgress(colour);
+  return Plotly.react(plot, traces(figure, colour), layout(figure, colour), options);
+}
+
+// Rows are the sites in the model's order, columns the points of the front from the cheapest; a strong colour is a strong cut.
+function drawAlong(colour) {
+  const numbers = data.figures.macs.traces.front.customdata;
+  const used = new Set(numbers.flatMap((number) => data.spaces[data.points[number].space] ?? []));
+  const shown = data.sites.map((_, index) => index).filter((index) => used.has(index) || !used.size);
+  const sizes = (index) => numbers.map((number) => data.points[number].sizes[index]);
+  const names = shown.map((index) => data.sites[index].name);
+  const place = document.getElementById("along");
+  place.style.height = `${Math.max(220, 90 + 15 * names.length)}px`;
+  const map = {
+    type: "heatmap", x: numbers.map((_, at) => at), y: names, xgap: 1, ygap: 1, zmin: 0, zmax: 100,
+    z: shown.map((index) => sizes(index).map((size) => 100 * size / data.sites[index].dense)),
+    customdata: shown.map((index) => sizes(index).map((size, at) => [numbers[at], size, data.sites[index].dense])),
+    hovertemplate: "trial %{customdata[0]}, %{y}: %{customdata[1]} of %{customdata[2]} (%{z:.0f} %)<extra></extra>",
+    colorscale: [[0, colour("front")], [1, colour("page")]],
+    colorbar: { title: { text: "kept, %", side: "right" }, thickness: 10, outlinewidth: 0 },
+  };
+  const at = numbers.indexOf(chosen);
+  const ring = { type: "rect", x0: at - 0.5, x1: at + 0.5, yref: "paper", y0: 0, y1: 1, line: { color: colour("chosen"), width: 2 } };
+  Plotly.react(place, [map], {
+    ...basicLayout(colour, {
+      xaxis: {
+        title: { text: "points of the front: MACs kept" }, tickangle: -60, showgrid: false, fixedrange: true,
+        tickvals: map.x, ticktext: numbers.map((number) => data.points[number].macs_kept.split("\u00a0")[0] + " %"), nticks: 12,
+      },
+      yaxis: { autorange: "reversed", showgrid: false, fixedrange: true, tickfont: { size: 10 } },
+    }),
+    margin: { l: 40, r: 10, t: 10, b: 40 }, shapes: at < 0 ? [] : [ring],
+  }, { ...options, displayModeBar: false });
+}
+
+function drawProgress(colour) {
+  const { hypervolume, best } = data.progress;
+  const x = data.progress[against];
+  const line = { type: "scatter", mode: "lines", x, line: { shape: "hv", width: 2 } };
+  Plotly.react(document.getElementById("progress"), [
+    { ...line, y: hypervolume, name: "hypervolume", line: { ...line.line, color: colour("front") } },
+    { ...line, y: best, name: "best error under the target (%)", yaxis: "y2", line: { ...line.line, color: colour("baseline") } },
+  ], {
+    ...basicLayout(colour, {
+      xaxis: { title: { text: against === "hours" ? "hours since the first trial began" : "finished trials" } },
+      yaxis: { title: { text: "hypervolume" }, color: colour("front") },
+      yaxis2: { overlaying: "y", side: "right", showgrid: false, color: colour("baseline") },
+    }),
+    margin: { l: 50, r: 50, t: 30, b: 40 }, uirevision: against, hovermode: "x unified",
+    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 11 } },
+  }, { ...options, displayModeBar: false });
+}
+
+function save(name, type, text) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type }));
+  link.download = name;
+  link.click();
+  URL.revokeObjectURL(link.href);
+}
+
+function saveAllocation() {
+  const { space, sizes } = data.points[chosen];
+  const own = data.spaces[space] ?? data.sites.map((_, index) => index);
+  const allocation = Object.fromEntries(own.map((index) => [data.sites[index].name, sizes[index]]));
+  save(`allocation-${chosen}.json`, "application/json", `${JSON.stringify({ number: chosen, space, allocation }, null, 2)}\n`);
 }
 
 function bar(site, size) {
@@ -230,7 +313,13 @@ function begin() {
   }));
   document.getElementById("rows").addEventListener("click", (event) => pick(Number(event.target.closest("tr").dataset.number)));
   document.getElementById("rows").addEventListener("keydown", step);
+  document.getElementById("along").on("plotly_click", ({ points }) => pick(points[0].customdata[0]));
   document.getElementById("copy").addEventListener("click", copy);
+  document.getElementById("save-allocation").addEventListener("click", saveAllocation);
+  document.getElementById("save-table").addEventListener("click", () => save("trials.csv", "text/csv", data.csv));
+  for (const input of document.querySelectorAll("input[name=against]")) {
+    input.addEventListener("change", () => { against = input.value; drawProgress(colours()); });
+  }
   for (const input of document.querySelectorAll("input[name=cost]")) {
     input.addEventListener("change", () => { cost = input.value; draw(); });
   }
