@@ -80,6 +80,32 @@ def test_a_row_of_the_table_and_the_keyboard_choose_too(visit: Visit, run: Run) 
     assert visit.page.inner_text("#command").endswith(f"--trial {above}")
 
 
+def test_an_allocation_and_the_table_are_taken_along(visit: Visit, run: Run) -> None:
+    visit.page.click("#rows tr:nth-child(2)")
+    number = int(visit.page.get_attribute("#rows tr:nth-child(2)", "data-number") or "")
+    with visit.page.expect_download() as taken:
+        visit.page.click("#save-allocation")
+    found = json.loads(Path(taken.value.path()).read_text())
+    assert (found["number"], found["space"]) == (number, "contract")
+    assert found["allocation"] == dict(run.allocation(run.trial(number)))
+    with visit.page.expect_download() as taken:
+        visit.page.click("#save-table")
+    assert Path(taken.value.path()).read_text() == (run.directory / "trials.csv").read_text()
+
+
+def test_the_heat_map_shows_the_front_and_chooses_from_it(visit: Visit, run: Run) -> None:
+    heat_map = visit.page.evaluate(
+        "(({ z, y, customdata }) => ({ z, y, customdata }))(document.getElementById('along').data[0])"
+    )
+    numbers = [int(number) for number in run.front["number"]]
+    for name, shares, cells in zip(heat_map["y"], heat_map["z"], heat_map["customdata"], strict=True):
+        site = next(site for site in run.sites if site.name == name)
+        assert [cell[0] for cell in cells] == numbers
+        assert shares == [pytest.approx(100 * size / site.dense) for size in run.front[name]]
+    visit.page.locator("#along .nsewdrag").click(position={"x": 10, "y": 10})
+    expect(visit.page.locator("#command")).to_have_text(re.compile(rf" {numbers[0]}$"))
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_fits(run: Run, tmp_path: Path, width: int, theme: str) -> None:
