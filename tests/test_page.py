@@ -93,6 +93,23 @@ def test_an_allocation_and_the_table_are_taken_along(visit: Visit, run: Run) -> 
     assert Path(taken.value.path()).read_text() == (run.directory / "trials.csv").read_text()
 
 
+def test_two_trials_are_compared(visit: Visit, run: Run) -> None:
+    numbers = visit.page.eval_on_selector_all("#rows tr", "rows => rows.map((row) => Number(row.dataset.number))")
+    first, second = numbers[:2]
+    visit.page.click(f"#rows tr[data-number='{first}']")
+    visit.page.click("#pin")
+    visit.page.click(f"#rows tr[data-number='{second}']")
+    titles = visit.page.eval_on_selector_all("#sizes .size", "boxes => boxes.map((box) => box.title)")
+    names = [site["name"] for site in run.summary["spaces"]["contract"]]
+    of = {number: run.allocation(run.trial(number)) for number in (first, second)}
+    assert [(int(title.split()[1]), int(title.rpartition(" ")[2])) for title in titles] == [
+        (of[second][name], of[first][name]) for name in names
+    ]
+    visit.shot(Path(run.directory), "compare")
+    visit.page.click("#pin")
+    assert visit.page.locator("#sizes b").count() == 0
+
+
 def test_the_heat_map_shows_the_front_and_chooses_from_it(visit: Visit, run: Run) -> None:
     heat_map = visit.page.evaluate(
         "(({ z, y, customdata }) => ({ z, y, customdata }))(document.getElementById('along').data[0])"

@@ -25,6 +25,7 @@ function update(content) {
   }
   data = content.data;
   replaceParts(content.parts);
+  if (data && !(pinned in data.points)) pinned = null;
   if (data) show(picked && chosen in data.points ? chosen : data.chosen, false);
 }
 

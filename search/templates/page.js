@@ -11,6 +11,7 @@ const kinds = {
 let cost = "macs";
 let chosen = data?.chosen;
 let against = "trials";
+let pinned = null; // the trial that the chosen one is compared with
 let picked = false; // by the reader: else the best one is shown, whichever it is by now
 
 // Term -> text, of one trial.
@@ -68,10 +69,10 @@ function traces(figure, colour) {
 
 function ring(figure, colour) {
   const { x, y, customdata } = figure.traces.trials;
-  const at = customdata.indexOf(chosen);
+  const at = [chosen, pinned].filter((number) => number !== null).map((number) => customdata.indexOf(number));
   return {
-    type: "scatter", x: [x[at]], y: [y[at]], mode: "markers", showlegend: false, hoverinfo: "skip",
-    marker: { symbol: "circle-open", size: 17, color: colour("chosen"), line: { width: 2.5 } },
+    type: "scatter", x: at.map((each) => x[each]), y: at.map((each) => y[each]), mode: "markers", showlegend: false, hoverinfo: "skip",
+    marker: { symbol: ["circle-open", "circle-open-dot"], size: 17, color: [colour("chosen"), colour("soft")], line: { width: 2.5 } },
   };
 }
 
@@ -195,7 +196,8 @@ function saveAllocation() {
   save(`allocation-${chosen}.json`, "application/json", `${JSON.stringify({ number: chosen, space, allocation }, null, 2)}\n`);
 }
 
-function bar(site, size) {
+// The size of one site; a mark where the trial has it that is compared with.
+function bar(site, size, other) {
   const cell = element("td");
   const box = element("div", "", size === site.dense ? "size dense" : "size");
   const track = element("div");
@@ -204,6 +206,13 @@ function bar(site, size) {
   track.append(fill);
   box.append(element("span", size), track);
   box.title = `${site.name}: ${size} of ${site.dense} (${(100 * size / site.dense).toFixed(0)} %)`;
+  if (other !== undefined) {
+    const mark = element("b");
+    mark.style.left = `${100 * other / site.dense}%`;
+    track.append(mark);
+    box.append(element("small", size === other ? "=" : `${size > other ? "+" : "−"}${Math.abs(size - other)}`));
+    box.title += `; trial ${pinned}: ${other}`;
+  }
   cell.append(box);
   return cell;
 }
@@ -231,7 +240,8 @@ function drawSizes(point) {
     first.scope = "row";
     row.append(first, ...columns.map((column) => {
       const index = shown.find((each) => data.sites[each].block === block && data.sites[each].column === column);
-      return index === undefined ? element("td") : bar(data.sites[index], point.sizes[index]);
+      const other = pinned === null ? undefined : data.points[pinned].sizes[index];
+      return index === undefined ? element("td") : bar(data.sites[index], point.sizes[index], other);
     }));
     return row;
   });
@@ -243,9 +253,11 @@ function drawSizes(point) {
 }
 
 function drawFacts(point) {
-  document.getElementById("facts").replaceChildren(...facts(point).map(([term, text]) => {
+  const others = pinned === null ? [] : facts(data.points[pinned]);
+  document.getElementById("facts").replaceChildren(...facts(point).map(([term, text], at) => {
     const pair = element("div");
     pair.append(element("dt", term), element("dd", text));
+    if (others.length) pair.append(element("dd", `trial ${pinned}: ${others[at][1]}`, "other"));
     return pair;
   }));
 }
@@ -266,8 +278,10 @@ function markRow(revealed) {
   }
 }
 
-function pick(number) {
+// With the shift key the trial that was chosen before stays, to be compared with.
+function pick(number, comparing = false) {
   picked = true;
+  if (comparing && number !== chosen) pinned = chosen;
   document.getElementById("copied").textContent = "";
   return show(number, true);
 }
@@ -277,10 +291,18 @@ function show(number, revealed) {
   const point = data.points[number];
   document.getElementById("allocation-title").textContent = `Allocation of ${name(number).replace("Trial", "trial")}`;
   document.getElementById("command").textContent = data.command + number;
+  const button = document.getElementById("pin");
+  button.textContent = pinned === null ? "Compare with another" : `Stop comparing with trial ${pinned}`;
+  button.setAttribute("aria-pressed", pinned !== null);
   drawFacts(point);
   drawSizes(point);
   markRow(revealed);
   return draw();
+}
+
+function pin() {
+  pinned = pinned === null ? chosen : null;
+  show(chosen, false);
 }
 
 async function copy() {
@@ -308,12 +330,15 @@ function step(event) {
 }
 
 function begin() {
-  show(chosen, true).then(() => plot.on("plotly_click", ({ points }) => {
-    if (typeof points[0].customdata === "number") pick(points[0].customdata);
+  show(chosen, true).then(() => plot.on("plotly_click", ({ points, event }) => {
+    if (typeof points[0].customdata === "number") pick(points[0].customdata, event.shiftKey);
   }));
-  document.getElementById("rows").addEventListener("click", (event) => pick(Number(event.target.closest("tr").dataset.number)));
+  document.getElementById("rows").addEventListener("click", (event) => {
+    pick(Number(event.target.closest("tr").dataset.number), event.shiftKey);
+  });
+  document.getElementById("pin").addEventListener("click", pin);
   document.getElementById("rows").addEventListener("keydown", step);
-  document.getElementById("along").on("plotly_click", ({ points }) => pick(points[0].customdata[0]));
+  document.getElementById("along").on("plotly_click", ({ points, event }) => pick(points[0].customdata[0], event.shiftKey));
   document.getElementById("copy").addEventListener("click", copy);
   document.getElementById("save-allocation").addEventListener("click", saveAllocation);
   document.getElementById("save-table").addEventListener("click", () => save("trials.csv", "text/csv", data.csv));
