@@ -1,6 +1,7 @@
-"""pareto.png: the front as a picture for a README or a paper."""
+"""pareto.png and pareto.svg: the front as a picture for a README or a paper."""
 
 import html
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from spaces.files import replacing
 _HALO = withStroke(linewidth=2.5, foreground="white")
 
 
-def write_picture(path: Path, summary: dict[str, Any], trials: pd.DataFrame) -> None:
-    """Write a PNG of error (%) against MACs kept (%), for a README or a paper.
+def write_pictures(paths: Sequence[Path], summary: dict[str, Any], trials: pd.DataFrame) -> None:
+    """Write a picture of error (%) against MACs kept (%), for a README or a paper, in the formats of the suffixes.
 
     Shows all finished trials, the front, the named baselines, the targets on MACs and the dense model's own error;
     with no finished trial, empty axes that say so.
@@ -31,8 +32,10 @@ def write_picture(path: Path, summary: dict[str, Any], trials: pd.DataFrame) -> 
         _draw(axes, figure_of("macs", summary, points))
     else:
         axes.text(0.5, 0.5, "no finished trial", ha="center", va="center", transform=axes.transAxes)
-    with replacing(path) as partial:
-        FigureCanvasAgg(figure).print_figure(partial, dpi=160, format="png", facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    for path in paths:
+        with replacing(path) as partial:
+            canvas.print_figure(partial, dpi=160, format=path.suffix[1:], facecolor="white")
 
 
 def _draw(axes: Axes, drawn: Row) -> None:

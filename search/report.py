@@ -1,12 +1,12 @@
-"""report.html and pareto.png: what a search found, to be kept and sent."""
+"""report.html, pareto.png and pareto.svg: what a search found, to be kept and sent."""
 
 from search.page import content_of, page
-from search.picture import write_picture
+from search.picture import write_pictures
 from search.run import Run
 from spaces.files import write_text
 
 
 def render(run: Run) -> None:
-    """Write report.html and pareto.png from the run's tables."""
+    """Write report.html, pareto.png and pareto.svg from the run's tables."""
     write_text(run.directory / "report.html", page(content_of(run)))
-    write_picture(run.directory / "pareto.png", run.summary, run.trials)
+    write_pictures([run.directory / "pareto.png", run.directory / "pareto.svg"], run.summary, run.trials)

@@ -80,7 +80,7 @@ class Views:
         write_tables(self._study.directory, trials, self.summary)
 
     def write_report(self) -> None:
-        """Write report.html and pareto.png from the tables."""
+        """Write report.html, pareto.png and pareto.svg from the tables."""
         render(Run(self._study.directory))
         self._reported = time.monotonic()
 

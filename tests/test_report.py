@@ -7,6 +7,7 @@ from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from local_pages import write_report
 from matplotlib.image import imread
 from plotly.offline import get_plotlyjs
 
-from search.picture import write_picture
+from search.picture import write_pictures
 from spaces.sites import Site
 
 NAN = float("nan")
@@ -300,7 +301,7 @@ def test_no_finished_trial(page: Any, tmp_path: Path, trials: pd.DataFrame) -> N
     written = page(trials, found)
     assert "No trial has finished yet" in written.words
     assert written.scripts == []
-    write_picture(tmp_path / "pareto.png", found, trials)
+    write_pictures([tmp_path / "pareto.png"], found, trials)
     assert (tmp_path / "pareto.png").stat().st_size > 1000
 
 
@@ -318,7 +319,7 @@ def test_page_of_a_thousand_trials_is_below_10_mb(tmp_path: Path) -> None:
 
 
 def test_picture_has_ink_where_the_front_is(tmp_path: Path) -> None:
-    write_picture(tmp_path / "pareto.png", summary(), frame())
+    write_pictures([tmp_path / "pareto.png"], summary(), frame())
     assert [path.name for path in tmp_path.iterdir()] == ["pareto.png"]
     pixels = imread(tmp_path / "pareto.png")[..., :3]
     assert pixels.shape == (720, 1152, 3)
@@ -334,5 +335,6 @@ def test_picture_has_ink_where_the_front_is(tmp_path: Path) -> None:
 def test_picture_takes_any_text(tmp_path: Path) -> None:
     trials = frame().replace({"label": {"uniform": r"$\frac{<b>$"}})
     target = {"cost": "macs", "limit": 450, "text": r"$\x{", "group": 0}
-    write_picture(tmp_path / "pareto.png", summary(model=r"$\frac{$", targets=[target]), trials)
+    write_pictures([tmp_path / "pareto.png", tmp_path / "pareto.svg"], summary(model=r"$\frac{$", targets=[target]), trials)
+    assert ElementTree.parse(tmp_path / "pareto.svg").getroot().tag == "{http://www.w3.org/2000/svg}svg"
     assert imread(tmp_path / "pareto.png").std() > 0.05
