@@ -21,6 +21,7 @@ from search import SearchConfig, audit, demo, export, launch, open_run  # noqa: 
 from search.cli import build_parser, given_options  # noqa: E402
 from search.config import read_options  # noqa: E402
 from search.inspect import describe_model, inspect_profile  # noqa: E402
+from search.journal import LOCK  # noqa: E402
 from search.progress import Display, audit_view, front_table  # noqa: E402
 from search.run import stored_options  # noqa: E402
 from search.serve import listen, serve  # noqa: E402
@@ -96,9 +97,11 @@ def _inspect(arguments: argparse.Namespace, console: Console) -> None:
 
 def _browse(arguments: argparse.Namespace, console: Console) -> None:
     directory = Path(arguments.run)
-    if arguments.text or not directory.is_dir():  # a run that is being started has no tables yet
+    if arguments.text:
         console.print(front_table(open_run(directory).summary))
         return
+    if not (directory / LOCK).exists():  # a run that is being started has that alone
+        open_run(directory)
     listener = listen(arguments.host, arguments.port)
     name = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
     url = f"http://{name}:{listener.getsockname()[1]}/"

@@ -22,6 +22,7 @@ from local_runs import Fails
 
 import run_search
 from search import launch
+from search.journal import LOCK
 from search.run import Run
 
 pytestmark = pytest.mark.slow
@@ -112,7 +113,8 @@ def test_a_taken_port_is_one_line(server: Server, run: Run, fails: Fails) -> Non
 
 
 def test_no_run_is_one_line(tmp_path: Path, fails: Fails) -> None:
-    assert "no search in" in fails("browse", tmp_path / "nothing")
+    assert "no search in" in fails("browse", tmp_path / "nothing", "--no-open")
+    assert "no search in" in fails("browse", tmp_path, "--no-open")
 
 
 def test_the_front_as_text(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,6 +134,7 @@ def test_a_search_is_followed_and_not_disturbed(tmp_path: Path, run: Run) -> Non
     """From before its first trial: its points are there within five seconds, twenty readers and a kill cost it nothing."""
     directory = tmp_path / "run"
     directory.mkdir()
+    (directory / LOCK).touch()  # as by a launch that has just begun
     config = config_of(tmp_path, trials=TRIALS, output=str(directory))
     late: list[float] = []
     with served(directory) as server, browser() as visit:
