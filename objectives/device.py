@@ -27,3 +27,8 @@ def name_of(device: torch.device) -> str:
     """Where a figure was measured: host, device, and the name of the hardware."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return f"{platform.node()} {device} ({name})"
+
+
+def half_type(device: torch.device) -> torch.dtype:
+    """What mixed precision computes in: bfloat16 where the device has it, else float16."""
+    return torch.float16 if device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16

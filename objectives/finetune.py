@@ -11,6 +11,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
+from objectives.device import half_type
 from objectives.parallel import ALONE, Group
 from spaces.errors import ConfigError, DivergedError
 
@@ -153,6 +154,5 @@ def _precision(config: FinetuneConfig, device: torch.device) -> tuple[torch.auto
     wanted = device.type == "cuda" if config.amp == "auto" else config.amp == "on"
     if not wanted:
         return nullcontext(), torch.amp.GradScaler(device.type, enabled=False)
-    half = device.type == "cuda" and not torch.cuda.is_bf16_supported()
-    dtype = torch.float16 if half else torch.bfloat16
-    return torch.autocast(device.type, dtype=dtype), torch.amp.GradScaler(device.type, enabled=half)
+    dtype = half_type(device)
+    return torch.autocast(device.type, dtype=dtype), torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
