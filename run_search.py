@@ -14,15 +14,18 @@ os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed|
 warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)  # timm's, at import
 
 import optuna  # noqa: E402
+import torch  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from objectives.cost import cost_model  # noqa: E402
+from objectives.device import name_of, resolve_device  # noqa: E402
+from objectives.measure import measure  # noqa: E402
 from search import SearchConfig, audit, demo, export, launch, open_run  # noqa: E402
 from search.cli import build_parser, given_options  # noqa: E402
 from search.config import read_options  # noqa: E402
 from search.inspect import describe_model, inspect_profile  # noqa: E402
 from search.journal import LOCK  # noqa: E402
-from search.progress import Display, audit_view, front_table  # noqa: E402
+from search.progress import Display, audit_view, front_table, latency_table  # noqa: E402
 from search.run import stored_options  # noqa: E402
 from search.serve import listen, serve  # noqa: E402
 from spaces.errors import CompressionError  # noqa: E402
@@ -128,7 +131,23 @@ def _export(arguments: argparse.Namespace, console: Console) -> None:
     console.print((folder / "README.md").read_text(encoding="utf-8").split("---\n")[2].split("\n```")[0].strip(), markup=False)
 
 
-_COMMANDS = {"launch": _launch, "inspect": _inspect, "browse": _browse, "audit": _audit, "export": _export}
+def _measure(arguments: argparse.Namespace, console: Console) -> None:
+    device, threads = resolve_device(arguments.device), arguments.threads or torch.get_num_threads()
+    with Display(console) as display:
+        found = measure(
+            arguments.folder, device, arguments.batch_sizes, arguments.compile, arguments.seconds, threads, display.stage
+        )
+    console.print(latency_table(found, name_of(device), threads))
+
+
+_COMMANDS = {
+    "launch": _launch,
+    "inspect": _inspect,
+    "browse": _browse,
+    "audit": _audit,
+    "export": _export,
+    "measure": _measure,
+}
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)

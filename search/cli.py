@@ -41,6 +41,7 @@ examples:
       a published system alone; --baselines kumar-hybrid vtp gohsp losparse uniform runs them beside a search
   run_search.py browse runs/deit_small_patch16_224-contract
   run_search.py export runs/deit_small_patch16_224-contract --target flops=50%
+  run_search.py measure runs/deit_small_patch16_224-contract/export/flops50
   run_search.py audit  runs/deit_small_patch16_224-contract --points 8
 
 "flops" means multiply-accumulates (MACs), as in the literature; targets bound what is kept.
@@ -113,6 +114,20 @@ def build_parser() -> argparse.ArgumentParser:
         "--target", help="the best trial under this budget, e.g. flops=50%% or params=11M; by default the run's own"
     )
     export.add_argument("--trial", type=int, metavar="N", help="this trial")
+    measure = commands.add_parser(
+        "measure",
+        help="time an exported model beside the dense one",
+        description="Time the model of an exported folder and the dense model in turns: float32 and mixed precision, eager and "
+        "compiled. Random images, random dense weights; nothing else should run on the device.",
+    )
+    measure.add_argument("folder", help="written by export")
+    measure.add_argument("--batch-sizes", type=int, nargs="+", metavar="N", default=[1, 32], help="default: 1 32")
+    measure.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; by default a GPU if there is one")
+    measure.add_argument("--threads", type=int, metavar="N", help="CPU threads; by default all cores")
+    measure.add_argument("--seconds", type=float, metavar="S", default=2.0, help="for each model and setting; default: 2")
+    measure.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=True, help="by torch.compile too, which takes a while"
+    )
     return parser
 
 

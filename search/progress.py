@@ -1,7 +1,7 @@
 """What a search shows while it runs: a live table in a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from objectives.finetune import Step
+from objectives.measure import Comparison, rows_of
 from search.agreement import audit_tables
 from search.forecast import Outlook
 from search.targets import format_count, format_kept, names_of
@@ -25,6 +26,7 @@ _STAGES = {
     "profile": "measuring one site at a time",
     "dense model": "evaluating the dense model",
     "training": "training the demo model",
+    "latency": "measuring latency",
 }
 
 
@@ -174,6 +176,17 @@ def audit_view(audit: dict[str, Any]) -> Iterator[Table]:
         for row in rows:
             table.add_row(*row)
         yield table
+
+
+def latency_table(comparisons: Sequence[Comparison], where: str, threads: int) -> Table:
+    """Timings of an exported model beside the dense one, for the terminal."""
+    title = f"median (quartiles) of one call on {where}, {threads} thread" + ("s" if threads > 1 else "")
+    table = Table(title=title, title_justify="left")
+    for name in ("setting", "dense", "this model", "this / dense"):
+        table.add_column(name, justify="left" if name == "setting" else "right")
+    for row in rows_of(comparisons):
+        table.add_row(*row)
+    return table
 
 
 def _forecast(outlook: Outlook) -> str:

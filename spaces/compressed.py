@@ -47,9 +47,7 @@ def load_compressed(folder: str | Path) -> nn.Module:
     folder = Path(folder)
     description = _read_description(folder / CONFIG)
     try:
-        model = instantiate(
-            description["architecture"], {**description["model_args"], "num_classes": description["num_classes"]}
-        )
+        model = dense_architecture(folder)
         resize(model, describe(model, description["space"], description["multiple"]), Allocation(description["allocation"]))
         model.load_state_dict(load_file(folder / WEIGHTS), strict=True, assign=True)
     except (OSError, SafetensorError) as error:
@@ -60,6 +58,18 @@ def load_compressed(folder: str | Path) -> nn.Module:
         raise CheckpointError(f"{folder / WEIGHTS} does not fit {folder / CONFIG}: {error}") from error
     setattr(model, "pretrained_cfg", {**getattr(model, "pretrained_cfg", {}), **description["pretrained_cfg"]})  # noqa: B010
     return model.eval()
+
+
+def dense_architecture(folder: str | Path) -> nn.Module:
+    """The dense model that a folder's model was made from, with random weights: for its shapes and its speed.
+
+    Raises:
+        CheckpointError: config.json is missing or corrupt.
+    """
+    description = _read_description(Path(folder) / CONFIG)
+    return instantiate(
+        description["architecture"], {**description["model_args"], "num_classes": description["num_classes"]}
+    ).eval()
 
 
 def _read_description(path: Path) -> dict[str, Any]:
