@@ -1,10 +1,12 @@
 """A search is worth its hours only if it survives what happens to processes in hours."""
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from local_chaos import KINDS, RAY, Chaos, Launches, faults_of
+from local_chaos import KINDS, RAY, Chaos, Launches, faults_of, journal_of
 from local_patience import PATIENCE, poll
 
 pytestmark = pytest.mark.slow
@@ -44,3 +46,32 @@ def test_a_search_that_loses_ray_ends_with_one_line_and_goes_on(launches: Launch
     launches.start(*RAY[1], "--trials", str(len(before) + 2))
     assert launches.ended(PATIENCE) == 0
     assert launches.finished().items() >= before.items()
+
+
+def test_ctrl_c_in_a_terminal_reaches_the_search_and_not_its_workers(launches: Launches) -> None:
+    """A terminal sends it to all processes of the group. Once: what runs is finished; twice: it is left to the next launch."""
+
+    def ctrl_c() -> None:
+        assert launches.driver is not None
+        os.killpg(launches.driver.pid, signal.SIGINT)
+
+    def began() -> set[int]:
+        return {int(path.parent.name) for path in (launches.run / "trials").glob("*/metrics.jsonl")}
+
+    launches.start(*RAY[2], "--trials", "1000")
+    assert poll(lambda: len(launches.processes("worker")) == 2 and len(began()) > len(launches.finished()) > 0)
+    ctrl_c()
+    assert launches.ended(PATIENCE) == 130
+    assert "is run again" not in launches.log.read_text()
+    assert [trial.state.name for trial in journal_of(launches.run)].count("FAIL") == 0
+    assert began() == {trial.user_attrs["number"] for trial in journal_of(launches.run)}
+    assert list(faults_of(launches.run)) == []
+    before = launches.finished()
+    launches.start(*RAY[2], "--trials", "1000")
+    assert poll(lambda: launches.finished().keys() > before.keys())
+    ctrl_c()
+    assert poll(lambda: launches.log.read_text().count("finishing the trials that run; Ctrl-C again stops at once") == 2)
+    ctrl_c()
+    assert launches.ended(PATIENCE) == 130
+    assert launches.finished().items() >= before.items()
+    assert poll(lambda: not launches.processes())
