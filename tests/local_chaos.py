@@ -197,7 +197,7 @@ class Chaos:
             self._relaunch()
         elif self._random.random() < 0.3:  # the next one comes while this one is dealt with
             return
-        if poll(lambda: self._progress(before), self._patience):
+        if poll(lambda: self._progress(before), self._patience, pause=0.3):
             self.tally.recovery.setdefault(kind, []).append(time.monotonic() - began)
             self._report(f"{sum(self.tally.kills.values())} {kind}: {time.monotonic() - began:.1f} s")
         else:
