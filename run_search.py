@@ -26,7 +26,7 @@ from search.config import read_options  # noqa: E402
 from search.inspect import describe_model, inspect_profile  # noqa: E402
 from search.journal import LOCK  # noqa: E402
 from search.progress import Display, audit_view, front_table, latency_table  # noqa: E402
-from search.run import stored_options  # noqa: E402
+from search.run import stored_options, with_stored  # noqa: E402
 from search.serve import listen, serve  # noqa: E402
 from spaces.errors import CompressionError  # noqa: E402
 from spaces.models import create_model  # noqa: E402
@@ -79,7 +79,7 @@ def _launch(arguments: argparse.Namespace, console: Console) -> None:
 def _with_stored(given: dict[str, Any]) -> dict[str, Any]:
     """`given`, and below it the options of the run that is in its output directory."""
     output = given.get("output")
-    return {**stored_options(Path(output)), **given} if output else given
+    return with_stored(Path(output), given) if output else given
 
 
 def _inspect(arguments: argparse.Namespace, console: Console) -> None:

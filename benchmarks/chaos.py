@@ -12,10 +12,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from local_chaos import Chaos, Kind, Launches, faults_of, journal_of, poll
+from local_chaos import Chaos, Kind, Launches, faults_of, journal_of
+from local_patience import poll
 
 # Of a hundred kills; the rest are of workers.
 _SHARES: dict[Kind, float] = {"driver": 0.15, "raylet": 0.05, "gcs": 0.05}
+_PATIENCE = 60.0  # seconds; beyond them something has stalled
 _STRAY_SECONDS = 120.0  # agents of Ray wait a minute for a driver that was killed
 
 
@@ -38,7 +40,8 @@ def main() -> None:
 
 
 def _measure(launches: Launches, arguments: argparse.Namespace) -> None:
-    chaos, start = Chaos(launches, arguments.seed, report=lambda text: print(text, file=sys.stderr, flush=True)), time.time()
+    start = time.time()
+    chaos = Chaos(launches, arguments.seed, _PATIENCE, report=lambda text: print(text, file=sys.stderr, flush=True))
     status = chaos.run(_kinds(arguments.kills), seconds=60 * arguments.minutes)
     took, tally = time.time() - start, chaos.tally
     gone = poll(lambda: not launches.processes(), _STRAY_SECONDS)

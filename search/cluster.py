@@ -36,12 +36,14 @@ def connect(config: MachineConfig) -> Plan:
         plan = plan_workers(config, there)
         # CPUs here are a name for room: a search of more workers than cores is slow, not refused.
         cpus = max(int(there["CPU"]), plan.workers * plan.processes)
-        _init(num_cpus=cpus, num_gpus=int(there["GPU"]), object_store_memory=_OBJECT_STORE, include_dashboard=False)
+        # By its name: without one, Ray joins whatever cluster was last started on this machine, or stands in RAY_ADDRESS.
+        own = {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
+        _init("Ray cannot be started", num_cpus=cpus, num_gpus=int(there["GPU"]), **own)
         return plan
     if not ray.is_initialized():
         assert config.ray_address is not None
         _check_reachable(config.ray_address)
-        _init(address=config.ray_address)
+        _init(f"the cluster at {config.ray_address} cannot be reached", address=config.ray_address)
     return plan_workers(config, ray.cluster_resources())  # type: ignore[no-untyped-call]
 
 
@@ -56,12 +58,11 @@ def _check_reachable(address: str) -> None:
         raise RunError(f"the cluster at {address} cannot be reached: {error.strerror or error}") from error
 
 
-def _init(**options: Any) -> None:
+def _init(trouble: str, **options: Any) -> None:
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
-        where = f"the cluster at {options['address']} cannot be reached" if "address" in options else "Ray cannot be started"
-        raise RunError(f"{where}: {' '.join(str(error).split())[:300]}") from error
+    except Exception as error:  # of its own kinds, of Python's, and plain ones: a machine that is too slow for it
+        raise RunError(f"{trouble}: {' '.join(str(error).split())[:300]}") from error
 
 
 def check_alive() -> None:

@@ -7,6 +7,9 @@ from typing import Literal
 
 from spaces.errors import ConfigError
 
+# Options that say together where trials run: each of them means something else beside others.
+PLACEMENT = frozenset(("runner", "parallel", "gpus", "workers_per_gpu", "gpus_per_trial", "ray_address"))
+
 
 @dataclass(frozen=True, kw_only=True)
 class MachineConfig:

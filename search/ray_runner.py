@@ -98,22 +98,25 @@ class RayRunner:
 
     def prepare(self, needs: Sequence[Need]) -> None:
         self._needs = needs
-        first = self._slots[0]
-        self._start(first)
-        while first.ready is None:
-            self._next(timeout=1.0)
+        self._leader()
 
     def forecast(self, allocation: Allocation) -> Forecast:
         while True:
-            slot = self._slots[0]
+            slot = self._leader()
             try:
                 return ray.get(slot.team.first.forecast.remote(allocation))  # type: ignore[no-any-return]
             except RayTaskError as error:
                 raise error.cause from None
             except RayError as error:
                 self._lost(slot, first_sentence(error))
-            while slot.ready is None:
-                self._next(timeout=1.0)
+
+    def _leader(self) -> _Slot:
+        """The first worker, when it is ready; where its place was given up, the one that is first then."""
+        while (slot := self._slots[0]).ready is None:
+            if slot.team is None:
+                self._start(slot)
+            self._next(timeout=1.0)
+        return slot
 
     def submit(self, job: Job, folder: Path) -> None:
         slot = next(slot for slot in self._slots if slot.idle)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from objectives.sensitivity import Profile, profile_name
 from search.config import SearchConfig, read_options
 from search.job import STDERR
 from search.journal import LOCK
-from search.machines import MachineConfig
+from search.machines import PLACEMENT, MachineConfig
 from search.pareto import best_under
 from search.running import running_of
 from search.storage import masked
@@ -191,6 +192,16 @@ def stored_options(directory: Path) -> dict[str, Any]:
     """Options of the run in a directory; empty where there is none."""
     path = directory / "config.yaml"
     return read_options(path) if path.exists() else {}
+
+
+def with_stored(directory: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a launch, and below them those of the run in a directory.
+
+    Where one of `PLACEMENT` is given, all of them are: a run on a cluster goes on in one process by one flag.
+    """
+    elsewhere = PLACEMENT if PLACEMENT & given.keys() else frozenset()
+    stored = {name: value for name, value in stored_options(directory).items() if name not in elsewhere}
+    return {**stored, **given}
 
 
 def make_directory(directory: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ import optuna
 import pandas as pd
 import psutil
 import torch
+from local_patience import PATIENCE, poll
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from safetensors.torch import load_file
@@ -36,16 +38,6 @@ IN_PROCESS = ["--runner", "in-process"]
 Kind = Literal["worker", "driver", "raylet", "gcs"]
 KINDS: dict[Kind, str] = {"worker": "ray::Worker", "raylet": "raylet/raylet", "gcs": "gcs/gcs_server"}
 _MANY = 100_000  # trials: a search that ends by itself only when all kills are done
-
-
-def poll(condition: Callable[[], Any], seconds: float, pause: float = 0.1) -> bool:
-    """Whether the condition came true within so many seconds."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(pause)
-    return bool(condition())
 
 
 class Launches:
@@ -75,10 +67,22 @@ class Launches:
 
     def processes(self, kind: Kind | None = None) -> list[Any]:
         """Those of any launch that live, or those of one kind."""
-        return [process for process in psutil.process_iter() if self._is(process, kind)]
+        return [process for process in psutil.process_iter() if self._is(process, self._sessions, kind)]
 
-    def kill(self, process: Any) -> None:
-        process.send_signal(signal.SIGKILL)
+    def latest(self, kind: Kind) -> list[Any]:
+        """Those of one kind that work for the latest launch: of one before, they are about to end by themselves."""
+        if kind != "driver":
+            return [process for process in psutil.process_iter() if self._is(process, self._sessions[-1:], kind)]
+        return [] if self.driver is None or self.driver.poll() is not None else [psutil.Process(self.driver.pid)]
+
+    def kill(self, process: Any) -> bool:
+        """Whether it was this that ended it."""
+        try:
+            process.send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:
+            return False
+        driver = self.driver is not None and process.pid == self.driver.pid
+        return not driver or self.ended(PATIENCE) == -signal.SIGKILL
 
     def finished(self) -> dict[int, float]:
         """Number and error of the trials that trials.csv shows as complete; empty while there is none."""
@@ -96,13 +100,15 @@ class Launches:
     def close(self) -> None:
         """Leave nothing behind, whatever a test has found."""
         for process in self.processes():
-            self.kill(process)
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         if self.driver is not None:
             self.driver.wait()
 
-    def _is(self, process: Any, kind: Kind | None) -> bool:
+    @staticmethod
+    def _is(process: Any, sessions: Sequence[int], kind: Kind | None) -> bool:
         try:
-            if os.getsid(process.pid) not in self._sessions or process.status() == psutil.STATUS_ZOMBIE:
+            if os.getsid(process.pid) not in sessions or process.status() == psutil.STATUS_ZOMBIE:
                 return False
             return kind is None or KINDS[kind] in process.cmdline()[0]
         except (psutil.Error, ProcessLookupError, IndexError):
@@ -118,7 +124,7 @@ class Tally:
         relaunches: of the driver, after its own kills and where it ended for another reason.
         ends: exit statuses of drivers that were not killed themselves.
         recovery: by kind, seconds from a kill to the next trial that finished, where nothing else was killed in between.
-        stalls: kills after which nothing finished in time.
+        stalls: kills that found no process in time, and kills after which nothing finished in time.
         shown: number -> error of every trial that trials.csv has ever shown as complete.
         lost: of these, how many were missing or changed at a later look.
     """
@@ -146,12 +152,12 @@ class Chaos:
     Args:
         launches: of the search.
         seed: of the moments, the victims and the numbers of workers.
-        patience: seconds within which a trial must finish after a kill.
+        patience: seconds within which a victim must be found, and a trial finish after a kill.
         report: told of every kill.
     """
 
     def __init__(
-        self, launches: Launches, seed: int, patience: float = 60.0, report: Callable[[str], None] = lambda text: None
+        self, launches: Launches, seed: int, patience: float = PATIENCE, report: Callable[[str], None] = lambda text: None
     ) -> None:
         self.tally = Tally()
         self._launches, self._random, self._patience, self._report = launches, random.Random(seed), patience, report
@@ -181,37 +187,38 @@ class Chaos:
         self._launches.start(*self._options, "--trials", str(trials))
 
     def _kill(self, kind: Kind) -> None:
-        if kind != "driver" and self._options is IN_PROCESS:
-            kind = "driver"  # there is nothing else
-        victim = self._victim(kind)
-        if victim is None:
+        found = self._strike(kind)
+        if found is None:
+            self.tally.stalls.append(f"{kind} to kill")
             return
-        before, began = self.tally.look(self._launches), time.monotonic()
-        self._launches.kill(victim)
+        kind, before, began = found
         self.tally.kills[kind] += 1
         if kind == "driver":
             self._relaunch()
-        if kind != "driver" and self._random.random() < 0.3:  # the next one comes while this one is dealt with
+        elif self._random.random() < 0.3:  # the next one comes while this one is dealt with
             return
-        if poll(lambda: self._progress(before), self._patience):
+        if poll(lambda: self._progress(before), self._patience, pause=0.3):
             self.tally.recovery.setdefault(kind, []).append(time.monotonic() - began)
             self._report(f"{sum(self.tally.kills.values())} {kind}: {time.monotonic() - began:.1f} s")
         else:
             self.tally.stalls.append(kind)
             self._report(f"{sum(self.tally.kills.values())} {kind}: nothing within {self._patience} s")
 
-    def _victim(self, kind: Kind) -> Any:
-        """A process of this kind; waits until there is one."""
-        found: list[Any] = []
+    def _strike(self, kind: Kind) -> tuple[Kind, int, float] | None:
+        """Kill one: its kind, how many trials had finished, and when; waits until there is one, None where none came.
 
-        def look() -> bool:
+        A search in process has nothing but its driver, and may have been launched while a worker was waited for.
+        """
+        end = time.monotonic() + self._patience
+        while time.monotonic() < end:
             self._revive()
-            assert self._launches.driver is not None
-            found[:] = [psutil.Process(self._launches.driver.pid)] if kind == "driver" else self._launches.processes(kind)
-            return bool(found)
-
-        poll(look, self._patience)
-        return self._random.choice(sorted(found, key=lambda process: process.pid)) if found else None
+            there: Kind = "driver" if self._options is IN_PROCESS else kind
+            victims = sorted(self._launches.latest(there), key=lambda process: process.pid)
+            before, began = self.tally.look(self._launches), time.monotonic()
+            if victims and self._launches.kill(self._random.choice(victims)):
+                return there, before, began
+            time.sleep(0.1)
+        return None
 
     def _progress(self, before: int) -> bool:
         self._revive()
@@ -236,12 +243,12 @@ class Chaos:
         """End the search as a scheduler would: it is stopped, and launched for a number of trials."""
         assert self._launches.driver is not None
         self._launches.driver.terminate()
-        self._launches.driver.wait()
+        self._launches.ended(self._patience)
         self.tally.look(self._launches)
         trials = self._told() + extra
         self._options = RAY[2]
         self._launch(trials)
-        status = self._launches.ended(self._patience + 30)
+        status = self._launches.ended(self._patience)
         self.tally.look(self._launches)
         self.wanted = trials
         return status

@@ -8,6 +8,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
+from local_patience import PATIENCE
 
 from objectives.parallel import Group, free_port, join_group, leave_group
 
@@ -47,7 +48,9 @@ class Pair:
 
     @staticmethod
     def _answer(process: BaseProcess, pipe: Connection) -> Any:
-        if pipe not in wait([pipe, process.sentinel], timeout=120):
+        ready = wait([pipe, process.sentinel], PATIENCE)
+        assert ready, "a process neither answers nor ends"
+        if pipe not in ready:
             process.join()
             return None
         try:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import sqlalchemy
+from local_patience import PATIENCE
 
 PASSWORD = "s3cret/p:w@"
 QUOTED = "s3cret%2Fp%3Aw%40"
@@ -82,7 +83,7 @@ class Server:
     def come_back(self) -> None:
         with (self._folder / "log").open("ab") as log:
             self._process: subprocess.Popen[Any] = subprocess.Popen(self._command, stdout=log, stderr=log)
-        end = time.monotonic() + 30
+        end = time.monotonic() + PATIENCE
         while time.monotonic() < end and self._process.poll() is None:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0 and self._answers():

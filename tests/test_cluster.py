@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import ray
 from local_launches import Silent, config_of
+from local_patience import PATIENCE
 from ray.cluster_utils import Cluster
 
 from objectives.finetune import Step
@@ -16,14 +17,14 @@ from search import launch
 pytestmark = pytest.mark.slow
 
 TRIALS, STEPS = 20, 100
+NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 128 << 20}
 
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    node = {"num_cpus": 1, "object_store_memory": 128 << 20, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=node)
-    cluster.add_node(num_cpus=1, object_store_memory=128 << 20)
-    cluster.wait_for_nodes()
+    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    cluster.add_node(wait=False, **NODE)
+    cluster.wait_for_nodes(PATIENCE)
     yield cluster
     ray.shutdown()
     cluster.shutdown()
@@ -48,7 +49,7 @@ class Loses(Silent):
         self.running.discard(trial.proposal.number)
         if self.at_loss and not self.rejoined and not self.at_loss & self.running:
             self.rejoined = True
-            self.cluster.add_node(num_cpus=1, object_store_memory=128 << 20)
+            self.cluster.add_node(wait=False, **NODE)
 
 
 def test_a_search_outlives_a_node(tmp_path: Path, cluster: Cluster) -> None:

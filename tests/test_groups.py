@@ -1,16 +1,16 @@
 """Candidates that several processes fine-tune together, as Ray actors: CPU processes stand for GPUs."""
 
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from local_launches import config_of
+from local_patience import poll
 
 from objectives.evaluator import Evaluator
-from search.job import WEIGHTS, Outcome
+from search.job import WEIGHTS, Outcome, Screened
 from search.machines import MachineConfig
 from search.ray_runner import RayRunner
 from search.runner import Listener
@@ -47,18 +47,22 @@ class Run:
         self.runner.submit(proposal, self.folder / "trials" / f"{number:04d}")
 
     def outcome(self) -> Outcome:
-        return next(iter(self.ended(60)))
+        found = self.ended()
+        assert isinstance(found, Outcome)
+        return found
 
-    def ended(self, seconds: float) -> Iterator[Outcome]:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            if isinstance(outcome := self.runner.wait(), Outcome):
-                yield outcome
+    def ended(self) -> Outcome | Screened:
+        found: list[Outcome | Screened | None] = []
+        assert poll(lambda: found.append(self.runner.wait()) or found[-1], pause=0.0)
+        assert found[-1] is not None
+        return found[-1]
 
     def wait_free(self) -> None:
-        end = time.monotonic() + 60
-        while not self.runner.free and time.monotonic() < end:
+        def free() -> int:
             assert self.runner.wait() is None
+            return self.runner.free
+
+        assert self.runner.free or poll(free, pause=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +93,8 @@ def test_two_processes_find_what_one_finds(run: Run) -> None:
 def test_one_process_screens(run: Run) -> None:
     run.wait_free()
     run.runner.submit(Screening(number=1, candidates=(run.allocation,)), run.folder / "trials" / "0001")
-    while (screened := run.runner.wait()) is None:
-        pass
-    assert not isinstance(screened, Outcome)
+    screened = run.ended()
+    assert isinstance(screened, Screened)
     assert screened.divergences == pytest.approx([run.evaluator.divergence(run.allocation)], rel=1e-4)
 
 
@@ -106,9 +109,10 @@ def test_all_stop_at_a_rung(run: Run) -> None:
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_group_that_loses_a_process_is_replaced(run: Run, which: int) -> None:
-    run.start(5 + which)
+    run.wait_free()
     before = processes()
     assert len(before) == 2
+    run.start(5 + which)
     os.kill(before[which], 9)
     outcome = run.outcome()
     assert outcome.lost and outcome.score is None and outcome.reason is not None

@@ -90,10 +90,10 @@ def test_a_clock_that_is_set_back_changes_nothing(tmp_path: Path, monkeypatch: p
 
 
 class Launched:
-    """A launch in a process of its own, which stays in a trial for about a second."""
+    """A launch in a process of its own, which stays in a trial for some seconds: longer than a signal takes to arrive."""
 
     def __init__(self, folder: Path) -> None:
-        config = config_of(folder, steps=150, trials=4)
+        config = config_of(folder, steps=400, trials=4)
         config.dump(folder / "options.yaml")
         self.run = folder / "run"
         self.arguments = ["launch", "--config", str(folder / "options.yaml")]

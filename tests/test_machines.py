@@ -1,10 +1,13 @@
 """How many workers of what size follow from what was asked for and what there is."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from search.config import SearchConfig
 from search.machines import MachineConfig, Plan, plan_workers
+from search.run import with_stored
 from spaces.errors import ConfigError
 
 GPUS, CPUS = {"CPU": 32.0, "GPU": 4.0}, {"CPU": 8.0}
@@ -108,3 +111,21 @@ def test_options_that_mean_nothing_are_refused(options: dict[str, Any], words: s
 )
 def test_auto_takes_ray_for_what_one_process_cannot_do(options: dict[str, Any], runner: str) -> None:
     assert MachineConfig(**options).chosen_runner == runner
+
+
+@pytest.mark.parametrize(
+    ("before", "given", "expected"),
+    [
+        ({"parallel": 2}, {"runner": "in-process"}, {"runner": "in-process"}),
+        ({"workers_per_gpu": 3}, {"gpus_per_trial": 2}, {"gpus_per_trial": 2}),
+        ({"runner": "tune", "gpus": 8, "parallel": 8}, {"gpus": 4}, {"gpus": 4}),
+        ({"ray_address": "10.0.0.1:6379", "threads": 1}, {"parallel": 2, "threads": 3}, {"parallel": 2, "threads": 3}),
+        ({"ray_address": "auto", "gpus": 8}, {"max_hours": 1.0}, {"ray_address": "auto", "gpus": 8, "max_hours": 1.0}),
+        ({"threads": 1, "parallel": 4}, {"runner": "ray"}, {"threads": 1, "runner": "ray"}),
+    ],
+)
+def test_a_run_goes_on_where_its_next_launch_says(
+    tmp_path: Path, before: dict[str, Any], given: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    SearchConfig.from_flat(before).dump(tmp_path / "config.yaml")
+    assert SearchConfig.from_flat(with_stored(tmp_path, given)).machines == MachineConfig(**expected)

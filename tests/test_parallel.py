@@ -188,7 +188,7 @@ def diverge(group: Group, place: str) -> tuple[str, float, float]:
 def test_all_learn_that_one_has_diverged(pair: Pair, place: str, message: str) -> None:
     for said, seconds, counted in pair.run(diverge, place):
         assert message in said
-        assert seconds < 5
+        assert seconds < 30, "a silent partner is waited for a minute"
         assert counted == 2
 
 
@@ -257,9 +257,9 @@ def abandon(group: Group, how: str, wait: float) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("how", "timeout", "bounds"), [("sleep", 2, (1.5, 4)), ("die", 30, (0, 5))])
+@pytest.mark.parametrize(("how", "timeout", "bounds"), [("sleep", 2, (1.5, 8)), ("die", 60, (0, 45))])
 def test_a_partner_that_is_gone_is_not_waited_for(pair: Pair, how: str, timeout: float, bounds: tuple[float, float]) -> None:
-    first, second = pair.run(abandon, how, 5.0, timeout=timeout)
+    first, second = pair.run(abandon, how, 8.0, timeout=timeout)
     assert bounds[0] < first < bounds[1]
     assert (second is None) == (how == "die")
     assert pair.run(speak) == [[[3.0, 30.0], 1.5, True, False]] * 2, "they meet again"
