@@ -138,7 +138,7 @@ def _export(arguments: argparse.Namespace, console: Console) -> None:
             notice=display.notice,
         )
     if len(exported) > 1:
-        console.print(export_table(exported))
+        console.print(export_table(exported, run.summary["dense"]))
         check_all(exported)
         return
     folder = exported[0].folder

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +17,11 @@ from search.export import write_export
 from search.materialise import exact_of, materialise, measured
 from search.pick import GIVEN, Point, Wish, wishes
 from search.run import Run, check_same_model
+from search.targets import format_count, format_kept
 from search.weights import weights_in
 from spaces.allocation import Allocation
 from spaces.compressed import CONFIG, WEIGHTS
-from spaces.errors import AllocationError, CompressionError, ConfigError, DivergedError, RunError
+from spaces.errors import AllocationError, CompressionError, ConfigError, DataError, DivergedError, RunError
 from spaces.files import partial_beside, remove_partials, replacing
 
 Notice = Callable[[str], None]
@@ -116,22 +117,27 @@ def export_points(
         return [session.attempt(wish, alone=len(wanted) == 1) for wish in wanted]
 
 
-def export_table(exported: Sequence[Exported]) -> Table:
-    """A row for every point that was asked for."""
+def export_table(exported: Sequence[Exported], dense: Mapping[str, float]) -> Table:
+    """A row for every point that was asked for; `dense` has the MACs and parameters of the dense model."""
     table = Table(title="Exported (errors on the search split)", title_justify="left")
-    for name in ("folder", "trial", "label", "of the target", "error", ""):
-        table.add_column(name, justify="right" if name in ("trial", "of the target", "error") else "left")
+    for name in ("folder", "trial", "label", "MACs", "keeps of MACs", "parameters", "keeps of parameters", "error", ""):
+        table.add_column(name, justify="left" if name in ("folder", "label", "") else "right")
     for entry in exported:
-        point = entry.point
         state = f"failed: {entry.problem}" if entry.problem else "written" if entry.new else "was there"
-        if point is None:
-            table.add_row(entry.wish, "", "", "", "", state, style="red")
-            continue
-        number = "" if point.number is None else str(point.number)
-        load = "" if point.load is None else f"{point.load:.1%}"
-        error = "" if point.error is None else f"{point.error:.2%}"
-        table.add_row(point.name, number, point.label or "", load, error, state, style="red" if entry.problem else None)
+        figures = [""] * 7 if entry.point is None else _figures(entry.point, dense)
+        name = entry.wish if entry.point is None else entry.point.name
+        table.add_row(name, *figures, state, style="red" if entry.problem else None)
     return table
+
+
+def _figures(point: Point, dense: Mapping[str, float]) -> list[str]:
+    """Trial, label, costs and error as text."""
+    costs: list[str] = []
+    for cost in ("macs", "params"):
+        value = point.costs.get(cost)
+        costs += ["", ""] if value is None else [format_count(value), format_kept(value / dense[cost])]
+    number = "" if point.number is None else str(point.number)
+    return [number, point.label or "", *costs, "" if point.error is None else f"{point.error:.2%}"]
 
 
 def check_all(exported: Sequence[Exported]) -> None:
@@ -160,6 +166,7 @@ class _Session:
     ) -> None:
         self.run, self.base, self.progress, self.notice = run, base, progress, notice
         self.exact, self.force, self.data_dir = exact, force, data_dir
+        self._names: dict[str, str] = {}  # of folders, with what was asked for
         self._scratch = partial_beside(base / "weights", "weights")
 
     def __enter__(self) -> "_Session":
@@ -179,6 +186,9 @@ class _Session:
         objective = self.run.config.objective(self.run.directory)
         if self.data_dir is not None:
             objective = replace(objective, data=replace(objective.data, data_dir=self.data_dir))
+        images = objective.data.data_dir
+        if images is not None and not Path(images).exists():
+            raise DataError(f"the images of {self.run.directory} are no longer in {images}: say with --data-dir where they are")
         return Evaluator(objective, self.progress, lambda found: check_same_model(self.run.directory, found.fingerprint))
 
     @property
@@ -192,13 +202,15 @@ class _Session:
         point: Point | None = None
         try:
             point = wish.pick()
+            self._take(point.name, wish)
             found = None if self.force else self._found(point)
         except CompressionError as error:
             if alone:
                 raise
             return Exported(wish=wish.text, problem=str(error))
         if found is not None:
-            self.notice(f"{self.base / found.name} is there already; --force writes it again")
+            if alone:
+                self.notice(f"{self.base / found.name} is there already; --force writes it again")
             return Exported(wish=wish.text, point=found, folder=self.base / found.name)
         _ = self.evaluator
         try:
@@ -210,6 +222,11 @@ class _Session:
             if alone:
                 raise error from None
             return Exported(wish=wish.text, point=point, problem=" ".join(str(error).splitlines()))
+
+    def _take(self, name: str, wish: Wish) -> None:
+        """Raise where another point of this session goes to a folder of this name."""
+        if (other := self._names.setdefault(name, wish.text)) != wish.text:
+            raise RunError(f"{wish.text} and {other} would both be {self.base / name}: export one of them to another --output")
 
     def _found(self, point: Point) -> Point | None:
         """What is to be exported, where its folder is there: whole, and of the same trial and run."""

@@ -63,11 +63,12 @@ def exact_of(best: Point) -> Point:
     """What is materialised in place of the best trial under a target, as far as it is known before."""
     assert best.number is not None and best.error is not None
     instead_of = (best.number, best.error)
-    return replace(best, name=f"{best.name}-exact", number=None, label=MATERIALISED, error=None, instead_of=instead_of)
+    name = f"{best.name}-exact"
+    return replace(best, name=name, number=None, label=MATERIALISED, costs={}, error=None, instead_of=instead_of)
 
 
 def measured(evaluator: Evaluator, point: Point, seed: int, weights: Path, on_step: OnStep) -> Point:
-    """A point that is no trial, with its error on the search split after the short fine-tune of the run's trials.
+    """A point that is no trial, with its costs and, after the short fine-tune of trials, its error on the search split.
 
     Args:
         evaluator: of the run.
@@ -79,7 +80,8 @@ def measured(evaluator: Evaluator, point: Point, seed: int, weights: Path, on_st
     Raises:
         DivergedError: the fine-tune diverged.
     """
-    return replace(point, error=evaluator.evaluate(point.allocation, seed, on_step, weights).error)
+    error = evaluator.evaluate(point.allocation, seed, on_step, weights).error
+    return replace(point, costs=evaluator.costs.costs(point.allocation), error=error)
 
 
 def _least_divergent(evaluator: Evaluator, candidates: Sequence[Allocation]) -> Allocation:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from objectives.cost import Cost
+from objectives.cost import COSTS, Cost
 from search.run import Run
 from search.targets import budgets_of
 from spaces.allocation import Allocation
@@ -35,6 +35,7 @@ class Point:
         target: what it was picked for, as text; None where it was asked for itself.
         limits: of the target: cost -> bound.
         load: how much of the target it uses; 1 is all of it.
+        costs: its MACs and parameters; empty where they have not been counted yet.
         error: on the search split after the short fine-tune; None where it has not been measured yet.
         between: trials whose multipliers it was decoded from.
         instead_of: the best trial under its target, and its error; of a materialised point.
@@ -48,6 +49,7 @@ class Point:
     target: str | None = None
     limits: Mapping[Cost, float] = field(default_factory=dict)
     load: float | None = None
+    costs: Mapping[Cost, float] = field(default_factory=dict)
     error: float | None = None
     between: tuple[int, ...] = ()
     instead_of: tuple[int, float] | None = None
@@ -68,6 +70,7 @@ class Point:
             "target": self.target,
             "limits": dict(self.limits),
             "budget_used": self.load,
+            "costs": dict(self.costs),
             "search_error": self.error,
             "between_trials": list(self.between),
             "instead_of": None
@@ -100,15 +103,17 @@ class Point:
         Raises:
             KeyError, TypeError: `origin` is none.
         """
-        found = replace(
-            self,
-            allocation=allocation,
-            load=origin["budget_used"],
-            error=origin["search_error"],
-            between=tuple(origin["between_trials"]),
-        )
-        same = found.origin(fingerprint) == origin and (self.label == MATERIALISED or allocation == self.allocation)
-        return found if same else None
+        found = self
+        if self.number is None:
+            found = replace(
+                self,
+                allocation=allocation if self.label == MATERIALISED else self.allocation,
+                load=origin["budget_used"],
+                costs=origin["costs"],
+                error=origin["search_error"],
+                between=tuple(origin["between_trials"]),
+            )
+        return found if found.origin(fingerprint) == origin and found.allocation == allocation else None
 
 
 class Wish(NamedTuple):
@@ -204,9 +209,15 @@ def _point(run: Run, row: "pd.Series[Any]", name: str, **picked: Any) -> Point:
         space=str(row["space"]),
         number=int(row["number"]),
         label=label,
+        costs={cost: _number(row[cost]) for cost in COSTS if cost in row and pd.notna(row[cost])},
         error=float(row["error"]),
         **picked,
     )
+
+
+def _number(value: float) -> float:
+    """Counts as they were: a table with failed trials has them as floats."""
+    return int(value) if float(value).is_integer() else float(value)
 
 
 def _front(run: Run) -> list[int]:
