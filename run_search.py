@@ -132,7 +132,7 @@ def _export(arguments: argparse.Namespace, console: Console) -> None:
             wanted,
             display.stage,
             exact=arguments.exact,
-            output=Path(arguments.output) if arguments.output else None,
+            into=Path(arguments.output) if arguments.output else None,
             force=arguments.force,
             data_dir=arguments.data_dir,
             notice=display.notice,

@@ -54,7 +54,7 @@ def export(
     *,
     allocation: Path | None = None,
     exact: bool = False,
-    output: Path | None = None,
+    into: Path | None = None,
     force: bool = False,
     data_dir: str | None = None,
     notice: Notice = lambda text: None,
@@ -68,7 +68,7 @@ def export(
         progress: called with (what, done, in all).
         allocation: take the allocation in this file instead.
         exact: where the best trial leaves some of the target, build a point on it; it is taken if it is not worse.
-        output: folder for the folder, in place of ``export/`` in the run directory.
+        into: folder for the folder, in place of ``export/`` in the run directory.
         force: whether to write it again.
         data_dir: where the images of the run are now.
         notice: called with what is worth knowing of the choice, in a sentence.
@@ -83,9 +83,7 @@ def export(
     """
     targets = [] if target is None or trial is not None else [target]
     given = wishes(run, targets, [] if trial is None else [trial], [] if allocation is None else [allocation])
-    (exported,) = export_points(
-        run, given[:1], progress, exact=exact, output=output, force=force, data_dir=data_dir, notice=notice
-    )
+    (exported,) = export_points(run, given[:1], progress, exact=exact, into=into, force=force, data_dir=data_dir, notice=notice)
     assert exported.folder is not None
     return exported.folder
 
@@ -96,7 +94,7 @@ def export_points(
     progress: Progress = lambda what, done, total: None,
     *,
     exact: bool = False,
-    output: Path | None = None,
+    into: Path | None = None,
     force: bool = False,
     data_dir: str | None = None,
     notice: Notice = lambda text: None,
@@ -106,14 +104,14 @@ def export_points(
     Args:
         run: where the points are.
         wanted: `search.pick.wishes`.
-        progress, exact, output, force, data_dir, notice: as `export` has them.
+        progress, exact, into, force, data_dir, notice: as `export` has them.
 
     Raises:
         CompressionError: the only one failed, or what concerns all: the model or the images of the run cannot be read.
     """
     if exact and not any(wish.text.startswith("target") for wish in wanted):
         raise ConfigError("--exact builds a point on a target: give one with --target")
-    with _Session(run, output or run.directory / "export", progress, notice, exact, force, data_dir) as session:
+    with _Session(run, into or run.directory / "export", progress, notice, exact, force, data_dir) as session:
         return [session.attempt(wish, alone=len(wanted) == 1) for wish in wanted]
 
 

@@ -283,7 +283,7 @@ def test_a_killed_export_leaves_no_folder_and_the_next_one_tidies_up(run: Run, t
     process.kill()
     process.wait()
     assert {path.name for path in out.iterdir()} == {f".{name}.{process.pid}.partial" for name in (f"trial{number}", "weights")}
-    assert export(run, trial=number, output=out) == out / f"trial{number}"
+    assert export(run, trial=number, into=out) == out / f"trial{number}"
     assert [path.name for path in out.iterdir()] == [f"trial{number}"]
 
 
