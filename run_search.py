@@ -20,11 +20,13 @@ from rich.console import Console  # noqa: E402
 from objectives.cost import cost_model  # noqa: E402
 from objectives.device import name_of, resolve_device  # noqa: E402
 from objectives.measure import measure  # noqa: E402
-from search import SearchConfig, audit, demo, export, launch, open_run  # noqa: E402
+from search import SearchConfig, audit, demo, launch, open_run  # noqa: E402
 from search.cli import build_parser, given_options  # noqa: E402
 from search.config import read_options  # noqa: E402
+from search.exports import check_all, export_points, export_table  # noqa: E402
 from search.inspect import describe_model, inspect_profile  # noqa: E402
 from search.journal import LOCK  # noqa: E402
+from search.pick import wishes  # noqa: E402
 from search.progress import Display, audit_view, front_table, latency_table  # noqa: E402
 from search.run import stored_options, with_stored  # noqa: E402
 from search.serve import listen, serve  # noqa: E402
@@ -70,7 +72,7 @@ def _launch(arguments: argparse.Namespace, console: Console) -> None:
         console.print(table)
     console.print(f"report: {run.directory / 'report.html'}")
     if is_demo:
-        _export(argparse.Namespace(run=str(run.directory), target=None, trial=None), console)
+        _export(build_parser().parse_args(["export", str(run.directory)]), console)
     else:
         target = next(iter(config.study.target), "flops=50%")
         console.print(f"next: python run_search.py export {run.directory} --target {target}")
@@ -125,8 +127,25 @@ def _audit(arguments: argparse.Namespace, console: Console) -> None:
 
 def _export(arguments: argparse.Namespace, console: Console) -> None:
     run = open_run(arguments.run)
+    files = [Path(path) for path in arguments.allocation]
+    wanted = wishes(run, arguments.target, arguments.trial, files, arguments.all_front)
     with Display(console) as display:
-        folder = export(run, target=arguments.target, trial=arguments.trial, progress=display.stage)
+        exported = export_points(
+            run,
+            wanted,
+            display.stage,
+            exact=arguments.exact,
+            into=Path(arguments.output) if arguments.output else None,
+            force=arguments.force,
+            data_dir=arguments.data_dir,
+            notice=display.notice,
+        )
+    if len(exported) > 1:
+        console.print(export_table(exported, run.summary["dense"]))
+        check_all(exported)
+        return
+    folder = exported[0].folder
+    assert folder is not None
     console.print(f"[bold]{folder}[/bold]")
     console.print((folder / "README.md").read_text(encoding="utf-8").split("---\n")[2].split("\n```")[0].strip(), markup=False)
 

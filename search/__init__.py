@@ -2,7 +2,7 @@
 
 from search.audit import audit
 from search.config import SearchConfig
-from search.export import export
+from search.exports import export
 from search.launch import launch
 from search.run import Run, open_run
 

@@ -108,12 +108,14 @@ def build_parser() -> argparse.ArgumentParser:
     audit.add_argument("--points", type=int, metavar="N", default=8, help="trials along the front, and as many of similar cost")
     audit.add_argument("--factor", type=int, metavar="N", default=10, help="so many times the steps of the search")
     audit.add_argument("--seeds", type=int, metavar="N", default=2, help="long fine-tunes of every trial")
-    export = commands.add_parser("export", help="write one point of the front as a model folder, checked after reload")
-    export.add_argument("run", help="run directory")
-    export.add_argument(
-        "--target", help="the best trial under this budget, e.g. flops=50%% or params=11M; by default the run's own"
+    export = commands.add_parser(
+        "export",
+        help="write points of a run as model folders, checked after reload",
+        description="Write points of a run, each as a folder that loads by itself: RUN/export/flops50, trial37, ... What is "
+        "there, whole and of the same point, stays as it is. Works while the search runs.",
     )
-    export.add_argument("--trial", type=int, metavar="N", help="this trial")
+    export.add_argument("run", help="run directory")
+    _add_points(export.add_argument_group("points"))
     measure = commands.add_parser(
         "measure",
         help="time an exported model beside the dense one",
@@ -129,6 +131,37 @@ def build_parser() -> argparse.ArgumentParser:
         "--compile", action=argparse.BooleanOptionalAction, default=True, help="by torch.compile too, which takes a while"
     )
     return parser
+
+
+def _add_points(group: Any) -> None:
+    """Which points are exported, and where."""
+    group.add_argument(
+        "--target",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="the best trial under this budget, e.g. flops=50%% or params=11M, or both joined by a comma; several words are "
+        "several points. By default those that were searched for",
+    )
+    group.add_argument("--trial", type=int, nargs="+", action="extend", default=[], metavar="N", help="these trials")
+    group.add_argument("--all-front", action="store_true", help="every trial of the front")
+    group.add_argument(
+        "--allocation",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="sizes from a JSON file, as the page saves it",
+    )
+    group.add_argument(
+        "--exact",
+        action="store_true",
+        help="where the best trial leaves some of its target, build a point on it from the factors, give it the short "
+        "fine-tune, and export it if it is not worse",
+    )
+    group.add_argument("--output", metavar="FOLDER", help="where the folders go (default: RUN/export)")
+    group.add_argument("--force", action="store_true", help="write them again where they are there")
+    group.add_argument("--data-dir", metavar="FOLDER", help="where the run's images are now")
 
 
 def given_options(arguments: argparse.Namespace) -> dict[str, Any]:

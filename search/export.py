@@ -6,77 +6,61 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from objectives.cost import Cost, cost_model
 from objectives.device import name_of
 from objectives.error import evaluate
 from objectives.evaluator import Evaluator
-from objectives.progress import Progress
 from objectives.recipes import RECIPES, evaluate_recipe, make_cut
 from search.environment import environment
+from search.pick import Point
 from search.run import Run
 from search.table import DENSE
 from search.targets import format_count, format_kept, recipe_budgets
+from search.weights import read_weights, weights_in, weights_of
 from spaces.compressed import save_compressed
 from spaces.errors import RunError
-from spaces.files import replacing, write_json, write_text
+from spaces.files import write_json, write_text
 from spaces.vit import describe, resize
 
 _TOLERANCE = 1e-4
 _PROBE_IMAGES = 32
 
 
-def export(
-    run: Run,
-    target: str | None = None,
-    trial: int | None = None,
-    progress: Progress = lambda what, done, total: None,
-) -> Path:
-    """Write one trial's model to ``export/`` in the run directory.
+def write_export(folder: Path, run: Run, point: Point, evaluator: Evaluator, scratch: Path) -> None:
+    """Write the folder of a point: config.json, model.safetensors, report.json and README.md.
 
     Args:
-        run: where the trial is.
-        target: take the best trial under this budget, e.g. ``flops=50%``; by default the run's own target.
-        trial: take this trial instead.
-        progress: called with (what, done, in all).
-
-    Returns:
-        The folder: config.json, model.safetensors, report.json and README.md. An existing one is replaced.
+        folder: an empty one.
+        run: where the point is.
+        point: what to export; the weights of one that is no trial are in `scratch`.
+        evaluator: of the run.
+        scratch: folder for weights that are made again, each once; they are `search.weights.weights_in` it.
 
     Raises:
-        TargetError: no finished trial keeps the target.
-        RunError: no such trial, or the reloaded model differs from the one that was saved.
+        RunError: the reloaded model differs from the one that was saved.
+        DivergedError: a fine-tune that was made again diverged.
     """
-    target = target or next(iter(run.config.study.target), None)
-    if trial is None and target is None:
-        raise RunError("say which point to export: --target flops=50% or --trial N")
-    row = run.trial(trial) if trial is not None else run.best(str(target))
-    name = f"trial{trial}" if trial is not None else str(target).replace("=", "").replace("%", "").replace(",", "-")
-    work = _Export(run, row, progress)
-    folder = run.directory / "export" / name
-    with replacing(folder) as partial:
-        partial.mkdir(parents=True)
-        work.write(partial)
-    return folder
+    _Export(run, point, evaluator, scratch).write(folder)
 
 
 class _Export:
     """The parts of one export."""
 
-    def __init__(self, run: Run, row: "pd.Series[Any]", progress: Progress) -> None:
-        self.run, self.number, self.allocation = run, int(row["number"]), run.allocation(row)
-        self.recipe: str | None = row["label"] if row["label"] in RECIPES else None
-        self.evaluator = Evaluator(run.config.objective(run.directory), progress)
-        self.space = describe(self.evaluator.model, str(row["space"]), run.config.study.multiple)
+    def __init__(self, run: Run, point: Point, evaluator: Evaluator, scratch: Path) -> None:
+        self.run, self.point, self.evaluator, self.scratch = run, point, evaluator, scratch
+        self.number, self.allocation = point.number, point.allocation
+        self.recipe: str | None = point.label if point.label in RECIPES else None
+        self.space = describe(self.evaluator.model, point.space, run.config.study.multiple)
         self.costs = cost_model(self.evaluator.model, self.space)
 
     def write(self, folder: Path) -> None:
@@ -93,6 +77,7 @@ class _Export:
             "pretrained_cfg": self.evaluator.preprocessing,
             "operators": self.space.operators(self.allocation),
             "recipe": self.recipe,
+            "origin": self._origin(),
         })  # fmt: skip
         report = self._report(model, folder)
         write_json(folder / "report.json", report)
@@ -112,6 +97,7 @@ class _Export:
         return {
             "trial": self.number,
             "recipe": self.recipe,
+            "origin": self._origin(),
             "target": list(self.run.config.study.target),
             "macs": {**self._kept("macs"), "fvcore_after_reload": reloaded["macs_fvcore"],
                      "torch_after_reload": reloaded["macs_torch"]},
@@ -129,6 +115,9 @@ class _Export:
             "environment": environment([name_of(self.evaluator.device)]),
         }  # fmt: skip
 
+    def _origin(self) -> dict[str, Any]:
+        return self.point.origin(self.run.summary["fingerprint"])
+
     def _kept(self, cost: Cost) -> dict[str, float]:
         dense, compressed = self.costs.dense[cost], self.costs.count(self.allocation, cost)
         return {"dense": dense, "compressed": compressed, "kept": compressed / dense}
@@ -139,11 +128,10 @@ class _Export:
     def _reference(self) -> nn.Module:
         """The dense model given the same fine-tune as the candidates."""
         rows = self.run.trials[(self.run.trials["label"] == DENSE) & (self.run.trials["state"] == "COMPLETE")]
-        number = int(rows.iloc[0]["number"]) if len(rows) else -1
-        weights = self._weights(number)
-        if not weights.exists():
-            self.evaluator.evaluate(self.evaluator.space.identity(), self._seed, weights=weights)
-        return _filled(copy.deepcopy(self.evaluator.model), weights)
+        number = int(rows.iloc[0]["number"]) if len(rows) else None
+        identity = self.evaluator.space.identity()
+        state = self._state(number, DENSE, lambda weights: self.evaluator.evaluate(identity, self._seed, weights=weights))
+        return _filled(copy.deepcopy(self.evaluator.model), state)
 
     def _built(self) -> nn.Module:
         """The trial's model before its fine-tune."""
@@ -152,15 +140,30 @@ class _Export:
         return self.evaluator.build(self.allocation)
 
     def _finetuned(self) -> nn.Module:
-        """The trial's model: from the weights that the search kept, else trained again with the same seed."""
-        weights = self._weights(self.number)
-        if not weights.exists() and self.recipe is not None:
-            evaluate_recipe(self.evaluator, self.recipe, self._limits(), self._seed, weights=weights)
-        elif not weights.exists():
-            self.evaluator.evaluate(self.allocation, self._seed, weights=weights)
+        """The point's model: from weights that the search or this export has kept, else trained again with the same seed."""
+
+        def make(weights: Path) -> None:
+            if self.recipe is not None:
+                evaluate_recipe(self.evaluator, self.recipe, self._limits(), self._seed, weights=weights)
+            else:
+                self.evaluator.evaluate(self.allocation, self._seed, weights=weights)
+
         model = copy.deepcopy(self.evaluator.model)
         resize(model, self.space, self.allocation)
-        return _filled(model, weights)
+        return _filled(model, self._state(self.number, self.point.name, make))
+
+    def _state(self, number: int | None, name: str, make: Callable[[Path], object]) -> dict[str, Tensor]:
+        """Weights of a trial that the search has kept, or those that this export has made or makes now.
+
+        A search that runs may drop a trial's weights at any moment; what is made is not left to the run.
+        """
+        state = None if number is None else read_weights(weights_of(self.run.directory, number))
+        if state is None:
+            made = weights_in(self.scratch, name)
+            if not made.exists():
+                make(made)
+            state = load_file(made)
+        return state
 
     @property
     def _seed(self) -> int:
@@ -171,12 +174,9 @@ class _Export:
         budgets = recipe_budgets(self.run.targets(*self.run.config.study.target), self.costs)
         return min(budgets, key=lambda limits: abs(self.costs.load(self.allocation, limits) - 1))
 
-    def _weights(self, number: int) -> Path:
-        return self.run.directory / "front" / f"{number:04d}.safetensors"
 
-
-def _filled(model: nn.Module, weights: Path) -> nn.Module:
-    model.load_state_dict(load_file(weights), strict=True)
+def _filled(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+    model.load_state_dict(state, strict=True)
     return model.eval()
 
 

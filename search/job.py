@@ -3,7 +3,7 @@
 import json
 import math
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
@@ -62,7 +62,7 @@ def run_job(evaluator: Evaluator, job: Job, folder: Path, on_step: OnStep, ask_r
         CompressionError: what concerns every trial.
     """
     if isinstance(job, Screening):
-        return Screened(number=job.number, divergences=tuple(_divergence(evaluator, each) for each in job.candidates))
+        return Screened(number=job.number, divergences=screen(evaluator, job.candidates))
     return run_trial(evaluator, job, folder, on_step, ask_rung)
 
 
@@ -133,6 +133,11 @@ def _score(
     checkpoint = folder / CHECKPOINT if evaluator.rungs else None
     score = evaluator.evaluate(proposal.allocation, proposal.seed, on_step, weights, on_rung, checkpoint)
     return score, proposal.allocation
+
+
+def screen(evaluator: Evaluator, candidates: Sequence[Allocation]) -> tuple[float, ...]:
+    """Divergences of candidates as built, in nats; NaN where it could not be measured."""
+    return tuple(_divergence(evaluator, each) for each in candidates)
 
 
 def _divergence(evaluator: Evaluator, allocation: Allocation) -> float:

@@ -3,6 +3,9 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from safetensors.torch import load_file
+from torch import Tensor
+
 from search.job import WEIGHTS
 
 
@@ -41,3 +44,17 @@ def _drop_beyond(directory: Path, kept: Sequence[int], limit: float) -> None:
         held += path.stat().st_size if path.exists() else 0
         if held > limit:
             path.unlink(missing_ok=True)
+
+
+def weights_in(scratch: Path, name: str) -> Path:
+    """Where an export keeps weights that it makes, in a folder that goes with it."""
+    return scratch / f"{name}.safetensors"
+
+
+def read_weights(path: Path) -> dict[str, Tensor] | None:
+    """Weights by name; None where they are not there, or have left the front at this moment."""
+    try:
+        state: dict[str, Tensor] = load_file(path)
+        return state
+    except FileNotFoundError:
+        return None

@@ -1,13 +1,15 @@
 """Writing files and folders so that a reader sees the old one or the new one, never a half."""
 
+import errno
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -16,28 +18,55 @@ from torch import Tensor
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it takes the name of `path`, on failure it is removed.
 
-    Works for a file and for a folder; an existing folder is replaced.
+    Works for a file and for a folder. An existing folder is moved aside and then removed, so that whatever has its name is
+    whole at any moment; of two processes that replace one folder, the last one wins.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_beside(path, path.name)
+    _remove(partial)  # a process that had this number left it
     try:
         yield partial
-        if partial.is_dir() and path.is_dir():
-            shutil.rmtree(path)
-        partial.replace(path)
-    finally:
         if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
+            _replace_folder(partial, path)
         else:
-            partial.unlink(missing_ok=True)
+            partial.replace(path)
+    finally:
+        _remove(partial)
 
 
-def remove_partials(folder: Path) -> None:
-    """Remove what processes that were killed left of `replacing`, in this folder and all below."""
-    for path in list(folder.rglob(".*.partial")):
+def partial_beside(path: Path, name: str) -> Path:
+    """A path beside `path` that is removed by `remove_partials` when this process has ended."""
+    return path.with_name(f".{name}.{os.getpid()}.partial")
+
+
+def remove_partials(folder: Path, below: bool = True) -> None:
+    """Remove what processes that were killed left of `replacing`, in this folder and, unless told otherwise, all below."""
+    for path in list(folder.rglob(".*.partial") if below else folder.glob(".*.partial")):
         pid = path.name.split(".")[-2]
         if pid.isdecimal() and not lives(int(pid)):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            _remove(path)
+
+
+def _replace_folder(partial: Path, path: Path) -> None:
+    old = partial_beside(path, f"{path.name}.old")
+    while True:
+        _remove(old)
+        with suppress(FileNotFoundError):
+            path.rename(old)
+        try:
+            partial.rename(path)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process has put its own there since
+                raise
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def lives(pid: int) -> bool:
@@ -52,9 +81,16 @@ def lives(pid: int) -> bool:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors atomically as safetensors, readable for whoever the umask allows (the library's own are private)."""
+    """Write tensors atomically as safetensors, readable for whoever the umask allows (the library's own are private).
+
+    Raises:
+        OSError: the disk is full, or cannot be written to.
+    """
     with replacing(path) as partial:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, metadata)
+        try:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, metadata)
+        except SafetensorError as error:
+            raise OSError(f"{path} cannot be written: {error}") from error
         mask = os.umask(0)
         os.umask(mask)
         partial.chmod(0o666 & ~mask)

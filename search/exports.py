@@ -1,0 +1,280 @@
+"""Exports of a run: one point or several, each to a folder of its own that is whole or not there."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+
+from rich.table import Table
+from safetensors import SafetensorError, safe_open
+
+from objectives.evaluator import Evaluator, OnStep
+from objectives.progress import Progress
+from search.export import write_export
+from search.materialise import exact_of, materialise, measured
+from search.pick import GIVEN, Point, Wish, wishes
+from search.run import Run, check_same_model
+from search.targets import format_count, format_kept
+from search.weights import weights_in
+from spaces.allocation import Allocation
+from spaces.compressed import CONFIG, WEIGHTS
+from spaces.errors import AllocationError, CompressionError, ConfigError, DataError, DivergedError, RunError
+from spaces.files import partial_beside, remove_partials, replacing
+
+Notice = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What became of a point that was asked for.
+
+    Attributes:
+        wish: how it was asked for.
+        point: what was exported; None where nothing was found.
+        folder: where it is; None where it failed.
+        new: whether it was written now, and not there already.
+        problem: why it failed.
+    """
+
+    wish: str
+    point: Point | None = None
+    folder: Path | None = None
+    new: bool = False
+    problem: str | None = None
+
+
+def export(
+    run: Run,
+    target: str | None = None,
+    trial: int | None = None,
+    progress: Progress = lambda what, done, total: None,
+    *,
+    allocation: Path | None = None,
+    exact: bool = False,
+    into: Path | None = None,
+    force: bool = False,
+    data_dir: str | None = None,
+    notice: Notice = lambda text: None,
+) -> Path:
+    """Write one point of a run as a model folder; one that is there, whole and of the same point stays as it is.
+
+    Args:
+        run: where the point is.
+        target: take the best trial under this budget, e.g. ``flops=50%``; by default the first of the run's own targets.
+        trial: take this trial instead.
+        progress: called with (what, done, in all).
+        allocation: take the allocation in this file instead.
+        exact: where the best trial leaves some of the target, build a point on it; it is taken if it is not worse.
+        into: folder for the folder, in place of ``export/`` in the run directory.
+        force: whether to write it again.
+        data_dir: where the images of the run are now.
+        notice: called with what is worth knowing of the choice, in a sentence.
+
+    Returns:
+        The folder: config.json, model.safetensors, report.json and README.md.
+
+    Raises:
+        TargetError: no finished trial keeps the target.
+        AllocationError: the file holds none of this run's space.
+        RunError: no such trial, other files are in the way, or the reloaded model differs from the one that was saved.
+    """
+    targets = [] if target is None or trial is not None else [target]
+    given = wishes(run, targets, [] if trial is None else [trial], [] if allocation is None else [allocation])
+    (exported,) = export_points(run, given[:1], progress, exact=exact, into=into, force=force, data_dir=data_dir, notice=notice)
+    assert exported.folder is not None
+    return exported.folder
+
+
+def export_points(
+    run: Run,
+    wanted: Sequence[Wish],
+    progress: Progress = lambda what, done, total: None,
+    *,
+    exact: bool = False,
+    into: Path | None = None,
+    force: bool = False,
+    data_dir: str | None = None,
+    notice: Notice = lambda text: None,
+) -> list[Exported]:
+    """Write points of a run, each as `export` does. Where there are several, one that fails does not keep the others from it.
+
+    Args:
+        run: where the points are.
+        wanted: `search.pick.wishes`.
+        progress, exact, into, force, data_dir, notice: as `export` has them.
+
+    Raises:
+        CompressionError: the only one failed, or what concerns all: the model or the images of the run cannot be read.
+    """
+    if exact and not any(wish.text.startswith("target") for wish in wanted):
+        raise ConfigError("--exact builds a point on a target: give one with --target")
+    with _Session(run, into or run.directory / "export", progress, notice, exact, force, data_dir) as session:
+        return [session.attempt(wish, alone=len(wanted) == 1) for wish in wanted]
+
+
+def export_table(exported: Sequence[Exported], dense: Mapping[str, float]) -> Table:
+    """A row for every point that was asked for; `dense` has the MACs and parameters of the dense model."""
+    table = Table(title="Exported (errors on the search split)", title_justify="left")
+    for name in ("folder", "trial", "label", "MACs", "keeps of MACs", "parameters", "keeps of parameters", "error", ""):
+        table.add_column(name, justify="left" if name in ("folder", "label", "") else "right")
+    for entry in exported:
+        state = f"failed: {entry.problem}" if entry.problem else "written" if entry.new else "was there"
+        figures = [""] * 7 if entry.point is None else _figures(entry.point, dense)
+        name = entry.wish if entry.point is None else entry.point.name
+        table.add_row(name, *figures, state, style="red" if entry.problem else None)
+    return table
+
+
+def _figures(point: Point, dense: Mapping[str, float]) -> list[str]:
+    """Trial, label, costs and error as text."""
+    costs: list[str] = []
+    for cost in ("macs", "params"):
+        value = point.costs.get(cost)
+        costs += ["", ""] if value is None else [format_count(value), format_kept(value / dense[cost])]
+    number = "" if point.number is None else str(point.number)
+    return [number, point.label or "", *costs, "" if point.error is None else f"{point.error:.2%}"]
+
+
+def check_all(exported: Sequence[Exported]) -> None:
+    """Raise where some of several points failed.
+
+    Raises:
+        RunError: their number, and why the first did.
+    """
+    failed = [entry for entry in exported if entry.problem is not None]
+    if failed:
+        raise RunError(f"{len(failed)} of {len(exported)} points could not be exported; {failed[0].wish}: {failed[0].problem}")
+
+
+class _Session:
+    """Several exports that share the model, the images and the factors."""
+
+    def __init__(
+        self,
+        run: Run,
+        base: Path,
+        progress: Progress,
+        notice: Notice,
+        exact: bool,
+        force: bool,
+        data_dir: str | None,
+    ) -> None:
+        self.run, self.base, self.progress, self.notice = run, base, progress, notice
+        self.exact, self.force, self.data_dir = exact, force, data_dir
+        self._names: dict[str, str] = {}  # of folders, with what was asked for
+        self._scratch = partial_beside(base / "weights", "weights")
+
+    def __enter__(self) -> "_Session":
+        remove_partials(self.base, below=False)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """Of the run's model and images.
+
+        Raises:
+            CompressionError: they cannot be read, or are others than the run's.
+        """
+        objective = self.run.config.objective(self.run.directory)
+        if self.data_dir is not None:
+            objective = replace(objective, data=replace(objective.data, data_dir=self.data_dir))
+        images = objective.data.data_dir
+        if images is not None and not Path(images).exists():
+            raise DataError(f"the images of {self.run.directory} are no longer in {images}: say with --data-dir where they are")
+        return Evaluator(objective, self.progress, lambda found: check_same_model(self.run.directory, found.fingerprint))
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for weights that are made again; it goes with the session."""
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        return self._scratch
+
+    def attempt(self, wish: Wish, alone: bool) -> Exported:
+        """Export one point; what fails is in the result, unless it is the only one or concerns all."""
+        point: Point | None = None
+        try:
+            point = wish.pick()
+            self._take(point.name, wish)
+            found = None if self.force else self._found(point)
+        except CompressionError as error:
+            if alone:
+                raise
+            return Exported(wish=wish.text, problem=str(error))
+        if found is not None:
+            if alone:
+                self.notice(f"{self.base / found.name} is there already; --force writes it again")
+            return Exported(wish=wish.text, point=found, folder=self.base / found.name)
+        _ = self.evaluator
+        try:
+            point = self._chosen(point)
+            return Exported(wish=wish.text, point=point, folder=self._write(point), new=True)
+        except (CompressionError, OSError, DivergedError) as error:
+            if isinstance(error, DivergedError):
+                error = RunError(f"the fine-tune of {point.name} failed: {error}")
+            if alone:
+                raise error from None
+            return Exported(wish=wish.text, point=point, problem=" ".join(str(error).splitlines()))
+
+    def _take(self, name: str, wish: Wish) -> None:
+        """Raise where another point of this session goes to a folder of this name."""
+        if (other := self._names.setdefault(name, wish.text)) != wish.text:
+            raise RunError(f"{wish.text} and {other} would both be {self.base / name}: export one of them to another --output")
+
+    def _found(self, point: Point) -> Point | None:
+        """What is to be exported, where its folder is there: whole, and of the same trial and run."""
+        if self.exact and point.target is not None:
+            return self._in_folder(exact_of(point))
+        return self._in_folder(point)
+
+    def _in_folder(self, point: Point) -> Point | None:
+        try:
+            config = json.loads((self.base / point.name / CONFIG).read_text(encoding="utf-8"))
+            with safe_open(self.base / point.name / WEIGHTS, framework="pt"):  # reads what it must hold, and its length
+                return point.restored(config["origin"], Allocation(config["allocation"]), self.run.summary["fingerprint"])
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError, AllocationError):
+            return None
+
+    def _chosen(self, best: Point) -> Point:
+        """The point itself; on its target, where that was asked for and is not worse; measured, where it is no trial."""
+        if best.label == GIVEN:
+            progress = self._progress(f"fine-tune of {best.name}")
+            return measured(self.evaluator, best, self.run.config.study.seed, weights_in(self.scratch, best.name), progress)
+        if best.target is None or not self.exact:
+            if best.leaves_gap:
+                self.notice(f"{best.name}: {best.describe()}, uses {best.load:.1%} of the target; --exact builds a point on it")
+            return best
+        built = materialise(self.run, self.evaluator, best, self.scratch, self._progress(f"fine-tune on {best.target}"))
+        if built is None:
+            self.notice(f"{best.name}: no allocation that was no trial uses more of the target than trial {best.number}")
+            return best
+        assert built.error is not None and best.error is not None
+        self.notice(f"{built.name}: {built.describe()}; {'taken' if built.error <= best.error else 'the trial is taken'}")
+        return built if built.error <= best.error else best
+
+    def _progress(self, what: str) -> OnStep:
+        steps = self.run.config.finetune.steps
+        return lambda step: self.progress(what, step.step, steps)
+
+    def _write(self, point: Point) -> Path:
+        folder = self.base / point.name
+        _check_replaceable(folder)
+        with replacing(folder) as partial:
+            partial.mkdir(parents=True)
+            write_export(partial, self.run, point, self.evaluator, self.scratch)
+        return folder
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raise where replacing a folder would remove what no export has written.
+
+    Raises:
+        RunError: it would.
+    """
+    if folder.exists() and not (folder / CONFIG).exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise RunError(f"{folder} is there and is no export: move it, or choose another --output")
