@@ -16,7 +16,9 @@ warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=Futur
 import optuna  # noqa: E402
 from rich.console import Console  # noqa: E402
 
+from objectives.classify import classify  # noqa: E402
 from objectives.cost import cost_model  # noqa: E402
+from objectives.formats import FormatConfig  # noqa: E402
 from search import SearchConfig, audit, demo, export, launch, open_run  # noqa: E402
 from search.cli import build_parser, given_options  # noqa: E402
 from search.config import read_options  # noqa: E402
@@ -67,7 +69,7 @@ def _launch(arguments: argparse.Namespace, console: Console) -> None:
         console.print(table)
     console.print(f"report: {run.directory / 'report.html'}")
     if is_demo:
-        _export(argparse.Namespace(run=str(run.directory), target=None, trial=None), console)
+        _export(build_parser().parse_args(["export", str(run.directory)]), console)
     else:
         target = next(iter(config.study.target), "flops=50%")
         console.print(f"next: python run_search.py export {run.directory} --target {target}")
@@ -121,14 +123,20 @@ def _audit(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def _export(arguments: argparse.Namespace, console: Console) -> None:
+    output = FormatConfig(format=tuple(arguments.format), dtype=arguments.dtype)
     run = open_run(arguments.run)
     with Display(console) as display:
-        folder = export(run, target=arguments.target, trial=arguments.trial, progress=display.stage)
+        folder = export(run, target=arguments.target, trial=arguments.trial, progress=display.stage, output=output)
     console.print(f"[bold]{folder}[/bold]")
-    console.print((folder / "README.md").read_text(encoding="utf-8").split("---\n")[2].split("\n```")[0].strip(), markup=False)
+    console.print((folder / "README.md").read_text(encoding="utf-8").split("---\n")[2].split("\n## ")[0].strip(), markup=False)
 
 
-_COMMANDS = {"launch": _launch, "inspect": _inspect, "browse": _browse, "audit": _audit, "export": _export}
+def _predict(arguments: argparse.Namespace, console: Console) -> None:
+    for answer in classify(Path(arguments.folder), arguments.images, arguments.format, arguments.top):
+        console.print(f"{answer.image}: {answer.text}", markup=False, highlight=False, soft_wrap=True)
+
+
+_COMMANDS = {"launch": _launch, "inspect": _inspect, "browse": _browse, "audit": _audit, "export": _export, "predict": _predict}
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)

@@ -25,6 +25,7 @@ _STAGES = {
     "profile": "measuring one site at a time",
     "dense model": "evaluating the dense model",
     "training": "training the demo model",
+    "reload": "measuring the reloaded model",
 }
 
 
