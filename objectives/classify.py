@@ -7,7 +7,6 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 from timm.data import create_transform
-from timm.data.readers.img_extensions import get_img_extensions
 from torch import Tensor
 
 from objectives.formats import Format, Forward, open_format
@@ -79,10 +78,10 @@ def preprocessing_of(description: dict[str, Any]) -> Callable[[Image.Image], Ten
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    known = get_img_extensions(as_set=True)
+    known = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     found = sorted(file for file in path.iterdir() if file.suffix.lower() in known)
     if not found:
-        raise DataError(f"no image in {path}: files of {', '.join(sorted(known))} are looked for there")
+        raise DataError(f"no image in {path}: none of its files has an image's ending (.jpg, .png, .webp and so on)")
     return found
 
 

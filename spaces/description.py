@@ -59,7 +59,8 @@ def checked_file(folder: Path, name: str, description: dict[str, Any]) -> Path:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     for key, value in found.items():
         if value != files[name].get(key):
-            told = f"its {key} is {value}, {CONFIG} says {_short(files[name].get(key))}"
+            what = {"bytes": "size", "sha256": "SHA-256"}[key]
+            told = f"its {what} is {value}, {CONFIG} says {_short(files[name].get(key))}"
             raise CheckpointError(f"{path} is not the file that was exported ({told}): copy or export it again")
     return path
 

@@ -19,9 +19,16 @@ from spaces.description import read_description
 from spaces.sites import Space
 
 MEAN, STD = [0.3, 0.35, 0.4], [0.37, 0.36, 0.35]
-PREPROCESSING = {
+PREPROCESSING: dict[str, Any] = {
     "input_size": [3, 16, 16], "interpolation": "bicubic", "mean": MEAN, "std": STD, "crop_pct": 0.9, "crop_mode": "center",
 }  # fmt: skip
+
+
+def preprocessing_for(channels: int) -> dict[str, Any]:
+    """`PREPROCESSING` of a model of so many channels."""
+    if channels == 3:
+        return PREPROCESSING
+    return {**PREPROCESSING, "input_size": [channels, 16, 16], "mean": [0.3] * channels, "std": [0.4] * channels}
 
 
 def uneven(space: Space) -> Allocation:
@@ -65,10 +72,11 @@ def write_folder(
     name = arguments.pop("name", "vit_tiny_patch16_224")
     sizes = {**TINY, **arguments}
     path.mkdir(parents=True)
-    write_formats(path, model, formats, {**PREPROCESSING, "label_names": list("abcde")})
+    pre = preprocessing_for(sizes.get("in_chans", 3))
+    write_formats(path, model, formats, {**pre, "label_names": list("abcde")})
     save_compressed(path, model, {
         "architecture": name, "model_args": {key: value for key, value in sizes.items() if key != "num_classes"},
-        "num_classes": TINY["num_classes"], "label_names": list("abcde"), "pretrained_cfg": PREPROCESSING,
+        "num_classes": TINY["num_classes"], "label_names": list("abcde"), "pretrained_cfg": pre,
         "space": space, "multiple": 4, "allocation": dict(allocation),
     })  # fmt: skip
     return Folder(path, model)

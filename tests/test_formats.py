@@ -136,7 +136,7 @@ def test_a_format_that_is_not_there_or_was_changed_is_refused(
         (bare.path / file).write_bytes(content)
         told = json.loads((plain.path / "config.json").read_text())["files"][file]
         changed(bare.path, lambda config, file=file, told=told: config["files"].update({file: told}))  # type: ignore[misc]
-        with pytest.raises(CheckpointError, match=rf"{file} is not the file that was exported \(its sha256 is"):
+        with pytest.raises(CheckpointError, match=rf"{file} is not the file that was exported \(its SHA-256 is"):
             open_format(bare.path, name)  # type: ignore[arg-type]
 
 
