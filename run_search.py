@@ -17,13 +17,15 @@ import optuna  # noqa: E402
 import torch  # noqa: E402
 from rich.console import Console  # noqa: E402
 
+from objectives.classify import classify  # noqa: E402
 from objectives.cost import cost_model  # noqa: E402
 from objectives.device import name_of, resolve_device  # noqa: E402
+from objectives.formats import FormatConfig  # noqa: E402
 from objectives.measure import measure  # noqa: E402
 from search import SearchConfig, audit, demo, launch, open_run  # noqa: E402
 from search.cli import build_parser, given_options  # noqa: E402
 from search.config import read_options  # noqa: E402
-from search.exports import check_all, export_points, export_table  # noqa: E402
+from search.exports import ExportOptions, check_all, export_points, export_table  # noqa: E402
 from search.inspect import describe_model, inspect_profile  # noqa: E402
 from search.journal import LOCK  # noqa: E402
 from search.pick import wishes  # noqa: E402
@@ -126,20 +128,18 @@ def _audit(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def _export(arguments: argparse.Namespace, console: Console) -> None:
+    options = ExportOptions(
+        exact=arguments.exact,
+        into=Path(arguments.output) if arguments.output else None,
+        force=arguments.force,
+        data_dir=arguments.data_dir,
+        output=FormatConfig(format=tuple(arguments.format), dtype=arguments.dtype),
+    )
     run = open_run(arguments.run)
     files = [Path(path) for path in arguments.allocation]
     wanted = wishes(run, arguments.target, arguments.trial, files, arguments.all_front)
     with Display(console) as display:
-        exported = export_points(
-            run,
-            wanted,
-            display.stage,
-            exact=arguments.exact,
-            into=Path(arguments.output) if arguments.output else None,
-            force=arguments.force,
-            data_dir=arguments.data_dir,
-            notice=display.notice,
-        )
+        exported = export_points(run, wanted, display.stage, options, display.notice)
     if len(exported) > 1:
         console.print(export_table(exported, run.summary["dense"]))
         check_all(exported)
@@ -147,16 +147,21 @@ def _export(arguments: argparse.Namespace, console: Console) -> None:
     folder = exported[0].folder
     assert folder is not None
     console.print(f"[bold]{folder}[/bold]")
-    console.print((folder / "README.md").read_text(encoding="utf-8").split("---\n")[2].split("\n```")[0].strip(), markup=False)
+    console.print((folder / "README.md").read_text(encoding="utf-8").split("---\n")[2].split("\n## ")[0].strip(), markup=False)
 
 
 def _measure(arguments: argparse.Namespace, console: Console) -> None:
     device, threads = resolve_device(arguments.device), arguments.threads or torch.get_num_threads()
     with Display(console) as display:
         found = measure(
-            arguments.folder, device, arguments.batch_sizes, arguments.compile, arguments.seconds, threads, display.stage
+            Path(arguments.folder), device, arguments.batch_sizes, arguments.compile, arguments.seconds, threads, display.stage
         )
     console.print(latency_table(found, name_of(device), threads))
+
+
+def _predict(arguments: argparse.Namespace, console: Console) -> None:
+    for answer in classify(Path(arguments.folder), arguments.images, arguments.format, arguments.top):
+        console.print(f"{answer.image}: {answer.text}", markup=False, highlight=False, soft_wrap=True)
 
 
 _COMMANDS = {
@@ -166,6 +171,7 @@ _COMMANDS = {
     "audit": _audit,
     "export": _export,
     "measure": _measure,
+    "predict": _predict,
 }
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from torchvision.transforms import Compose, RandomCrop
 
 from objectives.parallel import ALONE, Group
 from objectives.seeding import drawn_apart
-from objectives.splits import DIGITS, DataConfig, SplitName, count_classes, open_splits
+from objectives.splits import DIGITS, DataConfig, SplitName, count_classes, name_classes, open_splits
 from spaces.errors import DataError, first_line
 
 CALIBRATION_BATCH = 64
@@ -64,6 +64,7 @@ class Data:
 
     Attributes:
         num_classes: of the data set; None where it does not tell.
+        class_names: in the order of their labels; None where the data set does not tell, or not one for each.
 
     Raises:
         DataError: no images, fewer than two classes, splits of different classes or of the same images, an unknown split.
@@ -75,6 +76,7 @@ class Data:
         self._mode = _image_mode(preprocessing["input_size"][0])
         self._bases, self._parts = open_splits(config, self._mode)
         self.num_classes = count_classes(self._bases, config)
+        self.class_names = name_classes(self._bases, config)
         self._limit = classes if self.num_classes is None else self.num_classes
         self._cache: dict[tuple[SplitName, int | None, Group], list[tuple[Tensor, Tensor]]] = {}
         self._check_first_image()

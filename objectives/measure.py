@@ -1,19 +1,27 @@
 """The latency of an exported folder's model, beside that of the dense model that it was made from."""
 
 import itertools
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
+from objectives.formats import FILES, Format, open_format, write_formats
 from objectives.latency import Call, Setting, Timing, forward, time_calls
 from objectives.progress import Progress
-from spaces.compressed import dense_architecture, load_compressed
+from spaces.compressed import dense_architecture, load_compressed, save_compressed
+from spaces.description import read_description, stored_type
 from spaces.errors import first_line
 from spaces.models import input_size
+from spaces.vit import describe
+
+Case = tuple[str, dict[str, Call]]  # how both models are run, and the calls that are timed: dense and compressed
+
+_RUNTIMES: dict[Format, str] = {"onnx": "onnxruntime", "pt2": "torch.export"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +29,12 @@ class Comparison:
     """Two models timed in turns.
 
     Attributes:
-        setting: how they were run.
+        setting: how they were run, as text.
         dense, compressed: their timings; None where this way to run them is not to be had.
         reason: why not; empty otherwise.
     """
 
-    setting: Setting
+    setting: str
     dense: Timing | None = None
     compressed: Timing | None = None
     reason: str = ""
@@ -40,11 +48,11 @@ class Comparison:
         """As JSON can hold it: times in seconds, each as its median and quartiles."""
         timings = {"dense": self.dense, "compressed": self.compressed, "ratio": self.ratio}
         shown = {name: timing and [timing.seconds, *timing.quartiles] for name, timing in timings.items()}
-        return {"setting": self.setting.text, **shown, "reason": self.reason}
+        return {"setting": self.setting, **shown, "reason": self.reason}
 
 
 def measure(
-    folder: str | Path,
+    folder: Path,
     device: torch.device,
     batch_sizes: Sequence[int] = (1, 32),
     compiled: bool = True,
@@ -54,37 +62,65 @@ def measure(
 ) -> list[Comparison]:
     """Time a folder's model and its dense architecture, in float32 and mixed precision, eager and compiled.
 
+    Where the folder has the model as ONNX or as an archive of torch.export, these are timed as well, on the CPU, beside the
+    dense model in the same format.
+
     Args:
         folder: written by ``run_search.py export``.
         device: where to run them.
         batch_sizes: images in a call; each is a setting.
         compiled: whether to compile them too, which may take minutes.
         seconds: to spend on each model in each setting.
-        threads: of torch on the CPU; by default as they are.
+        threads: on the CPU; by default torch's, as they are.
         progress: called with (what, done, in all).
 
     Raises:
         CheckpointError: the folder holds no such model.
-        ConfigError: a batch size below 1.
+        ConfigError: a batch size below 1, or the package of a format is not installed.
     """
-    models = {"dense": dense_architecture(folder).to(device), "compressed": load_compressed(folder).to(device)}
-    ways = itertools.product((False, True) if compiled else (False,), batch_sizes, (False, True))
-    settings = [Setting(batch_size=size, amp=amp, compiled=way) for way, size, amp in ways]
-    found = []
-    for done, setting in enumerate(settings, start=1):
-        found.append(_compare(models, setting, device, seconds, threads))
-        progress("latency", done, len(settings))
+    torch.set_num_threads(threads or torch.get_num_threads())
+    with tempfile.TemporaryDirectory() as scratch:
+        cases = [*_settings(folder, device, batch_sizes, compiled), *_formats(folder, Path(scratch), batch_sizes)]
+        found = []
+        for done, (setting, calls) in enumerate(cases, start=1):
+            found.append(_compare(setting, calls, seconds))
+            progress("latency", done, len(cases))
     return found
 
 
-def _compare(
-    models: dict[str, nn.Module], setting: Setting, device: torch.device, seconds: float, threads: int | None
-) -> Comparison:
+def _settings(folder: Path, device: torch.device, batch_sizes: Sequence[int], compiled: bool) -> Iterator[Case]:
+    """What to time of both models in PyTorch; models of half types have no mixed precision."""
+    models = {"dense": dense_architecture(folder).to(device), "compressed": load_compressed(folder).to(device)}
+    dtype = next(models["compressed"].parameters()).dtype
+    models["dense"].to(dtype)
+    amps = (False, True) if dtype == torch.float32 else (False,)
+    for way, size, amp in itertools.product((False, True) if compiled else (False,), batch_sizes, amps):
+        setting = Setting(batch_size=size, amp=amp, compiled=way)
+        images = torch.randn(size, *input_size(models["dense"]), device=device, dtype=dtype)
+        name = setting.text.replace("fp32", str(dtype).removeprefix("torch.")) if not amp else setting.text
+        yield name, {key: forward(model, images, setting) for key, model in models.items()}
+
+
+def _formats(folder: Path, scratch: Path, batch_sizes: Sequence[int]) -> Iterator[Case]:
+    """What to time of both models in the other formats that the folder has; the dense one is written to `scratch`."""
+    description = read_description(folder)
+    names = [name for name, file in FILES.items() if file in description["files"] and name != "safetensors"]
+    if not names:
+        return
+    dense = dense_architecture(folder).to(stored_type(description))
+    write_formats(scratch, dense, names, {})
+    identity = describe(dense, description["space"], description["multiple"]).identity()
+    save_compressed(scratch, dense, {**description, "allocation": dict(identity)})
+    for name, size in itertools.product(names, batch_sizes):
+        images = torch.randn(size, *input_size(dense))
+        models = {"dense": open_format(scratch, name), "compressed": open_format(folder, name)}
+        yield f"batch {size}, {_RUNTIMES[name]}", {key: partial(model, images) for key, model in models.items()}
+
+
+def _compare(setting: str, calls: dict[str, Call], seconds: float) -> Comparison:
     """Both models in one setting; a way to run them that torch has not got here is told, not raised."""
-    images = torch.randn(setting.batch_size, *input_size(models["dense"]), device=device)
-    calls: dict[str, Call] = {name: forward(model, images, setting) for name, model in models.items()}
     try:
-        timings = time_calls(calls, seconds, threads)
+        timings = time_calls(calls, seconds)
     except Exception as error:  # compilers, and types that a device lacks, raise what they like
         return Comparison(setting=setting, reason=first_line(error)[:200])
     return Comparison(setting=setting, dense=timings["dense"], compressed=timings["compressed"])
@@ -94,12 +130,12 @@ def rows_of(comparisons: Sequence[Comparison]) -> Iterator[tuple[str, str, str, 
     """For tables: setting, milliseconds of dense and of compressed model, and their ratio; medians with quartiles."""
     for entry in comparisons:
         if entry.dense is None or entry.compressed is None or entry.ratio is None:
-            yield entry.setting.text, f"not available: {entry.reason}", "", ""
+            yield entry.setting, f"not available: {entry.reason}", "", ""
             continue
         ratio = entry.ratio
         low, high = ratio.quartiles
         shown = f"×{ratio.seconds:.2f} ({low:.2f}–{high:.2f})"
-        yield entry.setting.text, _milliseconds(entry.dense), _milliseconds(entry.compressed), shown
+        yield entry.setting, _milliseconds(entry.dense), _milliseconds(entry.compressed), shown
 
 
 def _milliseconds(timing: Timing) -> str:

@@ -230,6 +230,15 @@ def count_classes(bases: dict[SplitName, Dataset[Any]], config: DataConfig) -> i
     return max(train.values()) + 1
 
 
+def name_classes(bases: dict[SplitName, Dataset[Any]], config: DataConfig) -> list[str] | None:
+    """Names of the classes in the order of their labels; None where the data set does not tell, or not one name for each."""
+    if config.dataset == DIGITS:
+        return [str(digit) for digit in range(CLASSES)]
+    names = {label: name for name, label in (_classes(bases["train"]) or {}).items()}
+    one_each = len(names) == len(_classes(bases["train"]) or {}) and sorted(names) == list(range(len(names)))
+    return [names[label] for label in range(len(names))] if names and one_each else None
+
+
 def _classes(base: Dataset[Any]) -> dict[str, int] | None:
     """Class name -> label, where the data set tells."""
     reader = getattr(base, "reader", None)

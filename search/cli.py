@@ -7,6 +7,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 
 from timm.utils import ParseKwargs
 
+from objectives.formats import DTYPES, FILES
 from objectives.splits import DataConfig
 from search.config import OWNERS, StudyConfig, option_help, option_types
 from search.machines import MachineConfig
@@ -42,6 +43,7 @@ examples:
   run_search.py browse runs/deit_small_patch16_224-contract
   run_search.py export runs/deit_small_patch16_224-contract --target flops=50%
   run_search.py measure runs/deit_small_patch16_224-contract/export/flops50
+  run_search.py predict runs/deit_small_patch16_224-contract/export/flops50 image.jpg
   run_search.py audit  runs/deit_small_patch16_224-contract --points 8
 
 "flops" means multiply-accumulates (MACs), as in the literature; targets bound what is kept.
@@ -116,6 +118,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     export.add_argument("run", help="run directory")
     _add_points(export.add_argument_group("points"))
+    export.add_argument(
+        "--format",
+        nargs="+",
+        default=["safetensors"],
+        metavar="FORMAT",
+        help="safetensors with config.json (always written), onnx, pt2 (torch.export); commas or several words",
+    )
+    export.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="of the weights (default: %(default)s)")
     measure = commands.add_parser(
         "measure",
         help="time an exported model beside the dense one",
@@ -130,6 +140,15 @@ def build_parser() -> argparse.ArgumentParser:
     measure.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=True, help="by torch.compile too, which takes a while"
     )
+    predict = commands.add_parser(
+        "predict",
+        help="classify images with an exported folder",
+        description="Classify images with an exported folder and its preprocessing: the shortest proof that it is whole.",
+    )
+    predict.add_argument("folder", help="written by export")
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
+    predict.add_argument("--format", choices=tuple(FILES), default="safetensors", help="which file (default: %(default)s)")
+    predict.add_argument("--top", type=int, metavar="N", default=5, help="classes to show (default: %(default)s)")
     return parser
 
 

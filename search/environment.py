@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,19 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("torch", "torchvision", "timm", "optuna", "ray", "fvcore", "pandas", "safetensors")
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "optuna",
+    "ray",
+    "fvcore",
+    "pandas",
+    "safetensors",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+)
 
 
 def environment(devices: Sequence[str]) -> dict[str, Any]:
@@ -31,6 +44,22 @@ def environment(devices: Sequence[str]) -> dict[str, Any]:
         "commit": _commit(),
         "command": " ".join(_masked(word) for word in sys.argv),
     }
+
+
+def command_line(command: str, subject: Path, **options: Any) -> str:
+    """A command of run_search.py as it can be typed: options that are None, False or empty are left out.
+
+    Args:
+        command: its name.
+        subject: the run or folder that it is about.
+        options: name -> value, with underscores; a list or tuple is several words, True is the flag alone.
+    """
+    words = ["python", "run_search.py", command, str(subject)]
+    for name, value in options.items():
+        if value not in (None, "", (), [], False):
+            several = value if isinstance(value, list | tuple) else [] if value is True else [value]
+            words += [f"--{name.replace('_', '-')}", *map(str, several)]
+    return shlex.join(words)
 
 
 def _masked(word: str) -> str:

@@ -1,63 +1,79 @@
 """A point of the front as a folder that loads by itself, checked after reload in a fresh process."""
 
 import copy
-import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from objectives.cost import Cost, cost_model
 from objectives.device import name_of
 from objectives.error import evaluate
 from objectives.evaluator import Evaluator
+from objectives.formats import FormatConfig
+from objectives.handover import Handover
+from objectives.progress import Progress
 from objectives.recipes import RECIPES, evaluate_recipe, make_cut
+from search.card import card
 from search.environment import environment
 from search.pick import Point
 from search.run import Run
 from search.table import DENSE
-from search.targets import format_count, format_kept, recipe_budgets
+from search.targets import recipe_budgets
 from search.weights import read_weights, weights_in, weights_of
-from spaces.compressed import save_compressed
 from spaces.errors import RunError
 from spaces.files import write_json, write_text
 from spaces.vit import describe, resize
 
-_TOLERANCE = 1e-4
-_PROBE_IMAGES = 32
 
-
-def write_export(folder: Path, run: Run, point: Point, evaluator: Evaluator, scratch: Path) -> None:
-    """Write the folder of a point: config.json, model.safetensors, report.json and README.md.
+def write_export(
+    folder: Path,
+    run: Run,
+    point: Point,
+    evaluator: Evaluator,
+    scratch: Path,
+    output: FormatConfig,
+    command: str,
+    progress: Progress = lambda what, done, total: None,
+) -> None:
+    """Write the folder of a point: config.json, model.safetensors, report.json and README.md, and other formats as wanted.
 
     Args:
-        folder: an empty one.
+        folder: an empty one; laid out for the Hugging Face hub.
         run: where the point is.
         point: what to export; the weights of one that is no trial are in `scratch`.
         evaluator: of the run.
         scratch: folder for weights that are made again, each once; they are `search.weights.weights_in` it.
+        output: formats and dtype.
+        command: that makes it again, for the report.
+        progress: called with (what, done, in all).
 
     Raises:
-        RunError: the reloaded model differs from the one that was saved.
+        RunError: a reloaded model differs from the one that was saved.
+        CheckpointError: the model cannot be written in one of the formats.
         DivergedError: a fine-tune that was made again diverged.
     """
-    _Export(run, point, evaluator, scratch).write(folder)
+    _Export(run, point, evaluator, scratch, output, command, progress).write(folder)
 
 
 class _Export:
     """The parts of one export."""
 
-    def __init__(self, run: Run, point: Point, evaluator: Evaluator, scratch: Path) -> None:
+    def __init__(
+        self,
+        run: Run,
+        point: Point,
+        evaluator: Evaluator,
+        scratch: Path,
+        output: FormatConfig,
+        command: str,
+        progress: Progress,
+    ) -> None:
         self.run, self.point, self.evaluator, self.scratch = run, point, evaluator, scratch
+        self.output, self.command, self.progress = output, command, progress
         self.number, self.allocation = point.number, point.allocation
         self.recipe: str | None = point.label if point.label in RECIPES else None
         self.space = describe(self.evaluator.model, point.space, run.config.study.multiple)
@@ -66,11 +82,22 @@ class _Export:
     def write(self, folder: Path) -> None:
         """Write everything that the folder holds."""
         model = self._finetuned()
-        config = self.run.config
-        save_compressed(folder, model, {
+        self.progress("reload", 0, 1)
+        measured = self._handover(model).write(folder)
+        self.progress("reload", 1, 1)
+        report = self._report(model, measured)
+        write_json(folder / "report.json", report)
+        write_text(folder / "README.md", card(report, self.run.config, self.evaluator.model, self.space.name))
+
+    def _handover(self, model: nn.Module) -> Handover:
+        config, dense, data = self.run.config, self.evaluator.model, self.evaluator.data
+        classes = getattr(model, "num_classes", None)
+        names = data.class_names
+        description = {
             "architecture": config.model.model,
             "model_args": dict(config.model.model_kwargs),
-            "num_classes": getattr(model, "num_classes", None),
+            "num_classes": classes,
+            "label_names": names if names and len(names) == classes else None,
             "space": self.space.name,
             "multiple": config.study.multiple,
             "allocation": dict(self.allocation),
@@ -78,30 +105,38 @@ class _Export:
             "operators": self.space.operators(self.allocation),
             "recipe": self.recipe,
             "origin": self._origin(),
-        })  # fmt: skip
-        report = self._report(model, folder)
-        write_json(folder / "report.json", report)
-        write_text(folder / "README.md", _card(report, config.model.model, self.space.name))
+        }
+        return Handover(
+            model=model, dense=dense, description=description, identity=self.space.identity(), data=data,
+            device=self.evaluator.device, output=self.output,
+        )  # fmt: skip
 
-    def _report(self, model: nn.Module, folder: Path) -> dict[str, Any]:
+    def _report(self, model: nn.Module, measured: dict[str, Any]) -> dict[str, Any]:
+        dense, reloaded = measured["dense"], measured["compressed"]
+        if reloaded["macs_fvcore"] != self._kept("macs")["compressed"]:
+            raise RunError(f"the reloaded model is not the one that was saved: it has {reloaded['macs_fvcore']:,} MACs")
         top1 = {
-            "dense": self._top1(self.evaluator.teacher),
+            "dense": dense["top1"],
             "dense_finetuned": self._top1(self._reference()),
             "as_built": self._top1(self._built()),
             "finetuned": self._top1(model),
         }
-        reloaded = _in_fresh_process(folder, model.cpu(), self.evaluator)
         errors = {name: 1 - value for name, value in top1.items()}
-        if reloaded["max_difference"] > _TOLERANCE or reloaded["macs_fvcore"] != self._kept("macs")["compressed"]:
-            raise RunError(f"the reloaded model is not the one that was saved: {reloaded}")
         return {
             "trial": self.number,
             "recipe": self.recipe,
             "origin": self._origin(),
             "target": list(self.run.config.study.target),
-            "macs": {**self._kept("macs"), "fvcore_after_reload": reloaded["macs_fvcore"],
-                     "torch_after_reload": reloaded["macs_torch"]},
-            "params": {**self._kept("params"), "after_reload": reloaded["params"]},
+            "command": self.command,
+            "dtype": self.output.dtype,
+            "macs": {**self._kept("macs"),
+                     "fvcore_after_reload": reloaded["macs_fvcore"], "torch_after_reload": reloaded["macs_torch"],
+                     "dense_fvcore": dense["macs_fvcore"], "dense_torch": dense["macs_torch"]},
+            "params": {**self._kept("params"), "after_reload": reloaded["params"], "dense_after_reload": dense["params"]},
+            "bytes": {"dense": measured["dense_bytes"], "compressed": measured["formats"]["safetensors"]["bytes"]},
+            "peak_memory": {batch: {"dense": dense["peak_memory"][batch], "compressed": value}
+                            for batch, value in reloaded["peak_memory"].items()},
+            "latency": measured["latency"],
             "test_top1": {**top1, "after_reload": reloaded["top1"]},
             "test_images": self.evaluator.data.size("test"),
             "relative_error": {
@@ -109,8 +144,9 @@ class _Export:
                 "finetuned": _ratio(errors["finetuned"], errors["dense_finetuned"]),
                 "against": "the dense model given the same fine-tune",
             },
-            "max_output_difference_after_reload": reloaded["max_difference"],
-            "bytes": (folder / "model.safetensors").stat().st_size,
+            "formats": measured["formats"],
+            "preprocessing": measured["preprocessing"],
+            "measured_on": {"devices": measured["devices"], "threads": measured["threads"]},
             "finetune": {**asdict(self.run.config.finetune), "seed": self.run.config.study.seed},
             "environment": environment([name_of(self.evaluator.device)]),
         }  # fmt: skip
@@ -178,31 +214,6 @@ class _Export:
 def _filled(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     model.load_state_dict(state, strict=True)
     return model.eval()
-
-
-def _in_fresh_process(folder: Path, model: nn.Module, evaluator: Evaluator) -> dict[str, Any]:
-    """`objectives.verify` on the folder, in a process that knows the folder and the data options only."""
-    images, _ = next(evaluator.data.evaluation("test"))
-    images = images[:_PROBE_IMAGES]
-    with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
-        check = Path(scratch) / "check.json"
-        write_json(check, asdict(replace(evaluator.objective.data, workers=0)))
-        save_file({"images": images.contiguous(), "logits": model(images).contiguous()}, Path(scratch) / "outputs.safetensors")
-        environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
-        command = [sys.executable, "-m", "objectives.verify", str(folder), str(check)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environ, check=False)
-    if done.returncode:
-        raise RunError(
-            f"the exported folder does not load in a fresh process: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
-        )
-    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return result
-
-
-def _card(report: dict[str, Any], model: str, space: str) -> str:
-    templates = Environment(loader=PackageLoader("search"), undefined=StrictUndefined, trim_blocks=True, autoescape=False)
-    templates.filters.update(count=format_count, kept=format_kept)
-    return templates.get_template("card.md.j2").render(report=report, model=model, space=space)
 
 
 def _ratio(error: float, reference: float) -> float | None:

@@ -1,18 +1,18 @@
 """Exports of a run: one point or several, each to a folder of its own that is whole or not there."""
 
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
 from rich.table import Table
-from safetensors import SafetensorError, safe_open
 
 from objectives.evaluator import Evaluator, OnStep
+from objectives.formats import DTYPES, FILES, FormatConfig
 from objectives.progress import Progress
+from search.environment import command_line
 from search.export import write_export
 from search.materialise import exact_of, materialise, measured
 from search.pick import GIVEN, Point, Wish, wishes
@@ -20,8 +20,8 @@ from search.run import Run, check_same_model
 from search.targets import format_count, format_kept
 from search.weights import weights_in
 from spaces.allocation import Allocation
-from spaces.compressed import CONFIG, WEIGHTS
-from spaces.errors import AllocationError, CompressionError, ConfigError, DataError, DivergedError, RunError
+from spaces.description import CONFIG, checked_file, read_description, stored_type
+from spaces.errors import AllocationError, CheckpointError, CompressionError, ConfigError, DataError, DivergedError, RunError
 from spaces.files import partial_beside, remove_partials, replacing
 
 Notice = Callable[[str], None]
@@ -46,6 +46,28 @@ class Exported:
     problem: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """How points are exported.
+
+    Attributes:
+        exact: where the best trial leaves some of its target, build a point on it; it is taken if it is not worse.
+        into: folder for the folders, in place of ``export/`` in the run directory.
+        force: whether to write what is there already again.
+        data_dir: where the images of the run are now; None where they were.
+        output: formats and dtype.
+    """
+
+    exact: bool = False
+    into: Path | None = None
+    force: bool = False
+    data_dir: str | None = None
+    output: FormatConfig = field(default_factory=FormatConfig)
+
+
+DEFAULT = ExportOptions()
+
+
 def export(
     run: Run,
     target: str | None = None,
@@ -53,10 +75,7 @@ def export(
     progress: Progress = lambda what, done, total: None,
     *,
     allocation: Path | None = None,
-    exact: bool = False,
-    into: Path | None = None,
-    force: bool = False,
-    data_dir: str | None = None,
+    options: ExportOptions = DEFAULT,
     notice: Notice = lambda text: None,
 ) -> Path:
     """Write one point of a run as a model folder; one that is there, whole and of the same point stays as it is.
@@ -67,23 +86,22 @@ def export(
         trial: take this trial instead.
         progress: called with (what, done, in all).
         allocation: take the allocation in this file instead.
-        exact: where the best trial leaves some of the target, build a point on it; it is taken if it is not worse.
-        into: folder for the folder, in place of ``export/`` in the run directory.
-        force: whether to write it again.
-        data_dir: where the images of the run are now.
+        options: how.
         notice: called with what is worth knowing of the choice, in a sentence.
 
     Returns:
-        The folder: config.json, model.safetensors, report.json and README.md.
+        The folder: config.json, model.safetensors, report.json and README.md, and model.onnx and model.pt2 where they are
+        wanted.
 
     Raises:
         TargetError: no finished trial keeps the target.
         AllocationError: the file holds none of this run's space.
-        RunError: no such trial, other files are in the way, or the reloaded model differs from the one that was saved.
+        RunError: no such trial, other files are in the way, or a reloaded model differs from the one that was saved.
+        CheckpointError: the model cannot be written in one of the formats.
     """
     targets = [] if target is None or trial is not None else [target]
     given = wishes(run, targets, [] if trial is None else [trial], [] if allocation is None else [allocation])
-    (exported,) = export_points(run, given[:1], progress, exact=exact, into=into, force=force, data_dir=data_dir, notice=notice)
+    (exported,) = export_points(run, given[:1], progress, options, notice)
     assert exported.folder is not None
     return exported.folder
 
@@ -92,11 +110,7 @@ def export_points(
     run: Run,
     wanted: Sequence[Wish],
     progress: Progress = lambda what, done, total: None,
-    *,
-    exact: bool = False,
-    into: Path | None = None,
-    force: bool = False,
-    data_dir: str | None = None,
+    options: ExportOptions = DEFAULT,
     notice: Notice = lambda text: None,
 ) -> list[Exported]:
     """Write points of a run, each as `export` does. Where there are several, one that fails does not keep the others from it.
@@ -104,14 +118,14 @@ def export_points(
     Args:
         run: where the points are.
         wanted: `search.pick.wishes`.
-        progress, exact, into, force, data_dir, notice: as `export` has them.
+        progress, options, notice: as `export` has them.
 
     Raises:
         CompressionError: the only one failed, or what concerns all: the model or the images of the run cannot be read.
     """
-    if exact and not any(wish.text.startswith("target") for wish in wanted):
+    if options.exact and not any(wish.text.startswith("target") for wish in wanted):
         raise ConfigError("--exact builds a point on a target: give one with --target")
-    with _Session(run, into or run.directory / "export", progress, notice, exact, force, data_dir) as session:
+    with _Session(run, progress, options, notice) as session:
         return [session.attempt(wish, alone=len(wanted) == 1) for wish in wanted]
 
 
@@ -152,20 +166,11 @@ def check_all(exported: Sequence[Exported]) -> None:
 class _Session:
     """Several exports that share the model, the images and the factors."""
 
-    def __init__(
-        self,
-        run: Run,
-        base: Path,
-        progress: Progress,
-        notice: Notice,
-        exact: bool,
-        force: bool,
-        data_dir: str | None,
-    ) -> None:
-        self.run, self.base, self.progress, self.notice = run, base, progress, notice
-        self.exact, self.force, self.data_dir = exact, force, data_dir
+    def __init__(self, run: Run, progress: Progress, options: ExportOptions, notice: Notice) -> None:
+        self.run, self.progress, self.options, self.notice = run, progress, options, notice
+        self.base = options.into or run.directory / "export"
         self._names: dict[str, str] = {}  # of folders, with what was asked for
-        self._scratch = partial_beside(base / "weights", "weights")
+        self._scratch = partial_beside(self.base / "weights", "weights")
 
     def __enter__(self) -> "_Session":
         remove_partials(self.base, below=False)
@@ -182,8 +187,8 @@ class _Session:
             CompressionError: they cannot be read, or are others than the run's.
         """
         objective = self.run.config.objective(self.run.directory)
-        if self.data_dir is not None:
-            objective = replace(objective, data=replace(objective.data, data_dir=self.data_dir))
+        if self.options.data_dir is not None:
+            objective = replace(objective, data=replace(objective.data, data_dir=self.options.data_dir))
         images = objective.data.data_dir
         if images is not None and not Path(images).exists():
             raise DataError(f"the images of {self.run.directory} are no longer in {images}: say with --data-dir where they are")
@@ -201,7 +206,7 @@ class _Session:
         try:
             point = wish.pick()
             self._take(point.name, wish)
-            found = None if self.force else self._found(point)
+            found = None if self.options.force else self._found(point)
         except CompressionError as error:
             if alone:
                 raise
@@ -213,7 +218,7 @@ class _Session:
         _ = self.evaluator
         try:
             point = self._chosen(point)
-            return Exported(wish=wish.text, point=point, folder=self._write(point), new=True)
+            return Exported(wish=wish.text, point=point, folder=self._write(point, wish), new=True)
         except (CompressionError, OSError, DivergedError) as error:
             if isinstance(error, DivergedError):
                 error = RunError(f"the fine-tune of {point.name} failed: {error}")
@@ -228,24 +233,28 @@ class _Session:
 
     def _found(self, point: Point) -> Point | None:
         """What is to be exported, where its folder is there: whole, and of the same trial and run."""
-        if self.exact and point.target is not None:
+        if self.options.exact and point.target is not None:
             return self._in_folder(exact_of(point))
         return self._in_folder(point)
 
     def _in_folder(self, point: Point) -> Point | None:
+        folder, output = self.base / point.name, self.options.output
         try:
-            config = json.loads((self.base / point.name / CONFIG).read_text(encoding="utf-8"))
-            with safe_open(self.base / point.name / WEIGHTS, framework="pt"):  # reads what it must hold, and its length
-                return point.restored(config["origin"], Allocation(config["allocation"]), self.run.summary["fingerprint"])
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError, AllocationError):
+            config = read_description(folder)
+            for name in output.formats:
+                checked_file(folder, FILES[name], config)
+            same = stored_type(config) == DTYPES[output.dtype]
+            found = point.restored(config["origin"], Allocation(config["allocation"]), self.run.summary["fingerprint"])
+        except (KeyError, TypeError, CheckpointError, AllocationError):
             return None
+        return found if same else None
 
     def _chosen(self, best: Point) -> Point:
         """The point itself; on its target, where that was asked for and is not worse; measured, where it is no trial."""
         if best.label == GIVEN:
             progress = self._progress(f"fine-tune of {best.name}")
             return measured(self.evaluator, best, self.run.config.study.seed, weights_in(self.scratch, best.name), progress)
-        if best.target is None or not self.exact:
+        if best.target is None or not self.options.exact:
             if best.leaves_gap:
                 self.notice(f"{best.name}: {best.describe()}, uses {best.load:.1%} of the target; --exact builds a point on it")
             return best
@@ -261,13 +270,24 @@ class _Session:
         steps = self.run.config.finetune.steps
         return lambda step: self.progress(what, step.step, steps)
 
-    def _write(self, point: Point) -> Path:
+    def _write(self, point: Point, wish: Wish) -> Path:
         folder = self.base / point.name
         _check_replaceable(folder)
         with replacing(folder) as partial:
             partial.mkdir(parents=True)
-            write_export(partial, self.run, point, self.evaluator, self.scratch)
+            command = self._command(point, wish)
+            write_export(partial, self.run, point, self.evaluator, self.scratch, self.options.output, command, self.progress)
         return folder
+
+    def _command(self, point: Point, wish: Wish) -> str:
+        """What exports this point again."""
+        options = self.options
+        what, _, which = wish.text.partition(" ")
+        return command_line(
+            "export", self.run.directory, **({what: which} if which else {"allocation": wish.text}),
+            exact=options.exact and point.target is not None, output=options.into,
+            format=options.output.formats, dtype=options.output.dtype,
+        )  # fmt: skip
 
 
 def _check_replaceable(folder: Path) -> None:

@@ -27,6 +27,7 @@ _STAGES = {
     "dense model": "evaluating the dense model",
     "training": "training the demo model",
     "latency": "measuring latency",
+    "reload": "measuring the reloaded model",
 }
 
 

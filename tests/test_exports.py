@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from local_images import fill
 from local_launches import OPTIONS, Silent, config_of
 from local_runs import Fails, content
@@ -20,13 +19,16 @@ from torch import nn
 import run_search
 from objectives.data import Data
 from objectives.error import evaluate
+from objectives.formats import FormatConfig
 from search import SearchConfig, export, exports, launch
+from search.exports import ExportOptions
 from search.pick import Point, wishes
 from search.run import Run
 from search.trial import Trial
 from spaces import load_compressed
+from spaces.compressed import save_compressed
 from spaces.errors import RunError
-from spaces.files import save_tensors, write_json
+from spaces.files import save_tensors
 from spaces.models import ModelConfig, create_model, preprocessing
 
 pytestmark = pytest.mark.slow
@@ -82,15 +84,22 @@ def rated(run: Run, error: float) -> Run:
 
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> list[Point]:
-    """Points that were exported, to folders with no model in them: that takes most of the time."""
+    """Points that were exported, to folders of the dense model, measured by nobody: that takes most of the time."""
     points: list[Point] = []
 
-    def write(folder: Path, run: Run, point: Point, evaluator: Any, scratch: Path) -> None:
+    def write(folder: Path, run: Run, point: Point, evaluator: Any, *_: Any) -> None:
         points.append(point)
-        save_tensors(folder / "model.safetensors", {"weight": torch.zeros(100)})
-        write_json(
-            folder / "config.json", {"allocation": dict(point.allocation), "origin": point.origin(evaluator.fingerprint)}
-        )
+        save_compressed(folder, evaluator.model, {
+            "architecture": run.config.model.model,
+            "model_args": {},
+            "num_classes": None,
+            "label_names": None,
+            "space": point.space,
+            "multiple": 1,
+            "allocation": dict(point.allocation),
+            "pretrained_cfg": evaluator.preprocessing,
+            "origin": point.origin(evaluator.fingerprint),
+        })  # fmt: skip
         (folder / "README.md").write_text("---\n---\ncard\n```\n")
 
     monkeypatch.setattr(exports, "write_export", write)
@@ -185,12 +194,15 @@ def test_a_folder_is_written_again_where_it_is_broken_or_another_point_or_told(r
     weights.write_bytes(whole[:-1])
     export(run, trial=1)
     assert (len(written), weights.read_bytes()) == (2, whole)
-    export(run, trial=1, force=True)
+    export(run, trial=1, options=ExportOptions(force=True))
     assert len(written) == 3
+    half = ExportOptions(output=FormatConfig(dtype="bf16"))
+    export(run, trial=1, options=half)
+    assert len(written) == 4, "another dtype is another folder"
     export(rated(run, 0.5), trial=1)
-    assert len(written) == 4, "the table says something else of it now"
+    assert len(written) == 5, "the table says something else of it now"
     export(Run(run.directory), trial=1)
-    assert len(written) == 4
+    assert len(written) == 5
 
 
 def test_weights_that_the_search_has_dropped_are_made_again_outside_of_the_run(run: Run) -> None:
@@ -283,7 +295,7 @@ def test_a_killed_export_leaves_no_folder_and_the_next_one_tidies_up(run: Run, t
     process.kill()
     process.wait()
     assert {path.name for path in out.iterdir()} == {f".{name}.{process.pid}.partial" for name in (f"trial{number}", "weights")}
-    assert export(run, trial=number, into=out) == out / f"trial{number}"
+    assert export(run, trial=number, options=ExportOptions(into=out)) == out / f"trial{number}"
     assert [path.name for path in out.iterdir()] == [f"trial{number}"]
 
 

@@ -277,7 +277,7 @@ def test_a_failed_export_leaves_no_half_folder(run: Run, monkeypatch: pytest.Mon
     def fail(*arguments: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(sys.modules["search.export"], "save_compressed", fail)
+    monkeypatch.setattr("objectives.handover.save_compressed", fail)
     with pytest.raises(OSError, match="No space"):
         export(run, trial=0)
     assert not target.exists()

@@ -1,66 +1,45 @@
 """A folder's model is timed beside the dense architecture that it was made from."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from conftest import TINY
+from local_folders import Folder, write_folder
 from local_runs import Fails
-from torch import nn
+from local_vits import MakeVit, parameters
+from torch import Tensor, nn
 
 from objectives import measure as module
 from objectives.latency import Call, Setting, Timing
 from objectives.measure import Comparison, measure, rows_of
-from spaces.allocation import Allocation
-from spaces.compressed import save_compressed
-from spaces.vit import describe, resize
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def folder(vit: nn.Module, make_vit: Any, tmp_path: Path) -> Path:
-    """Of a model whose FFNs keep their smallest width."""
-    model = make_vit()
-    space = describe(model, "contract", 8)
-    smallest = {site.name: site.choices[0] for site in space.sites if site.kind == "ffn_hidden"}
-    allocation = space.identity().replace(smallest)
-    resize(model, space, Allocation(dict(allocation)))
-    save_compressed(tmp_path, model, {
-        "architecture": "vit_tiny_patch16_224",
-        "model_args": {key: value for key, value in TINY.items() if key != "num_classes"},
-        "num_classes": TINY["num_classes"],
-        "space": "contract",
-        "multiple": 8,
-        "allocation": dict(allocation),
-        "pretrained_cfg": {},
-    })  # fmt: skip
-    return tmp_path
+@pytest.fixture(scope="module")
+def folder(make_vit: MakeVit, images: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    return write_folder(tmp_path_factory.mktemp("measure") / "exported", make_vit, images)
 
 
-def test_both_models_are_timed_in_every_setting(folder: Path, vit: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A time that is a model's number of parameters, and the batch that it is given."""
+def test_both_models_are_timed_in_every_setting(folder: Folder, vit: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
 
     def forward(model: nn.Module, images: torch.Tensor, setting: Setting) -> Call:
         assert images.shape == (setting.batch_size, 3, TINY["img_size"], TINY["img_size"])
-        sizes.append(sum(parameter.numel() for parameter in model.parameters()))
+        sizes.append(parameters(model))
         return lambda: model(images)
 
     monkeypatch.setattr(module, "forward", forward)
-    found = measure(folder, CPU, batch_sizes=(1, 3), compiled=False, seconds=0.0)
-    texts = ["batch 1, fp32, eager", "batch 1, AMP, eager", "batch 3, fp32, eager", "batch 3, AMP, eager"]
-    assert [entry.setting.text for entry in found] == texts
+    found = measure(folder.path, CPU, batch_sizes=(1, 3), compiled=False, seconds=0.0)
+    texts = ["batch 1, float32, eager", "batch 1, AMP, eager", "batch 3, float32, eager", "batch 3, AMP, eager"]
+    assert [entry.setting for entry in found] == texts
     assert all(entry.dense and entry.compressed and not entry.reason for entry in found)
-    dense = sum(parameter.numel() for parameter in vit.parameters())
-    hidden = 4 * TINY["embed_dim"]
-    assert sizes[::2] == [dense] * 4
-    # Two FFNs of 8 neurons in place of 128: a row of the first layer, a column of the second and a bias for each.
-    assert sizes[1::2] == [dense - 2 * (hidden - 8) * (2 * TINY["embed_dim"] + 1)] * 4
+    assert sizes == [parameters(vit), parameters(folder.model)] * 4
+    assert sizes[0] > sizes[1]
 
 
-def test_a_way_that_is_not_to_be_had_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_way_that_is_not_to_be_had_is_told(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     def forward(model: nn.Module, images: torch.Tensor, setting: Setting) -> Call:
         def fails() -> object:
             raise RuntimeError("no compiler\nand a long trace")
@@ -68,23 +47,36 @@ def test_a_way_that_is_not_to_be_had_is_told(folder: Path, monkeypatch: pytest.M
         return fails if setting.compiled else lambda: None
 
     monkeypatch.setattr(module, "forward", forward)
-    found = measure(folder, CPU, batch_sizes=(1,), compiled=True, seconds=0.0)
+    found = measure(folder.path, CPU, batch_sizes=(1,), compiled=True, seconds=0.0)
     assert [bool(entry.reason) for entry in found] == [False, False, True, True]
     assert [row[1] for row in rows_of(found)][2:] == ["not available: no compiler"] * 2
     assert found[2].plain() == {
-        "setting": "batch 1, fp32, compiled", "dense": None, "compressed": None, "ratio": None, "reason": "no compiler",
+        "setting": "batch 1, float32, compiled", "dense": None, "compressed": None, "ratio": None, "reason": "no compiler",
     }  # fmt: skip
 
 
 def test_ratios_are_shown_with_their_quartiles() -> None:
     dense, compressed = Timing((0.01, 0.02, 0.04)), Timing((0.005, 0.01, 0.03))
-    entry = Comparison(setting=Setting(), dense=dense, compressed=compressed)
+    entry = Comparison(setting=Setting().text, dense=dense, compressed=compressed)
     assert next(rows_of([entry])) == (
         "batch 1, fp32, eager", "20 ms (15–30)", "10 ms (7.5–20)", "×0.50 (0.50–0.62)",
     )  # fmt: skip
     assert entry.plain()["ratio"] == [0.5, 0.5, 0.625]
 
 
-def test_no_folder_and_no_batch_are_one_line(folder: Path, tmp_path: Path, fails: Fails) -> None:
-    assert "cannot be read" in fails("measure", tmp_path / "nothing")
-    assert "at least 1, got 0" in fails("measure", folder, "--batch-sizes", "0", "--no-compile")
+def test_no_folder_and_no_batch_are_one_line(folder: Folder, tmp_path: Path, fails: Fails) -> None:
+    assert "cannot be read" in fails("measure", tmp_path / "nothing", "--no-compile")
+    assert "at least 1, got 0" in fails("measure", folder.path, "--batch-sizes", "0", "--no-compile")
+
+
+def test_other_formats_are_timed_beside_the_dense_model_in_them(
+    make_vit: MakeVit, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported = write_folder(tmp_path / "exported", make_vit, images, formats=("safetensors", "pt2"))
+    files: list[Path] = []
+    load = torch.export.load
+    monkeypatch.setattr(torch.export, "load", lambda path: (files.append(Path(path)), load(path))[1])
+    found = measure(exported.path, CPU, batch_sizes=(2,), compiled=False, seconds=0.0)
+    assert [entry.setting for entry in found][2:] == ["batch 2, torch.export"]
+    assert found[2].ratio is not None
+    assert files[1] == exported.path / "model.pt2" != files[0]

@@ -197,3 +197,11 @@ def test_synonym_of_the_test_split_is_no_search_split(idx_folder: Path) -> None:
 def test_option_out_of_range_is_refused(option: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=option):
         DataConfig(**{option: value})
+
+
+def test_names_of_classes_are_in_the_order_of_their_labels(split_folder: Path, tmp_path: Path) -> None:
+    assert opened(split_folder).class_names == ["cat", "dog"]
+    assert opened(None, GREY, dataset="digits").class_names == [str(digit) for digit in range(10)]
+    other_order = tmp_path / "order.txt"
+    other_order.write_text("dog\ncat\n")
+    assert opened(split_folder, class_map=str(other_order)).class_names == ["dog", "cat"]

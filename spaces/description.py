@@ -1,0 +1,132 @@
+"""What config.json of an exported folder says, checked before anything is built from it; the hashes of the model files."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spaces.errors import CheckpointError, first_line
+
+CONFIG = "config.json"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Names are those of timm's own config.json on the hub where it has one: the first five.
+_TYPES: dict[str, type] = {
+    "architecture": str, "model_args": dict, "num_classes": int, "label_names": list, "pretrained_cfg": dict,
+    "space": str, "multiple": int, "allocation": dict, "dtype": str, "files": dict,
+}  # fmt: skip
+_MAY_BE_NONE = ("num_classes", "label_names")
+# Arguments of timm.create_model that would have it read other files than these.
+_REFUSED = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """The content of config.json.
+
+    Raises:
+        CheckpointError: it is missing, no JSON, lacks what `save_compressed` writes, or has values of other types.
+    """
+    path = folder / CONFIG
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
+    missing = [key for key in _TYPES if not isinstance(description, dict) or key not in description]
+    if missing:
+        raise CheckpointError(f"{path} lacks {', '.join(missing)}: it was not written by this project's export")
+    problem = next(filter(None, (find(description) for find in _PROBLEMS)), None)
+    if problem is not None:
+        raise CheckpointError(f"{path} is damaged: {problem}")
+    return dict(description)
+
+
+def checked_file(folder: Path, name: str, description: dict[str, Any]) -> Path:
+    """A model file of the folder, after its size and hash were compared with config.json.
+
+    Raises:
+        CheckpointError: the folder does not have it, or it is another one.
+    """
+    path, files = folder / name, description["files"]
+    if name not in files:
+        raise CheckpointError(f"{folder} has no {name}: it was exported with {', '.join(files) or 'no model file'}")
+    try:
+        found = fingerprint_of(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    for key, value in found.items():
+        if value != files[name].get(key):
+            what = {"bytes": "size", "sha256": "SHA-256"}[key]
+            told = f"its {what} is {value}, {CONFIG} says {_short(files[name].get(key))}"
+            raise CheckpointError(f"{path} is not the file that was exported ({told}): copy or export it again")
+    return path
+
+
+def stored_type(description: dict[str, Any]) -> torch.dtype:
+    """Of the weights."""
+    return DTYPES[description["dtype"]]
+
+
+def fingerprint_of(path: Path) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of a file, in this order: a file that was cut short is told by its size."""
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _wrong_type(description: dict[str, Any]) -> str | None:
+    for key, kind in _TYPES.items():
+        value = description[key]
+        if not (_is(value, kind) or (value is None and key in _MAY_BE_NONE)):
+            return f"{key} must be of type {kind.__name__}, got {_short(value)}"
+    return None
+
+
+def _wrong_value(description: dict[str, Any]) -> str | None:
+    refused = [name for name in _REFUSED if name in description["model_args"]]
+    if refused:
+        return f"model_args must not have {refused[0]}"
+    if description["dtype"] not in DTYPES:
+        return f"dtype must be one of {', '.join(DTYPES)}, got {_short(description['dtype'])}"
+    odd = [name for name, entry in description["files"].items() if not isinstance(entry, dict)]
+    return f"files has no size and hash of {_short(odd[0])}" if odd else None
+
+
+def _wrong_labels(description: dict[str, Any]) -> str | None:
+    labels, classes = description["label_names"], description["num_classes"]
+    if labels is None or (len(labels) == classes and all(isinstance(name, str) for name in labels)):
+        return None
+    return f"label_names must be {classes} texts, one for a class, got {_short(labels)}"
+
+
+def _wrong_preprocessing(description: dict[str, Any]) -> str | None:
+    given = description["pretrained_cfg"]
+    size = given.get("input_size")
+    if not isinstance(size, list) or len(size) != 3 or not all(_is(value, int) and value > 0 for value in size):
+        return f"input_size of pretrained_cfg must be three positive numbers, got {_short(size)}"
+    for key in ("mean", "std"):
+        values = given.get(key)
+        if not isinstance(values, list) or len(values) != size[0] or not all(map(_is_number, values)):
+            return f"{key} of pretrained_cfg must be {size[0]} numbers, got {_short(values)}"
+    if not _is_number(given.get("crop_pct")) or given["crop_pct"] <= 0:
+        return f"crop_pct of pretrained_cfg must be a positive number, got {_short(given.get('crop_pct'))}"
+    odd = next((key for key in ("interpolation", "crop_mode") if not isinstance(given.get(key), str)), None)
+    return f"{odd} of pretrained_cfg must be a text, got {_short(given.get(odd))}" if odd else None
+
+
+_PROBLEMS: tuple[Callable[[dict[str, Any]], str | None], ...] = (_wrong_type, _wrong_value, _wrong_labels, _wrong_preprocessing)
+
+
+def _is(value: object, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

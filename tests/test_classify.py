@@ -1,0 +1,126 @@
+"""predict: an exported folder classifies image files by itself, and says what is wrong with what it is given."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+from local_folders import Folder, changed, write_folder
+from local_runs import Fails
+from local_vits import MakeVit
+from PIL import Image
+from torch import Tensor
+
+import run_search
+from objectives.classify import classify
+from objectives.digits import Digits
+from spaces.errors import CheckpointError, DataError
+
+
+@pytest.fixture(scope="module")
+def folder(make_vit: MakeVit, images: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    return write_folder(tmp_path_factory.mktemp("classify") / "model", make_vit, images)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three digits as files of several kinds and modes, and a file that is no image."""
+    path, digits = tmp_path_factory.mktemp("pictures"), Digits("test")
+    for index, name in enumerate(("b.png", "a.jpg", "c.webp")):
+        digits[index][0].resize((40, 30)).save(path / name)
+    (path / "notes.txt").write_text("no image")
+    return path
+
+
+def expected(folder: Folder, file: Path) -> list[float]:
+    """Probabilities by hand: resized, cropped, scaled and normalised as the description says."""
+    image = Image.open(file).convert("RGB")
+    shorter = math.floor(16 / 0.9)
+    scale = shorter / min(image.size)
+    sizes = [int(side * scale) for side in image.size]
+    image = image.resize((sizes[0], sizes[1]), Image.Resampling.BICUBIC)
+    left, top = (round((side - 16) / 2) for side in image.size)
+    pixels = torch.tensor(list(image.crop((left, top, left + 16, top + 16)).tobytes())).reshape(16, 16, 3) / 255
+    mean, std = torch.tensor([0.3, 0.35, 0.4]), torch.tensor([0.37, 0.36, 0.35])
+    logits = folder.logits(((pixels - mean) / std).permute(2, 0, 1)[None])
+    shares: list[float] = logits[0].softmax(-1).tolist()
+    return shares
+
+
+def test_probabilities_follow_from_the_folder_alone(folder: Folder, pictures: Path) -> None:
+    answers = list(classify(folder.path, [pictures / "b.png", pictures], top=9))
+    assert [answer.image.name for answer in answers] == ["b.png", "a.jpg", "b.png", "c.webp"]
+    for answer in answers:
+        shares = expected(folder, answer.image)
+        assert [label for label, _, _ in answer.classes] == sorted(range(5), key=lambda label: -shares[label])
+        assert [name for _, name, _ in answer.classes] == ["abcde"[label] for label, _, _ in answer.classes]
+        assert [share for _, _, share in answer.classes] == pytest.approx(sorted(shares, reverse=True), abs=1e-5)
+
+
+def test_the_command_prints_a_line_for_every_image(folder: Folder, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_search.main(["predict", str(folder.path), str(pictures), "--top", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    (first, *_) = classify(folder.path, [pictures], top=2)
+    (label, name, share), _ = first.classes
+    assert lines[0].startswith(f"{pictures / 'a.jpg'}: {name} ({label}) {share:.1%}, ")
+
+
+def test_classes_without_names_are_told_by_their_numbers(folder: Folder, pictures: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).write_bytes((folder.path / name).read_bytes())
+    changed(bare, lambda config: config.update(label_names=None))
+    (answer,) = classify(bare, [pictures / "b.png"], top=1)
+    assert answer.text.startswith(f"class {answer.classes[0][0]} ")
+
+
+def test_a_grey_model_reads_colour_as_grey(make_vit: MakeVit, pictures: Path, tmp_path: Path) -> None:
+    calibration = torch.randn(32, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    folder = write_folder(tmp_path / "grey", make_vit, calibration, in_chans=1)
+    colour = tmp_path / "colour.png"
+    Image.new("RGB", (20, 20), (200, 30, 90)).save(colour)
+    grey = tmp_path / "grey.png"
+    Image.open(colour).convert("L").save(grey)
+    one, other = classify(folder.path, [colour, grey])
+    assert one.classes == other.classes
+
+
+@pytest.mark.parametrize("command", ["predict"])
+def test_what_is_no_image_is_told(folder: Folder, pictures: Path, tmp_path: Path, fails: Fails, command: str) -> None:
+    empty, cut = tmp_path / "empty", tmp_path / "cut.png"
+    empty.mkdir()
+    cut.write_bytes((pictures / "b.png").read_bytes()[:60])
+    for given, words in (
+        (pictures / "notes.txt", "notes.txt cannot be read as an image"),
+        (cut, "cut.png cannot be read as an image"),
+        (tmp_path / "nowhere.jpg", f"no image at {tmp_path / 'nowhere.jpg'}"),
+        (empty, f"no image in {empty}"),
+    ):
+        assert words in fails(command, folder.path, given)
+
+
+def test_what_is_no_exported_folder_is_told(folder: Folder, pictures: Path, tmp_path: Path, fails: Fails) -> None:
+    assert "config.json cannot be read" in fails("predict", tmp_path, pictures)
+    assert "has no model.pt2" in fails("predict", folder.path, pictures, "--format", "pt2")
+    assert "invalid choice: 'tflite'" in fails("predict", folder.path, pictures, "--format", "tflite")
+    assert "top must be at least 1, got 0" in fails("predict", folder.path, pictures, "--top", "0")
+
+
+def test_a_model_of_features_or_of_other_channels_classifies_nothing(
+    make_vit: MakeVit, images: Tensor, folder: Folder, pictures: Path, tmp_path: Path
+) -> None:
+    assert TINY["num_classes"] == 5
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (copy / name).write_bytes((folder.path / name).read_bytes())
+    changed(copy, lambda config: config.update(num_classes=0, label_names=None))
+    with pytest.raises(CheckpointError, match="a model without classes"):
+        next(classify(copy, [pictures]))
+    wide = torch.cat([images, images[:, :1]], 1)
+    spectral = write_folder(tmp_path / "spectral", make_vit, wide, in_chans=4)
+    with pytest.raises(DataError, match="takes images of 4 channels"):
+        next(classify(spectral.path, [pictures]))

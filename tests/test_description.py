@@ -1,0 +1,221 @@
+"""Folders that are damaged, changed or hostile: refused in one line, with nothing unpickled and no memory taken."""
+
+import ast
+import json
+import pickle
+import shutil
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from local_folders import Folder, changed, write_folder
+from local_vits import MakeVit
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from spaces import load_compressed
+from spaces.description import fingerprint_of
+from spaces.errors import CheckpointError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def original(make_vit: MakeVit, images: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    return write_folder(tmp_path_factory.mktemp("folders") / "whole", make_vit, images)
+
+
+@pytest.fixture
+def folder(original: Folder, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(original.path, tmp_path / "folder"))
+
+
+def as_exported(folder: Path) -> None:
+    """Have config.json tell the hash of the weights that are there now."""
+    told = fingerprint_of(folder / "model.safetensors")
+    changed(folder, lambda config: config["files"].update({"model.safetensors": told}))
+
+
+class Poison:
+    """Leaves a mark where it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+def test_what_was_written_is_read_back(original: Folder) -> None:
+    pictures = original.images(4)
+    model = load_compressed(original.path)
+    assert not model.training
+    with torch.inference_mode():
+        assert torch.equal(model(pictures), original.logits(pictures))
+    assert model.pretrained_cfg["mean"] == [0.3, 0.35, 0.4]  # type: ignore[index]
+
+
+def test_rotary_positions_are_computed_and_not_stored(make_vit: MakeVit, images: Tensor, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "rotary", make_vit, images, kind="rotary")
+    stored = set(load_file(folder.path / "model.safetensors"))
+    assert set(dict(folder.model.named_buffers())) - stored, "else this tests nothing"
+    pictures = folder.images(4)
+    with torch.inference_mode():
+        assert torch.equal(load_compressed(folder.path)(pictures), folder.logits(pictures))
+
+
+@pytest.mark.parametrize("protocol", ["pickle", "torch.save"])
+def test_a_pickle_in_place_of_the_weights_is_not_unpickled(folder: Path, tmp_path: Path, protocol: str) -> None:
+    mark, weights = tmp_path / "mark", folder / "model.safetensors"
+    if protocol == "pickle":
+        weights.write_bytes(pickle.dumps(Poison(mark)))
+    else:
+        torch.save({"head.weight": Poison(mark)}, weights)
+    as_exported(folder)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read"):
+        load_compressed(folder)
+    assert not mark.exists()
+    with weights.open("rb") as file:
+        torch.load(file, weights_only=False) if protocol == "torch.save" else pickle.load(file)
+    assert mark.exists(), "the poison would have worked"
+
+
+def test_loading_never_asks_for_a_pickle(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("unpickled")
+
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    monkeypatch.setattr(torch, "load", refuse)
+    load_compressed(folder)
+
+
+def test_no_code_here_unpickles() -> None:
+    """Every reader of torch's files is told weights_only=True, and nothing else of pickle reads."""
+    files = [path for package in ("spaces", "objectives", "search") for path in (ROOT / package).rglob("*.py")]
+    calls = [
+        (path.name, ast.unparse(node))
+        for path in (*files, ROOT / "run_search.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+    ]
+    assert len(calls) > 1000
+    readers = ("torch.load(", "load_state_dict(", "pickle.load", "cloudpickle.load")
+    loads = [(name, text) for name, text in calls if text.startswith(readers)]
+    assert loads and all("weights_only=True" in text for _, text in loads), loads
+
+
+def without(key: str) -> Callable[[dict[str, Any]], None]:
+    return lambda config: config.pop(key)
+
+
+def with_(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda config: config.update({key: value})
+
+
+def within(key: str, name: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda config: config[key].update({name: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (without("allocation"), "lacks allocation: it was not written by this project's export"),
+        (with_("architecture", 7), "architecture must be of type str, got 7"),
+        (with_("architecture", "resnet18"), "timm cannot create"),
+        (with_("architecture", "hf-hub:someone/something"), "timm has no model"),
+        (with_("num_classes", True), "num_classes must be of type int, got True"),
+        (lambda config: config.update(num_classes=10**15, label_names=None), "cannot have become one of"),
+        (with_("label_names", ["a"]), "label_names must be 5 texts"),
+        (with_("label_names", [1, 2, 3, 4, 5]), "label_names must be 5 texts"),
+        (with_("allocation", {"blocks.0.mlp.hidden": -4}), "must be a positive integer, got -4"),
+        (with_("allocation", {}), "no size for site"),
+        (within("allocation", "blocks.9.attn.qk", 4), "unknown site"),
+        (with_("space", "nonsense"), "unknown space"),
+        (with_("multiple", 0), "multiple of at least 1"),
+        (with_("dtype", "int8"), "dtype must be one of float32, bfloat16, float16, got 'int8'"),
+        (with_("dtype", "float16"), "is stored in torch.float32, not in torch.float16"),
+        (with_("files", {"model.safetensors": "abc"}), "no size and hash of 'model.safetensors'"),
+        (with_("files", {}), "has no model.safetensors"),
+        (within("model_args", "checkpoint_path", "/etc/passwd"), "model_args must not have checkpoint_path"),
+        (within("model_args", "pretrained", True), "model_args must not have pretrained"),
+        (within("model_args", "nonsense", 1), "timm cannot create"),
+        (within("model_args", "depth", 10**9), "depth 1000000000, but"),
+        (within("model_args", "embed_dim", 10**6), "cannot have become one of"),
+        (within("model_args", "img_size", 10**6), "cannot have become one of"),
+        (within("model_args", "mlp_ratio", 1e7), "cannot have become one of"),
+        (within("model_args", "embed_dim", 10**30), "timm cannot create"),
+        (within("model_args", "img_size", 20), "does not fit"),
+        (within("model_args", "patch_size", 0), "timm cannot create"),
+        (within("pretrained_cfg", "mean", [0.5]), "mean of pretrained_cfg must be 3 numbers"),
+        (within("pretrained_cfg", "std", [0.5, None, 0.5]), "std of pretrained_cfg must be 3 numbers"),
+        (within("pretrained_cfg", "input_size", [3, 16]), "input_size of pretrained_cfg must be three positive numbers"),
+        (within("pretrained_cfg", "input_size", [3, 99999, 99999]), "the model takes images of [3, 16, 16]"),
+        (within("pretrained_cfg", "crop_pct", float("nan")), "crop_pct of pretrained_cfg must be a positive number"),
+        (within("pretrained_cfg", "interpolation", None), "interpolation of pretrained_cfg must be a text"),
+    ],
+    ids=lambda value: None if callable(value) else value[:40],
+)
+def test_a_description_that_cannot_be_is_refused_before_memory_is_taken(
+    folder: Path, change: Callable[[dict[str, Any]], None], words: str
+) -> None:
+    changed(folder, change)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError) as caught:
+            load_compressed(folder)
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    finally:
+        tracemalloc.stop()
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value).strip() or "does not fit" in words
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "null", "[" * 100_000, "\x00"])
+def test_what_is_no_json_object_is_refused(folder: Path, text: str) -> None:
+    (folder / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"config\.json (cannot be read|lacks)"):
+        load_compressed(folder)
+
+
+def test_weights_that_changed_on_the_way_are_refused(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"is not the file that was exported \(its SHA-256 is"):
+        load_compressed(folder)
+    weights.write_bytes(content[:-100])
+    with pytest.raises(CheckpointError, match=rf"its size is {len(content) - 100}, config\.json says {len(content)}"):
+        load_compressed(folder)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read: .*No such file"):
+        load_compressed(folder)
+
+
+def test_weights_of_other_shapes_or_names_are_refused_though_the_hash_fits(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    state = load_file(weights)
+    for changed_state in (
+        {**state, "head.weight": state["head.weight"][:, :-1].contiguous()},
+        {key: value for key, value in state.items() if key != "head.weight"},
+        {**state, "further": torch.zeros(3)},
+    ):
+        save_file(changed_state, weights)
+        as_exported(folder)
+        with pytest.raises(CheckpointError, match=r"model\.safetensors does not fit .*config\.json"):
+            load_compressed(folder)
+
+
+def test_timm_reads_the_description_as_its_own(folder: Path) -> None:
+    """The keys that timm's config.json has too mean the same there."""
+    from timm.models._hub import load_model_config_from_path
+
+    config, architecture, arguments = load_model_config_from_path(folder)
+    assert architecture == "vit_tiny_patch16_224"
+    assert (config["num_classes"], config["label_names"], config["mean"]) == (5, list("abcde"), [0.3, 0.35, 0.4])
+    assert arguments == json.loads((folder / "config.json").read_text())["model_args"]
