@@ -93,7 +93,7 @@ class Launched:
     """A launch in a process of its own, which stays in a trial for some seconds: longer than a signal takes to arrive."""
 
     def __init__(self, folder: Path) -> None:
-        config = config_of(folder, steps=400, trials=4)
+        config = config_of(folder, steps=250, trials=4)
         config.dump(folder / "options.yaml")
         self.run = folder / "run"
         self.arguments = ["launch", "--config", str(folder / "options.yaml")]
