@@ -194,7 +194,7 @@ def test_launch_over_a_damaged_table(fails: Fails, finished: Path, tmp_path: Pat
         (("--target", "flops=20%"), "keeps flops=20%: the nearest is trial 1"),
         (("--target", "flops=1%"), "reaches from"),
         (("--target", "flops=half"), "target 'flops=half' is not understood"),
-        ((), "--target flops=50% or --trial N"),
+        ((), "--target flops=50%, --trial N, --all-front or --allocation FILE"),
     ],
     ids=["unknown trial", "kept by none", "unreachable", "malformed", "neither"],
 )
