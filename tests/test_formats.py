@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import onnx
 import pytest
@@ -15,10 +15,10 @@ from local_folders import PREPROCESSING, Folder, changed, write_folder
 from local_vits import HEADS, MakeVit
 from torch import Tensor
 
-from objectives.formats import FormatConfig, open_format, write_formats
+from objectives.formats import Format, FormatConfig, open_format, write_formats
 from spaces.errors import CheckpointError, ConfigError
 
-ALL = ("safetensors", "onnx", "pt2")
+ALL: tuple[Format, ...] = get_args(Format)
 # What they are called -> kind of model, space that it is cut in, and further options.
 CUT: dict[str, tuple[str, str, dict[str, Any]]] = {
     "plain": ("plain", "hybrid", {}),
@@ -55,7 +55,7 @@ def test_all_formats_agree_on_real_images_in_batches_of_any_size(made: Callable[
     logits = folder.logits(pictures)
     assert float((logits[0] - logits[1]).abs().max()) > 0.01, "other images must give other outputs"
     for name in ALL:
-        forward = open_format(folder.path, name)  # type: ignore[arg-type]
+        forward = open_format(folder.path, name)
         for first, last in ((0, 1), (1, 6)):
             found = forward(pictures[first:last])
             assert found.dtype == torch.float32

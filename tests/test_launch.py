@@ -293,7 +293,7 @@ def test_broken_folders_are_refused(folder: Path, tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps(config))
     (broken / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not the file that was exported"):
         load_compressed(broken)
     (broken / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     site = next(iter(config["allocation"]))
