@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from objectives.cost import COSTS, Cost, CostModel
+from objectives.cost import Cost, CostModel
 from objectives.sensitivity import Errors
 from search.pareto import staircase
 from spaces.allocation import Allocation
@@ -39,13 +39,15 @@ class Knapsack:
 
     Attributes:
         sites: names of the space's sites, in the order of every array over sites.
+        names: of the costs, in the order of every array over costs.
     """
 
     def __init__(self, space: Space, costs: CostModel, errors: Errors) -> None:
         self.space = space
         self.sites = tuple(site.name for site in space.sites)
         self._errors = errors
-        self._dense = np.array([costs.dense[cost] for cost in COSTS], dtype=float)
+        self.names = costs.names
+        self._dense = np.array([costs.dense[cost] for cost in self.names], dtype=float)
         counts = {id(operator): count for operator, count in costs.operators}
         tables = [[self._options(operator, counts[id(operator)]) for operator in rivals] for rivals in space.branches.values()]
         lengths = [sum(len(sizes) for sizes, _, _ in rivals) for rivals in tables]
@@ -54,21 +56,21 @@ class Knapsack:
         rows = list(itertools.chain.from_iterable(tables))
         self._sizes = np.concatenate([sizes for sizes, _, _ in rows])  # [options, sites], less the dense sizes
         self._features = np.concatenate([features for _, features, _ in rows])  # [options, sites]
-        self._costs = np.concatenate([counted for _, _, counted in rows])  # [options, 2], less the dense branch's
+        self._costs = np.concatenate([counted for _, _, counted in rows])  # [options, costs], less the dense branch's
         self._whole = np.array([site.dense for site in space.sites])
 
     def allocate(self, limits: Mapping[Cost, float], multipliers: Mapping[str, float] | None = None) -> Allocation:
         """The allocation of least total error whose costs keep `limits`.
 
         Args:
-            limits: upper bounds, in MACs or parameters.
+            limits: upper bounds on costs that are known.
             multipliers: site name -> logarithm of a factor on its errors; 0 where it is not given.
 
         Raises:
             AllocationError: the smallest allocation is above a limit.
         """
         logarithms = np.array([(multipliers or {}).get(name, 0.0) for name in self.sites])
-        bounds, errors = _bounds(limits), self._features @ np.exp(logarithms)
+        bounds, errors = self._bounds(limits), self._features @ np.exp(logarithms)
         chosen = self._relaxed(bounds, errors, (1.0,))[0]
         for pair in self._pairs(chosen, bounds, errors):
             chosen[self._branch[list(pair)]] = pair
@@ -78,14 +80,14 @@ class Knapsack:
         """Options of small total error for several budgets, [budgets, branches]: as `allocate`, without its last exchanges.
 
         Args:
-            limits: upper bounds, in MACs or parameters.
+            limits: upper bounds on costs that are known.
             multipliers: logarithms of factors on the sites' errors, [sites].
             shares: of the limits that each budget is.
 
         Raises:
             AllocationError: the smallest allocation is above a limit.
         """
-        return self._relaxed(_bounds(limits), self._features @ np.exp(multipliers), shares)
+        return self._relaxed(self._bounds(limits), self._features @ np.exp(multipliers), shares)
 
     def sizes(self, chosen: Indices) -> Indices:
         """Sizes of all sites, [..., branches] -> [..., sites]."""
@@ -96,7 +98,7 @@ class Knapsack:
         return self._features[chosen].sum(-2)  # type: ignore[no-any-return]
 
     def costs(self, chosen: Indices) -> Floats:
-        """MACs and parameters, [..., branches] -> [..., 2]."""
+        """All known costs, [..., branches] -> [..., costs]."""
         return self._dense + self._costs[chosen].sum(-2)  # type: ignore[no-any-return]
 
     def features_of(self, allocation: Allocation) -> Floats:
@@ -106,6 +108,9 @@ class Knapsack:
     def allocation(self, chosen: Indices) -> Allocation:
         """One option of every branch, [branches], as an allocation."""
         return Allocation(dict(zip(self.sites, self.sizes(chosen).tolist(), strict=True)))
+
+    def _bounds(self, limits: Mapping[Cost, float]) -> Floats:
+        return np.array([limits.get(cost, np.inf) for cost in self.names], dtype=float)
 
     def _options(self, operator: Operator, count: Any) -> tuple[Indices, Floats, Floats]:
         """What one operator offers its branch: sizes less the dense ones, errors, and costs less the dense ones."""
@@ -128,7 +133,7 @@ class Knapsack:
         slopes = (errors[steps[:, 0]] - errors[steps[:, 1]]) / (weights[steps[:, 1]] - weights[steps[:, 0]])
         steps = steps[np.argsort(-slopes, kind="stable")]
         least = np.array([hull[0] for hull in hulls])
-        totals = np.vstack([np.zeros(2), np.cumsum(self._costs[steps[:, 1]] - self._costs[steps[:, 0]], axis=0)])
+        totals = np.vstack([np.zeros(len(self.names)), np.cumsum(self._costs[steps[:, 1]] - self._costs[steps[:, 0]], axis=0)])
         totals += self._dense + self._costs[least].sum(0)
         return np.array([self._fill(share * bounds, least, steps, totals, errors, weights) for share in shares])
 
@@ -143,7 +148,7 @@ class Knapsack:
         """Take the steps that keep the bounds, then the single exchanges that still fit, the best per cost first."""
         over: NDArray[np.bool_] = np.any(totals > bounds * _ROUNDING, axis=1)
         if over[0]:
-            limits = {cost: float(bound) for cost, bound in zip(COSTS, bounds, strict=True) if np.isfinite(bound)}
+            limits = {cost: float(bound) for cost, bound in zip(self.names, bounds, strict=True) if np.isfinite(bound)}
             raise AllocationError(f"no allocation of space {self.space.name!r} keeps the budget {limits}")
         taken = int(over.argmax()) - 1 if over.any() else len(steps)
         chosen = least.copy()
@@ -181,10 +186,6 @@ class Knapsack:
             if gains[first, second] <= 1e-12 * errors[chosen].sum():
                 return
             yield int(near[first]), int(near[second])
-
-
-def _bounds(limits: Mapping[Cost, float]) -> Floats:
-    return np.array([limits.get(cost, np.inf) for cost in COSTS], dtype=float)
 
 
 def _hull(curve: Indices, weights: Floats, errors: Floats) -> list[int]:
