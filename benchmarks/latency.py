@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/latency.py --img-size 64 --share 60
 
 Two searches on the digits, one for a share of the latency and one for the same share of the MACs, with fine-tunes too short to
-mean anything: errors are not looked at. Of each, the allocations that are nearest to the budget are built, and timed in turns with
-the dense model, in several sittings, by a clock that only counts this thread's time where there is one thread: on a machine
-that does other things, wall time says what else it does.
+mean anything: errors are not looked at. Of each, the allocations nearest to the budget are built, and timed in turns with the
+dense model, in several sittings, by a clock that counts this thread's time alone: on a machine that does other things, wall
+time says what else it does.
 """
 
 import argparse

@@ -9,6 +9,7 @@ exchanges, of one branch or of two at a time.
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ Indices = NDArray[np.int64]
 
 # Options on either side of a branch's own, in the order of their costs, that exchanges of two branches look at.
 _NEAR = 4
+_EMPHASISED = 20  # times that a bound may get more weight
+_LESS = 0.1  # weight of the others where one bound weighs most
 _ROUNDING = 1 + 1e-12  # of costs that are exactly on a bound
 
 
@@ -126,8 +129,19 @@ class Knapsack:
         return sizes, errors, counted - np.array(whole)
 
     def _relaxed(self, bounds: Floats, errors: Floats, shares: Sequence[float]) -> Indices:
-        """Optimal for one limit up to the last step of the hull; several limits weigh alike, each as a share of its bound."""
-        weights = (self._costs / bounds).sum(1)
+        """Optimal for one limit up to the last step of the hull; for several, the best of some ways to weigh them."""
+        found = []
+        for weights in self._weightings(bounds, min(shares)):
+            with suppress(AllocationError):
+                found.append(self._along(weights, bounds, errors, shares))
+        if not found:
+            limits = {cost: float(bound) for cost, bound in zip(self.names, bounds, strict=True) if np.isfinite(bound)}
+            raise AllocationError(f"no allocation of space {self.space.name!r} keeps the budget {limits}")
+        best = np.array([errors[chosen].sum(-1) for chosen in found]).argmin(0)
+        return np.array([found[way][share] for share, way in enumerate(best)])
+
+    def _along(self, weights: Floats, bounds: Floats, errors: Floats, shares: Sequence[float]) -> Indices:
+        """Options for several shares of the limits, where options cost `weights`."""
         hulls = [_hull(curve, weights, errors) for curve in self._curves(weights, errors)]
         steps = np.array([step for hull in hulls for step in itertools.pairwise(hull)], dtype=int).reshape(-1, 2)
         slopes = (errors[steps[:, 0]] - errors[steps[:, 1]]) / (weights[steps[:, 1]] - weights[steps[:, 0]])
@@ -136,6 +150,25 @@ class Knapsack:
         totals = np.vstack([np.zeros(len(self.names)), np.cumsum(self._costs[steps[:, 1]] - self._costs[steps[:, 0]], axis=0)])
         totals += self._dense + self._costs[least].sum(0)
         return np.array([self._fill(share * bounds, least, steps, totals, errors, weights) for share in shares])
+
+    def _weightings(self, bounds: Floats, share: float) -> Iterator[Floats]:
+        """Ways to make one figure of every option's costs: as shares of their bounds all alike, then each more than the others.
+
+        Where the cheapest options would not keep a share of all bounds, those that they miss weigh more.
+        """
+        emphasis = np.ones(len(bounds))
+        for _ in range(_EMPHASISED):
+            weights: Floats = (emphasis * self._costs / bounds).sum(1)
+            least = [start + weights[start:end].argmin() for start, end in itertools.pairwise(self._starts)]
+            over = self._dense + self._costs[least].sum(0) > share * bounds * _ROUNDING
+            if not over.any():
+                break
+            emphasis[over] *= 1.3
+        yield weights
+        bounded = np.flatnonzero(np.isfinite(bounds))
+        for first in bounded if len(bounded) > 1 else ():  # the others may not bind
+            unlike = np.where(np.arange(len(bounds)) == first, emphasis, _LESS * emphasis)
+            yield (unlike * self._costs / bounds).sum(1)
 
     def _curves(self, weights: Floats, errors: Floats) -> list[Indices]:
         """Every branch's options that no cheaper one beats, from the cheapest to the one of least error."""
@@ -148,8 +181,7 @@ class Knapsack:
         """Take the steps that keep the bounds, then the single exchanges that still fit, the best per cost first."""
         over: NDArray[np.bool_] = np.any(totals > bounds * _ROUNDING, axis=1)
         if over[0]:
-            limits = {cost: float(bound) for cost, bound in zip(self.names, bounds, strict=True) if np.isfinite(bound)}
-            raise AllocationError(f"no allocation of space {self.space.name!r} keeps the budget {limits}")
+            raise AllocationError("the cheapest options are above a bound")
         taken = int(over.argmax()) - 1 if over.any() else len(steps)
         chosen = least.copy()
         chosen[self._branch[steps[:taken, 1]]] = steps[:taken, 1]  # later steps of a branch overwrite earlier ones
