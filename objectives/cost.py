@@ -1,4 +1,5 @@
-"""MACs and parameters of an allocation in closed form: microseconds, so that proposals can be fitted to a budget.
+"""What an allocation costs, in microseconds, so that proposals can be fitted to a budget: MACs and parameters in closed form,
+and latency from a table where one was measured.
 
 `flops` in options means MACs. Biases count as parameters; MACs cover the products of convolutions, linear layers and
 attention (what objectives/count.py counts by tracing).
@@ -19,42 +20,59 @@ from spaces.models import input_size
 from spaces.sites import Operator, Space
 from spaces.vit import ATTENTION
 
-Cost = Literal["macs", "params"]
+Cost = Literal["macs", "params", "latency"]
 COSTS: tuple[Cost, ...] = get_args(Cost)
 
 Sizes = Mapping[str, int]
 Count = tuple[int, int]  # MACs, parameters
+Figures = tuple[float, ...]  # the costs of `CostModel.names`, in their order
 
 
 @dataclass(frozen=True)
 class CostModel:
     """Costs of every allocation of one space of one dense model, for one image of the model's input size.
 
-    The cost of a branch is closed form in the sizes of its sites; branches add up.
+    The costs of a branch depend on the sizes of its sites alone; branches add up.
 
     Attributes:
-        dense: cost name -> figure of the dense model.
-        operators: every operator of every branch, with its branch's cost as a function of the sizes of its sites.
+        dense: cost name -> figure of the dense model; MACs and parameters as integers, latency in seconds where it is known.
+        operators: every operator of every branch, with its branch's costs as a function of the sizes of its sites: up to
+            constants, which do not matter.
     """
 
-    dense: dict[Cost, int]
-    operators: tuple[tuple[Operator, Callable[[Sizes], Count]], ...]
+    dense: dict[Cost, float]
+    operators: tuple[tuple[Operator, Callable[[Sizes], Figures]], ...]
 
-    def costs(self, allocation: Allocation) -> dict[Cost, int]:
-        """MACs and parameters of the model that `allocation` builds."""
-        macs, params = self.dense["macs"], self.dense["params"]
+    @property
+    def names(self) -> tuple[Cost, ...]:
+        """The costs that are known."""
+        return tuple(self.dense)
+
+    def costs(self, allocation: Allocation) -> dict[Cost, float]:
+        """All known costs of the model that `allocation` builds."""
+        total = tuple(self.dense.values())
         for (operator, count), whole in zip(self.operators, self._whole, strict=True):
             if operator.moves(allocation):
-                sizes = count(operator.sizes(allocation))
-                macs, params = macs + sizes[0] - whole[0], params + sizes[1] - whole[1]
-        return {"macs": macs, "params": params}
+                branch = count(operator.sizes(allocation))
+                total = tuple(figure + new - old for figure, new, old in zip(total, branch, whole, strict=True))
+        return dict(zip(self.names, total, strict=True))
 
     @cached_property
-    def _whole(self) -> tuple[Count, ...]:
+    def _whole(self) -> tuple[Figures, ...]:
         """Cost of the dense branch as every operator counts it."""
         return tuple(count(operator.dense_sizes) for operator, count in self.operators)
 
-    def count(self, allocation: Allocation, cost: Cost) -> int:
+    def with_latency(self, dense: float, saved: Callable[[Operator, Sizes], float]) -> "CostModel":
+        """The same with latency.
+
+        Args:
+            dense: seconds of the dense model.
+            saved: seconds that an operator saves its branch at sizes of its sites; 0 for dense ones.
+        """
+        operators = tuple((operator, partial(_timed, operator, count, saved)) for operator, count in self.operators)
+        return CostModel({**self.dense, "latency": dense}, operators)
+
+    def count(self, allocation: Allocation, cost: Cost) -> float:
         """One of the costs of an allocation."""
         return self.costs(allocation)[cost]
 
@@ -65,7 +83,7 @@ class CostModel:
 
 
 def cost_model(dense: nn.Module, space: Space) -> CostModel:
-    """Closed form for a dense timm model, from its shapes and one forward pass that tells the number of tokens.
+    """MACs and parameters in closed form, from a timm model's shapes and one forward pass that tells the number of tokens.
 
     Raises:
         CountError: a layer of the branches was not called, so its number of tokens is unknown.
@@ -79,6 +97,12 @@ def cost_model(dense: nn.Module, space: Space) -> CostModel:
         for operator in rivals:
             operators.append((operator, _branch_cost(dense.get_submodule(path), operator, tokens[path])))
     return CostModel({"macs": macs, "params": params}, tuple(operators))
+
+
+def _timed(
+    operator: Operator, count: Callable[[Sizes], Figures], saved: Callable[[Operator, Sizes], float], sizes: Sizes
+) -> Figures:
+    return *count(sizes), -saved(operator, sizes)
 
 
 def _branch_cost(branch: nn.Module, operator: Operator, tokens: int) -> Callable[[Sizes], Count]:

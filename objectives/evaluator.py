@@ -18,6 +18,8 @@ from objectives.data import CALIBRATION_BATCH, Data
 from objectives.device import resolve_device
 from objectives.error import Evaluation, compare, evaluate, predict
 from objectives.finetune import Step, finetune
+from objectives.latency_probe import measure_latency, share_of_latency
+from objectives.latency_table import LATENCY, LatencyTable
 from objectives.memory import within_memory
 from objectives.objective import Objective
 from objectives.parallel import ALONE, Group
@@ -30,7 +32,7 @@ from spaces.allocation import Allocation
 from spaces.errors import DataError, DivergedError
 from spaces.factors import Factors, fingerprint
 from spaces.files import save_tensors
-from spaces.models import create_model, preprocessing
+from spaces.models import create_model, input_size, preprocessing
 from spaces.operators import Variants
 from spaces.sites import Space
 from spaces.statistics import has_classes, outputs_of
@@ -50,7 +52,7 @@ class Evaluator:
     Args:
         objective: what to prepare.
         progress: called with (what, done, in all).
-        accept: called when data, space, fingerprint and costs are known, before anything is computed or written; raises
+        accept: called when data, space, fingerprint and counted costs are known, before anything is computed or written; raises
             where the caller has no use for them.
         group: the processes that evaluate every candidate together. All call `evaluate` with the same allocation and seed, and
             `dense` together; all get the same figures but for the time. Everything else every process does for itself.
@@ -63,7 +65,7 @@ class Evaluator:
         data: the splits.
         space: the space of the dense model.
         fingerprint: of the weights, the space and the calibration images.
-        costs: closed-form costs.
+        counted: MACs and parameters in closed form.
         teacher: the dense model, on the device.
     """
 
@@ -83,7 +85,7 @@ class Evaluator:
         self.data = Data(objective.data, self.preprocessing, getattr(model, "num_classes", None))
         _check_classes(model, self.data)
         self.space = describe(model, objective.space, objective.multiple)
-        self.costs: CostModel = cost_model(model, self.space)
+        self.counted: CostModel = cost_model(model, self.space)
         self.fingerprint = self._fingerprint(model, objective.space)
         accept(self)
         self._progress = progress
@@ -119,6 +121,29 @@ class Evaluator:
         other.group = group
         vars(other).pop("_answers", None)  # on this process's share of the images
         return other
+
+    @cached_property
+    def costs(self) -> CostModel:
+        """All costs of the space: with latency where the objective has it."""
+        table = self.latency
+        return self.counted if table is None else self.counted.with_latency(table.dense, table.saved)
+
+    @cached_property
+    def latency(self) -> LatencyTable | None:
+        """The run's table of latencies: measured, or read from the run directory, at the first use; None without latency."""
+        config, path = self.objective.latency, self.objective.factors.parent / LATENCY
+        if config is None:
+            return None
+        table = LatencyTable.load(path) if path.exists() else None
+        if table is None or (table.fingerprint, table.config) != (self.fingerprint, config):
+            model, images = self.teacher.eval(), self._blank(config.latency_batch_size)
+            table = measure_latency(model, self.space, self.counted, images, config, self.fingerprint, self._progress)
+            table.save(path)
+        return table
+
+    def _blank(self, count: int) -> Tensor:
+        """Images to time models with."""
+        return torch.zeros(count, *input_size(self.model), device=self.device)
 
     @property
     def factors(self) -> Factors:
@@ -226,7 +251,7 @@ class Evaluator:
     def finish(
         self,
         model: nn.Module,
-        costs: Mapping[Cost, int],
+        costs: Mapping[Cost, float],
         batches: Iterable[tuple[Tensor, Tensor]],
         start: float,
         spent: int = 0,
@@ -240,7 +265,7 @@ class Evaluator:
 
         Args:
             model: a compressed model; trained in place, on the device.
-            costs: its MACs and parameters.
+            costs: its MACs and parameters, and latency where it is known.
             batches: training batches, at least as many as steps are left.
             start: `time.perf_counter()` when the making of the model began.
             spent: steps of the fine-tune's number that were spent on making the model.
@@ -273,8 +298,9 @@ class Evaluator:
             error_before=before.error,
             kl=after.kl if after else None,
             kl_before=before.kl,
-            macs=costs["macs"],
-            params=costs["params"],
+            macs=int(costs["macs"]),
+            params=int(costs["params"]),
+            latency=costs.get("latency"),
             steps=max(rungs) if after is None else config.steps,
             seconds=time.perf_counter() - start,
             parts=passed.parts,
@@ -303,6 +329,13 @@ class Evaluator:
                     return errors, True
                 checkpoint.save(replace(passed, step=step.step, rungs=dict(errors)))
         return errors, False
+
+    def time(self, model: nn.Module) -> float:
+        """Seconds of a call of a model that the table of latencies does not know: timed beside the dense one, on its scale."""
+        assert self.latency is not None
+        config = self.latency.config
+        images = self._blank(config.latency_batch_size)
+        return self.latency.dense * share_of_latency(model, self.teacher, images, config)
 
     @cached_property
     def _answers(self) -> list[Tensor]:

@@ -13,6 +13,7 @@ from time import monotonic
 import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
+from torch.utils.benchmark.utils.timer import timer as wall_clock
 
 from objectives.device import half_type
 from spaces.errors import ConfigError
@@ -75,16 +76,19 @@ class Setting:
         return f"batch {self.batch_size}, {'AMP' if self.amp else 'fp32'}, {'compiled' if self.compiled else 'eager'}"
 
 
-def time_calls(calls: Mapping[str, Call], seconds: float = 1.0, threads: int | None = None) -> dict[str, Timing]:
+def time_calls(
+    calls: Mapping[str, Call], seconds: float = 1.0, threads: int | None = None, clock: Callable[[], float] = wall_clock
+) -> dict[str, Timing]:
     """Time several calls in turns.
 
     Args:
         calls: name -> what is timed; run in inference mode. Work that it starts on a GPU is waited for.
         seconds: to spend on each call; at least nine rounds are measured, however long they take.
         threads: of torch on the CPU, while it is measured; by default as they are.
+        clock: seconds since any moment; by default wall time, after work on a GPU is done.
     """
     threads = threads or torch.get_num_threads()
-    timers = {name: Timer("call()", globals={"call": call}, num_threads=threads) for name, call in calls.items()}
+    timers = {name: Timer("call()", globals={"call": call}, timer=clock, num_threads=threads) for name, call in calls.items()}
     with torch.inference_mode():
         # What is compiled, allocated or tuned at a first call is paid for in the first of these.
         once = {name: [timer.timeit(1).median for _ in range(3)][-1] for name, timer in timers.items()}

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from objectives.finetune import FinetuneConfig
+from objectives.latency_table import LatencyConfig
 from objectives.splits import DataConfig
 from spaces.models import ModelConfig
 from spaces.vit import SpaceName
@@ -22,6 +23,7 @@ class Objective:
         rungs: shares of the fine-tune's steps after which a candidate's error is measured.
         factors: folder of the factors and the profile; taken from a sister folder of another run where that has them, else
             computed.
+        latency: how a table of latencies is measured, which lies beside the factors' folder; there is none if None.
         device: cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.
     """
 
@@ -32,4 +34,5 @@ class Objective:
     multiple: int = 8
     rungs: tuple[float, ...] = ()
     factors: Path
+    latency: LatencyConfig | None = None
     device: str = "auto"

@@ -159,6 +159,8 @@ def evaluate_recipe(
         start = time.perf_counter()
         bench, cut = make_cut(evaluator, name, limits, seed, on_step, parts)
         costs = bench.costs.costs(cut.allocation)
+        if evaluator.latency is not None:  # its space is not the table's
+            costs["latency"] = evaluator.time(cut.model)
         score = evaluator.finish(cut.model, costs, bench.batches, start, bench.steps, on_step, weights, parts=parts)
         return score, cut.allocation
 

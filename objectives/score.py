@@ -14,6 +14,7 @@ class Score:
         kl, kl_before: mean KL divergence from the dense model after and before it, in nats; likewise.
         macs: multiply-accumulates for one image.
         params: parameters.
+        latency: seconds of a call by the latency table of the search; None where there is none.
         steps: optimiser steps paid: those of the fine-tune, and those of a recipe before it.
         seconds: wall time of building, training and evaluating; not of an attempt that ran out of memory.
         parts: how many every batch was split in, so that the candidate fitted in memory.
@@ -29,4 +30,5 @@ class Score:
     steps: int
     seconds: float
     parts: int = 1
+    latency: float | None = None
     rungs: Mapping[int, float] = field(default_factory=dict)

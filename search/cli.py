@@ -19,6 +19,7 @@ _TITLES = {
     "DataConfig": "images",
     "FinetuneConfig": "short fine-tune of every candidate",
     "StudyConfig": "search",
+    "LatencyConfig": "latency, where it is a target or an objective",
     "MachineConfig": "machines",
 }
 
@@ -217,7 +218,7 @@ def _how(name: str, hint: Any) -> dict[str, Any]:
         return {"choices": arguments}
     if origin is tuple:
         if get_origin(arguments[0]) is Literal:
-            return {"nargs": "+", "choices": get_args(arguments[0])}
+            return {"nargs": "+", "metavar": f"{{{','.join(get_args(arguments[0]))}}}"}
         entry = _or_none(arguments[0]) if Ellipsis in arguments else arguments[0]
         return {"nargs": "+" if Ellipsis in arguments else len(arguments), "type": entry, "metavar": name.upper()}
     if origin is dict:

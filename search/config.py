@@ -16,6 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from objectives.finetune import FinetuneConfig
+from objectives.latency_table import LatencyConfig
 from objectives.objective import Objective
 from objectives.recipes import RECIPES
 from objectives.splits import DataConfig
@@ -29,7 +30,7 @@ from spaces.files import write_text
 from spaces.models import ModelConfig
 from spaces.vit import SpaceName
 
-ObjectiveName = Literal["error", "flops", "params"]
+ObjectiveName = Literal["error", "flops", "params", "latency"]
 
 # Baselines that are points of the searched space; the others are recipes, which make models of their own.
 ALLOCATED = ("uniform", "random")
@@ -44,8 +45,9 @@ class StudyConfig:
             neurons), low-rank, or full (chosen per block).
         multiple: FFN widths and ranks are multiples of this; GPUs want 8.
         target: upper bound on what is kept: flops=50% (MACs), flops=2.3G, params=11M, or flops=50%,params=11M for both at
-            once. Several are budgets of their own in one search: flops=50% flops=30%.
-        objectives: what the front trades off: error, flops (MACs), params.
+            once. Several are budgets of their own in one search: flops=50% flops=30%. latency=8ms or latency=60% bounds what a
+            table of latencies says, which is measured first.
+        objectives: what the front trades off: error, flops (MACs), params, latency.
         trials: trials in the run, baselines included.
         sampler: additive (the engine's own), or Optuna's tpe, nsga2, gp or random.
         parametrisation: what the sampler proposes: multipliers (a budget and how much every site matters, decoded onto the
@@ -115,6 +117,12 @@ class StudyConfig:
             raise ConfigError(f"objectives must be error and at least one cost, each once, got {', '.join(self.objectives)}")
 
     @property
+    def times(self) -> bool:
+        """Whether latency is a target or an objective."""
+        bounds = (part for text in self.target for part in text.split(","))
+        return "latency" in self.objectives or any(part.strip().lower().startswith("latency") for part in bounds)
+
+    @property
     def recipes(self) -> tuple[str, ...]:
         """Names of the recipes to run, in order."""
         if self.recipe is not None:
@@ -123,9 +131,9 @@ class StudyConfig:
 
 
 # The dataclasses that own the options, in the order in which they are shown.
-OWNERS: tuple[type[Any], ...] = (ModelConfig, DataConfig, FinetuneConfig, StudyConfig, MachineConfig)
+OWNERS: tuple[type[Any], ...] = (ModelConfig, DataConfig, FinetuneConfig, StudyConfig, LatencyConfig, MachineConfig)
 
-_NAMES = ("model", "data", "finetune", "study", "machines")
+_NAMES = ("model", "data", "finetune", "study", "latency", "machines")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +144,7 @@ class SearchConfig:
     data: DataConfig = field(default_factory=DataConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
+    latency: LatencyConfig = field(default_factory=LatencyConfig)
     machines: MachineConfig = field(default_factory=MachineConfig)
 
     def flat(self) -> dict[str, Any]:
@@ -162,7 +171,7 @@ class SearchConfig:
         return cls(**dict(zip(_NAMES, parts, strict=True)))
 
     def objective(self, directory: Path) -> Objective:
-        """What candidates of this search are measured by; factors are kept in the run directory."""
+        """What candidates of this search are measured by; factors and latencies are kept in the run directory."""
         study = self.study
         return Objective(
             model=self.model,
@@ -172,6 +181,7 @@ class SearchConfig:
             multiple=study.multiple,
             rungs=study.rungs,
             factors=directory / "factors",
+            latency=self.latency if study.times else None,
             device=self.machines.device,
         )
 
@@ -238,6 +248,8 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
         if Ellipsis in arguments and value in ("none", ["none"], ("none",)):
             return ()
         values = [value] if isinstance(value, str | int | float) else value
+        if Ellipsis in arguments and get_origin(arguments[0]) is Literal and isinstance(values, list | tuple):
+            values = [part.strip() for entry in values for part in str(entry).split(",") if part.strip()]  # error,latency
         if not isinstance(values, list | tuple):
             raise ConfigError(f"{name} must be a list, got {value!r}")
         if Ellipsis not in arguments and len(values) != len(arguments):

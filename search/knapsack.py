@@ -9,12 +9,13 @@ exchanges, of one branch or of two at a time.
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from objectives.cost import COSTS, Cost, CostModel
+from objectives.cost import Cost, CostModel
 from objectives.sensitivity import Errors
 from search.pareto import staircase
 from spaces.allocation import Allocation
@@ -26,6 +27,8 @@ Indices = NDArray[np.int64]
 
 # Options on either side of a branch's own, in the order of their costs, that exchanges of two branches look at.
 _NEAR = 4
+_EMPHASISED = 20  # times that a bound may get more weight
+_LESS = 0.1  # weight of the others where one bound weighs most
 _ROUNDING = 1 + 1e-12  # of costs that are exactly on a bound
 
 
@@ -39,13 +42,15 @@ class Knapsack:
 
     Attributes:
         sites: names of the space's sites, in the order of every array over sites.
+        names: of the costs, in the order of every array over costs.
     """
 
     def __init__(self, space: Space, costs: CostModel, errors: Errors) -> None:
         self.space = space
         self.sites = tuple(site.name for site in space.sites)
         self._errors = errors
-        self._dense = np.array([costs.dense[cost] for cost in COSTS], dtype=float)
+        self.names = costs.names
+        self._dense = np.array([costs.dense[cost] for cost in self.names], dtype=float)
         counts = {id(operator): count for operator, count in costs.operators}
         tables = [[self._options(operator, counts[id(operator)]) for operator in rivals] for rivals in space.branches.values()]
         lengths = [sum(len(sizes) for sizes, _, _ in rivals) for rivals in tables]
@@ -54,21 +59,21 @@ class Knapsack:
         rows = list(itertools.chain.from_iterable(tables))
         self._sizes = np.concatenate([sizes for sizes, _, _ in rows])  # [options, sites], less the dense sizes
         self._features = np.concatenate([features for _, features, _ in rows])  # [options, sites]
-        self._costs = np.concatenate([counted for _, _, counted in rows])  # [options, 2], less the dense branch's
+        self._costs = np.concatenate([counted for _, _, counted in rows])  # [options, costs], less the dense branch's
         self._whole = np.array([site.dense for site in space.sites])
 
     def allocate(self, limits: Mapping[Cost, float], multipliers: Mapping[str, float] | None = None) -> Allocation:
         """The allocation of least total error whose costs keep `limits`.
 
         Args:
-            limits: upper bounds, in MACs or parameters.
+            limits: upper bounds on costs that are known.
             multipliers: site name -> logarithm of a factor on its errors; 0 where it is not given.
 
         Raises:
             AllocationError: the smallest allocation is above a limit.
         """
         logarithms = np.array([(multipliers or {}).get(name, 0.0) for name in self.sites])
-        bounds, errors = _bounds(limits), self._features @ np.exp(logarithms)
+        bounds, errors = self._bounds(limits), self._features @ np.exp(logarithms)
         chosen = self._relaxed(bounds, errors, (1.0,))[0]
         for pair in self._pairs(chosen, bounds, errors):
             chosen[self._branch[list(pair)]] = pair
@@ -78,14 +83,14 @@ class Knapsack:
         """Options of small total error for several budgets, [budgets, branches]: as `allocate`, without its last exchanges.
 
         Args:
-            limits: upper bounds, in MACs or parameters.
+            limits: upper bounds on costs that are known.
             multipliers: logarithms of factors on the sites' errors, [sites].
             shares: of the limits that each budget is.
 
         Raises:
             AllocationError: the smallest allocation is above a limit.
         """
-        return self._relaxed(_bounds(limits), self._features @ np.exp(multipliers), shares)
+        return self._relaxed(self._bounds(limits), self._features @ np.exp(multipliers), shares)
 
     def sizes(self, chosen: Indices) -> Indices:
         """Sizes of all sites, [..., branches] -> [..., sites]."""
@@ -96,7 +101,7 @@ class Knapsack:
         return self._features[chosen].sum(-2)  # type: ignore[no-any-return]
 
     def costs(self, chosen: Indices) -> Floats:
-        """MACs and parameters, [..., branches] -> [..., 2]."""
+        """All known costs, [..., branches] -> [..., costs]."""
         return self._dense + self._costs[chosen].sum(-2)  # type: ignore[no-any-return]
 
     def features_of(self, allocation: Allocation) -> Floats:
@@ -106,6 +111,9 @@ class Knapsack:
     def allocation(self, chosen: Indices) -> Allocation:
         """One option of every branch, [branches], as an allocation."""
         return Allocation(dict(zip(self.sites, self.sizes(chosen).tolist(), strict=True)))
+
+    def _bounds(self, limits: Mapping[Cost, float]) -> Floats:
+        return np.array([limits.get(cost, np.inf) for cost in self.names], dtype=float)
 
     def _options(self, operator: Operator, count: Any) -> tuple[Indices, Floats, Floats]:
         """What one operator offers its branch: sizes less the dense ones, errors, and costs less the dense ones."""
@@ -121,16 +129,46 @@ class Knapsack:
         return sizes, errors, counted - np.array(whole)
 
     def _relaxed(self, bounds: Floats, errors: Floats, shares: Sequence[float]) -> Indices:
-        """Optimal for one limit up to the last step of the hull; several limits weigh alike, each as a share of its bound."""
-        weights = (self._costs / bounds).sum(1)
+        """Optimal for one limit up to the last step of the hull; for several, the best of some ways to weigh them."""
+        found = []
+        for weights in self._weightings(bounds, min(shares)):
+            with suppress(AllocationError):
+                found.append(self._along(weights, bounds, errors, shares))
+        if not found:
+            limits = {cost: float(bound) for cost, bound in zip(self.names, bounds, strict=True) if np.isfinite(bound)}
+            raise AllocationError(f"no allocation of space {self.space.name!r} keeps the budget {limits}")
+        best = np.array([errors[chosen].sum(-1) for chosen in found]).argmin(0)
+        return np.array([found[way][share] for share, way in enumerate(best)])
+
+    def _along(self, weights: Floats, bounds: Floats, errors: Floats, shares: Sequence[float]) -> Indices:
+        """Options for several shares of the limits, where options cost `weights`."""
         hulls = [_hull(curve, weights, errors) for curve in self._curves(weights, errors)]
         steps = np.array([step for hull in hulls for step in itertools.pairwise(hull)], dtype=int).reshape(-1, 2)
         slopes = (errors[steps[:, 0]] - errors[steps[:, 1]]) / (weights[steps[:, 1]] - weights[steps[:, 0]])
         steps = steps[np.argsort(-slopes, kind="stable")]
         least = np.array([hull[0] for hull in hulls])
-        totals = np.vstack([np.zeros(2), np.cumsum(self._costs[steps[:, 1]] - self._costs[steps[:, 0]], axis=0)])
+        totals = np.vstack([np.zeros(len(self.names)), np.cumsum(self._costs[steps[:, 1]] - self._costs[steps[:, 0]], axis=0)])
         totals += self._dense + self._costs[least].sum(0)
         return np.array([self._fill(share * bounds, least, steps, totals, errors, weights) for share in shares])
+
+    def _weightings(self, bounds: Floats, share: float) -> Iterator[Floats]:
+        """Ways to make one figure of every option's costs: as shares of their bounds all alike, then each more than the others.
+
+        Where the cheapest options would not keep a share of all bounds, those that they miss weigh more.
+        """
+        emphasis = np.ones(len(bounds))
+        for _ in range(_EMPHASISED):
+            weights: Floats = (emphasis * self._costs / bounds).sum(1)
+            least = [start + weights[start:end].argmin() for start, end in itertools.pairwise(self._starts)]
+            over = self._dense + self._costs[least].sum(0) > share * bounds * _ROUNDING
+            if not over.any():
+                break
+            emphasis[over] *= 1.3
+        yield weights
+        bounded = np.flatnonzero(np.isfinite(bounds))
+        for first in bounded if len(bounded) > 1 else ():  # the others may not bind
+            unlike = np.where(np.arange(len(bounds)) == first, emphasis, _LESS * emphasis)
+            yield (unlike * self._costs / bounds).sum(1)
 
     def _curves(self, weights: Floats, errors: Floats) -> list[Indices]:
         """Every branch's options that no cheaper one beats, from the cheapest to the one of least error."""
@@ -143,8 +181,7 @@ class Knapsack:
         """Take the steps that keep the bounds, then the single exchanges that still fit, the best per cost first."""
         over: NDArray[np.bool_] = np.any(totals > bounds * _ROUNDING, axis=1)
         if over[0]:
-            limits = {cost: float(bound) for cost, bound in zip(COSTS, bounds, strict=True) if np.isfinite(bound)}
-            raise AllocationError(f"no allocation of space {self.space.name!r} keeps the budget {limits}")
+            raise AllocationError("the cheapest options are above a bound")
         taken = int(over.argmax()) - 1 if over.any() else len(steps)
         chosen = least.copy()
         chosen[self._branch[steps[:taken, 1]]] = steps[:taken, 1]  # later steps of a branch overwrite earlier ones
@@ -181,10 +218,6 @@ class Knapsack:
             if gains[first, second] <= 1e-12 * errors[chosen].sum():
                 return
             yield int(near[first]), int(near[second])
-
-
-def _bounds(limits: Mapping[Cost, float]) -> Floats:
-    return np.array([limits.get(cost, np.inf) for cost in COSTS], dtype=float)
 
 
 def _hull(curve: Indices, weights: Floats, errors: Floats) -> list[int]:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from objectives.cost import Cost, cost_model
+from objectives.cost import COSTS, Cost, CostModel, cost_model
 from objectives.count import fvcore_macs
 from objectives.evaluator import Evaluator
 from objectives.finetune import Step
@@ -30,20 +30,38 @@ from search.knapsack import Knapsack
 from search.loop import Loop
 from search.machines import MachineConfig
 from search.parametrisation import Budgets, Limits, parametrise
-from search.run import Run, check_same_model, check_same_run, default_output, identity_of, make_directory, remove_if_empty
+from search.run import (
+    Run,
+    check_same_latencies,
+    check_same_model,
+    check_same_run,
+    default_output,
+    identity_of,
+    make_directory,
+    remove_if_empty,
+)
 from search.rungs import reason_to_stop
 from search.runner import InProcessRunner, Listener, Need, Runner
 from search.running import Running
 from search.study import Study
 from search.table import describe_space
-from search.targets import Reach, Target, budgets_of, check_jointly, parse_targets, reach_of, recipe_budgets
+from search.targets import (
+    Reach,
+    Target,
+    budgets_of,
+    check_jointly,
+    check_recipes,
+    parse_targets,
+    reach_of,
+    recipe_budgets,
+)
 from search.trial import Proposal, Trial
 from search.views import Views
 from spaces.errors import ConfigError, CountError, RunError, first_line
 from spaces.files import remove_partials, write_json
 from spaces.vit import describe
 
-_COLUMNS = {"error": "error", "flops": "macs", "params": "params"}
+_COLUMNS = {"error": "error", "flops": "macs", "params": "params", "latency": "latency"}
 _LEAST_LIMIT = 600.0  # seconds before any trial is taken to hang
 _PATIENCE = 10.0  # times the forecast, or the slowest trial so far
 
@@ -75,6 +93,7 @@ def launch(config: SearchConfig, reporter: Reporter) -> Run:
     began = time.monotonic()
     directory = Path(config.study.output or default_output(config))
     check_same_run(directory, config)
+    check_same_latencies(directory, config)
     if config.machines.threads is not None:
         torch.set_num_threads(config.machines.threads)
     config = replace(config, study=replace(config.study, output=str(directory)))
@@ -114,6 +133,7 @@ class _Search:
         try:
             # What is computed once per run is computed before the run is written: what stops here leaves no run behind.
             self.runner.prepare(self._needs())
+            self._settle_latency()
             space, costs = self.evaluator.space, self.evaluator.costs
             knapsack = Knapsack(space, costs, self._errors()) if study.recipe is None else None
             self.budgets = Budgets(space, costs, self.limits, [self._low(limits) for limits in self.limits])
@@ -155,9 +175,13 @@ class _Search:
         return RayRunner(objective, self.config.machines, listener)
 
     def _needs(self) -> Sequence[Need]:
-        if self.config.study.recipe is not None:
-            return ()
-        return ("factors", "profile") if self.config.study.measured_profile else ("factors",)
+        study = self.config.study
+        wanted: dict[Need, bool] = {
+            "latency": study.times,
+            "factors": study.recipe is None,
+            "profile": study.recipe is None and study.measured_profile,
+        }
+        return [need for need, is_wanted in wanted.items() if is_wanted]
 
     def _facts(self) -> dict[str, Any]:
         space, costs, study = self.evaluator.space, self.evaluator.costs, self.config.study
@@ -169,25 +193,47 @@ class _Search:
             "space": space.name,
             "spaces": {name: describe_space(describe(self.evaluator.model, name, study.multiple)) for name in names},
             "skipped": [asdict(entry) for entry in space.skipped],
-            "dense": {"macs": costs.dense["macs"], "params": costs.dense["params"], "error": self.evaluator.dense.error},
+            "dense": {**costs.dense, "error": self.evaluator.dense.error},
             "reach": {cost: list(ends) for cost, ends in self.reach.items()},
+            **({"latency": {"text": table.text, "error": table.error}} if (table := self.evaluator.latency) else {}),
         }
 
     def _accept(self, evaluator: Evaluator) -> None:
         """Refuse another model's run, costs that cannot be counted and targets out of reach before factors are computed."""
         check_same_model(self.directory, evaluator.fingerprint)
         _check_count(evaluator)
-        space, costs = evaluator.space, evaluator.costs
+        self._settle(evaluator, evaluator.counted)
+        check_recipes(recipes_of(self.config.study), self.config.study.target)
+        for name in recipes_of(self.config.study):
+            for limits in recipe_budgets(self.targets, evaluator.counted):
+                check_reach(evaluator, name, limits)
+
+    def _settle_latency(self) -> None:
+        """Settle what latencies are bounded by, now that they are known."""
+        if (table := self.evaluator.latency) is None:
+            return
+        self._settle(self.evaluator, self.evaluator.costs)
+        if table.device not in self.runner.devices:
+            self.reporter.notice(f"this run keeps the latencies that it began with, of {table.device}")
+
+    def _settle(self, evaluator: Evaluator, costs: CostModel) -> None:
+        """What the targets mean in figures, as far as costs are known."""
+        space = evaluator.space
+        later = set(COSTS) - set(costs.names) if self.config.study.times else set()
         if self.config.study.recipe in RECIPES:  # what a recipe reaches alone is not bounded by the space of searches
             space = describe(evaluator.model, recipe_of(self.config.study.recipe).space, self.config.study.multiple)
             costs = cost_model(evaluator.model, space)
+            later = {"latency"}  # it keeps no bound on it
         self.reach: Reach = reach_of(costs, space)
-        self.targets: tuple[Target, ...] = parse_targets(self.config.study.target, self.reach)
+        self.targets: tuple[Target, ...] = parse_targets(self.config.study.target, self.reach, later)
         check_jointly(self.targets, costs, space)
-        self.limits: list[dict[Cost, float]] = budgets_of(self.targets) or [{"macs": costs.dense["macs"]}]
-        for name in recipes_of(self.config.study):
-            for limits in recipe_budgets(self.targets, evaluator.costs):
-                check_reach(evaluator, name, limits)
+        cost = "macs" if "flops" in self.config.study.objectives else self._costly[0]
+        self.limits: list[dict[Cost, float]] = budgets_of(self.targets) or [{cost: costs.dense.get(cost, 1.0)}]
+
+    @property
+    def _costly(self) -> list[Cost]:
+        """The objectives that are costs."""
+        return [_COLUMNS[name] for name in self.config.study.objectives if name != "error"]  # type: ignore[misc]
 
     def run(self) -> None:
         """Propose and evaluate until the run has its number of trials, its time is up, or nothing new is left to propose."""
@@ -323,7 +369,7 @@ def _tune_runner(objective: Objective, evaluator: Evaluator, config: MachineConf
 def _check_count(evaluator: Evaluator) -> None:
     """The closed form must agree with an independent counter on the dense model, or no budget means anything."""
     counted = fvcore_macs(evaluator.model, tuple(evaluator.preprocessing["input_size"]))
-    expected = evaluator.costs.dense["macs"]
+    expected = evaluator.counted.dense["macs"]
     if counted != expected:
         raise CountError(
             f"the closed form gives {expected:,} MACs for {type(evaluator.model).__name__}, fvcore counts {counted:,}: "

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from objectives.cost import COSTS, Cost, CostModel
+from objectives.cost import Cost, CostModel
 from search.knapsack import Indices, Knapsack
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError
@@ -39,7 +39,7 @@ class Budgets:
     Attributes:
         space: where allocations come from.
         costs: of this space.
-        targets: of each one, cost -> bound in MACs or parameters.
+        targets: of each one, cost -> bound, in MACs, parameters or seconds.
         lows: of each one, the lowest load that proposals aim at; the highest is 1.
     """
 
@@ -185,7 +185,8 @@ class Multipliers:
     def loads(self, chosen: Indices, target: int) -> Floats:
         """How much of a target options use, [..., branches] -> [...]."""
         costs, limits = self.knapsack.costs(chosen), self.budgets.targets[target]
-        return np.max([costs[..., COSTS.index(cost)] / limit for cost, limit in limits.items()], axis=0)  # type: ignore[no-any-return]
+        names = self.knapsack.names
+        return np.max([costs[..., names.index(cost)] / limit for cost, limit in limits.items()], axis=0)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from objectives.finetune import Step
 from objectives.measure import Comparison, rows_of
 from search.agreement import audit_tables
 from search.forecast import Outlook
-from search.targets import format_count, format_kept, names_of
+from search.targets import format_cost, format_count, format_kept, names_of
 from search.trial import Proposal, Trial
 
 _TERMINAL_ROWS = 12
@@ -84,6 +84,9 @@ class Display:
         target = "; ".join(names_of(summary["targets"])) or "none: the whole front"
         continued = f", continuing after {outlook.finished}" if outlook.finished else ""
         self.console.print(f"target {target}; {outlook.trials} trials in {directory}{continued}")
+        if latency := summary.get("latency"):
+            figure = f"{format_cost('latency', dense['latency'])} for {latency['text']}"
+            self.console.print(f"latency of the dense model {figure}; of cut ones by the table, within {latency['error']:.1%}")
         self.console.print(_forecast(outlook))
         if summary["classes"] and dense["error"] > 1 - 2 / summary["classes"]:
             self.console.print("the dense model is near chance on these images: was it fine-tuned on them?", style="yellow")
@@ -151,7 +154,9 @@ def front_table(summary: dict[str, Any]) -> Table:
         "error fine-tuned",
     ):
         table.add_column(name, justify="left" if name == "label" else "right", no_wrap=True)
-    dense = summary["dense"]
+    dense, timed = summary["dense"], "latency" in summary["dense"]
+    for name in ("latency", "keeps of latency") if timed else ():
+        table.add_column(name, justify="right", no_wrap=True)
     for row in summary["front"]:
         style = "bold green" if row["number"] in summary["best"] else None
         table.add_row(
@@ -163,9 +168,14 @@ def front_table(summary: dict[str, Any]) -> Table:
             format_kept(row["params"] / dense["params"]),
             f"{row['error_before']:.2%}",
             f"{row['error']:.2%}",
+            *((_latency(row, dense)) if timed else ()),
             style=style,
         )
     return table
+
+
+def _latency(row: dict[str, Any], dense: dict[str, Any]) -> tuple[str, str]:
+    return format_cost("latency", row["latency"]), format_kept(row["latency"] / dense["latency"])
 
 
 def audit_view(audit: dict[str, Any]) -> Iterator[Table]:
@@ -224,11 +234,13 @@ def _line(trial: Trial, summary: dict[str, Any]) -> str:
     score = trial.score
     if score is None:
         return f"{name}: failed: {trial.reason}"
-    kept = format_kept(score.macs / summary["dense"]["macs"])
+    kept = f"{format_kept(score.macs / summary['dense']['macs'])} of MACs"
+    if score.latency is not None:
+        kept += f" and {format_kept(score.latency / summary['dense']['latency'])} of latency"
     if score.error is None:
-        return f"{name}: keeps {kept} of MACs, {trial.reason}; {score.seconds:.1f} s"
+        return f"{name}: keeps {kept}, {trial.reason}; {score.seconds:.1f} s"
     errors = f"error {score.error_before:.2%} as built, {score.error:.2%} fine-tuned"
-    return f"{name}: keeps {kept} of MACs, {errors}, {score.seconds:.1f} s; {_best(summary)}"
+    return f"{name}: keeps {kept}, {errors}, {score.seconds:.1f} s; {_best(summary)}"
 
 
 def _best(summary: dict[str, Any]) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pandas as pd
 
+from objectives.cost import COSTS
+from objectives.latency_table import LATENCY
 from objectives.sensitivity import Profile, profile_name
 from search.config import SearchConfig, read_options
 from search.job import STDERR
@@ -19,7 +21,7 @@ from search.pareto import best_under
 from search.running import running_of
 from search.storage import masked
 from search.table import read_space, read_tables, sites_of
-from search.targets import Target, format_count, parse_targets
+from search.targets import Target, format_cost, parse_targets
 from spaces.allocation import Allocation
 from spaces.errors import RunError, TargetError
 from spaces.sites import Site, Space
@@ -148,7 +150,7 @@ class Run:
             nearest = done.iloc[int(over.to_numpy().argmin())]
             raise TargetError(
                 f"no trial of {self.directory} keeps {target}: the nearest is trial {nearest['number']:.0f} with "
-                f"{format_count(nearest['macs'])} MACs and {format_count(nearest['params'])} parameters; "
+                f"{' and '.join(format_cost(cost, nearest[cost]) for cost in COSTS if cost in nearest.index)}; "
                 f"search again with --target {target}"
             )
         return done.iloc[index]
@@ -243,6 +245,16 @@ def check_same_run(directory: Path, config: SearchConfig) -> None:
     for name, value in now.items():
         if name not in _FREE and before[name] != value:
             raise RunError(f"{directory} was searched with {name}={before[name]!r}, not {value!r}: choose another --output")
+
+
+def check_same_latencies(directory: Path, config: SearchConfig) -> None:
+    """Raise where a run that has latencies has lost the table of them.
+
+    Raises:
+        RunError: measured anew, they would not be those of its trials.
+    """
+    if config.study.times and stored_options(directory) and not (directory / LATENCY).exists():
+        raise RunError(f"{directory / LATENCY} is missing: restore it, or choose another --output")
 
 
 def identity_of(config: SearchConfig, fingerprint: str) -> str:

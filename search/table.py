@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from objectives.cost import Cost
+from objectives.cost import COSTS, Cost
 from search.pareto import best_under, front, hypervolume
 from search.targets import Target, budgets_of
 from search.trial import Trial
@@ -16,7 +16,7 @@ from spaces.files import replacing, write_json
 from spaces.sites import Operator, Site, Skipped, Space
 
 DENSE = "dense"
-FIGURES = ("error", "error_before", "kl", "kl_before", "macs", "params", "steps", "seconds")
+FIGURES = ("error", "error_before", "kl", "kl_before", "macs", "params", "latency", "steps", "seconds")
 _HEAD = ("number", "state", "label", "space", "reason")
 _RUNG = ("rung", "rung_error")
 
@@ -25,35 +25,44 @@ def trial_table(trials: Sequence[Trial], dense: dict[str, Any], sites: Sequence[
     """A row per finished trial, in the order of their numbers.
 
     Columns: number, state, label, space (of the allocation), reason, the figures of `Score`, rung (the last one that it was
-    measured at, in optimiser steps) and rung_error, macs_kept and params_kept (shares of the dense model), seed, ended (when,
-    ISO 8601 in UTC), and one column per site with its size. Figures of failed trials are NaN, as are the final ones of trials
-    stopped at a rung.
+    measured at, in optimiser steps) and rung_error, macs_kept, params_kept and latency_kept (shares of the dense model), seed,
+    ended (when, ISO 8601 in UTC), and one column per site with its size. Latency is there where the search has it. Figures of
+    failed trials are NaN, as are the final ones of trials stopped at a rung.
 
     Args:
         trials: in any order.
-        dense: macs and params of the dense model.
+        dense: macs, params and, where the search has it, latency of the dense model.
         sites: of all trials' spaces; a trial has the dense size of those that are not in its own.
     """
     whole = {site.name: site.dense for site in sites}
+    costs, figure_names = [cost for cost in COSTS if cost in dense], figures_of(dense)
     rows = []
     for trial in sorted(trials, key=lambda trial: trial.proposal.number):
         score = trial.score
-        figures = {name: getattr(score, name) if score is not None else None for name in FIGURES}
+        figures = {name: getattr(score, name) if score is not None else None for name in figure_names}
         rungs = score.rungs if score is not None else {}
         reached = dict(zip(_RUNG, max(rungs.items(), default=(None, None)), strict=True))
-        kept = {f"{cost}_kept": None if score is None else getattr(score, cost) / dense[cost] for cost in ("macs", "params")}
+        kept = {f"{cost}_kept": None if score is None else _share(getattr(score, cost), dense[cost]) for cost in costs}
         proposal = trial.proposal
         head = (proposal.number, trial.state, proposal.label, proposal.space, trial.reason)
         sizes = dict.fromkeys(whole) if proposal.allocation is None else {**whole, **proposal.allocation}
         rest = {"seed": proposal.seed, "ended": trial.ended}
         rows.append({**dict(zip(_HEAD, head, strict=True)), **figures, **reached, **kept, **rest, **sizes})
-    table = pd.DataFrame(
-        rows, columns=None if rows else [*_HEAD, *FIGURES, *_RUNG, "macs_kept", "params_kept", "seed", "ended", *whole]
-    )
+    shares = [f"{cost}_kept" for cost in costs]
+    columns = [*_HEAD, *figure_names, *_RUNG, *shares, "seed", "ended", *whole]
+    table = pd.DataFrame(rows, columns=None if rows else columns)
     counts = dict.fromkeys(("macs", "params", "steps", "rung", *whole), "Int64")
-    shares = ("macs_kept", "params_kept")
-    numbers = dict.fromkeys(("error", "error_before", "kl", "kl_before", "rung_error", "seconds", *shares), "float64")
+    numbers = dict.fromkeys((*(name for name in figure_names if name not in counts), "rung_error", *shares), "float64")
     return table.astype({**counts, **numbers})
+
+
+def figures_of(dense: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the figures of a run's trials: latency is among them where its dense model has one."""
+    return tuple(name for name in FIGURES if name != "latency" or name in dense)
+
+
+def _share(value: float | None, dense: float) -> float | None:
+    return None if value is None else value / dense
 
 
 def summarise(
@@ -65,7 +74,7 @@ def summarise(
         trials: `trial_table`.
         objectives: columns to be minimised, "error" first.
         targets: bounds of this run.
-        facts: model, space, dense (macs, params, error), reach, spaces (name -> `describe_space`); copied.
+        facts: model, space, dense (macs, params, error, perhaps latency), reach, spaces (name -> `describe_space`); copied.
 
     Returns:
         `facts` and objectives, targets, states, front (rows with their allocations), best (the number of a trial or None,
@@ -75,10 +84,10 @@ def summarise(
     done = trials[trials["state"] == "COMPLETE"].reset_index(drop=True)
     columns = [name if name == "error" else f"{name}_kept" for name in objectives]
     points = [tuple(float(value) for value in row) for row in done[columns].itertuples(index=False)]
-    chosen = done.iloc[front(points)].sort_values("macs")
+    chosen = done.iloc[front(points)].sort_values(next(name for name in columns if name != "error"))
     rows = [
         {
-            **{key: _plain(row[key]) for key in ("number", "label", "space", *FIGURES)},
+            **{key: _plain(row[key]) for key in ("number", "label", "space", *figures_of(facts["dense"]))},
             "allocation": {site["name"]: int(row[site["name"]]) for site in facts["spaces"][row["space"]]},
         }
         for _, row in chosen.iterrows()

@@ -21,7 +21,7 @@ from spaces.allocation import Allocation
 from spaces.errors import CompressionError
 
 EVENT = "event"
-_COLUMNS = ("error", "error_before", "kl", "kl_before", "macs", "params", "steps", "seconds")
+_COLUMNS = ("error", "error_before", "kl", "kl_before", "macs", "params", "latency", "steps", "seconds")
 
 
 class Trainable(tune.Trainable):

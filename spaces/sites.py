@@ -127,11 +127,11 @@ class Space:
         return {branch: self._operator_of(rivals, allocation).name for branch, rivals in self.branches.items()}
 
     def smallest(self, load: Callable[[Allocation], float]) -> Allocation:
-        """The allocation of the smallest `load`; among rival operators the cheapest one is taken, branch by branch."""
+        """The allocation of the smallest `load`; the cheapest of rival operators and of the dense branch, branch by branch."""
         allocation = self.identity()
         for rivals in self.branches.values():
             ends = [allocation.replace({site.name: site.choices[0] for site in operator.sites}) for operator in rivals]
-            allocation = min(ends, key=load)
+            allocation = min((*ends, allocation), key=load)
         return allocation
 
     def validate(self, allocation: Allocation) -> None:

@@ -34,8 +34,30 @@ def test_flags_reach_the_configuration() -> None:
     )
     assert config.model.model_kwargs == {"img_size": 28, "depth": 6}
     assert config.study.target == ("flops=50%", "params=3M")
+    assert not config.study.times
+    assert config.objective(Path("run")).latency is None
     assert config.model.mean == (0.2, 0.3, 0.4)
     assert (config.finetune.lr, config.model.pretrained, config.data.scale) == (1e-3, True, (0.5, 0.9))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--objectives error,latency",
+        "--objectives error flops, latency",
+        "--target latency=8ms",
+        "--target flops=50% params=3M,Latency=60%",
+    ],
+)
+def test_latency_is_measured_where_it_is_asked_for(words: str) -> None:
+    line = f"launch --model vit {words} --latency-batch-size 4 --latency-amp"
+    config = SearchConfig.from_flat(given_options(build_parser().parse_args(line.split())))
+    assert config.study.times
+    found = config.objective(Path("run")).latency
+    assert found is not None
+    assert (found.setting.batch_size, found.setting.amp, found.setting.compiled) == (4, True, False)
+    if "objectives" in words:
+        assert config.study.objectives in (("error", "latency"), ("error", "flops", "latency"))
 
 
 @pytest.mark.parametrize(
@@ -48,6 +70,7 @@ def test_flags_reach_the_configuration() -> None:
         ({"space": "contrct"}, "space must be one of contract"),
         ({"sampler": "cma"}, "sampler must be one of additive, tpe, nsga2, gp, random, got 'cma'"),
         ({"objectives": ["flops", "params"]}, "error and at least one cost"),
+        ({"objectives": "error,speed"}, "objectives must be one of error, flops, params, latency, got 'speed'"),
         ({"scale": [0.5]}, "scale must have 2 values"),
         ({"lr": "fast"}, "lr must be of type float"),
         ({"lr": -1}, "lr must be positive"),

@@ -103,3 +103,12 @@ def test_uniform_keeps_heads_whole_until_the_budget_asks_for_them() -> None:
     assert dict(space.decode(0.5, share)) == {"b.heads": 8, "b.qk": 8}
     assert dict(space.decode(0.25, share)) == {"b.heads": 8, "b.qk": 4}
     assert share(space.decode(0.2, share)) <= 0.2
+
+
+def test_the_smallest_keeps_a_branch_whose_cuts_cost_more() -> None:
+    """As a latency may: two linear layers of low rank can take longer than one."""
+    sites = [Site(name=f"{branch}.fc1", branch=branch, kind="rank", choices=(8, 64), linear=(64, 64)) for branch in ("a", "b")]
+    space = Space(name="odd", branches={site.branch: (Operator(name="low-rank", sites=(site,)),) for site in sites})
+    price = {"a.fc1": {8: 3.0, 64: 2.0}, "b.fc1": {8: 1.0, 64: 2.0}}
+    found = space.smallest(lambda allocation: sum(price[name][size] for name, size in allocation.items()))
+    assert dict(found) == {"a.fc1": 64, "b.fc1": 8}

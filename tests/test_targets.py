@@ -3,11 +3,22 @@ from collections.abc import Mapping
 import pytest
 
 from objectives.cost import CostModel
-from search.targets import Reach, budgets_of, check_jointly, format_count, format_kept, parse_targets, reach_of
+from search.targets import (
+    Reach,
+    budgets_of,
+    check_jointly,
+    check_recipes,
+    format_cost,
+    format_count,
+    format_kept,
+    parse_targets,
+    reach_of,
+    recipe_budgets,
+)
 from spaces.errors import TargetError
 from spaces.sites import Operator, Site, Space
 
-REACH: Reach = {"macs": (100_000_000, 1_000_000_000), "params": (1_000_000, 20_000_000)}
+REACH: Reach = {"macs": (100_000_000, 1_000_000_000), "params": (1_000_000, 20_000_000), "latency": (5e-3, 20e-3)}
 
 
 @pytest.mark.parametrize(
@@ -19,6 +30,10 @@ REACH: Reach = {"macs": (100_000_000, 1_000_000_000), "params": (1_000_000, 20_0
         (" params = 11M ", "params", 11e6),
         ("flops=500000000", "macs", 5e8),
         ("params=100%", "params", 20e6),
+        ("latency=8ms", "latency", 8e-3),
+        (" Latency = 0.012 S", "latency", 12e-3),
+        ("latency=7500us", "latency", 7.5e-3),
+        ("latency=60%", "latency", 12e-3),
     ],
 )
 def test_targets_are_understood(text: str, cost: str, limit: float) -> None:
@@ -62,13 +77,16 @@ def test_every_group_must_be_reached_jointly() -> None:
         check_jointly(parse_targets(["flops=90%", "flops=50%,params=50%"], reach), costs, space)
 
 
-@pytest.mark.parametrize("text", ["50%", "flops", "flops=", "flops=-5%", "flops=50 %%", "speed=2", "flops=1e9", ""])
+@pytest.mark.parametrize(
+    "text",
+    ["50%", "flops", "flops=", "flops=-5%", "flops=50 %%", "speed=2", "flops=1e9", "", "latency=8", "latency=8m", "flops=8ms"],
+)
 def test_malformed_targets_are_refused(text: str) -> None:
     with pytest.raises(TargetError, match="not understood"):
         parse_targets([text], REACH)
 
 
-@pytest.mark.parametrize("text", ["flops=5%", "flops=200%", "params=0.5M", "flops=0%"])
+@pytest.mark.parametrize("text", ["flops=5%", "flops=200%", "params=0.5M", "flops=0%", "latency=4ms"])
 def test_unreachable_targets_name_the_range(text: str) -> None:
     with pytest.raises(TargetError, match=r"reaches from .*\(\d.*%\) to .*100%"):
         parse_targets([text], REACH)
@@ -77,3 +95,30 @@ def test_unreachable_targets_name_the_range(text: str) -> None:
 def test_numbers_read_well() -> None:
     assert [format_count(value) for value in (0, 950, 1_234_567, 4.6e9, 999_900)] == ["0", "950", "1.23 M", "4.6 G", "1 M"]
     assert format_kept(0.5) == "50.0 % (−50.0 %)"
+    assert [format_cost("latency", value) for value in (1.5, 0.0082, 0.5e-3)] == ["1.5 s", "8.2 ms", "500 µs"]
+    assert [format_cost("macs", 4.6e9), format_cost("params", 11e6)] == ["4.6 G MACs", "11 M parameters"]
+
+
+def test_latency_that_is_not_known_yet_is_left_for_later_and_never_forgotten() -> None:
+    counted: Reach = {"macs": REACH["macs"], "params": REACH["params"]}
+    later = parse_targets(["latency=50%", "flops=50%,latency=9ms"], counted, later=("latency",))
+    assert budgets_of(later) == [{"macs": 5e8}]
+    assert budgets_of(parse_targets(["flops=50%,latency=9ms"], REACH)) == [{"macs": 5e8, "latency": pytest.approx(9e-3)}]
+    with pytest.raises(TargetError, match="'latency=50%': this run measured no latency"):
+        parse_targets(["latency=50%"], counted)
+    with pytest.raises(TargetError, match="not understood"):
+        parse_targets(["latency=fast"], counted, later=("latency",))
+
+
+def test_recipes_get_the_bounds_that_they_can_keep() -> None:
+    costs = CostModel({"macs": 1_000_000_000, "params": 20_000_000, "latency": 20e-3}, ())
+    joint = parse_targets(["flops=50%,latency=9ms", "latency=8ms", "params=11M"], REACH)
+    assert recipe_budgets(joint, costs) == [{"macs": 5e8}, {"params": 11e6}]
+    assert recipe_budgets(parse_targets(["latency=8ms"], REACH), costs) == []
+    assert recipe_budgets((), costs) == [{"macs": 5e8}]
+    check_recipes([], ["latency=8ms"])
+    check_recipes(["vtp"], ["flops=50%,latency=9ms"])
+    with pytest.raises(
+        TargetError, match=r"recipe 'vtp' keeps bounds on MACs or parameters, not on latency: .* flops=50%,latency=8ms"
+    ):
+        check_recipes(["vtp", "gohsp"], ["flops=50%", "latency=8ms"])

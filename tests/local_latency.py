@@ -1,0 +1,69 @@
+"""A timer whose times are a known function of a model's sizes: searches for a latency that depend on no machine."""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from timm.layers import Mlp
+from torch import nn
+
+from objectives import latency_probe
+from objectives.latency import Timing
+from spaces.allocation import Allocation
+from spaces.modules import ContractedAttention, LowRankLinear
+from spaces.sites import Space
+from spaces.vit import ATTENTION, resize
+
+BASE, APART = 1e-3, 2e-4  # seconds of the rest of a model; of widths that differ
+
+
+def seconds_of(model: nn.Module) -> float:
+    """Linear in every size. Heads whose widths differ take longer, and two linear layers longer than one."""
+    return BASE + sum(map(_seconds, model.modules()))
+
+
+def _seconds(module: nn.Module) -> float:
+    if isinstance(module, Mlp):
+        return _linear(module.fc1) + _linear(module.fc2)
+    if isinstance(module, ContractedAttention):
+        widths = module.num_heads * (module.query_key_dim + 2 * module.value_dim)
+        return _linear(module.qkv) + 1e-6 * widths + APART * (module.query_key_dim != module.value_dim)
+    if isinstance(module, ATTENTION):
+        heads, width = int(module.num_heads), int(module.head_dim)  # type: ignore[arg-type]
+        return _linear(module.qkv) + 1e-6 * heads * 3 * width
+    return 0.0
+
+
+def _linear(layer: object) -> float:
+    if isinstance(layer, LowRankLinear):
+        return 1e-4 + 1e-5 * layer.down.out_features
+    assert isinstance(layer, nn.Linear)
+    return 1e-7 * layer.weight.numel()
+
+
+class FakeTimer:
+    """In place of the timing of a latency table.
+
+    Attributes:
+        law: seconds of a model.
+        timed: models that were timed, the dense one each time.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, law: Callable[[nn.Module], float] = seconds_of) -> None:
+        self.law, self.timed = law, list[nn.Module]()
+        monkeypatch.setattr(latency_probe, "forward", lambda model, images, setting: model)
+        monkeypatch.setattr(latency_probe, "time_calls", self._time)
+
+    def _time(self, calls: Mapping[str, Any], *arguments: Any) -> dict[str, Timing]:
+        self.timed += calls.values()
+        return {name: Timing((self.law(model),)) for name, model in calls.items()}
+
+
+def cut(model: nn.Module, space: Space, allocation: Allocation) -> nn.Module:
+    """The structure of an allocation."""
+    with torch.no_grad():
+        small = copy.deepcopy(model)
+        resize(small, space, allocation)
+    return small

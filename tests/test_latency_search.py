@@ -1,0 +1,146 @@
+"""Whole searches on the digits for a latency, whose times are a known function of the sizes."""
+
+import json
+from io import StringIO
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from local_latency import FakeTimer, cut, seconds_of
+from local_launches import Silent, config_of
+from rich.console import Console
+from torch import nn
+
+from objectives.latency_table import LATENCY, LatencyTable
+from search import launch, open_run
+from search.progress import Display, front_table
+from search.run import Run
+from spaces.errors import RunError, TargetError
+from spaces.models import create_model
+from spaces.vit import describe
+
+pytestmark = pytest.mark.slow
+
+TARGET = {"target": ["latency=70%"], "objectives": "error,latency", "trials": 9}
+
+
+def slowed(model: nn.Module) -> float:
+    return 2 * seconds_of(model)
+
+
+def test_a_search_for_a_latency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every proposal is within it, where most would not be by their MACs alone; what is left of a run goes on as it was."""
+    timer, text = FakeTimer(monkeypatch), StringIO()
+    with pytest.raises(KeyboardInterrupt):
+        launch(config_of(tmp_path, **TARGET), Silent(stop_at=6))
+    table, measured = (tmp_path / "run" / LATENCY).read_bytes(), len(timer.timed)
+    timer.law = slowed
+    with Display(Console(file=text, width=250)) as display:
+        run = launch(config_of(tmp_path, **TARGET), display)
+    assert (tmp_path / "run" / LATENCY).read_bytes() == table, "costs must not change within a run"
+    assert len(timer.timed) == measured
+    dense = seconds_of(create_model(run.config.model))
+    assert run.summary["dense"]["latency"] == pytest.approx(dense)
+    assert run.summary["objectives"] == ["error", "latency"]
+    assert [(entry["cost"], entry["limit"]) for entry in run.summary["targets"]] == [("latency", pytest.approx(0.7 * dense))]
+    small = run.trials[run.trials["label"] != "dense"]
+    assert len(small) == 8
+    assert small["latency"].max() <= run.summary["targets"][0]["limit"] < 1.05 * small["latency"].max()
+    for _, row in small.iterrows():
+        truth = seconds_of(_model(run, row))
+        assert row["latency"] == pytest.approx(truth)
+        assert row["latency_kept"] == pytest.approx(truth / dense)
+    assert list(run.front["latency"]) == sorted(run.front["latency"])
+    assert run.best("latency=70%")["number"] == run.summary["best"][0]
+    said = text.getvalue()
+    assert f"latency of the dense model {1000 * dense:.3g} ms for batch 1, fp32, eager, on " in said
+    assert "of latency, error" in said
+    shown = StringIO()
+    Console(file=shown, width=250).print(front_table(run.summary))
+    assert f"{1000 * run.front['latency'].iloc[0]:.3g} ms" in shown.getvalue()
+
+
+def _model(run: Run, row: "pd.Series[float]") -> nn.Module:
+    dense = create_model(run.config.model)
+    return cut(dense, describe(dense, run.config.study.space, run.config.study.multiple), run.allocation(row))
+
+
+def test_a_run_keeps_its_latencies_or_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeTimer(monkeypatch)
+    config = config_of(tmp_path, **{**TARGET, "trials": 2})
+    path = launch(config, Silent()).directory / LATENCY
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "device": "elsewhere cpu (x86_64)"}))
+    reporter = Silent()
+    launch(config, reporter)
+    assert [text for text in reporter.notices if "latenc" in text] == [
+        "this run keeps the latencies that it began with, of elsewhere cpu (x86_64)"
+    ]
+    path.write_text("{")
+    with pytest.raises(RunError, match=r"latency\.json cannot be read"):
+        launch(config, Silent())
+    path.unlink()
+    with pytest.raises(RunError, match=r"latency\.json .*is missing"):
+        launch(config, Silent())
+
+
+def test_joint_targets_and_a_recipe_beside_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recipe keeps the bound on MACs; its latency is timed beside the dense model's, since no table knows its space."""
+    FakeTimer(monkeypatch)
+    options = {"target": ["flops=60%,latency=80%"], "trials": 9, "baselines": ["uniform", "random", "svd-energy"]}
+    run = launch(config_of(tmp_path, **options), Silent())
+    recipe = run.trials["label"] == "svd-energy"
+    small = run.trials[(run.trials["label"] != "dense") & ~recipe]
+    assert small["macs_kept"].max() <= 0.6
+    assert small["latency_kept"].max() <= 0.8
+    (row,) = (entry for _, entry in run.trials[recipe].iterrows())
+    dense = create_model(run.config.model)
+    truth = seconds_of(cut(dense, describe(dense, "low-rank", run.config.study.multiple), run.allocation(row)))
+    assert row["latency"] == pytest.approx(truth)
+    assert row["macs_kept"] <= 0.6
+
+
+def test_latency_as_an_objective_without_a_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeTimer(monkeypatch)
+    run = launch(config_of(tmp_path, target=[], objectives=["error", "latency"], trials=8), Silent())
+    least, dense = run.summary["reach"]["latency"]
+    assert run.trials["latency"].min() < least + 0.1 * (dense - least)
+    assert 0 < run.summary["hypervolume"] < 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": ["latency=1%"]}, r"'latency=1%' is .* µs, but this space reaches from .* ms \(\d.*%\) to .* ms \(100%"),
+        ({"target": ["latency=fast"]}, "not understood"),
+        ({"target": ["latency=90%"], "baselines": ["vtp"]}, "recipe 'vtp' keeps bounds on MACs or parameters, not on latency"),
+    ],
+)
+def test_what_cannot_be_searched_leaves_no_run(
+    options: dict[str, list[str]], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeTimer(monkeypatch)
+    with pytest.raises(TargetError, match=message):
+        launch(config_of(tmp_path, **options), Silent())
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_without_latency_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timer = FakeTimer(monkeypatch)
+    run = launch(config_of(tmp_path, trials=2), Silent())
+    assert not timer.timed
+    assert "latency" not in " ".join(run.trials.columns)
+    assert "latency" not in json.dumps({**run.summary, "spaces": {}})
+    with pytest.raises(TargetError, match="'latency=50%': this run measured no latency"):
+        run.best("latency=50%")
+
+
+def test_workers_share_the_table_that_the_first_one_measured(tmp_path: Path) -> None:
+    """With real times, of which nothing is said but that all trials have the table's."""
+    options = {"objectives": "error,latency", "trials": 6, "parallel": 2, "latency_seconds": 0.001}
+    run = launch(config_of(tmp_path, **options), Silent())
+    table = LatencyTable.load(tmp_path / "run" / LATENCY)
+    assert len(run.trials) == 6
+    for _, row in run.trials.iterrows():
+        assert row["latency"] == pytest.approx(table.latency(run.space, run.allocation(row)), rel=1e-12)
+    assert open_run(tmp_path / "run").summary["dense"]["latency"] == table.dense

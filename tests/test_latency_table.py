@@ -1,0 +1,170 @@
+"""The table of latencies: what it makes of times that are a known function of the sizes."""
+
+import json
+import random
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from local_latency import FakeTimer, cut, seconds_of
+from torch import nn
+
+from objectives.cost import cost_model
+from objectives.latency_probe import clock_of, measure_latency
+from objectives.latency_table import Grid, LatencyConfig, LatencyTable, smoothed
+from spaces.allocation import Allocation
+from spaces.errors import ConfigError, RunError
+from spaces.sites import Space
+from spaces.vit import describe
+
+Make = Callable[..., nn.Module]
+
+
+def measured(model: nn.Module, space: Space) -> LatencyTable:
+    return measure_latency(model, space, cost_model(model, space), torch.zeros(1, 3, 16, 16), LatencyConfig(), "mark")
+
+
+def drawn(space: Space, seed: int) -> Allocation:
+    """Random operators and sizes."""
+    rng = random.Random(seed)
+    chosen = [site for rivals in space.branches.values() for site in rng.choice(rivals).sites]
+    return space.identity().replace({site.name: rng.choice(site.choices) for site in chosen})
+
+
+@pytest.mark.parametrize("space", ["contract", "heads", "hybrid", "full"])
+def test_times_that_are_linear_in_the_sizes_are_reproduced(space: str, make_vit: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of whole models, though blocks were measured a kind at a time, and at some sizes only."""
+    FakeTimer(monkeypatch)
+    model = make_vit(num_heads=4, embed_dim=64)
+    offered = describe(model, space)
+    table = measured(model, offered)
+    assert table.dense == pytest.approx(seconds_of(model))
+    assert table.error == pytest.approx(0, abs=1e-9)
+    costs = cost_model(model, offered).with_latency(table.dense, table.saved)
+    assert costs.costs(offered.identity()) == {**cost_model(model, offered).dense, "latency": table.dense}
+    for seed in range(40):
+        allocation = drawn(offered, seed)
+        truth = seconds_of(cut(model, offered, allocation))
+        assert table.latency(offered, allocation) == pytest.approx(truth, rel=1e-9)
+        assert costs.count(allocation, "latency") == pytest.approx(truth, rel=1e-9)
+
+
+def test_alike_blocks_are_measured_once(make_vit: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+    for depth in (2, 4):
+        timer, model = FakeTimer(monkeypatch), make_vit(depth=depth)
+        table = measured(model, describe(model))
+        assert sorted(len(unit.branches) for unit, _ in table.grids) == [depth, depth]
+        counts.append(len(timer.timed))
+    assert counts[0] == counts[1]
+
+
+def test_a_block_of_another_shape_is_measured_by_itself(make_vit: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeTimer(monkeypatch)
+    model = make_vit(depth=3)
+    wide = make_vit(depth=1, mlp_ratio=8.0)
+    model.blocks[1].mlp = wide.blocks[0].mlp  # type: ignore[index,union-attr,operator]
+    space = describe(model)
+    table = measured(model, space)
+    branches = {unit.branches for unit, _ in table.grids if unit.operator == "neurons"}
+    assert branches == {("blocks.0.mlp", "blocks.2.mlp"), ("blocks.1.mlp",)}
+    allocation = space.identity().replace({"blocks.1.mlp.hidden": 40, "blocks.0.mlp.hidden": 88})
+    assert table.latency(space, allocation) == pytest.approx(seconds_of(cut(model, space, allocation)))
+
+
+def test_sums_are_fitted_to_whole_models(make_vit: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a model saves less than its branches alone, the table says less than their sum."""
+    model = make_vit()
+    dense, space = seconds_of(model), describe(model)
+
+    def law(found: nn.Module) -> float:
+        saved = [dense - seconds_of(part) for part in _parts(model, found)]
+        return dense - (0.7 if all(saved) else 1.0) * sum(saved)
+
+    FakeTimer(monkeypatch, law)
+    table = measured(model, space)
+    allocation = space.identity().replace({"blocks.0.attn.qk": 4, "blocks.0.attn.vo": 4, "blocks.1.mlp.hidden": 32})
+    sums, found = dense - seconds_of(cut(model, space, allocation)), table.dense - table.latency(space, allocation)
+    assert 0.7 * sums < found < 0.85 * sums
+    assert table.error < 0.06
+
+
+def _parts(dense: nn.Module, found: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """The model with its attention alone cut, and with its FFNs alone."""
+    kinds = []
+    for part in ("attn", "mlp"):
+        blocks = []
+        for whole, small in zip(dense.blocks, found.blocks, strict=True):  # type: ignore[arg-type]
+            blocks.append(nn.ModuleDict({name: getattr(small if name == part else whole, name) for name in ("attn", "mlp")}))
+        kinds.append(nn.ModuleList(blocks))
+    return kinds[0], kinds[1]
+
+
+def test_between_measured_sizes_it_is_linear() -> None:
+    grid = Grid({"qk": (8, 16, 32), "vo": (8, 24)}, np.array([[0.5, 0.3], [0.4, 0.2], [0.1, 0.0]]))
+    assert grid.at({"qk": 16, "vo": 8}) == pytest.approx(0.4)
+    assert grid.at({"qk": 24, "vo": 8}) == pytest.approx(0.25)
+    assert grid.at({"qk": 12, "vo": 16}) == pytest.approx((0.5 + 0.3 + 0.4 + 0.2) / 4)
+    assert grid.at({"qk": 32, "vo": 32}) == pytest.approx(-0.05), "a little beyond the last size"
+    assert Grid({"hidden": (8,)}, np.array([0.5])).at({"hidden": 8}) == 0.5
+
+
+def test_smoothing_leaves_what_falls_and_mends_what_does_not() -> None:
+    falling = np.array([[0.5, 0.3], [0.4, 0.3], [0.4, -0.1]])
+    assert (smoothed(falling) == falling).all()
+    assert smoothed(np.array([0.5, 0.2, 0.4, 0.1])) == pytest.approx([0.5, 0.3, 0.3, 0.1])
+    noisy = falling[:, :, None] + np.random.default_rng(0).normal(0, 0.2, (3, 2, 4))
+    for axis in range(3):
+        assert (np.diff(smoothed(noisy), axis=axis) <= 1e-12).all()
+
+
+def test_a_table_is_read_as_it_was_written(make_vit: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    FakeTimer(monkeypatch)
+    model = make_vit()
+    space, path = describe(model, "full"), tmp_path / "latency.json"
+    table = measured(model, space)
+    table.save(path)
+    again = LatencyTable.load(path)
+    assert (again.config, again.fingerprint, again.device) == (LatencyConfig(), "mark", table.device)
+    assert (again.threads, again.clock, again.checks) == (1, "cpu", table.checks)
+    for seed in range(10):
+        assert again.latency(space, drawn(space, seed)) == table.latency(space, drawn(space, seed))
+    content = json.loads(path.read_text())
+    del content["grids"][0]["unit"]["parts"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(RunError, match=r"latency\.json cannot be read"):
+        LatencyTable.load(path)
+
+
+def test_the_real_timer_measures_models_that_run(make_vit: Make) -> None:
+    """Nothing is said of the times: a machine that does other things has any."""
+    model = make_vit()
+    space = describe(model)
+    config = LatencyConfig(latency_batch_size=2, latency_amp=True, latency_seconds=0.001)
+    stages: list[tuple[str, int, int]] = []
+    table = measure_latency(
+        model, space, cost_model(model, space), torch.zeros(2, 3, 16, 16), config, "mark",
+        lambda *stage: stages.append(stage),
+    )  # fmt: skip
+    assert table.dense > 0
+    assert all(np.isfinite(grid.saved).all() for _, grids in table.grids for grid in grids.values())
+    assert len(table.checks) == 8
+    assert stages[-1] == ("latency", stages[-1][2], stages[-1][2])
+    assert all(before[1] < after[1] for before, after in pairwise(stages))
+
+
+def test_other_processes_have_no_part_where_one_thread_works() -> None:
+    cpu = torch.device("cpu")
+    assert [clock_of(cpu, 1), clock_of(cpu, 2), clock_of(torch.device("meta"), 1)] == ["cpu", "wall", "wall"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"latency_batch_size": 0}, "latency_batch_size must be at least 1"), ({"latency_seconds": 0}, "latency_seconds must be")],
+)
+def test_options_out_of_range(options: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        LatencyConfig(**options)  # type: ignore[arg-type]
