@@ -49,8 +49,11 @@ def split_trials(trials: pd.DataFrame) -> tuple[list[dict[str, Any]], list[dict[
     return points, stopped, failed
 
 
-def figure_of(cost: str, summary: Row, points: list[dict[str, Any]]) -> dict[str, Any]:
-    """Coordinates, in percent, of everything drawn for one cost; the colours and the library are the caller's."""
+def figure_of(cost: str, summary: Row, points: list[dict[str, Any]], stopped: Sequence[Row] = ()) -> dict[str, Any]:
+    """Coordinates, in percent, of everything drawn for one cost; the colours and the library are the caller's.
+
+    Trials that were stopped early have the error at their last rung, which the axes need not hold.
+    """
     dense = summary["dense"]
     front = sorted(summary["front"], key=lambda row: (row[cost], row["error"]))
     named = [row for row in points if row["label"] not in ("", "dense")]
@@ -64,7 +67,8 @@ def figure_of(cost: str, summary: Row, points: list[dict[str, Any]]) -> dict[str
     }
     limits = [(100 * target["limit"] / dense[cost], target["text"]) for target in summary["targets"] if target["cost"] == cost]
     ranges = _ranges(traces, [x for x, _ in limits])
-    figure = {"traces": traces, "ranges": ranges}
+    at_rung = [{**row, "error": row["rung_error"]} for row in stopped if is_finite(row.get("rung_error"))]
+    figure = {"traces": traces | {"stopped": _trace(at_rung, cost, dense)}, "ranges": ranges}
     return {
         **figure,
         "labels": {screen: _labels([row["label"] for row in named], figure, width) for screen, width in _CHARACTERS.items()},

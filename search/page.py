@@ -60,7 +60,7 @@ def content(
         title; data, which the page's script reads, None without a trial to draw; parts, element id -> HTML.
     """
     points, stopped, failed = split_trials(trials)
-    data = {**_data(summary, points, sites, run), "csv": trials.to_csv(index=False)} if points else None
+    data = {**_data(summary, points, stopped, sites, run), "csv": trials.to_csv(index=False)} if points else None
     shown = {
         "summary": summary,
         "data": data,
@@ -108,7 +108,9 @@ def page(content: dict[str, Any], live: bool = False) -> str:
     )
 
 
-def _data(summary: Row, points: list[dict[str, Any]], sites: Sequence[Site], run: str) -> dict[str, Any]:
+def _data(
+    summary: Row, points: list[dict[str, Any]], stopped: list[dict[str, Any]], sites: Sequence[Site], run: str
+) -> dict[str, Any]:
     """What the page's script reads."""
     wanted = [*summary["best"], *(row["number"] for row in sorted(summary["front"], key=lambda row: row["macs"]))]
     shown = {row["number"]: row for row in points}
@@ -127,7 +129,11 @@ def _data(summary: Row, points: list[dict[str, Any]], sites: Sequence[Site], run
             }
             for number, row in shown.items()
         },
-        "figures": {cost: figure_of(cost, summary, points) for cost in COSTS},
+        "figures": {cost: figure_of(cost, summary, points, stopped) for cost in COSTS},
+        "stopped": {
+            row["number"]: {"reason": row["reason"], "rung": _number(row.get("rung"), ".0f"), **_texts(row, summary)}
+            for row in stopped
+        },
         "progress": progress_of(points, summary),
         "chosen": next((number for number in wanted if number in shown), points[0]["number"]),
         "dense": _number(reference, ".2%"),

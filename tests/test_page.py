@@ -123,6 +123,21 @@ def test_the_heat_map_shows_the_front_and_chooses_from_it(visit: Visit, run: Run
     expect(visit.page.locator("#command")).to_have_text(re.compile(rf" {numbers[0]}$"))
 
 
+def test_trials_that_were_stopped_are_drawn_at_their_rung(run: Run, tmp_path: Path) -> None:
+    trials = run.trials.astype({"reason": object, "rung": float})
+    trials.loc[7, ["state", "reason", "rung", "rung_error", "error"]] = ["PRUNED", "dominated by <b>", 2.0, 0.5, float("nan")]
+    trials.to_csv(tmp_path / "trials.csv", index=False)
+    (tmp_path / "pareto.json").write_text(json.dumps(run.summary))
+    render(Run(tmp_path))
+    with browser() as visit:
+        page = visit.open((tmp_path / "report.html").as_uri())
+        drawn = page.evaluate("document.getElementById('plot').data.find((each) => each.name === 'stopped early')")
+        assert (drawn["customdata"], drawn["y"]) == ([7], [50.0])
+        assert drawn["x"] == [pytest.approx(100 * trials["macs_kept"][7], abs=1e-3)]
+        assert "stopped at step 2" in drawn["hovertext"][0] and "dominated by &lt;b&gt;" in drawn["hovertext"][0]
+        assert visit.problems == []
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_fits(run: Run, tmp_path: Path, width: int, theme: str) -> None:

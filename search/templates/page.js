@@ -45,12 +45,16 @@ function name(number) {
 
 function hover(number) {
   if (number === null) return "dense";
+  const stopped = data.stopped[number];
+  if (stopped) return `<b>Trial ${number}, stopped at step ${stopped.rung}</b><br>MACs kept: ${stopped.macs_kept}<br>${plain(stopped.reason)}`;
   const lines = facts(data.points[number]).slice(0, 4).map(([term, text]) => `${term}: ${text}`);
   return [`<b>${plain(name(number))}</b>`, ...lines].join("<br>");
 }
 
 function traces(figure, colour) {
   const looks = {
+    stopped: { name: "stopped early", mode: "markers", showlegend: figure.traces.stopped.x.length > 0,
+      marker: { symbol: "x-thin", size: 6, opacity: 0.7, line: { color: colour("trial"), width: 1.2 } } },
     trials: { name: "trials", mode: "markers", marker: { color: colour("trial"), size: 6, opacity: 0.65 } },
     line: { name: narrow.matches ? "front" : figure.front, mode: "lines", line: { color: colour("front"), width: 2 }, hoverinfo: "skip" },
     front: { mode: "markers", showlegend: false, marker: { color: colour("front"), size: 8 } },
@@ -330,9 +334,10 @@ function step(event) {
 }
 
 function begin() {
-  show(chosen, true).then(() => plot.on("plotly_click", ({ points, event }) => {
-    if (typeof points[0].customdata === "number") pick(points[0].customdata, event.shiftKey);
-  }));
+  show(chosen, true);
+  plot.on("plotly_click", ({ points, event }) => {
+    if (points[0].customdata in data.points) pick(points[0].customdata, event.shiftKey);
+  });
   document.getElementById("rows").addEventListener("click", (event) => {
     pick(Number(event.target.closest("tr").dataset.number), event.shiftKey);
   });
