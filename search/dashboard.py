@@ -3,7 +3,8 @@
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import Any
@@ -113,7 +114,17 @@ def _copy_database(url: str, directory: Path, copies: BaseStorage, name: str) ->
         raise RunError(f"{directory} does not keep the password of {url}: give --storage with it")
     study = directory.resolve().name
     try:
-        storage = RDBStorage(url, skip_table_creation=True)
-        optuna.copy_study(from_study_name=study, from_storage=storage, to_storage=copies, to_study_name=name)
+        with _reading(url) as storage:
+            optuna.copy_study(from_study_name=study, from_storage=storage, to_storage=copies, to_study_name=name)
     except (ImportError, ValueError, KeyError, RuntimeError, StorageInternalError, SQLAlchemyError) as error:
         raise RunError(f"the study {study!r} in {masked(url)} cannot be read ({reason(error)}): correct --storage") from error
+
+
+@contextmanager
+def _reading(url: str) -> Iterator[RDBStorage]:
+    storage = RDBStorage(url, skip_table_creation=True)
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()

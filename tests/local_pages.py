@@ -36,7 +36,13 @@ def made_up(count: int, costs: Sequence[str] = ("macs", "params"), seed: int = 0
     space = _space(blocks=12)
     trials = _trials(count, space, costs, np.random.default_rng(seed))
     dense = {name: DENSE[name] for name in (*costs, "error")}
-    facts = {"model": "deit_small", "space": space.name, "spaces": {space.name: describe_space(space)}, "skipped": []}
+    facts = {
+        "model": "deit_small",
+        "fingerprint": "made-up",
+        "space": space.name,
+        "spaces": {space.name: describe_space(space)},
+        "skipped": [],
+    }
     target = Target(text="flops=50%", cost="macs", limit=DENSE["macs"] / 2)
     return summarise(trials, ["error", "macs"], [target], {**facts, "dense": dense}), trials
 

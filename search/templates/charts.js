@@ -82,7 +82,7 @@ function drawProgress() {
     ...basicLayout(colour, {
       xaxis: { title: { text: against === "hours" ? "hours since the first trial began" : "finished trials" } },
       yaxis: { title: { text: "hypervolume" }, color: colour(alone ? "front" : "ink") },
-      yaxis2: { title: { text: alone ? "" : "best error under the target (%), dotted" }, overlaying: "y", side: "right", showgrid: false, tickformat: ".2f",
+      yaxis2: { title: { text: alone ? "" : "best error (%), dotted" }, overlaying: "y", side: "right", showgrid: false, tickformat: ".2f",
         color: colour(alone ? "baseline" : "ink") },
     }),
     margin: { l: 50, r: 50, t: 30, b: 40 }, uirevision: against, hovermode: "x unified",

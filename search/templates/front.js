@@ -79,7 +79,8 @@ function ring(place, number, color) {
 
 function span(axis) {
   const ranges = runs.map((run) => run.figures[cost].ranges[axis]);
-  return [Math.min(...ranges.map(([low]) => low)), Math.max(...ranges.map(([, high]) => high))];
+  const [low, high] = [Math.min(...ranges.map(([low]) => low)), Math.max(...ranges.map(([, high]) => high))];
+  return axis === "y" && runs.length > 1 ? [low - 0.08 * (high - low), high] : [low, high]; // room for the targets' texts
 }
 
 function axisTitle() {
