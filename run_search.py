@@ -25,9 +25,11 @@ from objectives.measure import measure  # noqa: E402
 from search import SearchConfig, audit, demo, launch, open_run  # noqa: E402
 from search.cli import build_parser, given_options  # noqa: E402
 from search.config import read_options  # noqa: E402
+from search.dashboard import check_installed, serve_dashboard, snapshot  # noqa: E402
 from search.exports import ExportOptions, check_all, export_points, export_table  # noqa: E402
 from search.inspect import describe_model, inspect_profile  # noqa: E402
 from search.journal import LOCK  # noqa: E402
+from search.overlay import fronts  # noqa: E402
 from search.pick import wishes  # noqa: E402
 from search.progress import Display, audit_view, front_table, latency_table  # noqa: E402
 from search.run import stored_options, with_stored  # noqa: E402
@@ -103,19 +105,28 @@ def _inspect(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def _browse(arguments: argparse.Namespace, console: Console) -> None:
-    directory = Path(arguments.run)
+    directories = [Path(run) for run in arguments.runs]
     if arguments.text:
-        console.print(front_table(open_run(directory).summary))
+        for line in fronts([open_run(directory) for directory in directories]):
+            console.print(line)
         return
-    if not (directory / LOCK).exists():  # a run that is being started has that alone
-        open_run(directory)
+    if arguments.dashboard:
+        check_installed()
+    for directory in directories:
+        if not (directory / LOCK).exists():  # a run that is being started has that alone
+            open_run(directory)
+    studies = snapshot(directories, arguments.storage) if arguments.dashboard else None
     listener = listen(arguments.host, arguments.port)
     name = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
     url = f"http://{name}:{listener.getsockname()[1]}/"
-    console.print(f"{directory} at {url} (Ctrl-C ends it)", markup=False, highlight=False, soft_wrap=True)
+    what = f"{'a snapshot of ' if studies else ''}{', '.join(arguments.runs)}"
+    console.print(f"{what} at {url} (Ctrl-C ends it)", markup=False, highlight=False, soft_wrap=True)
     if not arguments.no_open:
         webbrowser.open(url)
-    serve(directory, listener, arguments.host)
+    if studies is None:
+        serve(directories, listener, arguments.host)
+    else:
+        serve_dashboard(studies, listener, arguments.host)
 
 
 def _audit(arguments: argparse.Namespace, console: Console) -> None:

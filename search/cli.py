@@ -42,6 +42,7 @@ examples:
   run_search.py launch --recipe gohsp --target flops=50% --model deit_small_patch16_224 --pretrained --data-dir imagenet
       a published system alone; --baselines kumar-hybrid vtp gohsp losparse uniform runs them beside a search
   run_search.py browse runs/deit_small_patch16_224-contract
+      its page, live; of several runs at once; with --text as a table
   run_search.py export runs/deit_small_patch16_224-contract --target flops=50%
   run_search.py measure runs/deit_small_patch16_224-contract/export/flops50
   run_search.py predict runs/deit_small_patch16_224-contract/export/flops50 image.jpg
@@ -88,19 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for owner, names in _INSPECTED.items():
         _add_options(inspect.add_argument_group(_TITLES[owner.__name__]), owner, only=names)
-    browse = commands.add_parser(
-        "browse",
-        help="show a run in the browser, live while it is searched",
-        description="Serve a run's page on this machine until Ctrl-C, live while a search writes the run, which reading never "
-        "disturbs. report.html in the run directory is the same page as one file.",
-    )
-    browse.add_argument("run", help="run directory")
-    browse.add_argument("--text", action="store_true", help="print the front as a table instead")
-    browse.add_argument("--port", type=int, default=0, metavar="N", help="default: any free one, which is printed")
-    browse.add_argument(
-        "--host", default="127.0.0.1", help="default: %(default)s; whoever reaches another one can read the run"
-    )
-    browse.add_argument("--no-open", action="store_true", help="do not open the page in a browser")
+    _add_browse(commands)
     audit = commands.add_parser(
         "audit",
         help="fine-tune points of the front for longer: does the short fine-tune rank them as a long one does?",
@@ -182,6 +171,29 @@ def _add_points(group: Any) -> None:
     group.add_argument("--output", metavar="FOLDER", help="where the folders go (default: RUN/export)")
     group.add_argument("--force", action="store_true", help="write them again where they are there")
     group.add_argument("--data-dir", metavar="FOLDER", help="where the run's images are now")
+
+
+def _add_browse(commands: Any) -> None:
+    browse = commands.add_parser(
+        "browse",
+        help="show runs in the browser, live while they are searched",
+        description="Serve the page of a run on this machine until Ctrl-C, live while a search writes the run, which reading "
+        "never disturbs; several runs together. report.html in the run directory is the same page as one file.",
+    )
+    browse.add_argument("runs", nargs="+", metavar="RUN", help="run directory")
+    shown = browse.add_mutually_exclusive_group()
+    shown.add_argument("--text", action="store_true", help="print the fronts as tables instead")
+    shown.add_argument(
+        "--dashboard",
+        action="store_true",
+        help="start optuna-dashboard instead, on a snapshot of the studies (pip install 'vit-compression-search[dashboard]')",
+    )
+    browse.add_argument("--storage", metavar="URL", help="for --dashboard: of a run's database, with its password")
+    browse.add_argument("--port", type=int, default=0, metavar="N", help="default: any free one, which is printed")
+    browse.add_argument(
+        "--host", default="127.0.0.1", help="default: %(default)s; whoever reaches another one can read the run"
+    )
+    browse.add_argument("--no-open", action="store_true", help="do not open the page in a browser")
 
 
 def given_options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -27,9 +27,8 @@ def progress_of(points: Sequence[Mapping[str, Any]], summary: Mapping[str, Any])
     volume, best = 0.0, None
     for row in ordered:
         point = tuple(float(row[column]) for column in columns)
-        found = front([*kept, point])
-        if len(kept) in found:  # nearly all points are dominated, and change nothing
-            kept = [[*kept, point][index] for index in found]
+        if not any(all(a <= b for a, b in zip(other, point, strict=True)) for other in kept):  # nearly all change nothing
+            kept = [[*kept, point][index] for index in front([*kept, point])]
             volume = hypervolume(kept, [1.0] * len(columns))
         if all(row[cost] <= limit for cost, limit in limits.items()):
             best = 100 * row["error"] if best is None else min(best, 100 * row["error"])

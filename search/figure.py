@@ -1,4 +1,4 @@
-"""What the front's figure shows, as coordinates; drawn by the page (search/report.py) and the picture (search/picture.py)."""
+"""What the front's figure shows, as coordinates; drawn by the page (search/page.py) and the picture (search/picture.py)."""
 
 import html
 import math
@@ -13,7 +13,8 @@ from search.targets import format_count
 Row = Mapping[str, Any]
 Box = tuple[float, float, float, float]
 
-COSTS = {"macs": "MACs", "params": "parameters"}
+COSTS = {"macs": "MACs", "params": "parameters", "latency": "latency"}
+_COUNTED = ("macs", "params")  # of every trial that was built; a latency is there where it was measured
 
 # Where a label may stand beside its point, best first: Plotly's name -> offset in points and alignment for matplotlib.
 PLACES = {
@@ -26,6 +27,16 @@ PLACES = {
 _CHARACTERS = {"wide": 0.013, "narrow": 0.025}
 # Distance, as a share of the axes, below which two baselines share a label.
 _NEAR = 0.04
+
+
+def costs_of(summary: Row) -> list[str]:
+    """The costs that a run has, MACs first: the latency only where that of the dense model was measured."""
+    return [cost for cost in COSTS if is_finite(summary["dense"].get(cost))]
+
+
+def format_amount(cost: str, value: float) -> str:
+    """1234567 MACs -> '1.23 M'; 0.00123 seconds of latency -> '1.23 ms'."""
+    return f"{1000 * value:.3g} ms" if cost == "latency" else format_count(value)
 
 
 def split_trials(trials: pd.DataFrame) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
@@ -42,17 +53,22 @@ def split_trials(trials: pd.DataFrame) -> tuple[list[dict[str, Any]], list[dict[
             stopped.append(row)
         elif row["state"] != "COMPLETE":
             failed.append({**row, "reason": row["reason"] or "no reason given"})
-        elif not all(is_finite(row[column]) for column in ("error", *COSTS)):
+        elif not all(is_finite(row[column]) for column in ("error", *_COUNTED)):
             failed.append({**row, "reason": "its error or a cost is not finite"})
         else:
             points.append(row)
     return points, stopped, failed
 
 
-def figure_of(cost: str, summary: Row, points: list[dict[str, Any]]) -> dict[str, Any]:
-    """Coordinates, in percent, of everything drawn for one cost; the colours and the library are the caller's."""
-    dense = summary["dense"]
-    front = sorted(summary["front"], key=lambda row: (row[cost], row["error"]))
+def figure_of(cost: str, summary: Row, points: Sequence[Row], stopped: Sequence[Row] = ()) -> dict[str, Any]:
+    """Coordinates, in percent, of everything drawn for one cost; the colours and the library are the caller's.
+
+    Trials for which the cost was not measured are left out. Those that were stopped early have the error at their last rung,
+    which the axes need not hold.
+    """
+    dense, numbers = summary["dense"], {row["number"] for row in summary["front"]}
+    points, stopped = ([row for row in rows if is_finite(row.get(cost))] for rows in (points, stopped))
+    front = sorted((row for row in points if row["number"] in numbers), key=lambda row: (row[cost], row["error"]))
     named = [row for row in points if row["label"] not in ("", "dense")]
     star = next((row["number"] for row in points if row["label"] == "dense"), None)
     traces: dict[str, Row] = {
@@ -64,12 +80,13 @@ def figure_of(cost: str, summary: Row, points: list[dict[str, Any]]) -> dict[str
     }
     limits = [(100 * target["limit"] / dense[cost], target["text"]) for target in summary["targets"] if target["cost"] == cost]
     ranges = _ranges(traces, [x for x, _ in limits])
-    figure = {"traces": traces, "ranges": ranges}
+    at_rung = [{**row, "error": row["rung_error"]} for row in stopped if is_finite(row.get("rung_error"))]
+    figure = {"traces": traces | {"stopped": _trace(at_rung, cost, dense)}, "ranges": ranges}
     return {
         **figure,
         "labels": {screen: _labels([row["label"] for row in named], figure, width) for screen, width in _CHARACTERS.items()},
         "limits": [_limit(index, x, text, ranges["x"]) for index, (x, text) in enumerate(limits)],
-        "title": f"{COSTS[cost]} kept (% of the dense {format_count(dense[cost])})",
+        "title": f"{COSTS[cost]} kept (% of the dense {format_amount(cost, dense[cost])})",
         "front": f"front of {', '.join(COSTS.get(name, name) for name in summary['objectives'])}",
         "reference": reference_of(dense)[1],
     }
@@ -98,7 +115,7 @@ def _ranges(traces: Mapping[str, Row], limits: list[float]) -> dict[str, tuple[f
     for axis, extra in (("x", limits), ("y", [])):
         values = [value for trace in traces.values() for value in trace[axis]] + extra
         margin = 0.07 * ((max(values) - min(values)) or 1.0)
-        ranges[axis] = (min(values) - margin * (1.6 if axis == "y" else 1.0), max(values) + margin)
+        ranges[axis] = (min(values) - margin * (2.0 if axis == "y" else 1.0), max(values) + margin)
     return ranges
 
 

@@ -65,6 +65,13 @@ def write_heat_maps(path: Path, profile: Profile, space: Space, title: str) -> N
         FigureCanvasAgg(figure).print_figure(partial, dpi=160, format="png", facecolor="white")
 
 
+def conditions(profile: Profile) -> str:
+    """What a profile was measured on, in a line."""
+    if not profile.measured:
+        return "closed-form errors, not measured"
+    return f"errors measured on {profile.images} calibration images at up to {profile.sizes} sizes of every site"
+
+
 def format_error(error: float) -> str:
     """0.0123 -> '0.012', 0.000123 -> '1.2e-4'."""
     if error == 0 or error >= 0.01:

@@ -13,7 +13,7 @@ from objectives.evaluator import Evaluator
 from objectives.progress import Progress
 from objectives.sensitivity import Profile
 from search.config import SearchConfig
-from search.heatmap import SHARES, format_error, heat_table, write_heat_maps
+from search.heatmap import SHARES, conditions, format_error, heat_table, write_heat_maps
 from search.run import check_same_model, default_output, make_directory
 from search.targets import format_count, format_kept, reach_of
 from spaces.sites import Site, Space
@@ -50,7 +50,7 @@ def inspect_profile(config: SearchConfig, progress: Progress) -> Iterator[Table 
         torch.set_num_threads(config.machines.threads)
     evaluator = Evaluator(config.objective(directory), progress, accept)
     profile, space = evaluator.profile, evaluator.space
-    title = f"{config.model.model}, space {space.name}: {_conditions(profile)}"
+    title = f"{config.model.model}, space {space.name}: {conditions(profile)}"
     write_heat_maps(directory / "profile.png", profile, space, title)
     yield title
     yield _errors(profile, space, evaluator.costs)
@@ -58,12 +58,6 @@ def inspect_profile(config: SearchConfig, progress: Progress) -> Iterator[Table 
         yield _agreement(profile)
     yield heat_table(profile.errors, space, SHARES[1])
     yield f"picture: {directory / 'profile.png'}"
-
-
-def _conditions(profile: Profile) -> str:
-    if not profile.measured:
-        return "closed-form errors, not measured"
-    return f"errors measured on {profile.images} calibration images at up to {profile.sizes} sizes of every site"
 
 
 def _errors(profile: Profile, space: Space, costs: CostModel) -> Table:

@@ -19,6 +19,11 @@ def front(points: Sequence[Point]) -> list[int]:
     """
     order = sorted((i for i, point in enumerate(points) if _finite(point)), key=lambda i: (tuple(points[i]), i))
     kept: list[int] = []
+    if order and len(points[order[0]]) == 2:  # the last one kept has the least second coordinate of all
+        for index in order:
+            if not kept or points[index][1] < points[kept[-1]][1]:
+                kept.append(index)
+        return kept
     for index in order:  # a point can only be dominated by one that comes before it in this order
         if not any(_covers(points[other], points[index]) for other in kept):
             kept.append(index)
@@ -45,6 +50,10 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
         return 0.0
     if len(reference) == 1:
         return float(reference[0] - min(p[0] for p in inside))
+    if len(reference) == 2:
+        steps = [inside[i] for i in front(inside)]  # the first coordinate ascends, the second one descends
+        above = [reference[1], *(p[1] for p in steps)]
+        return float(sum((reference[0] - p[0]) * (high - p[1]) for high, p in zip(above, steps, strict=False)))
     inside = sorted({inside[i] for i in front(inside)}, key=lambda p: p[-1])
     ends = [p[-1] for p in inside[1:]] + [reference[-1]]
     return sum(

@@ -1,6 +1,7 @@
 """report.html, pareto.png and pareto.svg: what a search found, to be kept and sent."""
 
-from search.page import content_of, page
+from search.content import content_of
+from search.page import assemble, page
 from search.run import Run
 from spaces.files import write_text
 
@@ -9,5 +10,5 @@ def render(run: Run) -> None:
     """Write report.html, pareto.png and pareto.svg from the run's tables."""
     from search.picture import write_pictures  # importing matplotlib takes a second, and workers draw nothing
 
-    write_text(run.directory / "report.html", page(content_of(run)))
+    write_text(run.directory / "report.html", page(assemble([content_of(run)])))
     write_pictures([run.directory / "pareto.png", run.directory / "pareto.svg"], run.summary, run.trials)

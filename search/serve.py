@@ -1,4 +1,4 @@
-"""A run's page over HTTP, live while a search writes the run. It reads the run's own tables, and never the study.
+"""The page of runs over HTTP, live while searches write them. It reads the runs' own tables, and never a study.
 
 However many pages are open, what has changed is read and rendered once.
 """
@@ -18,7 +18,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from search.page import content_of, page, waiting
+from search.content import content_of
+from search.page import assemble, page
 from search.run import AUDIT, Run
 from search.running import RUNNING, running_of
 from spaces.errors import CompressionError, RunError
@@ -28,14 +29,14 @@ _HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "X
 
 
 class Shown:
-    """The page's content of one run, rendered again when its tables have changed.
+    """The page's content of some runs, rendered again when their tables have changed.
 
     Args:
-        directory: of the run; it may be written, gone, or not there yet.
+        directories: of the runs; each may be written, gone, or not there yet.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directories: Sequence[Path]) -> None:
+        self._directories = directories
         self._lock = threading.Lock()
         self._version = ""
         self._content: dict[str, Any] = {}
@@ -51,31 +52,39 @@ class Shown:
 
     def _look(self) -> str:
         """Of the files that the content is made from, and whether anything runs."""
-        seen: list[Any] = [bool(running_of(self._directory))]
-        for name in _TABLES:
-            try:
-                status = (self._directory / name).stat()
-                seen.append((status.st_mtime_ns, status.st_size, status.st_ino))
-            except OSError:
-                seen.append(None)
+        seen = [_state_of(directory) for directory in self._directories]
         return hashlib.sha256(repr(seen).encode()).hexdigest()[:16]
 
     def _read(self) -> dict[str, Any]:
+        contents, waiting = [], []
+        for directory in self._directories:
+            try:
+                contents.append(content_of(Run(directory), live=True))
+            except (CompressionError, OSError) as error:
+                waiting.append((str(directory), str(error)))
+        return assemble(contents, waiting)
+
+
+def _state_of(directory: Path) -> list[Any]:
+    seen: list[Any] = [bool(running_of(directory))]
+    for name in _TABLES:
         try:
-            return content_of(Run(self._directory), live=True)
-        except (CompressionError, OSError) as error:
-            return waiting(str(self._directory), str(error))
+            status = (directory / name).stat()
+            seen.append((status.st_mtime_ns, status.st_size, status.st_ino))
+        except OSError:
+            seen.append(None)
+    return seen
 
 
-def application(directory: Path, hosts: Sequence[str]) -> Starlette:
+def application(directories: Sequence[Path], hosts: Sequence[str]) -> Starlette:
     """The page at /, and what of it changes at /content.json.
 
     Args:
-        directory: of the run.
+        directories: of the runs.
         hosts: names that a request may have for this server: a page of somebody else's cannot read the run through a name of
             its own that leads here.
     """
-    shown = Shown(directory)
+    shown = Shown(directories)
 
     def get_page(request: Request) -> Response:
         return HTMLResponse(page(shown.now()[1], live=True), headers=_HEADERS)
@@ -104,9 +113,12 @@ def listen(host: str, port: int) -> socket.socket:
         raise RunError(f"cannot listen at {host}:{port}: {error.strerror or error}: choose another --port or --host") from error
 
 
-def serve(directory: Path, listener: socket.socket, host: str) -> None:
-    """Serve a run's page until Ctrl-C."""
-    everywhere = host in ("0.0.0.0", "::")
-    hosts = ["*"] if everywhere else ["localhost", "127.0.0.1", "[::1]", host]
-    config = uvicorn.Config(application(directory, hosts), log_level="warning", access_log=False)
+def serve(directories: Sequence[Path], listener: socket.socket, host: str) -> None:
+    """Serve the page of some runs until Ctrl-C."""
+    config = uvicorn.Config(application(directories, hosts_of(host)), log_level="warning", access_log=False)
     uvicorn.Server(config).run(sockets=[listener])
+
+
+def hosts_of(host: str) -> list[str]:
+    """The names that a request may have for a server that listens there."""
+    return ["*"] if host in ("0.0.0.0", "::") else ["localhost", "127.0.0.1", "[::1]", host]

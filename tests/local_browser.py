@@ -1,6 +1,7 @@
 """A headless Chromium, and what a page did in it."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
@@ -52,3 +53,32 @@ def browser(**options: Any) -> Iterator[Visit]:
             yield Visit(chromium.new_context(**options).new_page())
         finally:
             chromium.close()
+
+
+def sizes(visit: Visit) -> dict[str, int]:
+    """Site -> size, as the bars' titles give them."""
+    titles = visit.page.eval_on_selector_all("#sizes .size", "boxes => boxes.map((box) => box.title)")
+    return {title.partition(":")[0]: int(title.split()[1]) for title in titles}
+
+
+def click(visit: Visit, number: int, place: int = 0) -> str:
+    """Click the point of a trial of a run in the plot; what was shown when the mouse was over it."""
+    at = visit.page.evaluate(
+        """([number, place]) => {
+          const plot = document.getElementById("plot");
+          const trace = plot.data.find((each) => each.name === "trials" && each.meta === place);
+          const at = trace.customdata.indexOf(number);
+          const box = plot.getBoundingClientRect();
+          const { xaxis, yaxis } = plot._fullLayout;
+          return [box.x + xaxis._offset + xaxis.l2p(trace.x[at]), box.y + yaxis._offset + yaxis.l2p(trace.y[at])];
+        }""",
+        [number, place],
+    )
+    visit.page.wait_for_timeout(400)  # two clicks within 300 ms are a double click, which resets the zoom
+    visit.page.mouse.move(*at, steps=4)
+    hover = visit.page.locator("#plot .hovertext")
+    expect(hover).to_contain_text(re.compile(rf"Trial {number}\D"))
+    shown = hover.text_content() or ""
+    visit.page.mouse.click(*at)
+    expect(visit.page.locator("#command")).to_have_text(re.compile(rf" {number}$"))
+    return shown

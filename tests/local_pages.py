@@ -4,15 +4,86 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from search.page import content, page
+from search.content import content
+from search.page import assemble, page
+from search.table import describe_space, sites_of, summarise
+from search.targets import Target
 from spaces.files import write_text
-from spaces.sites import Site
+from spaces.sites import Operator, Site, Space
+
+DENSE = {"macs": 4_600_000_000, "params": 22_000_000, "error": 0.2, "latency": 0.040}
+_KINDS = {"attn.qk": ("query_key", 64), "attn.vo": ("value_output", 64), "mlp.hidden": ("ffn_hidden", 1536)}
 
 
 def write_report(
     path: Path, summary: dict[str, Any], trials: pd.DataFrame, sites: Sequence[Site], run: str = "RUN", **options: Any
 ) -> None:
     """Write the page as a file."""
-    write_text(path, page(content(summary, trials, sites, run=run, **options)))
+    write_text(path, page(assemble([content(summary, trials, sites, run=run, **options)])))
+
+
+def made_up(count: int, costs: Sequence[str] = ("macs", "params"), seed: int = 0) -> tuple[dict[str, Any], pd.DataFrame]:
+    """The tables of a search that could have been: a dense trial, every tenth stopped early, every fiftieth failed.
+
+    Args:
+        count: trials.
+        costs: macs, params and perhaps latency.
+        seed: of the errors and sizes.
+    """
+    space = _space(blocks=12)
+    trials = _trials(count, space, costs, np.random.default_rng(seed))
+    dense = {name: DENSE[name] for name in (*costs, "error")}
+    facts = {
+        "model": "deit_small",
+        "fingerprint": "made-up",
+        "space": space.name,
+        "spaces": {space.name: describe_space(space)},
+        "skipped": [],
+    }
+    target = Target(text="flops=50%", cost="macs", limit=DENSE["macs"] / 2)
+    return summarise(trials, ["error", "macs"], [target], {**facts, "dense": dense}), trials
+
+
+def write_made_up(path: Path, count: int, **options: Any) -> None:
+    """Write the page of `made_up` tables."""
+    summary, trials = made_up(count, **options)
+    write_report(path, summary, trials, sites_of(summary))
+
+
+def _space(blocks: int) -> Space:
+    branches: dict[str, tuple[Operator, ...]] = {}
+    for block in range(blocks):
+        for part in ("attn", "mlp"):
+            names = [name for name in _KINDS if name.startswith(part)]
+            branch = f"blocks.{block}.{part}"
+            sites = [_site(block, name, branch) for name in names]
+            branches[branch] = (Operator(name="contract", sites=tuple(sites)),)
+    return Space(name="contract", branches=branches, skipped=())
+
+
+def _site(block: int, name: str, branch: str) -> Site:
+    kind, dense = _KINDS[name]
+    return Site(name=f"blocks.{block}.{name}", branch=branch, kind=kind, choices=tuple(range(8, dense + 1, 8)))  # type: ignore[arg-type]
+
+
+def _trials(count: int, space: Space, costs: Sequence[str], random: np.random.Generator) -> pd.DataFrame:
+    kept = np.concatenate([[1.0], random.uniform(0.1, 0.9, count - 1)])
+    error = 0.2 + 0.4 * (1 - kept) ** 4 + np.concatenate([[0.0], random.exponential(0.02, count - 1)])
+    state = np.where(np.arange(count) % 50 == 49, "FAIL", np.where(np.arange(count) % 10 == 9, "PRUNED", "COMPLETE"))
+    done = state == "COMPLETE"
+    table: dict[str, Any] = {"number": np.arange(count), "state": state, "space": space.name, "seed": 0, "seconds": 60.0}
+    table["label"] = np.where(np.arange(count) == 0, "dense", None)
+    table["reason"] = np.where(done, None, np.where(state == "FAIL", "the loss is NaN", "dominated by trial 1"))
+    table |= {"error": np.where(done, error, np.nan), "error_before": error + 0.05, "kl": error / 5, "kl_before": error / 3}
+    table |= {"rung": np.where(done, np.nan, 50), "rung_error": np.where(state == "PRUNED", error + 0.1, np.nan), "steps": 100}
+    for at, cost in enumerate(costs):
+        share = np.where(state == "FAIL", np.nan, kept ** (1 - 0.1 * at))
+        table |= {cost: DENSE[cost] * share, f"{cost}_kept": share}
+    table["ended"] = [f"2026-11-01T{at // 3600 % 24:02d}:{at // 60 % 60:02d}:{at % 60:02d}+00:00" for at in range(count)]
+    for site in space.sites:
+        table[site.name] = np.maximum(8, (site.dense * kept * random.uniform(0.6, 1.0, count) // 8 * 8)).astype(int)
+    table |= {site.name: np.where(np.arange(count) == 0, site.dense, table[site.name]) for site in space.sites}
+    return pd.DataFrame(table)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from local_browser import Visit, browser, needs_chromium
+from local_browser import Visit, browser, click, needs_chromium, sizes
 from local_launches import Silent, config_of
 from playwright.sync_api import expect
 
@@ -27,32 +27,6 @@ def visit(run: Run) -> Iterator[Visit]:
     with browser(viewport={"width": 1280, "height": 900}) as visit:
         visit.open((run.directory / "report.html").as_uri())
         yield visit
-
-
-def sizes(visit: Visit) -> dict[str, int]:
-    """Site -> size, as the bars' titles give them."""
-    titles = visit.page.eval_on_selector_all("#sizes .size", "boxes => boxes.map((box) => box.title)")
-    return {title.partition(":")[0]: int(title.split()[1]) for title in titles}
-
-
-def click(visit: Visit, number: int) -> None:
-    """Click the point of a trial in the plot."""
-    at = visit.page.evaluate(
-        """(number) => {
-          const plot = document.getElementById("plot");
-          const trace = plot.data.find((each) => each.name === "trials");
-          const at = trace.customdata.indexOf(number);
-          const box = plot.getBoundingClientRect();
-          const { xaxis, yaxis } = plot._fullLayout;
-          return [box.x + xaxis._offset + xaxis.l2p(trace.x[at]), box.y + yaxis._offset + yaxis.l2p(trace.y[at])];
-        }""",
-        number,
-    )
-    visit.page.wait_for_timeout(400)  # two clicks within 300 ms are a double click, which resets the zoom
-    visit.page.mouse.move(*at, steps=4)
-    expect(visit.page.locator("#plot .hovertext")).to_contain_text(re.compile(rf"Trial {number}\D"))
-    visit.page.mouse.click(*at)
-    expect(visit.page.locator("#command")).to_have_text(re.compile(rf" {number}$"))
 
 
 def test_the_page_opens_without_a_complaint_or_a_request(visit: Visit) -> None:
@@ -121,6 +95,21 @@ def test_the_heat_map_shows_the_front_and_chooses_from_it(visit: Visit, run: Run
         assert shares == [pytest.approx(100 * size / site.dense) for size in run.front[name]]
     visit.page.locator("#along .nsewdrag").click(position={"x": 10, "y": 10})
     expect(visit.page.locator("#command")).to_have_text(re.compile(rf" {numbers[0]}$"))
+
+
+def test_trials_that_were_stopped_are_drawn_at_their_rung(run: Run, tmp_path: Path) -> None:
+    trials = run.trials.astype({"reason": object, "rung": float})
+    trials.loc[7, ["state", "reason", "rung", "rung_error", "error"]] = ["PRUNED", "dominated by <b>", 2.0, 0.5, float("nan")]
+    trials.to_csv(tmp_path / "trials.csv", index=False)
+    (tmp_path / "pareto.json").write_text(json.dumps(run.summary))
+    render(Run(tmp_path))
+    with browser() as visit:
+        page = visit.open((tmp_path / "report.html").as_uri())
+        drawn = page.evaluate("document.getElementById('plot').data.find((each) => each.name === 'stopped early')")
+        assert (drawn["customdata"], drawn["y"]) == ([7], [50.0])
+        assert drawn["x"] == [pytest.approx(100 * trials["macs_kept"][7], abs=1e-3)]
+        assert "stopped at step 2" in drawn["hovertext"][0] and "dominated by &lt;b&gt;" in drawn["hovertext"][0]
+        assert visit.problems == []
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

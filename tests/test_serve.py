@@ -1,21 +1,16 @@
 """The page is served: live while a search writes the run, to this machine alone, and never in the search's way."""
 
-import http.client
-import json
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from local_browse import Server, served
 from local_browser import browser, needs_chromium
 from local_launches import TIMES, Silent, config_of
 from local_runs import Fails
@@ -34,49 +29,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return launch(config_of(tmp_path_factory.mktemp("served"), trials=TRIALS), Silent())
 
 
-class Server:
-    """`browse` in a process of its own."""
-
-    def __init__(self, run: Path, *options: str) -> None:
-        command = [sys.executable, "-W", "ignore", str(Path(run_search.__file__)), "browse", str(run), "--no-open", *options]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        assert self.process.stdout is not None
-        self.said = self.process.stdout.readline()
-        self.url = self.said.partition(" at ")[2].partition(" (")[0]
-        self.port = int(self.url.rstrip("/").rpartition(":")[2])
-
-    def get(self, path: str, **headers: str) -> tuple[HTTPResponse, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
-        connection.request("GET", path, headers=headers)
-        answer = connection.getresponse()
-        body = answer.read()
-        connection.close()
-        return answer, body
-
-    def content(self) -> dict[str, Any]:
-        return dict(json.loads(self.get("/content.json")[1]))
-
-
-@contextmanager
-def served(run: Path, *options: str) -> Iterator[Server]:
-    server = Server(run, *options)
-    try:
-        yield server
-    finally:
-        server.process.kill()
-        server.process.communicate()
-
-
 @pytest.fixture(scope="module")
 def server(run: Run) -> Iterator[Server]:
     with served(run.directory) as server:
-        end = time.monotonic() + 20
-        while True:
-            try:
-                server.get("/")
-                break
-            except ConnectionError:
-                assert time.monotonic() < end
+        server.wait()
         yield server
 
 
@@ -85,7 +41,7 @@ def test_what_is_served_is_the_run(server: Server, run: Run) -> None:
     answer, body = server.get("/")
     assert (answer.status, answer.getheader("Cache-Control")) == (200, "no-store")
     assert run.summary["model"] in body.decode()
-    points = server.content()["data"]["points"]
+    points = server.content()["data"][0]["points"]
     assert sorted(map(int, points)) == list(run.trials["number"])
 
 
@@ -165,7 +121,7 @@ class Follows(Silent):
         super().finished(trial, summary, count)
         if count in (1, 4):
             began = time.monotonic()
-            while str(trial.proposal.number) not in ((self.server.content()["data"] or {}).get("points") or {}):
+            while str(trial.proposal.number) not in (self.server.content()["data"] or [{"points": {}}])[0]["points"]:
                 assert time.monotonic() - began < 20
                 time.sleep(0.1)
             self.late.append(time.monotonic() - began)

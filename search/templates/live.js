@@ -1,12 +1,12 @@
 "use strict";
-// Asks the server for new content, and shows it with what page.js draws by.
+// Asks the server for new content, and shows it as page.js does.
 const EVERY = 2000; // milliseconds
 let tag = null;
 
 // Whatever the page holds is replaced but what the reader did with it: what is open, focused, chosen and zoomed stays.
 function replaceParts(parts) {
   const opened = new Map([...document.querySelectorAll("details[id]")].map(({ id, open }) => [id, open]));
-  const focused = document.activeElement?.closest("tr[data-number]")?.dataset.number;
+  const focused = document.activeElement?.closest("tr[data-number]")?.dataset;
   for (const [id, html] of Object.entries(parts)) {
     const part = document.getElementById(id);
     if (part) part.innerHTML = html;
@@ -15,18 +15,21 @@ function replaceParts(parts) {
     const details = document.getElementById(id);
     if (details) details.open = open;
   }
-  if (focused) document.querySelector(`tr[data-number="${focused}"] button`)?.focus({ preventScroll: true });
+  const again = focused && `tr[data-run="${focused.run}"][data-number="${focused.number}"] button`;
+  if (again) document.querySelector(again)?.focus({ preventScroll: true });
 }
 
 function update(content) {
-  if (!data !== !content.data) {
-    location.reload(); // the first trial has finished
+  if (runs?.length !== content.data?.length) {
+    location.reload(); // the first trial has finished, or another run can be read
     return;
   }
-  data = content.data;
+  runs = content.data;
   replaceParts(content.parts);
-  if (data && !(pinned in data.points)) pinned = null;
-  if (data) show(picked && chosen in data.points ? chosen : data.chosen, false);
+  if (!runs) return;
+  if (pinned && !(pinned.number in runs[pinned.at].points)) pinned = null;
+  show(...(picked && chosen in runs[at].points ? [at, chosen] : best()), false);
+  draw();
 }
 
 async function refresh() {

@@ -1,0 +1,70 @@
+"""Several runs shown together: what they are called, and what about them cannot simply be compared."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from objectives.finetune import FinetuneConfig
+from search.figure import COSTS, Row, costs_of, format_amount
+from search.progress import front_table
+from search.run import Run, stored_options
+
+_IMAGES = ("dataset", "data_dir", "train_split", "search_split", "search_size", "holdout", "class_map", "split_seed")
+_TRAINING = (*(field.name for field in fields(FinetuneConfig)), "batch_size", "seed")
+
+
+def names_of(runs: Sequence[str]) -> list[str]:
+    """The last part of every run directory where those are all different, else the directories."""
+    short = [Path(run).resolve().name for run in runs]
+    return short if len(set(short)) == len(runs) else list(runs)
+
+
+def differences(summaries: Sequence[Row], options: Sequence[Mapping[str, Any]]) -> list[str]:
+    """In sentences, what differs between runs so that their fronts cannot simply be compared; none of a single run.
+
+    Args:
+        summaries: content of pareto.json of every run.
+        options: that every run was launched with; what one does not say is not compared.
+    """
+    return [
+        *_sentence("The dense models differ, and costs are shares of each run's own", map(_dense, summaries)),
+        *_sentence("The objectives differ, and with them what a hypervolume is", map(_objectives, summaries)),
+        *_sentence("The images differ, and with them what an error is", _values(options, _IMAGES)),
+        *_sentence("The fine-tunes differ", _values(options, _TRAINING)),
+    ]
+
+
+def _sentence(claim: str, texts: Iterable[str]) -> list[str]:
+    different = list(dict.fromkeys(texts))
+    return [f"{claim}: {' / '.join(different)}."] if len(different) > 1 else []
+
+
+def _dense(summary: Row) -> str:
+    dense = summary["dense"]
+    costs = ", ".join(f"{format_amount(cost, dense[cost])} {COSTS[cost]}" for cost in costs_of(summary) if cost != "latency")
+    return f"{summary['model']}, {costs}, error {dense['error']:.2%}"
+
+
+def _objectives(summary: Row) -> str:
+    return " and ".join(COSTS.get(name, name) for name in summary["objectives"])
+
+
+def _values(options: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
+    """Of every run, those of the options that are not the same in all of them."""
+    shared = [name for name in names if all(name in each for each in options)]
+    different = [name for name in shared if any(each[name] != options[0][name] for each in options)]
+    return [", ".join(f"{name} {each[name]}" for name in different) for each in options]
+
+
+def fronts(runs: Sequence[Run]) -> Iterator[Table | str]:
+    """The front of every run as a table for the terminal, and what keeps them from being compared."""
+    for name, run in zip(names_of([str(run.directory) for run in runs]), runs, strict=True):
+        table = front_table(run.summary)
+        if len(runs) > 1:
+            table.title = escape(f"{name}: {table.title}")
+        yield table
+    yield from map(escape, differences([run.summary for run in runs], [stored_options(run.directory) for run in runs]))
