@@ -18,7 +18,7 @@ from rich.console import Console  # noqa: E402
 
 from objectives.cost import cost_model  # noqa: E402
 from search import SearchConfig, audit, demo, export, launch, open_run  # noqa: E402
-from search.cli import build_parser, given_options  # noqa: E402
+from search.cli import build_parser, given_options, training_options  # noqa: E402
 from search.config import read_options  # noqa: E402
 from search.inspect import describe_model, inspect_profile  # noqa: E402
 from search.journal import LOCK  # noqa: E402
@@ -67,7 +67,7 @@ def _launch(arguments: argparse.Namespace, console: Console) -> None:
         console.print(table)
     console.print(f"report: {run.directory / 'report.html'}")
     if is_demo:
-        _export(argparse.Namespace(run=str(run.directory), target=None, trial=None), console)
+        _export(build_parser().parse_args(["export", str(run.directory)]), console)
     else:
         target = next(iter(config.study.target), "flops=50%")
         console.print(f"next: python run_search.py export {run.directory} --target {target}")
@@ -121,9 +121,10 @@ def _audit(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def _export(arguments: argparse.Namespace, console: Console) -> None:
+    training, machines = training_options(arguments)
     run = open_run(arguments.run)
     with Display(console) as display:
-        folder = export(run, target=arguments.target, trial=arguments.trial, progress=display.stage)
+        folder = export(run, arguments.target, arguments.trial, display.stage, training, machines)
     console.print(f"[bold]{folder}[/bold]")
     console.print((folder / "README.md").read_text(encoding="utf-8").split("---\n")[2].split("\n```")[0].strip(), markup=False)
 

@@ -36,7 +36,13 @@ def connect(config: MachineConfig) -> Plan:
         plan = plan_workers(config, there)
         # CPUs here are a name for room: a search of more workers than cores is slow, not refused.
         cpus = max(int(there["CPU"]), plan.workers * plan.processes)
-        _init(num_cpus=cpus, num_gpus=int(there["GPU"]), object_store_memory=_OBJECT_STORE, include_dashboard=False)
+        _init(
+            address="local",
+            num_cpus=cpus,
+            num_gpus=int(there["GPU"]),
+            object_store_memory=_OBJECT_STORE,
+            include_dashboard=False,
+        )
         return plan
     if not ray.is_initialized():
         assert config.ray_address is not None
@@ -60,7 +66,11 @@ def _init(**options: Any) -> None:
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
-        where = f"the cluster at {options['address']} cannot be reached" if "address" in options else "Ray cannot be started"
+        where = (
+            f"the cluster at {options['address']} cannot be reached"
+            if options["address"] != "local"
+            else "Ray cannot be started"
+        )
         raise RunError(f"{where}: {' '.join(str(error).split())[:300]}") from error
 
 

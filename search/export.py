@@ -22,7 +22,10 @@ from objectives.error import evaluate
 from objectives.evaluator import Evaluator
 from objectives.progress import Progress
 from objectives.recipes import RECIPES, evaluate_recipe, make_cut
+from objectives.training import Trained, TrainingConfig
 from search.environment import environment
+from search.long_finetune import long_finetune
+from search.machines import MachineConfig
 from search.run import Run
 from search.table import DENSE
 from search.targets import format_count, format_kept, recipe_budgets
@@ -33,6 +36,7 @@ from spaces.vit import describe, resize
 
 _TOLERANCE = 1e-4
 _PROBE_IMAGES = 32
+SHORT, HERE = TrainingConfig(), MachineConfig()  # no long fine-tune; this process alone
 
 
 def export(
@@ -40,6 +44,8 @@ def export(
     target: str | None = None,
     trial: int | None = None,
     progress: Progress = lambda what, done, total: None,
+    training: TrainingConfig = SHORT,
+    machines: MachineConfig = HERE,
 ) -> Path:
     """Write one trial's model to ``export/`` in the run directory.
 
@@ -48,6 +54,9 @@ def export(
         target: take the best trial under this budget, e.g. ``flops=50%``; by default the run's own target.
         trial: take this trial instead.
         progress: called with (what, done, in all).
+        training: the long fine-tune that follows the short one of the search, if it has epochs. Where the same export was
+            killed in the middle of it, it goes on from its last epoch.
+        machines: that share the long fine-tune.
 
     Returns:
         The folder: config.json, model.safetensors, report.json and README.md. An existing one is replaced.
@@ -61,27 +70,34 @@ def export(
         raise RunError("say which point to export: --target flops=50% or --trial N")
     row = run.trial(trial) if trial is not None else run.best(str(target))
     name = f"trial{trial}" if trial is not None else str(target).replace("=", "").replace("%", "").replace(",", "-")
-    work = _Export(run, row, progress)
+    work = _Export(run, row, progress, training, machines)
     folder = run.directory / "export" / name
     with replacing(folder) as partial:
         partial.mkdir(parents=True)
         work.write(partial)
+    work.long.remove()
     return folder
 
 
 class _Export:
     """The parts of one export."""
 
-    def __init__(self, run: Run, row: "pd.Series[Any]", progress: Progress) -> None:
+    def __init__(
+        self, run: Run, row: "pd.Series[Any]", progress: Progress, training: TrainingConfig, machines: MachineConfig
+    ) -> None:
         self.run, self.number, self.allocation = run, int(row["number"]), run.allocation(row)
         self.recipe: str | None = row["label"] if row["label"] in RECIPES else None
         self.evaluator = Evaluator(run.config.objective(run.directory), progress)
         self.space = describe(self.evaluator.model, str(row["space"]), run.config.study.multiple)
         self.costs = cost_model(self.evaluator.model, self.space)
+        self.long = long_finetune(run, self.number, self.space.name, training)
+        self.machines, self.progress = machines, progress
 
     def write(self, folder: Path) -> None:
         """Write everything that the folder holds."""
-        model = self._finetuned()
+        model, trained = self._finetuned(), None
+        if self.long.config.finetune_epochs:
+            model, trained = self.long.run(self.evaluator, model, self.machines, self.progress)
         config = self.run.config
         save_compressed(folder, model, {
             "architecture": config.model.model,
@@ -94,19 +110,20 @@ class _Export:
             "operators": self.space.operators(self.allocation),
             "recipe": self.recipe,
         })  # fmt: skip
-        report = self._report(model, folder)
+        report = self._report(model, folder, trained)
         write_json(folder / "report.json", report)
         write_text(folder / "README.md", _card(report, config.model.model, self.space.name))
 
-    def _report(self, model: nn.Module, folder: Path) -> dict[str, Any]:
+    def _report(self, model: nn.Module, folder: Path, trained: Trained | None) -> dict[str, Any]:
         top1 = {
             "dense": self._top1(self.evaluator.teacher),
             "dense_finetuned": self._top1(self._reference()),
             "as_built": self._top1(self._built()),
+            "short_finetuned": self._top1(self._finetuned()) if trained else None,
             "finetuned": self._top1(model),
         }
         reloaded = _in_fresh_process(folder, model.cpu(), self.evaluator)
-        errors = {name: 1 - value for name, value in top1.items()}
+        errors = {name: 1 - value for name, value in top1.items() if value is not None}
         if reloaded["max_difference"] > _TOLERANCE or reloaded["macs_fvcore"] != self._kept("macs")["compressed"]:
             raise RunError(f"the reloaded model is not the one that was saved: {reloaded}")
         return {
@@ -121,11 +138,12 @@ class _Export:
             "relative_error": {
                 "as_built": _ratio(errors["as_built"], errors["dense_finetuned"]),
                 "finetuned": _ratio(errors["finetuned"], errors["dense_finetuned"]),
-                "against": "the dense model given the same fine-tune",
+                "against": f"the dense model given the {'short' if trained else 'same'} fine-tune",
             },
             "max_output_difference_after_reload": reloaded["max_difference"],
             "bytes": (folder / "model.safetensors").stat().st_size,
             "finetune": {**asdict(self.run.config.finetune), "seed": self.run.config.study.seed},
+            "long_finetune": self.long.report(trained) if trained else None,
             "environment": environment([name_of(self.evaluator.device)]),
         }  # fmt: skip
 
@@ -152,7 +170,7 @@ class _Export:
         return self.evaluator.build(self.allocation)
 
     def _finetuned(self) -> nn.Module:
-        """The trial's model: from the weights that the search kept, else trained again with the same seed."""
+        """The trial's model after its short fine-tune: from the search's weights, else trained again with the same seed."""
         weights = self._weights(self.number)
         if not weights.exists() and self.recipe is not None:
             evaluate_recipe(self.evaluator, self.recipe, self._limits(), self._seed, weights=weights)
