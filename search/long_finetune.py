@@ -22,7 +22,7 @@ from search.run import Run
 from spaces.allocation import Allocation
 from spaces.errors import DivergedError, RunError
 from spaces.files import save_tensors
-from spaces.vit import SpaceName, describe, resize
+from spaces.vit import describe, resize
 
 FOLDER = ".training"  # of the checkpoints, in the folder of the exports
 
@@ -43,7 +43,7 @@ class LongFinetune:
 
     objective: Objective
     config: TrainingConfig
-    space: SpaceName
+    space: str
     allocation: Mapping[str, int]
     seed: int
     label: str | None
@@ -120,7 +120,7 @@ class LongFinetune:
         return self.folder / f"trial{self.number:04d}-start.safetensors"
 
 
-def long_finetune(run: Run, number: int, space: SpaceName, config: TrainingConfig) -> LongFinetune:
+def long_finetune(run: Run, number: int, space: str, config: TrainingConfig) -> LongFinetune:
     """The long fine-tune of a trial of a run."""
     row = run.trial(number)
     return LongFinetune(

@@ -22,7 +22,7 @@ from objectives.progress import Progress
 from search.cluster import connect, first_sentence
 from search.long_finetune import LongFinetune
 from search.machines import MachineConfig, Plan
-from spaces.errors import CompressionError, ConfigError, DivergedError, RunError
+from spaces.errors import CompressionError, ConfigError, DivergedError, RunError, first_line
 
 _LOSSES = 3  # of processes in one export: what ends them more often does not come from outside
 _SECONDS = 1.0  # between two reports of optimiser steps
@@ -72,11 +72,11 @@ def _until_done(job: LongFinetune, plan: Plan, progress: Progress) -> None:
             error = _fit(share, progress)
             if error is None:
                 return
+            if isinstance(error, CompressionError):
+                raise error
             if is_out_of_memory(error) and parts == 1:
                 parts = 2
                 continue
-            if isinstance(error, CompressionError):
-                raise error
             losses += 1
             if isinstance(error, DivergedError) or losses > _LOSSES:
                 raise RunError(f"the long fine-tune of trial {job.number} failed: {first_sentence(error)}") from error
@@ -87,13 +87,13 @@ def _until_done(job: LongFinetune, plan: Plan, progress: Progress) -> None:
 
 def _fit(share: _Share, progress: Progress) -> BaseException | None:
     """Train once; what ended it, if it did not end well. Ray Train has a thread of its own: Ctrl-C stays with its caller."""
-    ended: list[BaseException | None] = []
+    trainer, ended = _trainer(share), list[BaseException | None]()
 
     def body() -> None:
         try:
-            _trainer(share).fit()
+            trainer.fit()
             ended.append(None)
-        except BaseException as error:
+        except Exception as error:
             ended.append(_cause(error))
 
     thread = threading.Thread(target=body, daemon=True)
@@ -110,7 +110,7 @@ def _trainer(share: _Share) -> Any:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
     except ImportError as error:
-        raise ConfigError(f"several processes need Ray Train ({error}): pip install 'ray[train]'") from error
+        raise ConfigError(f"several processes need Ray Train ({error}): pip install 'vit-compression-search[train]'") from error
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # what ends it is told by who has started it
     plan = share.plan
     return TorchTrainer(
@@ -118,7 +118,7 @@ def _trainer(share: _Share) -> Any:
         train_loop_config={"share": share},
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if plan.gpus else "gloo", timeout_s=_TIMEOUT),
         scaling_config=ScalingConfig(num_workers=plan.processes, use_gpu=bool(plan.gpus)),
-        run_config=RunConfig(
+        run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees the first version of Ray Train
             name=str(os.getpid()),
             storage_path=str(_results(share.job)),
             failure_config=FailureConfig(max_failures=0),  # what a repetition cannot mend would be repeated too
@@ -154,9 +154,15 @@ def _teller(told: Queue) -> Progress:
     return progress
 
 
-def _cause(error: BaseException) -> BaseException:
+def _cause(error: Exception) -> BaseException:
     """Which exception of a process ended it: ours before one that says that others are gone."""
-    failures = [getattr(each, "_base_exc", each) for each in getattr(error, "worker_failures", {}).values()]
+    from ray.train import TrainingFailedError
+
+    failures: list[BaseException] = [
+        getattr(each, "_base_exc", each) for each in getattr(error, "worker_failures", {}).values()
+    ]
+    if not isinstance(error, TrainingFailedError | RayError):  # before there was a process to lose
+        return RunError(f"Ray Train cannot be started: {type(error).__name__}: {first_line(error)}")
     ours = [each for each in failures if isinstance(each, CompressionError | DivergedError) or is_out_of_memory(each)]
     return next(iter([*ours, *failures, error]))
 

@@ -124,10 +124,10 @@ def test_learning_rate_warms_up_and_falls(evaluator: Evaluator, course: Callable
 
 
 def test_a_batch_that_is_too_large_is_split(evaluator: Evaluator, course: Callable[..., Course], tmp_path: Path) -> None:
-    progress = At((STEPS + 2, torch.OutOfMemoryError("out of memory")), (STEPS + 5, Killed))
+    progress = At((STEPS + 2, torch.OutOfMemoryError("out of memory")), (2 * STEPS + 1, Killed))
     with pytest.raises(Killed):
         run(evaluator, course(), tmp_path / "state", progress)
-    assert progress.steps[STEPS + 2 :] == list(range(STEPS + 1, STEPS + 6))
+    assert progress.steps[STEPS + 2 :] == list(range(STEPS + 1, 2 * STEPS + 2))
     _, trained = run(evaluator, course(), tmp_path / "state")
     assert trained.parts == 2
     assert len(trained.epochs) == 3

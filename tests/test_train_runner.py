@@ -2,10 +2,11 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -13,20 +14,20 @@ import ray
 import torch
 from local_digits import DATA, evaluator_of
 from local_digits import MODEL as DIGITS_MODEL
+from ray.train import WorkerGroupError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
 from objectives.evaluator import Evaluator
 from objectives.training import TrainingConfig
+from search import train_runner
 from search.long_finetune import LongFinetune
-from search.machines import MachineConfig
+from search.machines import MachineConfig, plan_workers
 from search.train_runner import train_together
-from spaces.errors import DivergedError, RunError
-from spaces.files import save_tensors
+from spaces.errors import ConfigError, DivergedError, RunError
 from spaces.models import create_model
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data"),  # of its own options, which Ray Train sets
-]
+# Of Ray Data's own options, which Ray Train sets.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data")
 
 # Nothing is drawn for an image or a batch, so that two processes see together what one would see.
 PLAIN = {"mixup": 0.0, "cutmix": 0.0, "reprob": 0.0, "drop_path": 0.0}
@@ -41,9 +42,9 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
     return evaluator_of(create_model(DIGITS_MODEL), tmp_path_factory.mktemp("runs"), data=data)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
-    """One Ray for all tests here, as an embedding program may have one."""
+@pytest.fixture
+def own_ray() -> Iterator[None]:
+    """As an embedding program may have one."""
     ray.init(address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False, object_store_memory=1 << 27)
     yield
     ray.shutdown()
@@ -77,6 +78,8 @@ class Killer:
             os.kill(self.killed, signal.SIGKILL)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("own_ray")
 def test_two_processes_train_as_one_and_outlive_a_kill(evaluator: Evaluator, tmp_path: Path) -> None:
     expected, alone = trained(job_of(evaluator, tmp_path / "one", epochs=4), evaluator, MachineConfig())
     killer, job = Killer(), job_of(evaluator, tmp_path / "two", epochs=4)
@@ -92,10 +95,57 @@ def test_two_processes_train_as_one_and_outlive_a_kill(evaluator: Evaluator, tmp
     assert not (tmp_path / "two").exists()
 
 
-def test_what_ends_every_process_is_told_and_not_repeated(evaluator: Evaluator, tmp_path: Path) -> None:
-    job = job_of(evaluator, tmp_path)
-    state = evaluator.model.state_dict()
-    save_tensors(job.start, {**state, "head.bias": torch.full_like(state["head.bias"], torch.nan)})
-    with pytest.raises(RunError, match="the long fine-tune of trial 7 failed: the model's outputs are not finite") as caught:
-        train_together(job, TWO, lambda *_: None)
-    assert isinstance(caught.value.__cause__, DivergedError)
+class Fits:
+    """What Ray Train's attempts end with, one after another; the parts that batches were split in."""
+
+    def __init__(self, *ends: BaseException | None) -> None:
+        self.ends, self.parts = list(ends), list[int]()
+
+    def __call__(self, share: Any, progress: Any) -> BaseException | None:
+        self.parts.append(share.parts)
+        return self.ends.pop(0)
+
+
+@pytest.fixture
+def until_done(monkeypatch: pytest.MonkeyPatch, evaluator: Evaluator, tmp_path: Path) -> Callable[..., list[int]]:
+    def run(*ends: BaseException | None) -> list[int]:
+        fits = Fits(*ends)
+        monkeypatch.setattr(train_runner, "_fit", fits)
+        monkeypatch.setattr(train_runner, "connect", lambda machines: plan_workers(machines, {"CPU": 2}))
+        monkeypatch.setattr(train_runner, "Queue", Mock)
+        train_together(job_of(evaluator, tmp_path), TWO, lambda *_: None)
+        assert fits.ends == []
+        return fits.parts
+
+    return run
+
+
+def test_lost_processes_are_replaced_three_times(until_done: Callable[..., list[int]]) -> None:
+    lost = [RuntimeError(f"Connection closed by peer {number}") for number in range(4)]
+    assert until_done(*lost[:3], None) == [1, 1, 1, 1]
+    with pytest.raises(RunError, match="the long fine-tune of trial 7 failed: Connection closed by peer 3"):
+        until_done(*lost)
+
+
+def test_too_little_memory_splits_batches_once(until_done: Callable[..., list[int]]) -> None:
+    full = torch.OutOfMemoryError("CUDA out of memory")
+    assert until_done(full, RuntimeError("lost"), None) == [1, 2, 2]
+    with pytest.raises(RunError, match="CUDA out of memory"):
+        until_done(full, full, full, full, full)
+
+
+def test_what_a_repetition_cannot_mend_is_told_at_once(until_done: Callable[..., list[int]]) -> None:
+    with pytest.raises(RunError, match="failed: the loss became nan at step 3"):
+        until_done(DivergedError("the loss became nan at step 3"))
+    with pytest.raises(ConfigError, match="multiple of 2"):
+        until_done(ConfigError("batch_size must be a multiple of 2"))
+
+
+def test_the_cause_is_what_the_process_met_first() -> None:
+    """As Ray Train tells it: an exception for every rank, in its own wrapper."""
+    gone = RuntimeError("Connection closed by peer")
+    for ours in (DivergedError("nan"), ConfigError("batch"), torch.OutOfMemoryError("CUDA out of memory")):
+        failures = {0: UserExceptionWithTraceback(gone, "trace"), 1: UserExceptionWithTraceback(ours, "trace")}
+        assert train_runner._cause(WorkerGroupError("failed", failures)) is ours
+    assert train_runner._cause(WorkerGroupError("failed", {0: UserExceptionWithTraceback(gone, "trace")})) is gone
+    assert isinstance(train_runner._cause(ValueError("no such backend")), RunError)
