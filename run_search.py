@@ -23,10 +23,11 @@ from objectives.device import name_of, resolve_device  # noqa: E402
 from objectives.formats import FormatConfig  # noqa: E402
 from objectives.measure import measure  # noqa: E402
 from search import SearchConfig, audit, demo, launch, open_run  # noqa: E402
-from search.cli import build_parser, given_options  # noqa: E402
+from search.cli import build_parser, given_options, training_options  # noqa: E402
 from search.config import read_options  # noqa: E402
 from search.dashboard import check_installed, serve_dashboard, snapshot  # noqa: E402
-from search.exports import ExportOptions, check_all, export_points, export_table  # noqa: E402
+from search.export import ExportOptions  # noqa: E402
+from search.exports import check_all, export_points, export_table  # noqa: E402
 from search.inspect import describe_model, inspect_profile  # noqa: E402
 from search.journal import LOCK  # noqa: E402
 from search.overlay import fronts  # noqa: E402
@@ -139,11 +140,14 @@ def _audit(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def _export(arguments: argparse.Namespace, console: Console) -> None:
+    training, machines = training_options(arguments)
     options = ExportOptions(
         exact=arguments.exact,
         into=Path(arguments.output) if arguments.output else None,
         force=arguments.force,
         data_dir=arguments.data_dir,
+        training=training,
+        machines=machines,
         output=FormatConfig(format=tuple(arguments.format), dtype=arguments.dtype),
     )
     run = open_run(arguments.run)

@@ -1,7 +1,6 @@
 """A fine-tune that outlives its process: its state at the last rung that it passed, in a file of tensors and JSON."""
 
 import hashlib
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -10,13 +9,12 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from objectives.error import Evaluation
-from spaces.files import save_tensors
+from objectives.state import load_state, read_note, save_state
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +60,7 @@ class Checkpoint:
         self._model, self._optimizer, self._scaler = model, optimizer, scaler
         if self.passed is None or self._path is None:
             return 0
-        with safe_open(self._path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-            state = _unpacked(json.loads(file.metadata()["state"]), tensors)
+        state = load_state(self._path)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
@@ -82,12 +78,10 @@ class Checkpoint:
         state = {"model": model, "optimizer": optimizer, "scaler": scaler, "cpu": torch.get_rng_state()}
         if _device(self._model).type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(_device(self._model))
-        tensors: dict[str, Tensor] = {}
         try:
-            tree = json.dumps(_packed(state, tensors))
+            save_state(self._path, self._mark, state, asdict(passed))
         except TypeError:
             return
-        save_tensors(self._path, tensors, {"mark": self._mark, "passed": json.dumps(asdict(passed)), "state": tree})
         self.passed = passed
 
     def remove(self) -> None:
@@ -97,17 +91,8 @@ class Checkpoint:
             self._path.unlink(missing_ok=True)
 
     def _read(self) -> Passed | None:
-        if self._path is None or not self._path.exists():
-            return None
-        try:
-            with safe_open(self._path, framework="pt") as file:
-                metadata = file.metadata() or {}
-            if metadata["mark"] == self._mark:
-                return _passed(json.loads(metadata["passed"]))
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
-            pass  # begun anew, nothing is lost but time
-        self._path.unlink()
-        return None
+        note = None if self._path is None else read_note(self._path, self._mark)
+        return None if note is None else _passed(note)
 
 
 def _passed(entry: Mapping[str, Any]) -> Passed:
@@ -117,28 +102,3 @@ def _passed(entry: Mapping[str, Any]) -> Passed:
 
 def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
-
-
-def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """`value` as JSON, its tensors put into `tensors`: what JSON has no form for becomes a list that begins with its type."""
-    if isinstance(value, Tensor):
-        name = str(len(tensors))
-        tensors[name] = value.detach().to("cpu", copy=True)  # safetensors refuses tensors that share memory
-        return ["tensor", name]
-    if isinstance(value, Mapping):
-        return ["dict", [[key, _packed(entry, tensors)] for key, entry in value.items()]]
-    if isinstance(value, list | tuple):
-        return ["tuple" if isinstance(value, tuple) else "list", [_packed(entry, tensors) for entry in value]]
-    return value
-
-
-def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Inverse of `_packed`."""
-    if not isinstance(value, list):
-        return value
-    kind, content = value
-    if kind == "tensor":
-        return tensors[content]
-    if kind == "dict":
-        return {key: _unpacked(entry, tensors) for key, entry in content}
-    return {"tuple": tuple, "list": list}[kind](_unpacked(entry, tensors) for entry in content)

@@ -4,7 +4,7 @@ Candidates are fine-tuned on `train` and selected on `search`; `test` is touched
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from functools import partial
 from itertools import count, islice
 from typing import Any, cast
@@ -22,6 +22,7 @@ from spaces.errors import DataError, first_line
 
 CALIBRATION_BATCH = 64
 _CACHE_BYTES = 1 << 30
+_EPOCH_SEEDS = 7919  # apart from the seeds of a run, which count up from its own
 
 
 class _View(Dataset[tuple[Tensor, int]]):
@@ -105,12 +106,49 @@ class Data:
             ConfigError: a batch cannot be shared evenly.
             DataError: a label that is no class.
         """
-        batch = batch_size or self.config.batch_size
-        share = group.divide(batch)
-        transform, part = self._transform(training=True), self._parts["train"]
+        transform = self._transform(training=True)
+        return self._training(transform, steps, seed, batch_size or self.config.batch_size, group)
+
+    @property
+    def epoch_steps(self) -> int:
+        """Batches of one pass over the training images, without what is left for a last one that is not full; at least one.
+
+        Raises:
+            DataError: the split is streamed and does not tell how many images it has.
+        """
+        images = self.size("train") or len(cast(Sized, self._bases["train"]))
+        if not images:
+            raise DataError(f"{self.config.dataset} does not tell how many images its training split has: epochs need that")
+        return max(1, images // self.config.batch_size)
+
+    def epoch(
+        self, number: int, seed: int, aa: str | None = None, reprob: float = 0.0, group: Group = ALONE
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """`epoch_steps` batches: one pass over the training images, varied more strongly than `training` does.
+
+        The same for the same number and seed, whatever was drawn before: what was interrupted can begin an epoch anew.
+
+        Args:
+            number: of the epoch, from 0; each has its own order and variation.
+            seed: as of `training`.
+            aa: timm's auto-augment policy, in place of the configuration's; None for none.
+            reprob: probability that a part of an image is erased (timm's random erasing, filled with noise).
+            group: as of `training`.
+
+        Raises:
+            ConfigError: a batch cannot be shared evenly.
+            DataError: a label that is no class, or no number of images.
+        """
+        transform = self._transform(training=True, auto_augment=aa, re_prob=reprob, re_mode="pixel")
+        return self._training(transform, self.epoch_steps, seed + _EPOCH_SEEDS * number, self.config.batch_size, group, number)
+
+    def _training(
+        self, transform: Callable[[Any], Tensor], steps: int, seed: int, batch: int, group: Group, begin: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        share, part = group.divide(batch), self._parts["train"]
         batches: Iterator[Any]
         if part is None:
-            batches = islice(_shares(self._endless(transform, batch, seed), group), steps)
+            batches = islice(_shares(self._endless(transform, batch, seed, begin), group), steps)
         else:
             view = _View(self._bases["train"], part, transform)
             sampler = _Shuffled(len(view), steps * batch, seed, group)
@@ -179,9 +217,9 @@ class Data:
         generator = torch.Generator().manual_seed(seed)
         return iter(DataLoader(base, batch_size=batch, num_workers=self.config.workers or 1, generator=generator))
 
-    def _endless(self, transform: Callable[[Any], Tensor], batch: int, seed: int) -> Iterator[Any]:
-        """Passes over the streamed training split, each in another order."""
-        for epoch in count():
+    def _endless(self, transform: Callable[[Any], Tensor], batch: int, seed: int, begin: int = 0) -> Iterator[Any]:
+        """Passes over the streamed training split, each in another order, from the one of this number on."""
+        for epoch in count(begin):
             cast(Any, self._bases["train"]).set_epoch(epoch)
             batches = self._stream("train", transform, batch, seed + epoch)
             if (first := next(batches, None)) is None:
@@ -212,7 +250,8 @@ class Data:
             found = "x".join(map(str, image.size))
             raise DataError(f"crop_padding is for images of the model's size, {width}x{height}, but the {where} have {found}")
 
-    def _transform(self, training: bool) -> Callable[[Any], Tensor]:
+    def _transform(self, training: bool, **variation: Any) -> Callable[[Any], Tensor]:
+        """timm's transform; `variation` are further arguments of its, for training images."""
         pre = self.preprocessing
         options: dict[str, Any] = {"interpolation": pre["interpolation"], "mean": pre["mean"], "std": pre["std"]}
         config, size = self.config, tuple(pre["input_size"])
@@ -220,6 +259,7 @@ class Data:
         if training:
             options.update(is_training=True, hflip=config.hflip, auto_augment=config.aa, scale=config.scale)
             options.update(color_jitter=config.color_jitter or None)
+            options.update(variation)
         else:
             options.update(crop_pct=pre["crop_pct"], crop_mode=pre["crop_mode"])
         if training and config.crop_padding:

@@ -9,6 +9,7 @@ from timm.utils import ParseKwargs
 
 from objectives.formats import DTYPES, FILES
 from objectives.splits import DataConfig
+from objectives.training import TrainingConfig
 from search.config import OWNERS, StudyConfig, option_help, option_types
 from search.machines import MachineConfig
 from spaces.errors import ConfigError
@@ -44,6 +45,7 @@ examples:
   run_search.py browse runs/deit_small_patch16_224-contract
       its page, live; of several runs at once; with --text as a table
   run_search.py export runs/deit_small_patch16_224-contract --target flops=50%
+  run_search.py export runs/deit_small_patch16_224-contract --target flops=50% --finetune-epochs 30 --gpus 8
   run_search.py measure runs/deit_small_patch16_224-contract/export/flops50
   run_search.py predict runs/deit_small_patch16_224-contract/export/flops50 image.jpg
   run_search.py audit  runs/deit_small_patch16_224-contract --points 8
@@ -116,6 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="safetensors with config.json (always written), onnx, pt2 (torch.export); commas or several words",
     )
     export.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="of the weights (default: %(default)s)")
+    _add_training(export)
     measure = commands.add_parser(
         "measure",
         help="time an exported model beside the dense one",
@@ -200,6 +203,38 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Option name -> value, of the flags that were given."""
     known = option_types()
     return {name: value for name, value in vars(arguments).items() if name in known and value is not None}
+
+
+def _add_training(export: argparse.ArgumentParser) -> None:
+    _add_options(
+        export.add_argument_group("long fine-tune, after which the best epoch by the search split is kept"), TrainingConfig
+    )
+    group = export.add_argument_group("machines of the long fine-tune, through Ray Train; by default this process alone")
+    shared = group.add_mutually_exclusive_group()
+    shared.add_argument("--gpus", type=int, metavar="N", help="GPUs that share its batches, a process each")
+    shared.add_argument("--parallel", type=int, metavar="N", help="CPU processes that share its batches")
+    group.add_argument("--ray-address", metavar="STR", help="of a running Ray cluster: auto, or host:port")
+
+
+def training_options(arguments: argparse.Namespace) -> tuple[TrainingConfig, MachineConfig]:
+    """The long fine-tune that the arguments of export ask for, and the machines that share it.
+
+    Raises:
+        ConfigError: a value out of range, or machines for no epochs.
+    """
+    given = {name: getattr(arguments, name, None) for name in get_type_hints(TrainingConfig)}
+    training = TrainingConfig(**{name: value for name, value in given.items() if value is not None})
+    processes = arguments.gpus if arguments.gpus is not None else arguments.parallel
+    if processes is None and arguments.ray_address is None:
+        return training, MachineConfig()
+    if not training.finetune_epochs:
+        raise ConfigError("--gpus, --parallel and --ray-address are for the long fine-tune: give it --finetune-epochs N")
+    for name in ("gpus", "parallel"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} must be at least 1, got {value}")
+    gpus = arguments.gpus if arguments.parallel is None else 0
+    return training, MachineConfig(gpus=gpus, gpus_per_trial=processes or 1, ray_address=arguments.ray_address)
 
 
 def _add_options(group: Any, owner: type, only: tuple[str, ...] = ()) -> None:

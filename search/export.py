@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,11 @@ from objectives.formats import FormatConfig
 from objectives.handover import Handover
 from objectives.progress import Progress
 from objectives.recipes import RECIPES, evaluate_recipe, make_cut
+from objectives.training import Trained, TrainingConfig
 from search.card import card
 from search.environment import environment
+from search.long_finetune import described, long_finetune
+from search.machines import MachineConfig
 from search.pick import Point
 from search.run import Run
 from search.table import DENSE
@@ -29,13 +32,36 @@ from spaces.files import write_json, write_text
 from spaces.vit import describe, resize
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """How points are exported.
+
+    Attributes:
+        exact: where the best trial leaves some of its target, build a point on it; it is taken if it is not worse.
+        into: folder for the folders, in place of ``export/`` in the run directory.
+        force: whether to write what is there already again.
+        data_dir: where the images of the run are now; None where they were.
+        training: the long fine-tune.
+        machines: of the long fine-tune.
+        output: formats and dtype.
+    """
+
+    exact: bool = False
+    into: Path | None = None
+    force: bool = False
+    data_dir: str | None = None
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    machines: MachineConfig = field(default_factory=MachineConfig)
+    output: FormatConfig = field(default_factory=FormatConfig)
+
+
 def write_export(
     folder: Path,
     run: Run,
     point: Point,
     evaluator: Evaluator,
     scratch: Path,
-    output: FormatConfig,
+    options: ExportOptions,
     command: str,
     progress: Progress = lambda what, done, total: None,
 ) -> None:
@@ -47,16 +73,19 @@ def write_export(
         point: what to export; the weights of one that is no trial are in `scratch`.
         evaluator: of the run.
         scratch: folder for weights that are made again, each once; they are `search.weights.weights_in` it.
-        output: formats and dtype.
+        options: how.
         command: that makes it again, for the report.
         progress: called with (what, done, in all).
+        training: the long fine-tune that follows the short one of the search, if it has epochs. Where the same export was
+            killed in the middle of it, it goes on from its last epoch.
+        machines: that share the long fine-tune.
 
     Raises:
         RunError: a reloaded model differs from the one that was saved.
         CheckpointError: the model cannot be written in one of the formats.
         DivergedError: a fine-tune that was made again diverged.
     """
-    _Export(run, point, evaluator, scratch, output, command, progress).write(folder)
+    _Export(run, point, evaluator, scratch, options, command, progress).write(folder)
 
 
 class _Export:
@@ -68,24 +97,27 @@ class _Export:
         point: Point,
         evaluator: Evaluator,
         scratch: Path,
-        output: FormatConfig,
+        options: ExportOptions,
         command: str,
         progress: Progress,
     ) -> None:
         self.run, self.point, self.evaluator, self.scratch = run, point, evaluator, scratch
-        self.output, self.command, self.progress = output, command, progress
+        self.options, self.command, self.progress = options, command, progress
         self.number, self.allocation = point.number, point.allocation
         self.recipe: str | None = point.label if point.label in RECIPES else None
         self.space = describe(self.evaluator.model, point.space, run.config.study.multiple)
         self.costs = cost_model(self.evaluator.model, self.space)
+        self.long = long_finetune(run, point, options.training)
 
     def write(self, folder: Path) -> None:
         """Write everything that the folder holds."""
-        model = self._finetuned()
+        model, trained = self._finetuned(), None
+        if self.long.config.finetune_epochs:
+            model, trained = self.long.run(self.evaluator, model, self.options.machines, self.progress)
         self.progress("reload", 0, 1)
         measured = self._handover(model).write(folder)
         self.progress("reload", 1, 1)
-        report = self._report(model, measured)
+        report = self._report(model, measured, trained)
         write_json(folder / "report.json", report)
         write_text(folder / "README.md", card(report, self.run.config, self.evaluator.model, self.space.name))
 
@@ -105,13 +137,14 @@ class _Export:
             "operators": self.space.operators(self.allocation),
             "recipe": self.recipe,
             "origin": self._origin(),
+            "training": described(self.options.training),
         }
         return Handover(
             model=model, dense=dense, description=description, identity=self.space.identity(), data=data,
-            device=self.evaluator.device, output=self.output,
+            device=self.evaluator.device, output=self.options.output,
         )  # fmt: skip
 
-    def _report(self, model: nn.Module, measured: dict[str, Any]) -> dict[str, Any]:
+    def _report(self, model: nn.Module, measured: dict[str, Any], trained: Trained | None) -> dict[str, Any]:
         dense, reloaded = measured["dense"], measured["compressed"]
         if reloaded["macs_fvcore"] != self._kept("macs")["compressed"]:
             raise RunError(f"the reloaded model is not the one that was saved: it has {reloaded['macs_fvcore']:,} MACs")
@@ -119,16 +152,17 @@ class _Export:
             "dense": dense["top1"],
             "dense_finetuned": self._top1(self._reference()),
             "as_built": self._top1(self._built()),
+            "short_finetuned": self._top1(self._finetuned()) if trained else None,
             "finetuned": self._top1(model),
         }
-        errors = {name: 1 - value for name, value in top1.items()}
+        errors = {name: 1 - value for name, value in top1.items() if value is not None}
         return {
             "trial": self.number,
             "recipe": self.recipe,
             "origin": self._origin(),
             "target": list(self.run.config.study.target),
             "command": self.command,
-            "dtype": self.output.dtype,
+            "dtype": self.options.output.dtype,
             "macs": {**self._kept("macs"),
                      "fvcore_after_reload": reloaded["macs_fvcore"], "torch_after_reload": reloaded["macs_torch"],
                      "dense_fvcore": dense["macs_fvcore"], "dense_torch": dense["macs_torch"]},
@@ -142,12 +176,13 @@ class _Export:
             "relative_error": {
                 "as_built": _ratio(errors["as_built"], errors["dense_finetuned"]),
                 "finetuned": _ratio(errors["finetuned"], errors["dense_finetuned"]),
-                "against": "the dense model given the same fine-tune",
+                "against": f"the dense model given the {'short' if trained else 'same'} fine-tune",
             },
             "formats": measured["formats"],
             "preprocessing": measured["preprocessing"],
             "measured_on": {"devices": measured["devices"], "threads": measured["threads"]},
             "finetune": {**asdict(self.run.config.finetune), "seed": self.run.config.study.seed},
+            "long_finetune": self.long.report(trained) if trained else None,
             "environment": environment([name_of(self.evaluator.device)]),
         }  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -10,10 +10,11 @@ from types import TracebackType
 from rich.table import Table
 
 from objectives.evaluator import Evaluator, OnStep
-from objectives.formats import DTYPES, FILES, FormatConfig
+from objectives.formats import DTYPES, FILES
 from objectives.progress import Progress
 from search.environment import command_line
-from search.export import write_export
+from search.export import ExportOptions, write_export
+from search.long_finetune import described, long_finetune
 from search.materialise import exact_of, materialise, measured
 from search.pick import GIVEN, Point, Wish, wishes
 from search.run import Run, check_same_model
@@ -44,25 +45,6 @@ class Exported:
     folder: Path | None = None
     new: bool = False
     problem: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportOptions:
-    """How points are exported.
-
-    Attributes:
-        exact: where the best trial leaves some of its target, build a point on it; it is taken if it is not worse.
-        into: folder for the folders, in place of ``export/`` in the run directory.
-        force: whether to write what is there already again.
-        data_dir: where the images of the run are now; None where they were.
-        output: formats and dtype.
-    """
-
-    exact: bool = False
-    into: Path | None = None
-    force: bool = False
-    data_dir: str | None = None
-    output: FormatConfig = field(default_factory=FormatConfig)
 
 
 DEFAULT = ExportOptions()
@@ -243,7 +225,7 @@ class _Session:
             config = read_description(folder)
             for name in output.formats:
                 checked_file(folder, FILES[name], config)
-            same = stored_type(config) == DTYPES[output.dtype]
+            same = stored_type(config) == DTYPES[output.dtype] and config["training"] == described(self.options.training)
             found = point.restored(config["origin"], Allocation(config["allocation"]), self.run.summary["fingerprint"])
         except (KeyError, TypeError, CheckpointError, AllocationError):
             return None
@@ -276,7 +258,8 @@ class _Session:
         with replacing(folder) as partial:
             partial.mkdir(parents=True)
             command = self._command(point, wish)
-            write_export(partial, self.run, point, self.evaluator, self.scratch, self.options.output, command, self.progress)
+            write_export(partial, self.run, point, self.evaluator, self.scratch, self.options, command, self.progress)
+        long_finetune(self.run, point, self.options.training).remove()
         return folder
 
     def _command(self, point: Point, wish: Wish) -> str:
@@ -286,7 +269,7 @@ class _Session:
         return command_line(
             "export", self.run.directory, **({what: which} if which else {"allocation": wish.text}),
             exact=options.exact and point.target is not None, output=options.into,
-            format=options.output.formats, dtype=options.output.dtype,
+            format=options.output.formats, dtype=options.output.dtype, **(described(options.training) or {}),
         )  # fmt: skip
 
 

@@ -114,9 +114,9 @@ def test_time_goes_on_too(evaluator: Evaluator, tmp_path: Path) -> None:
     Watched(evaluator, tmp_path, 4).killed()
     with safe_open(tmp_path / "state", framework="pt") as file:
         metadata = file.metadata()
-    passed = json.loads(metadata["passed"])
+    passed = json.loads(metadata["note"])
     assert passed["seconds"] > 0
-    metadata["passed"] = json.dumps({**passed, "seconds": 1000})
+    metadata["note"] = json.dumps({**passed, "seconds": 1000})
     save_file(load_file(tmp_path / "state"), tmp_path / "state", metadata)
     assert 1000 < Watched(evaluator, tmp_path).run().seconds < 1100
 

@@ -11,6 +11,7 @@ from local_images import GREY, RGB, SIZE, numbers_of, opened, picture, same
 from PIL import Image
 
 from objectives.data import Data
+from objectives.parallel import Group
 from objectives.splits import DataConfig
 from spaces.errors import DataError
 
@@ -78,6 +79,36 @@ def test_an_epoch_sees_every_image_once(split_folder: Path) -> None:
     epochs = [numbers_of(list(data.training(6, seed=0))[start : start + 3]) for start in (0, 3)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(numbers_of(data.calibration()))
     assert epochs[0] != epochs[1]
+
+
+def test_an_epoch_of_a_long_fine_tune_sees_every_training_image_once(split_folder: Path) -> None:
+    """Constant images stay what they are under crops: 36 for training, 4 held out, 9 batches of 4."""
+    data = opened(split_folder, batch_size=4)
+    held_out = numbers_of(data.evaluation("search"))
+    epochs = [numbers_of(data.epoch(number, seed=0)) for number in range(2)]
+    assert data.epoch_steps == 9
+    assert [sorted(epoch) for epoch in epochs] == [sorted(set(range(40)) - set(held_out))] * 2
+    assert epochs[0] != epochs[1]
+    assert epochs[1] == numbers_of(data.epoch(1, seed=0))
+    shares = [numbers_of(data.epoch(1, seed=0, group=Group(rank=rank, size=2))) for rank in range(2)]
+    assert [number for pair in zip(*shares, strict=True) for number in pair] == epochs[1]
+
+
+def test_an_epoch_leaves_out_a_batch_that_is_not_full(split_folder: Path) -> None:
+    """36 images are 7 batches of 5; one batch of 50 is filled from a second pass."""
+    assert len(list(opened(split_folder, batch_size=5).epoch(0, seed=0))) == 7
+    assert [len(labels) for _, labels in opened(split_folder, batch_size=50).epoch(0, seed=0)] == [50]
+
+
+@pytest.mark.parametrize("variation", [{"aa": "rand-m9-mstd0.5-inc1"}, {"reprob": 1.0}])
+@pytest.mark.parametrize("preprocessing", [RGB, GREY])
+def test_an_epoch_varies_its_images(idx_folder: Path, preprocessing: dict[str, Any], variation: dict[str, Any]) -> None:
+    """The configuration's own variation leaves constant images constant."""
+    data = opened(idx_folder, preprocessing, dataset="torch/fashion_mnist", batch_size=9)
+    plain, varied = (torch.cat([images for images, _ in data.epoch(0, 0, **given)]) for given in ({}, variation))
+    assert float(plain.flatten(1).std(dim=1).max()) < 1e-6
+    assert float(varied.flatten(1).std(dim=1).max()) > 0.01
+    assert plain.shape == varied.shape
 
 
 def test_batch_size_may_be_given_by_the_caller(split_folder: Path) -> None:

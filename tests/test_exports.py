@@ -21,7 +21,7 @@ from objectives.data import Data
 from objectives.error import evaluate
 from objectives.formats import FormatConfig
 from search import SearchConfig, export, exports, launch
-from search.exports import ExportOptions
+from search.export import ExportOptions
 from search.pick import Point, wishes
 from search.run import Run
 from search.trial import Trial
@@ -99,6 +99,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[Point]:
             "allocation": dict(point.allocation),
             "pretrained_cfg": evaluator.preprocessing,
             "origin": point.origin(evaluator.fingerprint),
+            "training": None,
         })  # fmt: skip
         (folder / "README.md").write_text("---\n---\ncard\n```\n")
 

@@ -94,7 +94,7 @@ def test_the_report_has_every_format_as_it_was_reloaded(folder: Path, report: di
 def test_the_command_in_the_report_makes_the_same_export(report: dict[str, Any], run: Path) -> None:
     _, script, *words = report["command"].split()
     arguments = build_parser().parse_args(words)
-    assert (script, arguments.command, arguments.run, arguments.trial) == ("run_search.py", "export", str(run), 1)
+    assert (script, arguments.command, arguments.run, arguments.trial) == ("run_search.py", "export", str(run), [1])
     assert (tuple(arguments.format), arguments.dtype) == (FORMATS, "fp32")
 
 
@@ -175,7 +175,7 @@ def test_a_file_that_gives_other_outputs_fails_the_export(
         return traced(other)
 
     monkeypatch.setattr("objectives.formats._traced", of_another)
-    line = fails("export", run, "--trial", "1", "--format", "pt2")
+    line = fails("export", run, "--trial", "1", "--format", "pt2", "--force")
     assert "the model reloaded from model.pt2 is not the one that was saved: its outputs on test images differ by" in line
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before, "the earlier export stays"
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
@@ -197,7 +197,7 @@ def test_what_cannot_be_written_is_told_before_anything_is_computed(
     def never(*arguments: Any) -> None:
         raise AssertionError("computed")
 
-    monkeypatch.setattr(sys.modules["search.export"], "Evaluator", never)
+    monkeypatch.setattr(sys.modules["search.exports"], "Evaluator", never)
     assert "unknown format 'tensorrt'" in fails("export", run, "--trial", "1", "--format", "tensorrt")
     assert "with onnx" in fails("export", run, "--trial", "1", "--format", "onnx", "--dtype", "bf16")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -231,7 +231,10 @@ def test_sizes_errors_and_costs_of_options_are_those_of_their_allocation() -> No
 
 
 def test_latency_is_a_third_cost_that_need_not_fall_with_every_size() -> None:
-    """Against all allocations of small spaces, with joint limits: never above one, the best more often than not, and within a tenth of it in the mean."""
+    """Against all allocations of small spaces, with joint limits.
+
+    Never above a limit, the best more often than not, and within a tenth of it in the mean.
+    """
     ratios, missed = [], 0
     for seed in range(25):
         made, rng = drawn(seed, convex=True), random.Random(seed)
