@@ -114,15 +114,21 @@ def test_2000_trials_open_and_answer(tmp_path: Path) -> None:
         counted = visit.page.evaluate("document.querySelectorAll('#plot path.point').length")
         assert MANY * 0.9 < counted < MANY * 1.2
         assert visit.page.evaluate("document.querySelectorAll('*').length") < 4 * MANY
-        visit.page.evaluate(
-            "document.querySelectorAll('#plot path.point, #along image').forEach((each) => { each.before = true; })"
+        changed = visit.page.evaluate(
+            """async (number) => {
+              let count = 0;
+              const seen = new MutationObserver((records) => { count += records.length; });
+              seen.observe(document.querySelector("#plot .scatterlayer"), { attributes: true, childList: true, subtree: true });
+              pick(0, number);
+              await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+              return count + seen.takeRecords().length;
+            }""",
+            number,
         )
-        visit.page.evaluate("(number) => pick(0, number)", number)
+        assert changed == 0, "the points are as they were"
         row = trials[trials["number"] == number].iloc[0]
         assert sizes(visit) == {name: int(row[name]) for name in trials.columns if name.startswith("blocks.")}
         expect(visit.page.locator("#command")).to_contain_text(f"--trial {number}")
-        kept = "[...document.querySelectorAll('#plot path.point')].filter((each) => each.before).length"
-        assert visit.page.evaluate(kept) == counted
         ring = visit.page.evaluate("plot.layout.shapes.filter((shape) => shape.type === 'circle')[0]")
         assert (ring["xanchor"], ring["yanchor"]) == (
             pytest.approx(100 * row["macs_kept"], abs=1e-3),
