@@ -5,6 +5,7 @@ Both take float32 images [B, C, H, W], whatever the dtype of the weights, and gi
 
 import importlib.util
 import json
+import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -132,6 +133,8 @@ def _write_pt2(program: ExportedProgram, path: Path, facts: Mapping[str, Any]) -
 def _write_onnx(program: ExportedProgram, path: Path, facts: Mapping[str, Any]) -> None:
     import onnx
 
+    for name in ("onnxscript", "onnx_ir"):  # notes of their optimisers
+        logging.getLogger(name).setLevel(logging.ERROR)
     weights = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
     converted = torch.onnx.export(
         program,
@@ -159,7 +162,7 @@ def open_format(folder: Path, name: Format, device: torch.device | None = None) 
     Args:
         folder: of `run_search.py export`.
         name: which format.
-        device: where safetensors run; the others run on the CPU, with as many threads as torch has now.
+        device: where safetensors run; the others run on the CPU.
 
     Raises:
         CheckpointError: the folder does not have it, or the file is another one or cannot be read.
@@ -205,7 +208,7 @@ def _open_onnx(path: Path, device: torch.device) -> Forward:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = torch.get_num_threads()  # as the formats that it is compared with
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
