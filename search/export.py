@@ -75,7 +75,8 @@ def export(
     with replacing(folder) as partial:
         partial.mkdir(parents=True)
         work.write(partial)
-    work.long.remove()
+    if training.finetune_epochs:
+        work.long.remove(work.evaluator)
     return folder
 
 
