@@ -29,9 +29,8 @@ _EPOCH_SEEDS = 15_485_863
 class TrainingConfig:
     """How a model is fine-tuned before its export. Names are timm's where timm has one.
 
-    Optimiser, weight decay, clipping, distillation and mixed precision are those of `FinetuneConfig`. The defaults are for some
-    ten epochs of a model that has lost capacity; DeiT's, for hundreds of a whole one, are reprob 0.25, mixup 0.8, cutmix 1,
-    smoothing 0.1 and drop_path 0.1.
+    Optimiser, weight decay, clipping, distillation and mixed precision are those of `FinetuneConfig`. The variation's
+    defaults are DeiT's (Touvron et al. 2021); a few epochs of a model that has lost much may do as well with less.
 
     Attributes:
         finetune_epochs: passes over the training images; 0 for the short fine-tune of the search alone.
@@ -51,11 +50,11 @@ class TrainingConfig:
     finetune_epochs: int = 0
     finetune_lr: float | None = None
     aa: str = "auto"
-    reprob: float = 0.1
-    mixup: float = 0.2
-    cutmix: float = 0.0
+    reprob: float = 0.25
+    mixup: float = 0.8
+    cutmix: float = 1.0
     smoothing: float = 0.1
-    drop_path: float = 0.0
+    drop_path: float = 0.1
     model_ema_decay: float = 0.9998
 
     def __post_init__(self) -> None:

@@ -41,8 +41,9 @@ class ExportOptions:
         into: folder for the folders, in place of ``export/`` in the run directory.
         force: whether to write what is there already again.
         data_dir: where the images of the run are now; None where they were.
-        training: the long fine-tune.
-        machines: of the long fine-tune.
+        training: the long fine-tune that follows the short one of the search, if it has epochs. Where the same export was
+            killed in the middle of it, it goes on from its last epoch.
+        machines: that share the long fine-tune.
         output: formats and dtype.
     """
 
@@ -76,9 +77,6 @@ def write_export(
         options: how.
         command: that makes it again, for the report.
         progress: called with (what, done, in all).
-        training: the long fine-tune that follows the short one of the search, if it has epochs. Where the same export was
-            killed in the middle of it, it goes on from its last epoch.
-        machines: that share the long fine-tune.
 
     Raises:
         RunError: a reloaded model differs from the one that was saved.

@@ -259,7 +259,8 @@ class _Session:
             partial.mkdir(parents=True)
             command = self._command(point, wish)
             write_export(partial, self.run, point, self.evaluator, self.scratch, self.options, command, self.progress)
-        long_finetune(self.run, point, self.options.training).remove()
+        if self.options.training.finetune_epochs:
+            long_finetune(self.run, point, self.options.training).remove(self.evaluator)
         return folder
 
     def _command(self, point: Point, wish: Wish) -> str:

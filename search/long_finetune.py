@@ -22,7 +22,6 @@ from search.pick import Point
 from search.run import Run
 from spaces.allocation import Allocation
 from spaces.errors import DivergedError, RunError
-from spaces.files import save_tensors
 from spaces.vit import describe, resize
 
 FOLDER = ".training"  # of the checkpoints, in the folder of the exports
@@ -68,8 +67,7 @@ class LongFinetune:
         if machines.distributed and not self.done(evaluator):
             from search.train_runner import train_together
 
-            save_tensors(self.start, model.state_dict())
-            train_together(self, machines, progress)
+            train_together(self, model.state_dict(), machines, progress)
         try:  # where others have trained, the checkpoint holds all of it
             return train(model, self.course(evaluator), evaluator.teacher, self.checkpoint(evaluator), ALONE, progress)
         except DivergedError as error:
@@ -93,10 +91,11 @@ class LongFinetune:
         lr = self.config.finetune_lr or self.objective.finetune.lr
         return {**asdict(self.config), "finetune_lr": lr, **asdict(trained), "seconds": trained.seconds, "seed": self.seed}
 
-    def remove(self) -> None:
-        """The export is whole: what the point's fine-tunes have left is not needed any more."""
-        for path in self.folder.glob(f"{self.name}-*"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    def remove(self, evaluator: Evaluator) -> None:
+        """The export is whole: its checkpoint is not needed any more."""
+        self.checkpoint(evaluator).unlink(missing_ok=True)
+        self.start.unlink(missing_ok=True)
+        shutil.rmtree(self.notes, ignore_errors=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
 
@@ -119,6 +118,11 @@ class LongFinetune:
     def start(self) -> Path:
         """File of the weights that it begins with, for other processes."""
         return self.folder / f"{self.name}-start.safetensors"
+
+    @property
+    def notes(self) -> Path:
+        """Where Ray Train keeps its own: nothing that is needed afterwards."""
+        return self.folder / f"{self.name}-ray"
 
 
 def long_finetune(run: Run, point: Point, config: TrainingConfig) -> LongFinetune:

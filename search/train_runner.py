@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import ray
 import torch
 from ray.exceptions import RayError
 from ray.util.queue import Empty, Queue
+from torch import Tensor
 
 from objectives.evaluator import Evaluator
 from objectives.memory import is_out_of_memory
@@ -23,6 +25,7 @@ from search.cluster import connect, first_sentence
 from search.long_finetune import LongFinetune
 from search.machines import MachineConfig, Plan
 from spaces.errors import CompressionError, ConfigError, DivergedError, RunError, first_line
+from spaces.files import save_tensors
 
 _LOSSES = 3  # of processes in one export: what ends them more often does not come from outside
 _SECONDS = 1.0  # between two reports of optimiser steps
@@ -40,14 +43,15 @@ class _Share:
     told: Queue
 
 
-def train_together(job: LongFinetune, machines: MachineConfig, progress: Progress) -> None:
+def train_together(job: LongFinetune, weights: Mapping[str, Tensor], machines: MachineConfig, progress: Progress) -> None:
     """Have processes train until the job's checkpoint holds the result.
 
     A process that is lost ends the others; all begin again at the last epoch. Where one ran out of memory, they begin again
     with batches in two parts.
 
     Args:
-        job: its start must have been written.
+        job: what to train.
+        weights: that it begins with.
         machines: `gpus_per_trial` processes, each with a GPU where there are some.
         progress: as of `objectives.epochs.train`.
 
@@ -58,6 +62,7 @@ def train_together(job: LongFinetune, machines: MachineConfig, progress: Progres
     started = not ray.is_initialized()
     plan = connect(machines)
     try:
+        save_tensors(job.start, weights)
         _until_done(job, plan, progress)
     finally:
         if started:
@@ -101,7 +106,7 @@ def _fit(share: _Share, progress: Progress) -> BaseException | None:
     while thread.is_alive():
         with suppress(Empty):
             progress(*share.told.get(timeout=_SECONDS))
-    shutil.rmtree(_results(share.job), ignore_errors=True)
+    shutil.rmtree(share.job.notes, ignore_errors=True)
     return ended[0]
 
 
@@ -120,7 +125,7 @@ def _trainer(share: _Share) -> Any:
         scaling_config=ScalingConfig(num_workers=plan.processes, use_gpu=bool(plan.gpus)),
         run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees the first version of Ray Train
             name=str(os.getpid()),
-            storage_path=str(_results(share.job)),
+            storage_path=str(share.job.notes),
             failure_config=FailureConfig(max_failures=0),  # what a repetition cannot mend would be repeated too
             worker_runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(plan.threads)}},
         ),
@@ -165,8 +170,3 @@ def _cause(error: Exception) -> BaseException:
         return RunError(f"Ray Train cannot be started: {type(error).__name__}: {first_line(error)}")
     ours = [each for each in failures if isinstance(each, CompressionError | DivergedError) or is_out_of_memory(each)]
     return next(iter([*ours, *failures, error]))
-
-
-def _results(job: LongFinetune) -> Path:
-    """Where Ray Train keeps its own notes: nothing that is needed afterwards."""
-    return job.folder / f"{job.name}-ray"

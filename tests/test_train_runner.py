@@ -92,7 +92,7 @@ def test_two_processes_train_as_one_and_outlive_a_kill(evaluator: Evaluator, tmp
     assert all(torch.allclose(weights[name], expected[name], atol=2e-3) for name in expected)
     assert found.error < found.start_error - 0.2
     assert not (tmp_path / "two" / "trial7-ray").exists()
-    job.remove()
+    job.remove(evaluator)
     assert not (tmp_path / "two").exists()
 
 
@@ -114,7 +114,7 @@ def until_done(monkeypatch: pytest.MonkeyPatch, evaluator: Evaluator, tmp_path: 
         monkeypatch.setattr(train_runner, "_fit", fits)
         monkeypatch.setattr(train_runner, "connect", lambda machines: plan_workers(machines, {"CPU": 2}))
         monkeypatch.setattr(train_runner, "Queue", Mock)
-        train_together(job_of(evaluator, tmp_path), TWO, lambda *_: None)
+        train_together(job_of(evaluator, tmp_path), evaluator.model.state_dict(), TWO, lambda *_: None)
         assert fits.ends == []
         return fits.parts
 
