@@ -9,7 +9,7 @@ import itertools
 import platform
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -22,7 +22,8 @@ from torch.utils.benchmark.utils.timer import timer as wall_clock
 from objectives.cost import CostModel
 from objectives.device import name_of
 from objectives.latency import forward, time_calls
-from objectives.latency_table import Check, Grid, LatencyConfig, LatencyTable, points_of, smoothed
+from objectives.latency_smoothing import smoothed
+from objectives.latency_table import Check, Grid, LatencyConfig, LatencyTable, points_of
 from objectives.latency_units import Unit, units_of
 from objectives.progress import Progress
 from spaces.allocation import Allocation
@@ -99,16 +100,19 @@ class _Measurement:
         self.units = units_of(model, space, costs)
         self.seconds: list[float] = []  # of the dense model
         self.fitted, self.checked = (_allocations(space, costs, seed) for seed in (0, 1))
-        probes = sum(len(_cuts(unit, regime)[1]) for unit in self.units for regime in unit.regimes)
-        self._progress = partial(progress, "latency")
-        self._done, self._total = 0, probes + len(self.fitted) + len(self.checked)
+        self._progress, self._done = partial(progress, "latency"), 0
 
     def table(self, fingerprint: str) -> LatencyTable:
-        grids = [(unit, {name: self._grid(unit, name) for name in unit.regimes if unit.axes(name)}) for unit in self.units]
-        kept = self._kept(self.fitted + self.checked)
+        regimes = [(unit, regime) for unit in self.units for regime in unit.regimes if unit.axes(regime)]
+        probes = [[self._cut(unit, sizes) for sizes in _cuts(unit, regime)[1]] for unit, regime in regimes]
+        kept, noise = self._measured([*itertools.chain(*probes), *self.fitted, *self.checked])
+        shares = iter(kept)
+        grids: dict[Unit, dict[str, Grid]] = {unit: {} for unit in self.units}
+        for (unit, regime), cut in zip(regimes, probes, strict=True):
+            grids[unit][regime] = _grid(unit, regime, list(itertools.islice(shares, len(cut))), noise)
         table = LatencyTable(
             dense=float(np.median(self.seconds)),
-            grids=tuple(grids),
+            grids=tuple(grids.items()),
             checks=(),
             fingerprint=fingerprint,
             config=self.config,
@@ -117,45 +121,49 @@ class _Measurement:
             clock=self.clock,
             versions={"torch": torch.__version__, "python": platform.python_version()},
         )
-        table = _scaled(table, _factors(table, self.space, self.fitted, kept[: len(self.fitted)]))
+        table = _scaled(table, _factors(table, self.space, self.fitted, list(itertools.islice(shares, len(self.fitted)))))
         checks = [
             Check(predicted=table.latency(self.space, allocation) / table.dense, measured=share)
-            for allocation, share in zip(self.checked, kept[len(self.fitted) :], strict=True)
+            for allocation, share in zip(self.checked, shares, strict=True)
         ]
         return replace(table, checks=tuple(checks))
-
-    def _grid(self, unit: Unit, regime: str) -> Grid:
-        """What one of a unit's branches saves."""
-        axes = unit.axes(regime)
-        cut, sizes = _cuts(unit, regime)
-        kept = np.ones(len(cut))
-        kept[cut] = self._kept([self._cut(unit, each) for each in sizes])
-        saved = (1 - kept) / len(unit.branches)
-        return Grid(axes, smoothed(saved.reshape([len(axis) for axis in axes.values()])))
 
     def _cut(self, unit: Unit, sizes: dict[str, int]) -> Allocation:
         """All of a unit's branches at these sizes."""
         changed = {f"{branch}.{part}": size for branch in unit.branches for part, size in sizes.items()}
         return self.space.identity().replace(changed)
 
-    def _kept(self, allocations: Sequence[Allocation]) -> list[float]:
-        """Latencies of whole models as shares of the dense one's."""
-        kept = []
-        for chunk in _chunks(allocations):
-            models = {"dense": self.model, **{str(index): self._variant(entry) for index, entry in enumerate(chunk)}}
-            calls = {name: forward(model, self.images, self.config.setting) for name, model in models.items()}
-            timings = time_calls(calls, self.config.latency_seconds, self.threads, CLOCKS[self.clock])
-            dense, *others = (timing.seconds for timing in timings.values())
-            self.seconds.append(dense)
-            kept += [seconds / dense for seconds in others]
-            self._done += len(chunk)
-            self._progress(self._done, self._total)
-        return kept
+    def _measured(self, allocations: Sequence[Allocation]) -> tuple[list[float], float]:
+        """Latencies of whole models as shares of the dense one's, and their standard error.
+
+        In two passes, in random orders: what disturbs one chunk falls on sizes that have nothing to do with each other, and the
+        difference of the passes tells the noise.
+        """
+        rng = random.Random(0)
+        passes = np.zeros((2, len(allocations)))
+        for found in passes:
+            order = rng.sample(range(len(allocations)), len(allocations))
+            for start in range(0, len(order), _TOGETHER):
+                chunk = order[start : start + _TOGETHER]
+                found[chunk] = self._timed([allocations[index] for index in chunk])
+                self._done += len(chunk)
+                self._progress(self._done, passes.size)
+        noise = float(np.sqrt(np.mean((passes[0] - passes[1]) ** 2)) / 2)
+        return passes.mean(0).tolist(), noise
+
+    def _timed(self, allocations: Sequence[Allocation]) -> list[float]:
+        """As shares of the dense model, timed in turns with it."""
+        models = {"dense": self.model, **{str(index): self._variant(entry) for index, entry in enumerate(allocations)}}
+        calls = {name: forward(model, self.images, self.config.setting) for name, model in models.items()}
+        timings = time_calls(calls, self.config.latency_seconds / 2, self.threads, CLOCKS[self.clock])
+        dense, *others = (timing.seconds for timing in timings.values())
+        self.seconds.append(dense)
+        return [seconds / dense for seconds in others]
 
     def _variant(self, allocation: Allocation) -> nn.Module:
         """The dense model cut to an allocation, with its own weights where nothing is cut, and random ones elsewhere."""
         given = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
-        model = copy.deepcopy(self.model, dict(given))
+        model = _with_same_weights(self.model)
         resize(model, self.space, allocation)
         model.to(self.images.device)
         with torch.no_grad():
@@ -172,12 +180,20 @@ def _cuts(unit: Unit, regime: str) -> tuple[list[bool], list[dict[str, int]]]:
     return cut, list(itertools.compress(sizes, cut))
 
 
-def _chunks(allocations: Sequence[Allocation]) -> Iterator[Sequence[Allocation]]:
-    yield from (allocations[start : start + _TOGETHER] for start in range(0, len(allocations), _TOGETHER))
+def _grid(unit: Unit, regime: str, kept: Sequence[float], noise: float) -> Grid:
+    """What one of a unit's branches saves, from latencies with all of them cut."""
+    axes, count = unit.axes(regime), len(unit.branches)
+    cut = _cuts(unit, regime)[0]
+    saved = np.zeros(len(cut))
+    saved[cut] = (1 - np.array(kept)) / count
+    return Grid(axes, smoothed(axes, saved.reshape([len(axis) for axis in axes.values()]), noise / count))
 
 
 def _allocations(space: Space, costs: CostModel, seed: int) -> list[Allocation]:
-    """Whole allocations at several loads: with the same share everywhere, and with random proportions and operators."""
+    """Whole allocations at several loads: with the same share everywhere, and with random proportions and operators.
+
+    Half of the latter keep the same share within a branch, as searches for a latency do, and tilt between attention and FFN.
+    """
     rng = random.Random(seed)
     load = partial(costs.load, limits={"macs": costs.dense["macs"]})
     least = load(space.smallest(load))
@@ -186,8 +202,20 @@ def _allocations(space: Space, costs: CostModel, seed: int) -> list[Allocation]:
         limit = least + (share - 0.1 * seed) * (1 - least)
         operators = {branch: rng.choice(rivals).name for branch, rivals in space.branches.items()}
         offsets = {site.name: rng.gauss(0, _SPREAD) for site in space.sites}
+        tilt = {part: rng.gauss(0, 2 * _SPREAD) for part in ("attn", "mlp")}
+        level = {branch: rng.gauss(0, _SPREAD) + tilt.get(branch.rpartition(".")[2], 0.0) for branch in space.branches}
+        alike = {site.name: level[site.branch] for site in space.sites}
         found += [space.decode(limit, load), space.decode(limit, load, operators, offsets)]
+        found.append(space.decode(limit, load, operators, alike))
     return found
+
+
+def _with_same_weights(module: nn.Module) -> nn.Module:
+    """Modules of its own, whose weights are those of `module`: copying them takes longer than timing a small model."""
+    twin = copy.copy(module)
+    children = {name: child and _with_same_weights(child) for name, child in module._modules.items()}
+    twin.__dict__.update(_parameters=dict(module._parameters), _buffers=dict(module._buffers), _modules=children)
+    return twin
 
 
 def _factors(table: LatencyTable, space: Space, allocations: Sequence[Allocation], kept: Sequence[float]) -> dict[str, float]:

@@ -193,19 +193,6 @@ class LatencyTable:
             ) from error
 
 
-def smoothed(saved: Floats) -> Floats:
-    """What is saved, made to fall with every size: the mean of the nearest grids above and below that do.
-
-    A grid that falls stays as it is. The noise of timings must not make a larger size cheaper: proposals are fitted to budgets
-    by making sizes smaller.
-    """
-    above, below = saved, saved
-    for axis in range(saved.ndim):
-        above = np.flip(np.maximum.accumulate(np.flip(above, axis), axis), axis)
-        below = np.minimum.accumulate(below, axis)
-    return (above + below) / 2
-
-
 def points_of(axes: Mapping[str, Sequence[int]]) -> list[dict[str, int]]:
     """All combinations of sizes, the last part's changing fastest; none where there are no axes."""
     return [] if not axes else [dict(zip(axes, sizes, strict=True)) for sizes in itertools.product(*axes.values())]
