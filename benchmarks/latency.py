@@ -9,6 +9,7 @@ time says what else it does.
 """
 
 import argparse
+import shutil
 import statistics
 import tempfile
 from pathlib import Path
@@ -35,13 +36,16 @@ def main() -> None:
     parser.add_argument("--space", default="contract")
     parser.add_argument("--share", type=float, default=60, help="per cent of the latency, and of the MACs, to keep")
     parser.add_argument("--batch-size", type=int, default=1, help="images in a call")
-    parser.add_argument("--seconds", type=float, default=1.0, help="for every size of the table")
+    parser.add_argument("--seconds", type=float, default=0.5, help="for every size of the table, at a time")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         for cost in ("latency", "flops"):
-            target = f"{cost}={arguments.share:g}%"
-            run = launch(_config(arguments, target, Path(folder) / cost), Display(Console(width=160)))
+            target, output = f"{cost}={arguments.share:g}%", Path(folder) / cost
+            if (table := Path(folder) / "latency" / LATENCY).exists():
+                output.mkdir()
+                shutil.copy(table, output / LATENCY)
+            run = launch(_config(arguments, target, output), Display(Console(width=160)))
             _report(run, target)
 
 

@@ -6,6 +6,7 @@ taken from whole models, and divided among the branches that were cut.
 
 import copy
 import itertools
+import math
 import platform
 import random
 import time
@@ -22,7 +23,7 @@ from torch.utils.benchmark.utils.timer import timer as wall_clock
 from objectives.cost import CostModel
 from objectives.device import name_of
 from objectives.latency import forward, time_calls
-from objectives.latency_smoothing import smoothed
+from objectives.latency_smoothing import Floats, smoothed
 from objectives.latency_table import Check, Grid, LatencyConfig, LatencyTable, points_of
 from objectives.latency_units import Unit, units_of
 from objectives.progress import Progress
@@ -31,6 +32,7 @@ from spaces.sites import Space
 from spaces.vit import resize
 
 _TOGETHER = 5  # models that are timed in turns with the dense one: no more than fit beside it in memory
+_PASSES, _NOISE = 8, 0.01  # at most so many, until latencies as shares of the dense one are known so well
 _LOADS = (0.3, 0.5, 0.7, 0.9)  # of the way from the fewest MACs to all of them, of whole allocations
 _PRIOR = 0.2  # a factor is taken to be within some 15 % of one where whole models are timed to 3 %
 _SPREAD = 1.0  # of the proportions of random ones, in log-odds
@@ -100,7 +102,7 @@ class _Measurement:
         self.units = units_of(model, space, costs)
         self.seconds: list[float] = []  # of the dense model
         self.fitted, self.checked = (_allocations(space, costs, seed) for seed in (0, 1))
-        self._progress, self._done = partial(progress, "latency"), 0
+        self._progress, self._done, self._total = partial(progress, "latency"), 0, 0
 
     def table(self, fingerprint: str) -> LatencyTable:
         regimes = [(unit, regime) for unit in self.units for regime in unit.regimes if unit.axes(regime)]
@@ -136,26 +138,32 @@ class _Measurement:
     def _measured(self, allocations: Sequence[Allocation]) -> tuple[list[float], float]:
         """Latencies of whole models as shares of the dense one's, and their standard error.
 
-        In two passes, in random orders: what disturbs one chunk falls on sizes that have nothing to do with each other, and the
-        difference of the passes tells the noise.
+        In passes of random order, two at least, until the standard error is small: what disturbs one chunk falls on sizes that
+        have nothing to do with each other, and the spread of the passes tells the noise.
         """
-        rng = random.Random(0)
-        passes = np.zeros((2, len(allocations)))
-        for found in passes:
-            order = rng.sample(range(len(allocations)), len(allocations))
-            for start in range(0, len(order), _TOGETHER):
-                chunk = order[start : start + _TOGETHER]
-                found[chunk] = self._timed([allocations[index] for index in chunk])
-                self._done += len(chunk)
-                self._progress(self._done, passes.size)
-        noise = float(np.sqrt(np.mean((passes[0] - passes[1]) ** 2)) / 2)
-        return passes.mean(0).tolist(), noise
+        rng, passes, noise = random.Random(0), list[Floats](), math.inf
+        while len(passes) < 2 or (noise > _NOISE and len(passes) < _PASSES):
+            passes.append(self._pass(allocations, rng.sample(range(len(allocations)), len(allocations))))
+            if len(passes) > 1:
+                noise = float(np.sqrt(np.var(passes, axis=0, ddof=1).mean() / len(passes)))
+        return np.mean(passes, axis=0).tolist(), noise
+
+    def _pass(self, allocations: Sequence[Allocation], order: Sequence[int]) -> Floats:
+        """All of them once, a chunk after another."""
+        found = np.zeros(len(allocations))
+        self._total += len(allocations)
+        for start in range(0, len(order), _TOGETHER):
+            chunk = order[start : start + _TOGETHER]
+            found[chunk] = self._timed([allocations[index] for index in chunk])
+            self._done += len(chunk)
+            self._progress(self._done, self._total)
+        return found
 
     def _timed(self, allocations: Sequence[Allocation]) -> list[float]:
         """As shares of the dense model, timed in turns with it."""
         models = {"dense": self.model, **{str(index): self._variant(entry) for index, entry in enumerate(allocations)}}
         calls = {name: forward(model, self.images, self.config.setting) for name, model in models.items()}
-        timings = time_calls(calls, self.config.latency_seconds / 2, self.threads, CLOCKS[self.clock])
+        timings = time_calls(calls, self.config.latency_seconds, self.threads, CLOCKS[self.clock])
         dense, *others = (timing.seconds for timing in timings.values())
         self.seconds.append(dense)
         return [seconds / dense for seconds in others]

@@ -32,13 +32,13 @@ class LatencyConfig:
         latency_batch_size: images in a call; the latency is that of the call.
         latency_amp: in mixed precision.
         latency_compiled: by torch.compile: every size that is measured is compiled first, which takes long.
-        latency_seconds: spent on every size that is measured; more on a machine that has other things to do.
+        latency_seconds: spent on every size that is measured, at a time: twice, and up to eight times where that differs.
     """
 
     latency_batch_size: int = 1
     latency_amp: bool = False
     latency_compiled: bool = False
-    latency_seconds: float = 0.5
+    latency_seconds: float = 0.25
 
     def __post_init__(self) -> None:
         if self.latency_batch_size < 1:
