@@ -31,13 +31,11 @@ class LatencyConfig:
     Attributes:
         latency_batch_size: images in a call; the latency is that of the call.
         latency_amp: in mixed precision.
-        latency_compiled: by torch.compile: every size that is measured is compiled first, which takes long.
         latency_seconds: spent on every size that is measured, at a time: twice, and up to eight times where that differs.
     """
 
     latency_batch_size: int = 1
     latency_amp: bool = False
-    latency_compiled: bool = False
     latency_seconds: float = 0.25
 
     def __post_init__(self) -> None:
@@ -48,8 +46,8 @@ class LatencyConfig:
 
     @property
     def setting(self) -> Setting:
-        """How the models are run."""
-        return Setting(batch_size=self.latency_batch_size, amp=self.latency_amp, compiled=self.latency_compiled)
+        """How the models are run: eagerly, since every size that is measured would have to be compiled."""
+        return Setting(batch_size=self.latency_batch_size, amp=self.latency_amp)
 
 
 @dataclass(frozen=True)
