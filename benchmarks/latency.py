@@ -27,7 +27,7 @@ from search.progress import Display
 from search.run import Run
 from search.targets import format_cost
 
-SECONDS, SITTINGS, POINTS = 2.0, 3, 5
+SECONDS, SITTINGS, POINTS = 2.0, 8, 4
 
 
 def main() -> None:
