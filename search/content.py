@@ -9,10 +9,10 @@ import pandas as pd
 from objectives.sensitivity import Profile
 from search.agreement import audit_tables
 from search.course import progress_of
-from search.figure import COSTS, Row, costs_of, figure_of, format_amount, is_finite, reference_of, split_trials
+from search.figure import Row, costs_of, figure_of, is_finite, reference_of, split_trials
 from search.heatmap import SHARES, conditions, grid_of
 from search.run import Run, stored_options
-from search.targets import format_kept, names_of
+from search.targets import WORDS, format_amount, format_kept, names_of
 from spaces.errors import CheckpointError
 from spaces.sites import Site, Space
 
@@ -69,7 +69,7 @@ def content(
         "run": run,
         "options": options or {},
         "summary": summary,
-        "costs": {cost: COSTS[cost] for cost in costs_of(summary)},
+        "costs": {cost: WORDS[cost] for cost in costs_of(summary)},
         "bests": _bests(summary, points),
         "reference": reference_of(summary["dense"])[1],
         "dense": _dense(summary),
@@ -105,7 +105,7 @@ def _data(summary: Row, points: Sequence[Row], stopped: Sequence[Row], sites: Se
         "spaces": {
             name: [index for index, site in enumerate(sites) if site.name in names] for name, names in _spaces(summary).items()
         },
-        "costs": {cost: COSTS[cost] for cost in costs},
+        "costs": {cost: WORDS[cost] for cost in costs},
         "points": {
             number: {
                 "label": row["label"],

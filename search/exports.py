@@ -9,6 +9,7 @@ from types import TracebackType
 
 from rich.table import Table
 
+from objectives.cost import COSTS, Cost
 from objectives.evaluator import Evaluator, OnStep
 from objectives.formats import DTYPES, FILES
 from objectives.progress import Progress
@@ -18,7 +19,7 @@ from search.long_finetune import described, long_finetune
 from search.materialise import exact_of, materialise, measured
 from search.pick import GIVEN, Point, Wish, wishes
 from search.run import Run, check_same_model
-from search.targets import format_count, format_kept
+from search.targets import WORDS, format_amount, format_kept
 from search.weights import weights_in
 from spaces.allocation import Allocation
 from spaces.description import CONFIG, checked_file, read_description, stored_type
@@ -112,26 +113,28 @@ def export_points(
 
 
 def export_table(exported: Sequence[Exported], dense: Mapping[str, float]) -> Table:
-    """A row for every point that was asked for; `dense` has the MACs and parameters of the dense model."""
+    """A row for every point that was asked for; `dense` has the costs of the dense model."""
     table = Table(title="Exported (errors on the search split)", title_justify="left")
-    for name in ("folder", "trial", "label", "MACs", "keeps of MACs", "parameters", "keeps of parameters", "error", ""):
+    costs = [cost for cost in COSTS if cost in dense]
+    named = [name for cost in costs for name in (WORDS[cost], f"keeps of {WORDS[cost]}")]
+    for name in ("folder", "trial", "label", *named, "error", ""):
         table.add_column(name, justify="left" if name in ("folder", "label", "") else "right")
     for entry in exported:
         state = f"failed: {entry.problem}" if entry.problem else "written" if entry.new else "was there"
-        figures = [""] * 7 if entry.point is None else _figures(entry.point, dense)
+        figures = [""] * (2 * len(costs) + 3) if entry.point is None else _figures(entry.point, costs, dense)
         name = entry.wish if entry.point is None else entry.point.name
         table.add_row(name, *figures, state, style="red" if entry.problem else None)
     return table
 
 
-def _figures(point: Point, dense: Mapping[str, float]) -> list[str]:
+def _figures(point: Point, costs: Sequence[Cost], dense: Mapping[str, float]) -> list[str]:
     """Trial, label, costs and error as text."""
-    costs: list[str] = []
-    for cost in ("macs", "params"):
+    shown: list[str] = []
+    for cost in costs:
         value = point.costs.get(cost)
-        costs += ["", ""] if value is None else [format_count(value), format_kept(value / dense[cost])]
+        shown += ["", ""] if value is None else [format_amount(cost, value), format_kept(value / dense[cost])]
     number = "" if point.number is None else str(point.number)
-    return [number, point.label or "", *costs, "" if point.error is None else f"{point.error:.2%}"]
+    return [number, point.label or "", *shown, "" if point.error is None else f"{point.error:.2%}"]
 
 
 def check_all(exported: Sequence[Exported]) -> None:

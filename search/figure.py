@@ -8,12 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from search.targets import format_count
+from search.targets import WORDS, format_amount
 
 Row = Mapping[str, Any]
 Box = tuple[float, float, float, float]
 
-COSTS = {"macs": "MACs", "params": "parameters", "latency": "latency"}
 _COUNTED = ("macs", "params")  # of every trial that was built; a latency is there where it was measured
 
 # Where a label may stand beside its point, best first: Plotly's name -> offset in points and alignment for matplotlib.
@@ -31,12 +30,7 @@ _NEAR = 0.04
 
 def costs_of(summary: Row) -> list[str]:
     """The costs that a run has, MACs first: the latency only where that of the dense model was measured."""
-    return [cost for cost in COSTS if is_finite(summary["dense"].get(cost))]
-
-
-def format_amount(cost: str, value: float) -> str:
-    """1234567 MACs -> '1.23 M'; 0.00123 seconds of latency -> '1.23 ms'."""
-    return f"{1000 * value:.3g} ms" if cost == "latency" else format_count(value)
+    return [cost for cost in WORDS if is_finite(summary["dense"].get(cost))]
 
 
 def split_trials(trials: pd.DataFrame) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
@@ -86,8 +80,8 @@ def figure_of(cost: str, summary: Row, points: Sequence[Row], stopped: Sequence[
         **figure,
         "labels": {screen: _labels([row["label"] for row in named], figure, width) for screen, width in _CHARACTERS.items()},
         "limits": [_limit(index, x, text, ranges["x"]) for index, (x, text) in enumerate(limits)],
-        "title": f"{COSTS[cost]} kept (% of the dense {format_amount(cost, dense[cost])})",
-        "front": f"front of {', '.join(COSTS.get(name, name) for name in summary['objectives'])}",
+        "title": f"{WORDS[cost]} kept (% of the dense {format_amount(cost, dense[cost])})",
+        "front": f"front of {', '.join(WORDS.get(name, name) for name in summary['objectives'])}",
         "reference": reference_of(dense)[1],
     }
 

@@ -9,9 +9,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from objectives.finetune import FinetuneConfig
-from search.figure import COSTS, Row, costs_of, format_amount
+from search.figure import Row, costs_of
 from search.progress import front_table
 from search.run import Run, stored_options
+from search.targets import WORDS, format_amount
 
 _IMAGES = ("dataset", "data_dir", "train_split", "search_split", "search_size", "holdout", "class_map", "split_seed")
 _TRAINING = (*(field.name for field in fields(FinetuneConfig)), "batch_size", "seed")
@@ -45,12 +46,12 @@ def _sentence(claim: str, texts: Iterable[str]) -> list[str]:
 
 def _dense(summary: Row) -> str:
     dense = summary["dense"]
-    costs = ", ".join(f"{format_amount(cost, dense[cost])} {COSTS[cost]}" for cost in costs_of(summary) if cost != "latency")
+    costs = ", ".join(f"{format_amount(cost, dense[cost])} {WORDS[cost]}" for cost in costs_of(summary) if cost != "latency")
     return f"{summary['model']}, {costs}, error {dense['error']:.2%}"
 
 
 def _objectives(summary: Row) -> str:
-    return " and ".join(COSTS.get(name, name) for name in summary["objectives"])
+    return " and ".join(WORDS.get(name, name) for name in summary["objectives"])
 
 
 def _values(options: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:

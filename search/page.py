@@ -15,9 +15,9 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from search.content import Content
-from search.figure import COSTS
 from search.heatmap import SHARES
 from search.overlay import differences, names_of
+from search.targets import WORDS
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _PARTS = ("head", "rows", "notes")  # of the page, by the ids of their elements; each has a template
@@ -37,7 +37,7 @@ def assemble(contents: Sequence[Content], waiting: Sequence[tuple[str, str]] = (
     """
     names = names_of([content["run"] for content in contents])
     runs = [{**content, "name": name} for name, content in zip(names, contents, strict=True)]
-    costs = {cost: name for cost, name in COSTS.items() if runs and all(cost in run["costs"] for run in runs)}
+    costs = {cost: name for cost, name in WORDS.items() if runs and all(cost in run["costs"] for run in runs)}
     shown = {
         "runs": runs,
         "costs": costs,

@@ -19,7 +19,7 @@ _PATTERN = re.compile(r"\s*(\w+)\s*=\s*([0-9]*\.?[0-9]+)\s*(%|[a-z]*)\s*", re.IG
 
 _NOT_UNDERSTOOD = "target {text!r} is not understood: write flops=50%, flops=2.3G (MACs), params=11M or latency=8ms"
 
-WORDS: dict[Cost, str] = {"macs": "MACs", "params": "parameters", "latency": "latency"}
+WORDS: dict[str, str] = {"macs": "MACs", "params": "parameters", "latency": "latency"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +110,16 @@ def format_count(value: float) -> str:
     raise AssertionError("unreachable")
 
 
-def format_cost(cost: Cost, value: float) -> str:
-    """A figure of a cost with its unit: '1.23 M MACs', '8.21 ms'."""
+def format_amount(cost: str, value: float) -> str:
+    """A figure of a cost: '1.23 M' MACs or parameters, '8.21 ms'."""
     if cost != "latency":
-        return f"{format_count(value)} {WORDS[cost]}"
+        return format_count(value)
     return f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms" if value >= 1e-3 else f"{1e6 * value:.3g} µs"
+
+
+def format_cost(cost: str, value: float) -> str:
+    """A figure of a cost with its unit: '1.23 M MACs', '8.21 ms'."""
+    return format_amount(cost, value) + ("" if cost == "latency" else f" {WORDS[cost]}")
 
 
 def format_kept(share: float) -> str:
