@@ -1,7 +1,7 @@
 """A timer whose times are a known function of a model's sizes: searches for a latency that depend on no machine."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -11,6 +11,8 @@ from torch import nn
 
 from objectives import latency_probe
 from objectives.latency import Timing
+from search.runner import Need
+from search.worker import Ready, Stage, Worker
 from spaces.allocation import Allocation
 from spaces.modules import ContractedAttention, LowRankLinear
 from spaces.sites import Space
@@ -59,6 +61,14 @@ class FakeTimer:
     def _time(self, calls: Mapping[str, Any], *arguments: Any) -> dict[str, Timing]:
         self.timed += calls.values()
         return {name: Timing((self.law(model),)) for name, model in calls.items()}
+
+
+class FakeTimedWorker(Worker):
+    """A worker in whose process a latency table is made of `seconds_of`."""
+
+    def prepare(self, needs: Sequence[Need]) -> Iterator[Stage | Ready]:
+        FakeTimer(pytest.MonkeyPatch())
+        yield from super().prepare(needs)
 
 
 def cut(model: nn.Module, space: Space, allocation: Allocation) -> nn.Module:

@@ -4,17 +4,23 @@ import json
 from io import StringIO
 from pathlib import Path
 
+import local_latency
 import pandas as pd
 import pytest
 from local_latency import FakeTimer, cut, seconds_of
 from local_launches import Silent, config_of
+from ray import cloudpickle
 from rich.console import Console
 from torch import nn
 
 from objectives.latency_table import LATENCY, LatencyTable
-from search import launch, open_run
+from search import launch
+from search.job import Outcome
 from search.progress import Display, front_table
+from search.ray_runner import RayRunner
 from search.run import Run
+from search.runner import Listener
+from search.trial import Proposal
 from spaces.errors import RunError, TargetError
 from spaces.models import create_model
 from spaces.vit import describe
@@ -135,12 +141,26 @@ def test_without_latency_nothing_is_measured(tmp_path: Path, monkeypatch: pytest
         run.best("latency=50%")
 
 
-def test_workers_share_the_table_that_the_first_one_measured(tmp_path: Path) -> None:
-    """With real times, of which nothing is said but that all trials have the table's."""
-    options = {"objectives": "error,latency", "space": "hybrid", "trials": 4, "parallel": 2, "latency_seconds": 0.001}
-    run = launch(config_of(tmp_path, **options), Silent())
+def test_a_worker_of_ray_measures_the_table_and_scores_by_it(tmp_path: Path) -> None:
+    config = config_of(tmp_path, objectives="error,latency", parallel=2)
+    objective = config.objective(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    cloudpickle.register_pickle_by_value(local_latency)  # workers do not import tests
+    runner = RayRunner(objective, config.machines, Listener(), local_latency.FakeTimedWorker)
+    try:
+        runner.prepare(["latency", "factors"])
+        dense = create_model(config.model)
+        space = describe(dense, config.study.space, config.study.multiple)
+        allocation = space.identity().replace({"blocks.0.mlp.hidden": 40, "blocks.1.attn.qk": 6})
+        runner.submit(Proposal(number=0, allocation=allocation, space=space.name, seed=0), tmp_path / "run" / "trials" / "0000")
+        outcome = None
+        while outcome is None:
+            outcome = runner.wait()
+    finally:
+        runner.close()
+        cloudpickle.unregister_pickle_by_value(local_latency)
+    assert isinstance(outcome, Outcome)
+    assert outcome.score is not None, outcome.reason
     table = LatencyTable.load(tmp_path / "run" / LATENCY)
-    assert len(run.trials) == 4
-    for _, row in run.trials.iterrows():
-        assert row["latency"] == pytest.approx(table.latency(run.space, run.allocation(row)), rel=1e-12)
-    assert open_run(tmp_path / "run").summary["dense"]["latency"] == table.dense
+    assert outcome.score.latency == pytest.approx(table.latency(space, allocation), rel=1e-12)
+    assert outcome.score.latency == pytest.approx(seconds_of(cut(dense, space, allocation)))
