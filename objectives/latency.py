@@ -5,6 +5,7 @@ Calls are timed in turns, round after round, so that what else the machine does 
 rounds. Timed by torch.utils.benchmark.
 """
 
+import logging
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,13 +13,22 @@ from time import monotonic
 
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
-from torch.utils.benchmark.utils.timer import timer as wall_clock
 
-from objectives.device import half_type
-from spaces.errors import ConfigError
+# Importing the timers looks for a compiler of CUDA, and says so where there is one without a GPU: nothing to do with timing.
+_building = logging.getLogger("torch.utils.cpp_extension")
+_level = _building.level
+_building.setLevel(logging.ERROR)
+from torch.utils.benchmark import Timer  # noqa: E402
+from torch.utils.benchmark.utils import timer as _timer  # noqa: E402
+
+_building.setLevel(_level)
+
+from objectives.device import half_type  # noqa: E402
+from spaces.errors import ConfigError  # noqa: E402
 
 Call = Callable[[], object]
+
+wall_clock: Callable[[], float] = _timer.timer  # waits for a GPU before it looks
 
 _SHORTEST = 0.002  # seconds of one round of one call: the clock and the loop are then below 0.1 %
 _FEWEST, _MOST = 9, 1000  # rounds

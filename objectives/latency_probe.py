@@ -18,11 +18,10 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 from torch import Tensor, nn
-from torch.utils.benchmark.utils.timer import timer as wall_clock
 
 from objectives.cost import CostModel
 from objectives.device import name_of
-from objectives.latency import forward, time_calls
+from objectives.latency import forward, time_calls, wall_clock
 from objectives.latency_smoothing import Floats, smoothed
 from objectives.latency_table import Check, Grid, LatencyConfig, LatencyTable, points_of
 from objectives.latency_units import Unit, units_of

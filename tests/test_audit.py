@@ -17,7 +17,7 @@ import run_search
 from search import SearchConfig, audit, launch, open_run
 from search.agreement import BAND, agreement, audit_tables, candidates, similar, spread_over, tau
 from search.run import Run
-from search.table import FIGURES
+from search.table import figures_of
 from spaces.errors import ConfigError, RunError
 
 NAN = float("nan")
@@ -112,7 +112,7 @@ OPTIONS: dict[str, Any] = {"steps": 2, "trials": 12, "sampler": "random", "targe
 def with_front(run: Run, numbers: list[int]) -> Run:
     """The run with other points on its front: that of an untrained model is a matter of luck."""
     rows = run.trials[run.trials["number"].isin(numbers)]
-    names = ("number", "label", "space", *FIGURES)
+    names = ("number", "label", "space", *figures_of(run.summary["dense"]))
     front = [
         {**json.loads(row[list(names)].to_json()), "allocation": dict(run.allocation(row))}
         for _, row in rows.sort_values("macs").iterrows()

@@ -77,14 +77,15 @@ def test_a_folder_gives_the_model_back(make_vit: Callable[..., nn.Module], image
         "architecture": "vit_tiny_patch16_224",
         "model_args": {key: value for key, value in options.items() if key != "num_classes"},
         "num_classes": 5,
+        "label_names": None,
         "space": name,
         "multiple": 4,
         "allocation": dict(sizes),
-        "pretrained_cfg": {"mean": [0.5, 0.5, 0.5]},
+        "pretrained_cfg": PREPROCESSING,
     }
     save_compressed(tmp_path, small, description)
     loaded = load_compressed(tmp_path)
     with torch.no_grad():
         assert torch.equal(loaded(images), small.eval()(images))
     assert loaded.state_dict().keys() == small.state_dict().keys()
-    assert loaded.pretrained_cfg["mean"] == [0.5, 0.5, 0.5]  # type: ignore[index]
+    assert loaded.pretrained_cfg["mean"] == PREPROCESSING["mean"]  # type: ignore[index]
