@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
+from local_folders import PREPROCESSING
 from torch import Tensor, nn
 
 from spaces.allocation import Allocation
