@@ -9,17 +9,16 @@ from types import TracebackType
 
 from rich.table import Table
 
-from objectives.cost import COSTS, Cost
 from objectives.evaluator import Evaluator, OnStep
 from objectives.formats import DTYPES, FILES
 from objectives.progress import Progress
+from search.cost_columns import cost_cells, cost_columns
 from search.environment import command_line
 from search.export import ExportOptions, write_export
 from search.long_finetune import described, long_finetune
 from search.materialise import exact_of, materialise, measured
 from search.pick import GIVEN, Point, Wish, wishes
 from search.run import Run, check_same_model
-from search.targets import WORDS, format_amount, format_kept
 from search.weights import weights_in
 from spaces.allocation import Allocation
 from spaces.description import CONFIG, checked_file, read_description, stored_type
@@ -115,26 +114,21 @@ def export_points(
 def export_table(exported: Sequence[Exported], dense: Mapping[str, float]) -> Table:
     """A row for every point that was asked for; `dense` has the costs of the dense model."""
     table = Table(title="Exported (errors on the search split)", title_justify="left")
-    costs = [cost for cost in COSTS if cost in dense]
-    named = [name for cost in costs for name in (WORDS[cost], f"keeps of {WORDS[cost]}")]
-    for name in ("folder", "trial", "label", *named, "error", ""):
-        table.add_column(name, justify="left" if name in ("folder", "label", "") else "right")
+    columns = cost_columns(dense)
+    for name in ("folder", "trial", "label", *columns, "error", ""):
+        table.add_column(name, justify="left" if name in ("folder", "label", "") else "right", overflow="fold")
     for entry in exported:
         state = f"failed: {entry.problem}" if entry.problem else "written" if entry.new else "was there"
-        figures = [""] * (2 * len(costs) + 3) if entry.point is None else _figures(entry.point, costs, dense)
+        figures = [""] * (len(columns) + 3) if entry.point is None else _figures(entry.point, dense)
         name = entry.wish if entry.point is None else entry.point.name
         table.add_row(name, *figures, state, style="red" if entry.problem else None)
     return table
 
 
-def _figures(point: Point, costs: Sequence[Cost], dense: Mapping[str, float]) -> list[str]:
+def _figures(point: Point, dense: Mapping[str, float]) -> list[str]:
     """Trial, label, costs and error as text."""
-    shown: list[str] = []
-    for cost in costs:
-        value = point.costs.get(cost)
-        shown += ["", ""] if value is None else [format_amount(cost, value), format_kept(value / dense[cost])]
     number = "" if point.number is None else str(point.number)
-    return [number, point.label or "", *shown, "" if point.error is None else f"{point.error:.2%}"]
+    return [number, point.label or "", *cost_cells(point.costs, dense), "" if point.error is None else f"{point.error:.2%}"]
 
 
 def check_all(exported: Sequence[Exported]) -> None:
@@ -245,7 +239,7 @@ class _Session:
             return best
         built = materialise(self.run, self.evaluator, best, self.scratch, self._progress(f"fine-tune on {best.target}"))
         if built is None:
-            self.notice(f"{best.name}: no allocation that was no trial uses more of the target than trial {best.number}")
+            self.notice(f"{best.name}: nothing new uses more of the target than trial {best.number}")
             return best
         assert built.error is not None and best.error is not None
         self.notice(f"{built.name}: {built.describe()}; {'taken' if built.error <= best.error else 'the trial is taken'}")

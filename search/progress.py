@@ -15,6 +15,7 @@ from rich.text import Text
 from objectives.finetune import Step
 from objectives.measure import Comparison, rows_of
 from search.agreement import audit_tables
+from search.cost_columns import cost_cells, cost_columns
 from search.forecast import Outlook
 from search.targets import format_cost, format_count, format_kept, names_of
 from search.trial import Proposal, Trial
@@ -142,40 +143,14 @@ class Display:
 
 def front_table(summary: dict[str, Any]) -> Table:
     """The front as a table for the terminal."""
-    table = Table(title="Pareto front (errors on the search split)", title_justify="left")
-    for name in (
-        "trial",
-        "label",
-        "MACs",
-        "keeps of MACs",
-        "parameters",
-        "keeps of parameters",
-        "error as built",
-        "error fine-tuned",
-    ):
+    table, dense = Table(title="Pareto front (errors on the search split)", title_justify="left"), summary["dense"]
+    for name in ("trial", "label", *cost_columns(dense), "error as built", "error fine-tuned"):
         table.add_column(name, justify="left" if name == "label" else "right", no_wrap=True)
-    dense, timed = summary["dense"], "latency" in summary["dense"]
-    for name in ("latency", "keeps of latency") if timed else ():
-        table.add_column(name, justify="right", no_wrap=True)
     for row in summary["front"]:
         style = "bold green" if row["number"] in summary["best"] else None
-        table.add_row(
-            str(row["number"]),
-            row["label"] or "",
-            format_count(row["macs"]),
-            format_kept(row["macs"] / dense["macs"]),
-            format_count(row["params"]),
-            format_kept(row["params"] / dense["params"]),
-            f"{row['error_before']:.2%}",
-            f"{row['error']:.2%}",
-            *((_latency(row, dense)) if timed else ()),
-            style=style,
-        )
+        errors = f"{row['error_before']:.2%}", f"{row['error']:.2%}"
+        table.add_row(str(row["number"]), row["label"] or "", *cost_cells(row, dense), *errors, style=style)
     return table
-
-
-def _latency(row: dict[str, Any], dense: dict[str, Any]) -> tuple[str, str]:
-    return format_cost("latency", row["latency"]), format_kept(row["latency"] / dense["latency"])
 
 
 def audit_view(audit: dict[str, Any]) -> Iterator[Table]:
