@@ -8,8 +8,8 @@ READY := .venv/.ready
 demo: install            ## train a small model on the digits, search for flops=50%, export; leaves runs/demo
 	$(BIN)/python run_search.py launch
 
-test: install            ## all tests, three at a time: many wait for processes; the tests of a file share what they prepare
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+test: install            ## all tests, on two cores; the tests of a file share what they prepare
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: lint types test   ## what CI runs
 
