@@ -105,7 +105,7 @@ def export_points(
     Raises:
         CompressionError: the only one failed, or what concerns all: the model or the images of the run cannot be read.
     """
-    if options.exact and not any(wish.text.startswith("target") for wish in wanted):
+    if options.exact and not any(wish.option == "target" for wish in wanted):
         raise ConfigError("--exact builds a point on a target: give one with --target")
     with _Session(run, progress, options, notice) as session:
         return [session.attempt(wish, alone=len(wanted) == 1) for wish in wanted]
@@ -263,9 +263,8 @@ class _Session:
     def _command(self, point: Point, wish: Wish) -> str:
         """What exports this point again."""
         options = self.options
-        what, _, which = wish.text.partition(" ")
         return command_line(
-            "export", self.run.directory, **({what: which} if which else {"allocation": wish.text}),
+            "export", self.run.directory, **{wish.option: wish.given},
             exact=options.exact and point.target is not None, output=options.into,
             format=options.output.formats, dtype=options.output.dtype, **(described(options.training) or {}),
         )  # fmt: skip

@@ -117,10 +117,16 @@ class Point:
 
 
 class Wish(NamedTuple):
-    """A point that was asked for: how, and what finds it."""
+    """A point that was asked for: by which option of `export` and what it was given, and what finds the point."""
 
-    text: str
+    option: str
+    given: str
     pick: Callable[[], Point]
+
+    @property
+    def text(self) -> str:
+        """For messages."""
+        return self.given if self.option == "allocation" else f"{self.option} {self.given}"
 
 
 def wishes(
@@ -141,9 +147,9 @@ def wishes(
             raise RunError("say which points to export: --target flops=50%, --trial N, --all-front or --allocation FILE")
     numbers = [*trials, *(_front(run) if front else ())]
     return [
-        *(Wish(f"target {text}", partial(pick_target, run, text)) for text in dict.fromkeys(targets)),
-        *(Wish(f"trial {number}", partial(pick_trial, run, number)) for number in dict.fromkeys(numbers)),
-        *(Wish(str(path), partial(pick_file, run, path)) for path in dict.fromkeys(allocations)),
+        *(Wish("target", text, partial(pick_target, run, text)) for text in dict.fromkeys(targets)),
+        *(Wish("trial", str(number), partial(pick_trial, run, number)) for number in dict.fromkeys(numbers)),
+        *(Wish("allocation", str(path), partial(pick_file, run, path)) for path in dict.fromkeys(allocations)),
     ]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from objectives.data import Data
 from objectives.error import evaluate
 from objectives.formats import FormatConfig
 from search import SearchConfig, export, exports, launch
+from search.cli import build_parser
 from search.export import ExportOptions
 from search.pick import Point, wishes
 from search.run import Run
@@ -220,13 +222,15 @@ def test_a_given_allocation_is_measured_and_exported(run: Run, tmp_path: Path) -
     row = run.trial(2)
     sizes = dict(run.allocation(row))
     site = max(sizes, key=sizes.__getitem__)
-    (tmp_path / "mine.json").write_text(json.dumps({"number": 2, "space": "contract", "allocation": {**sizes, site: 1}}))
-    folder = export(run, allocation=tmp_path / "mine.json")
+    (tmp_path / "mine own.json").write_text(json.dumps({"number": 2, "space": "contract", "allocation": {**sizes, site: 1}}))
+    folder = export(run, allocation=tmp_path / "mine own.json")
     origin = origin_of(folder)
-    assert (folder.name, origin["trial"], origin["label"]) == ("allocation-mine", None, "given")
+    assert (folder.name, origin["trial"], origin["label"]) == ("allocation-mine-own", None, "given")
     assert error_of(run, folder) == pytest.approx(origin["search_error"])
     assert json.loads((folder / "config.json").read_text())["allocation"] == {**sizes, site: 1}
-    assert export(run, allocation=tmp_path / "mine.json") == folder
+    assert export(run, allocation=tmp_path / "mine own.json") == folder
+    command = shlex.split(json.loads((folder / "report.json").read_text())["command"])
+    assert build_parser().parse_args(command[2:]).allocation == [str(tmp_path / "mine own.json")]
 
 
 def test_two_points_of_one_folder_name_are_not_mixed_up(run: Run, tmp_path: Path, written: list[Point]) -> None:
