@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -43,12 +42,6 @@ class Comparison:
     def ratio(self) -> Timing | None:
         """Time of the compressed model over that of the dense one, round by round."""
         return self.compressed.ratio(self.dense) if self.compressed and self.dense else None
-
-    def plain(self) -> dict[str, Any]:
-        """As JSON can hold it: times in seconds, each as its median and quartiles."""
-        timings = {"dense": self.dense, "compressed": self.compressed, "ratio": self.ratio}
-        shown = {name: timing and [timing.seconds, *timing.quartiles] for name, timing in timings.items()}
-        return {"setting": self.setting, **shown, "reason": self.reason}
 
 
 def measure(

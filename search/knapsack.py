@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from objectives.cost import Cost, CostModel
-from objectives.sensitivity import Errors
+from objectives.evaluator import Evaluator
+from objectives.sensitivity import Errors, closed_form
 from search.pareto import staircase
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError
@@ -218,6 +219,17 @@ class Knapsack:
             if gains[first, second] <= 1e-12 * errors[chosen].sum():
                 return
             yield int(near[first]), int(near[second])
+
+
+def knapsack_of(evaluator: Evaluator, measured: bool) -> Knapsack:
+    """The one that a search decodes with.
+
+    Args:
+        evaluator: of the search.
+        measured: whether over the errors of the measured profile, else over the closed-form ones.
+    """
+    errors = evaluator.profile.errors if measured else closed_form(evaluator.factors)
+    return Knapsack(evaluator.space, evaluator.costs, errors)
 
 
 def _hull(curve: Indices, weights: Floats, errors: Floats) -> list[int]:

@@ -18,7 +18,6 @@ from objectives.finetune import Step
 from objectives.objective import Objective
 from objectives.parallel import Group
 from objectives.recipes import RECIPES, check_reach, recipe_of
-from objectives.sensitivity import Errors, closed_form
 from search.audit import audit
 from search.baselines import enqueue_baselines, recipes_of
 from search.config import SearchConfig
@@ -26,7 +25,7 @@ from search.environment import environment
 from search.forecast import Outlook
 from search.interrupts import Interrupts
 from search.journal import lock_run
-from search.knapsack import Knapsack
+from search.knapsack import knapsack_of
 from search.loop import Loop
 from search.machines import MachineConfig
 from search.parametrisation import Budgets, Limits, parametrise
@@ -135,7 +134,7 @@ class _Search:
             self.runner.prepare(self._needs())
             self._settle_latency()
             space, costs = self.evaluator.space, self.evaluator.costs
-            knapsack = Knapsack(space, costs, self._errors()) if study.recipe is None else None
+            knapsack = knapsack_of(self.evaluator, study.measured_profile) if study.recipe is None else None
             self.budgets = Budgets(space, costs, self.limits, [self._low(limits) for limits in self.limits])
             self.parametrisation = parametrise(study.parametrisation, self.budgets, knapsack)
             # The sampler learns from the first one, in whatever order they were given.
@@ -346,10 +345,6 @@ class _Search:
         known = self.evaluator.costs.costs(proposal.allocation)
         costs = {name: cost for name, cost in known.items() if name in self.objectives}
         return reason_to_stop(proposal, self.study.trials, costs, step, self.config.finetune.steps, error)
-
-    def _errors(self) -> Errors:
-        """What the knapsack adds up."""
-        return self.evaluator.profile.errors if self.config.study.measured_profile else closed_form(self.evaluator.factors)
 
     def _low(self, limits: Limits) -> float:
         """The lowest load that proposals aim at: a band below the target, or all that the space reaches where there is none."""

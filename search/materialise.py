@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from objectives.evaluator import Evaluator, OnStep
-from objectives.sensitivity import closed_form
 from search.job import screen
-from search.knapsack import Knapsack
+from search.knapsack import Knapsack, knapsack_of
 from search.parametrisation import BUDGET
 from search.pick import MATERIALISED, Point, load_of
 from search.run import Run
@@ -94,7 +93,7 @@ def _least_divergent(evaluator: Evaluator, candidates: Sequence[Allocation]) -> 
 
 def _candidates(run: Run, evaluator: Evaluator, best: Point) -> Iterator[tuple[Allocation, tuple[int, ...]]]:
     """Allocations on the budget that are no trial and use more of it, with the trials whose multipliers they come from."""
-    knapsack = _knapsack(run, evaluator)
+    knapsack = knapsack_of(evaluator, run.config.study.measured_profile)
     seen = {run.allocation(row) for _, row in run.trials[run.trials["state"] == "COMPLETE"].iterrows()}
     for multipliers, between in _multipliers(run, knapsack, best):
         allocation = knapsack.allocate(best.limits, dict(zip(knapsack.sites, multipliers.tolist(), strict=True)))
@@ -129,9 +128,3 @@ def _sampled(run: Run, number: int, sites: tuple[str, ...]) -> Floats | None:
         return np.array([float(parameters[name]) for name in sites]) if BUDGET in parameters else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _knapsack(run: Run, evaluator: Evaluator) -> Knapsack:
-    """The one that the search decodes with."""
-    errors = evaluator.profile.errors if run.config.study.measured_profile else closed_form(evaluator.factors)
-    return Knapsack(evaluator.space, evaluator.costs, errors)

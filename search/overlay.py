@@ -12,7 +12,7 @@ from objectives.finetune import FinetuneConfig
 from search.figure import Row, costs_of
 from search.progress import front_table
 from search.run import Run, stored_options
-from search.targets import WORDS, format_amount
+from search.targets import WORDS, format_cost
 
 _IMAGES = ("dataset", "data_dir", "train_split", "search_split", "search_size", "holdout", "class_map", "split_seed")
 _TRAINING = (*(field.name for field in fields(FinetuneConfig)), "batch_size", "seed")
@@ -46,7 +46,7 @@ def _sentence(claim: str, texts: Iterable[str]) -> list[str]:
 
 def _dense(summary: Row) -> str:
     dense = summary["dense"]
-    costs = ", ".join(f"{format_amount(cost, dense[cost])} {WORDS[cost]}" for cost in costs_of(summary) if cost != "latency")
+    costs = ", ".join(format_cost(cost, dense[cost]) for cost in costs_of(summary) if cost != "latency")
     return f"{summary['model']}, {costs}, error {dense['error']:.2%}"
 
 

@@ -50,9 +50,8 @@ def test_a_way_that_is_not_to_be_had_is_told(folder: Folder, monkeypatch: pytest
     found = measure(folder.path, CPU, batch_sizes=(1,), compiled=True, seconds=0.0)
     assert [bool(entry.reason) for entry in found] == [False, False, True, True]
     assert [row[1] for row in rows_of(found)][2:] == ["not available: no compiler"] * 2
-    assert found[2].plain() == {
-        "setting": "batch 1, float32, compiled", "dense": None, "compressed": None, "ratio": None, "reason": "no compiler",
-    }  # fmt: skip
+    assert found[2] == Comparison(setting="batch 1, float32, compiled", dense=None, compressed=None, reason="no compiler")
+    assert found[2].ratio is None
 
 
 def test_ratios_are_shown_with_their_quartiles() -> None:
@@ -61,7 +60,8 @@ def test_ratios_are_shown_with_their_quartiles() -> None:
     assert next(rows_of([entry])) == (
         "batch 1, fp32, eager", "20 ms (15–30)", "10 ms (7.5–20)", "×0.50 (0.50–0.62)",
     )  # fmt: skip
-    assert entry.plain()["ratio"] == [0.5, 0.5, 0.625]
+    assert entry.ratio is not None
+    assert (entry.ratio.seconds, *entry.ratio.quartiles) == (0.5, 0.5, 0.625)
 
 
 def test_no_folder_and_no_batch_are_one_line(folder: Folder, tmp_path: Path, fails: Fails) -> None:
