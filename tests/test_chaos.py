@@ -20,11 +20,14 @@ def launches(tmp_path: Path) -> Iterator[Launches]:
 
 
 def test_a_search_outlives_kills_at_random_moments(launches: Launches) -> None:
-    """-9, to its workers and to itself: no result is lost or had twice, and no process, half file or weight is left over."""
+    """-9, to its workers and to itself: no result is lost or had twice, and no process, half file or weight is left over.
+
+    Six kills; benchmarks/chaos.py makes a hundred.
+    """
     chaos = Chaos(launches, seed=0)
-    assert chaos.run(["worker"] * 17 + ["driver"] * 3, seconds=1800) == 0, launches.log.read_text()
+    assert chaos.run(["worker"] * 4 + ["driver"] * 2, seconds=1800) == 0, launches.log.read_text()
     assert not chaos.tally.stalls, launches.log.read_text()
-    assert sum(chaos.tally.kills.values()) == 20
+    assert sum(chaos.tally.kills.values()) == 6
     assert not chaos.tally.lost
     errors = [line for line in launches.log.read_text().splitlines() if line.startswith("error: ")]
     assert all("no worker could be started" in error for error in errors), "the one thing for which a launch may end by itself"
