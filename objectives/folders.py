@@ -1,0 +1,176 @@
+"""Image folders: a folder of images for every class, read in one order on every file system; what else lies there is told."""
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+from timm.data.readers.class_map import load_class_map
+from torch.utils.data import Dataset
+
+from objectives.class_order import natural_key
+from objectives.pictures import is_picture, printable
+from spaces.errors import DataError, first_line
+
+# What systems leave beside the files of people, in lower case; names that begin with a dot are hidden too.
+_SYSTEM = frozenset(("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini"))
+
+Labels = dict[str, int]
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a folder or file of this name is no one's class or image."""
+    return name.startswith(".") or name.lower() in _SYSTEM
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """What lies in one folder, in the order of names.
+
+    Attributes:
+        folders: that are not hidden.
+        images: files whose names are those of pictures.
+        left_out: other files: their ending, or `hidden` -> how many.
+    """
+
+    folders: list[str] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def listed(path: Path) -> Listing:
+    """One look at a folder; links are followed.
+
+    Raises:
+        DataError: it cannot be listed.
+    """
+    found = Listing()
+    try:
+        with os.scandir(path) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                _sort_in(found, entry)
+    except OSError as error:
+        raise DataError(f"{shown(path)} cannot be listed: {error.strerror or error}") from error
+    return found
+
+
+def _sort_in(found: Listing, entry: os.DirEntry[str]) -> None:
+    if entry.is_dir():
+        if not is_hidden(entry.name):
+            found.folders.append(entry.name)
+    elif is_hidden(entry.name):
+        found.left_out["hidden"] += 1
+    elif is_picture(entry.name) and (entry.is_file() or entry.is_symlink()):  # a link to nothing is an image that is missing
+        found.images.append(entry.name)
+    else:
+        found.left_out[printable(os.path.splitext(entry.name)[1].lower()) or "without an ending"] += 1
+
+
+def holds_images(path: Path, above: frozenset[Path] = frozenset()) -> bool:
+    """Whether there is an image in a folder or below it; hidden folders, and links to a folder above, are passed over."""
+    here = path.resolve()
+    if here in above:
+        return False
+    found = listed(path)
+    return bool(found.images) or any(holds_images(path / name, above | {here}) for name in found.folders)
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path or name for one line of a message."""
+    return printable(os.fspath(path))
+
+
+def some(names: Iterable[str], most: int = 3) -> str:
+    """The first of many names, and how many more there are."""
+    given = [shown(name) for name in names]
+    return ", ".join(given[:most]) + (f" and {len(given) - most} more" if len(given) > most else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassFolders:
+    """The class folders of one split.
+
+    Attributes:
+        root: where they are.
+        images: name of a class -> its files; every class has some. A name is the folder's, in one of the forms that
+            Unicode allows (NFC), and with bytes that are no text written out.
+        folders: name of a class -> the folder's name as the file system has it.
+        empty: folders without an image, which are no classes.
+        left_out: files that are no images, as `Listing` counts them.
+    """
+
+    root: Path
+    images: Mapping[str, list[str]]
+    folders: Mapping[str, str]
+    empty: tuple[str, ...]
+    left_out: Counter[str]
+
+    @property
+    def count(self) -> int:
+        """Images in all."""
+        return sum(map(len, self.images.values()))
+
+
+def read_class_folders(root: Path) -> ClassFolders:
+    """Find the classes of a split and their images.
+
+    Raises:
+        DataError: there is no class folder or no image, images lie beside class folders, or below them in further folders:
+            which folders are the classes is then for the user to say; two folders have one name but for its form.
+    """
+    top = listed(root)
+    _check_top(root, top)
+    inside = {name: listed(root / name) for name in top.folders}
+    _check_flat(root, inside)
+    folders: dict[str, str] = {}
+    for name in (name for name, found in inside.items() if found.images):
+        if (other := folders.setdefault(_name_of(name), name)) != name:
+            raise DataError(f"{shown(root)} has two folders {shown(name)} ({other!a} and {name!a}): rename one of them")
+    if not folders:
+        raise DataError(f"no images in {shown(root)}: {_empty(root, inside)}")
+    return ClassFolders(
+        root=root,
+        images={key: inside[name].images for key, name in folders.items()},
+        folders=folders,
+        empty=tuple(name for name, found in inside.items() if not found.images),
+        left_out=sum((found.left_out for found in inside.values()), top.left_out),
+    )
+
+
+def _name_of(folder: str) -> str:
+    return unicodedata.normalize("NFC", os.fsencode(folder).decode("utf-8", "backslashreplace"))
+
+
+def _check_top(root: Path, top: Listing) -> None:
+    if top.images and top.folders:
+        raise DataError(
+            f"{shown(root)} has {len(top.images)} images beside its class folders ({some(top.images)}): "
+            "move each into the folder of its class, or out of the way"
+        )
+    if not top.folders:
+        found = f"{len(top.images)} images but no class folders" if top.images else "no folders"
+        raise DataError(f"{shown(root)} must have a folder of images for every class, but it has {found}")
+
+
+def _check_flat(root: Path, inside: Mapping[str, Listing]) -> None:
+    """Raise unless the folders of `root` hold their images themselves."""
+    deeper = {name: next(_deeper(root / name, found), None) for name, found in inside.items()}
+    nested = [name for name, below in deeper.items() if below is not None]
+    if not nested:
+        return
+    split = next((name for name in nested if any(holds_images(path) for path in _below(root / name))), None)
+    wider = f", or give --data-dir {shown(root / nested[0])}" if len(inside) == 1 and split else ""
+    raise DataError(
+        f"{shown(root)} must have a folder of images for every class, or train/ and val/ with such folders, but {some(nested)} "
+        f"hold{'s' if len(nested) == 1 else ''} folders in turn ({shown(Path(nested[0]) / str(deeper[nested[0]]))}): "
+        "move the images up into the folders of their classes, or name the folders that hold the class folders "
+        f"with --train-split and --val-split{wider}"
+    )
+
+
+def _deeper(path: Path, found: Listing) -> Iterator[str]:
+    """Folders of a class folder that hold images, at whatever depth."""
+    return (name for name in found.folders if holds_images(path / name, frozenset((path.resolve(),))))
