@@ -74,7 +74,7 @@ def find_fit(counts: Counts, classes: int, orders: Mapping[ClassOrder, Sequence[
         classes: of the model.
         orders: known orders: for every label, the output that means its class there.
     """
-    labels, answers = _images(counts)
+    labels, answers = images_of(counts)
     if not len(labels):
         return None
     known = {name: np.asarray(order) for name, order in orders.items() if len(order) == classes}
@@ -87,7 +87,7 @@ def find_fit(counts: Counts, classes: int, orders: Mapping[ClassOrder, Sequence[
     return _fit(labels, answers, _assigned(labels, answers, classes), None)
 
 
-def _images(counts: Counts) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def images_of(counts: Counts) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Label and answer of every image."""
     table = np.asarray(counts, dtype=np.int64).reshape(-1, 3)
     return np.repeat(table[:, 0], table[:, 2]), np.repeat(table[:, 1], table[:, 2])

@@ -5,7 +5,7 @@ Candidates are fine-tuned on `train` and selected on `search`; `test` is touched
 
 import os
 from collections.abc import Callable, Iterator, Sized
-from functools import partial
+from functools import cached_property, partial
 from itertools import count, islice
 from typing import Any, cast
 
@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import Compose, RandomCrop
 
+from objectives.found import Found
 from objectives.parallel import ALONE, Group
+from objectives.pictures import Mode
 from objectives.seeding import drawn_apart
 from objectives.splits import DIGITS, DataConfig, SplitName, count_classes, name_classes, open_splits
 from spaces.errors import DataError, first_line
@@ -81,6 +83,11 @@ class Data:
         self._limit = classes if self.num_classes is None else self.num_classes
         self._cache: dict[tuple[SplitName, int | None, Group], list[tuple[Tensor, Tensor]]] = {}
         self._check_first_image()
+
+    @cached_property
+    def found(self) -> Found:
+        """What is read, and what is not."""
+        return Found(self.config, self._bases, self._parts)
 
     def size(self, split: SplitName) -> int | None:
         """Images in a split; None where it is streamed."""
@@ -270,7 +277,7 @@ class Data:
         return composed
 
 
-def _image_mode(channels: int) -> str:
+def _image_mode(channels: int) -> Mode:
     if channels not in (1, 3):
         raise DataError(f"the model takes images of {channels} channels, but images are read as grey (1) or RGB (3)")
     return "L" if channels == 1 else "RGB"

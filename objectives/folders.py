@@ -3,7 +3,7 @@
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,11 +12,13 @@ from timm.data.readers.class_map import load_class_map
 from torch.utils.data import Dataset
 
 from objectives.class_order import natural_key
-from objectives.pictures import is_picture, printable
+from objectives.pictures import Reading, is_picture, printable
 from spaces.errors import DataError, first_line
 
 # What systems leave beside the files of people, in lower case; names that begin with a dot are hidden too.
-_SYSTEM = frozenset(("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini"))
+_SYSTEM = frozenset(
+    ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini")
+)
 
 Labels = dict[str, int]
 
@@ -66,7 +68,7 @@ def _sort_in(found: Listing, entry: os.DirEntry[str]) -> None:
     elif is_picture(entry.name) and (entry.is_file() or entry.is_symlink()):  # a link to nothing is an image that is missing
         found.images.append(entry.name)
     else:
-        found.left_out[printable(os.path.splitext(entry.name)[1].lower()) or "without an ending"] += 1
+        found.left_out[printable(Path(entry.name).suffix.lower()) or "without an ending"] += 1
 
 
 def holds_images(path: Path, above: frozenset[Path] = frozenset()) -> bool:
@@ -124,13 +126,13 @@ def read_class_folders(root: Path) -> ClassFolders:
     top = listed(root)
     _check_top(root, top)
     inside = {name: listed(root / name) for name in top.folders}
-    _check_flat(root, inside)
+    _check_depth(root, inside)
     folders: dict[str, str] = {}
     for name in (name for name, found in inside.items() if found.images):
         if (other := folders.setdefault(_name_of(name), name)) != name:
             raise DataError(f"{shown(root)} has two folders {shown(name)} ({other!a} and {name!a}): rename one of them")
     if not folders:
-        raise DataError(f"no images in {shown(root)}: {_empty(root, inside)}")
+        raise DataError(f"found 0 images in {shown(root)}: {_empty(inside)}")
     return ClassFolders(
         root=root,
         images={key: inside[name].images for key, name in folders.items()},
@@ -155,22 +157,86 @@ def _check_top(root: Path, top: Listing) -> None:
         raise DataError(f"{shown(root)} must have a folder of images for every class, but it has {found}")
 
 
-def _check_flat(root: Path, inside: Mapping[str, Listing]) -> None:
+def _check_depth(root: Path, inside: Mapping[str, Listing]) -> None:
     """Raise unless the folders of `root` hold their images themselves."""
-    deeper = {name: next(_deeper(root / name, found), None) for name, found in inside.items()}
+    above = root.resolve()
+    deeper = {name: next(_deeper(root / name, found, above), None) for name, found in inside.items()}
     nested = [name for name, below in deeper.items() if below is not None]
     if not nested:
         return
-    split = next((name for name in nested if any(holds_images(path) for path in _below(root / name))), None)
-    wider = f", or give --data-dir {shown(root / nested[0])}" if len(inside) == 1 and split else ""
+    example = shown(Path(nested[0]) / str(deeper[nested[0]]))
     raise DataError(
         f"{shown(root)} must have a folder of images for every class, or train/ and val/ with such folders, but {some(nested)} "
-        f"hold{'s' if len(nested) == 1 else ''} folders in turn ({shown(Path(nested[0]) / str(deeper[nested[0]]))}): "
-        "move the images up into the folders of their classes, or name the folders that hold the class folders "
-        f"with --train-split and --val-split{wider}"
+        f"hold{'s' if len(nested) == 1 else ''} folders in turn ({example}): move the images up into the folders of their "
+        "classes, or name the folders that hold the class folders with --train-split and --val-split"
     )
 
 
-def _deeper(path: Path, found: Listing) -> Iterator[str]:
+def _deeper(path: Path, found: Listing, root: Path) -> Iterator[str]:
     """Folders of a class folder that hold images, at whatever depth."""
-    return (name for name in found.folders if holds_images(path / name, frozenset((path.resolve(),))))
+    return (name for name in found.folders if holds_images(path / name, frozenset((path.resolve(), root))))
+
+
+def _empty(inside: Mapping[str, Listing]) -> str:
+    """What class folders hold that give no image."""
+    others = sum((found.left_out for found in inside.values()), Counter[str]())
+    return f"{some(inside)} hold " + (f"other files alone ({counted(others)})" if others else "nothing")
+
+
+def counted(left_out: Mapping[str, int]) -> str:
+    """Kinds of files with their number, the most frequent first: `.txt 12, hidden 3`."""
+    kinds = sorted(left_out.items(), key=lambda pair: (-pair[1], pair[0]))
+    return some((f"{kind} {number:,}" for kind, number in kinds), 4)
+
+
+class ImageFolder(Dataset[tuple[Image.Image, int]]):
+    """The images of a split, read from class folders.
+
+    Args:
+        found: the class folders.
+        labels: name of a class -> label; a class without one is left out.
+        reading: how a file becomes an image.
+
+    Attributes:
+        root: where they are, without links.
+        samples: (path, label) of every image, in timm's order of paths: the same on every file system.
+        class_to_idx: `labels`.
+        found: the class folders.
+    """
+
+    def __init__(self, found: ClassFolders, labels: Labels, reading: Reading) -> None:
+        self.root, self.found, self.class_to_idx, self.reading = found.root.resolve(), found, labels, reading
+        files = [
+            (os.path.join(folder, file), labels[name])  # noqa: PTH118  # a million paths: as text
+            for name, folder in found.folders.items() if name in labels for file in found.images[name]
+        ]  # fmt: skip
+        files.sort(key=lambda pair: (natural_key(pair[0]), pair[0]))
+        self.samples = [(os.path.join(found.root, file), label) for file, label in files]  # noqa: PTH118
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        path, label = self.samples[index]
+        return self.reading.read(path), label
+
+
+def mapped(path: str, root: Path) -> Labels:
+    """Name of a class -> label, of timm's class map file: a name a line, or a pickled dictionary.
+
+    Args:
+        path: of the file; also one in `root`.
+        root: of the training split.
+
+    Raises:
+        DataError: it cannot be read, or has labels that are no numbers from 0.
+    """
+    try:
+        found = {str(name): int(label) for name, label in load_class_map(path, str(root)).items()}
+    except Exception as error:  # timm asserts, pickle raises anything
+        raise DataError(f"the class map {shown(path)} cannot be read: {first_line(error)}") from error
+    labels = {unicodedata.normalize("NFC", name.removeprefix("\ufeff")): label for name, label in found.items()}
+    labels.pop("", None)  # an empty line at the end is no class
+    if not labels or min(labels.values()) < 0:
+        raise DataError(f"the class map {shown(path)} must give labels from 0 to the names of classes, got {some(labels)}")
+    return labels

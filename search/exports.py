@@ -171,7 +171,10 @@ class _Session:
         images = objective.data.data_dir
         if images is not None and not Path(images).exists():
             raise DataError(f"the images of {self.run.directory} are no longer in {images}: say with --data-dir where they are")
-        return Evaluator(objective, self.progress, lambda found: check_same_model(self.run.directory, found.fingerprint))
+        evaluator = Evaluator(objective, self.progress, lambda found: check_same_model(self.run.directory, found.fingerprint))
+        for text in evaluator.data.found.warnings():
+            self.notice(text)
+        return evaluator
 
     @property
     def scratch(self) -> Path:
