@@ -34,11 +34,13 @@ class Listing:
 
     Attributes:
         folders: that are not hidden.
+        hidden: folders that are.
         images: files whose names are those of pictures.
         left_out: other files: their ending, or `hidden` -> how many.
     """
 
     folders: list[str] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
     images: list[str] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
 
@@ -61,8 +63,7 @@ def listed(path: Path) -> Listing:
 
 def _sort_in(found: Listing, entry: os.DirEntry[str]) -> None:
     if entry.is_dir():
-        if not is_hidden(entry.name):
-            found.folders.append(entry.name)
+        (found.hidden if is_hidden(entry.name) else found.folders).append(entry.name)
     elif is_hidden(entry.name):
         found.left_out["hidden"] += 1
     elif is_picture(entry.name) and (entry.is_file() or entry.is_symlink()):  # a link to nothing is an image that is missing
@@ -101,6 +102,7 @@ class ClassFolders:
             Unicode allows (NFC), and with bytes that are no text written out.
         folders: name of a class -> the folder's name as the file system has it.
         empty: folders without an image, which are no classes.
+        hidden: hidden folders in `root` and in class folders, as paths from `root`.
         left_out: files that are no images, as `Listing` counts them.
     """
 
@@ -108,6 +110,7 @@ class ClassFolders:
     images: Mapping[str, list[str]]
     folders: Mapping[str, str]
     empty: tuple[str, ...]
+    hidden: tuple[str, ...]
     left_out: Counter[str]
 
     @property
@@ -138,6 +141,7 @@ def read_class_folders(root: Path) -> ClassFolders:
         images={key: inside[name].images for key, name in folders.items()},
         folders=folders,
         empty=tuple(name for name, found in inside.items() if not found.images),
+        hidden=(*top.hidden, *(f"{name}/{below}" for name, found in inside.items() for below in found.hidden)),
         left_out=sum((found.left_out for found in inside.values()), top.left_out),
     )
 
@@ -148,8 +152,9 @@ def _name_of(folder: str) -> str:
 
 def _check_top(root: Path, top: Listing) -> None:
     if top.images and top.folders:
+        count = f"{len(top.images)} image{'s' if len(top.images) > 1 else ''}"
         raise DataError(
-            f"{shown(root)} has {len(top.images)} images beside its class folders ({some(top.images)}): "
+            f"{shown(root)} has {count} beside its class folders ({some(top.images)}): "
             "move each into the folder of its class, or out of the way"
         )
     if not top.folders:

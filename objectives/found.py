@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 
 from objectives.class_order import first_difference, in_order, natural_key
 from objectives.folders import ImageFolder, counted, shown, some
-from objectives.split_folders import SPLIT_FOLDERS, SplitFolders, ignored_folders
-from objectives.splits import DataConfig, SplitName
+from objectives.split_folders import SPLIT_FOLDERS, SplitFolders, has_classes, ignored_folders
+from objectives.splits import DIGITS, DataConfig, SplitName
 from spaces.errors import DataError
 
 _FEW = 100  # images of a held-out split, below which its errors are told with what they are worth
@@ -89,11 +89,9 @@ class Found:
         """What is read, a line for every split, and what is not."""
         for name, split in self.splits.items():
             yield f"{name}: {split.text}"
-        ignored = self.ignored
-        if ignored:
-            options = [_OPTIONS[name] for name in _HELD_OUT if self.splits[name].held_out and not self.is_flat]
-            usable = options and any(name.casefold() in SPLIT_FOLDERS for name in ignored)
-            yield f"not read: {some(ignored, 8)}" + (f" ({' or '.join(options)} names one)" if usable else "")
+        hidden = [shown(Path(split.root.name) / name) for split in self.class_folders.values() for name in split.hidden]
+        if self.ignored or hidden:
+            yield f"not read: {some([*self.ignored, *hidden], 8)}{self._use_of_ignored}"
         left_out = sum((found.left_out for found in self.class_folders.values()), Counter[str]())
         if left_out:
             total = left_out.total()
@@ -134,13 +132,16 @@ class Found:
                 )
 
     @property
-    def is_flat(self) -> bool:
-        """Whether the image folder has class folders, and no splits."""
-        return bool(self.class_folders) and self.class_folders["train"].root == Path(str(self.config.data_dir))
+    def _use_of_ignored(self) -> str:
+        """Options that a folder beside the splits would do for."""
+        root = Path(str(self.config.data_dir))
+        options = [_OPTIONS[name] for name in _HELD_OUT if self.splits[name].held_out]
+        usable = [name for name in self.ignored if name.casefold() in SPLIT_FOLDERS and has_classes(root / name)]
+        return f" ({' or '.join(options)} can name {some(usable)})" if options and usable else ""
 
     @cached_property
     def ignored(self) -> list[str]:
-        """Folders of the image folder that no split reads."""
+        """Folders of the image folder beside its splits that none of them reads."""
         if not self.class_folders:
             return []
         roots = {name: found.root for name, found in self.class_folders.items()}
@@ -183,7 +184,7 @@ def _split(config: DataConfig, name: SplitName, bases: Mapping[SplitName, Datase
     base = bases[name]
     held_out = name != "train" and base is bases["train"]
     named: str | None = {"train": config.train_split, "search": config.search_split, "test": config.val_split}[name]
-    where = f"{config.dataset} ({config.train_split if held_out else named or name})"
+    where = config.dataset if config.dataset == DIGITS else f"{config.dataset} ({config.train_split if held_out else named})"
     classes = None
     if isinstance(base, ImageFolder):
         where = shown(base.found.root)

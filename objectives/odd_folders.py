@@ -49,5 +49,6 @@ def _missing(found: Found) -> Iterator[str]:
     empty = sorted({name for split in found.class_folders.values() for name in split.empty})
     if empty:
         yield f"{some(empty)} {'have' if len(empty) > 1 else 'has'} no images, and {'are' if len(empty) > 1 else 'is'} no class"
-    if found.is_flat and found.ignored:
-        yield f"{some(found.ignored)} {'are' if len(found.ignored) > 1 else 'is'} not read"
+    hidden = sorted({name for split in found.class_folders.values() for name in split.hidden if "/" not in name})
+    if hidden:
+        yield f"{some(hidden)} {'are' if len(hidden) > 1 else 'is'} hidden, and not read"

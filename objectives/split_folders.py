@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from objectives.folders import holds_images, is_hidden, listed, shown, some
+from objectives.folders import holds_images, listed, shown, some
 from spaces.errors import DataError
 
 TRAIN, TEST = "train", "validation"  # timm's names, and the options' defaults
@@ -51,16 +51,17 @@ def find_split_folders(root: Path, train: str, search: str | None, test: str) ->
         return SplitFolders(train=trained, search=searched, test=_folder(root, test))
     usual = filter(None, (_folder(root, name) for name in _TEST_FOLDERS))
     return SplitFolders(
-        train=trained, search=searched, test=next((path for path in usual if path != searched and _has_classes(path)), None)
+        train=trained, search=searched, test=next((path for path in usual if path != searched and has_classes(path)), None)
     )
 
 
 def ignored_folders(root: Path, used: SplitFolders) -> list[str]:
-    """Names of the folders that no split reads, in an image folder."""
+    """Names of the folders beside the splits that none of them reads, in an image folder."""
+    if used.train == root:
+        return []
     paths = [path for path in (used.train, used.search, used.test) if path is not None and path.is_relative_to(root)]
     taken = {part for path in paths for part in path.relative_to(root).parts[:1]}
-    names = sorted(path.name for path in root.iterdir() if path.is_dir())
-    return [name for name in names if (is_hidden(name) if used.train == root else name not in taken)]
+    return sorted(path.name for path in root.iterdir() if path.is_dir() and path.name not in taken)
 
 
 def _folder(root: Path, name: str) -> Path | None:
@@ -70,7 +71,8 @@ def _folder(root: Path, name: str) -> Path | None:
     return folders.get(name) or next(alike, root / name if (root / name).is_dir() else None)
 
 
-def _has_classes(path: Path) -> bool:
+def has_classes(path: Path) -> bool:
+    """Whether a folder has folders with images."""
     return any(holds_images(path / name) for name in listed(path).folders)
 
 
