@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from objectives.digits import CLASSES, Digits
+from objectives.pictures import Background, check_pixel_range
 from spaces.errors import ConfigError, DataError, first_line
 
 SplitName = Literal["train", "search", "test"]
@@ -48,6 +49,9 @@ class DataConfig:
         color_jitter: strength of the colour jitter; 0 for none.
         aa: timm's auto-augment policy, e.g. rand-m9-mstd0.5.
         split_seed: seed of the random hold-out.
+        pixel_range: values of pictures of more than 8 bits that become black and white; what is outside is clamped. By
+            default the whole range of their type: 0 to 65535 of integers, 0 to 1 of floating-point numbers.
+        background: what transparent pictures are laid over; ignored drops their transparency.
     """
 
     dataset: str = ""
@@ -70,6 +74,8 @@ class DataConfig:
     color_jitter: float = 0.0
     aa: str | None = None
     split_seed: int = 0
+    pixel_range: tuple[float, float] | None = None
+    background: Background = "white"
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "eval_batch_size", "calibration_size"):
@@ -87,6 +93,7 @@ class DataConfig:
             raise ConfigError(f"holdout must be random or end, got {self.holdout!r}")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ConfigError(f"scale must be two areas 0 < low <= high <= 1, got {list(self.scale)}")
+        check_pixel_range(self.pixel_range)
 
 
 def open_splits(config: DataConfig, mode: str) -> tuple[dict[SplitName, Dataset[Any]], dict[SplitName, Tensor | None]]:
@@ -188,8 +195,10 @@ def _listed(root: Path) -> str:
 
 
 def _open(config: DataConfig, split: str, mode: str, training: bool) -> Dataset[Any]:
-    options: dict[str, Any] = {} if config.dataset.startswith("torch/") else {"input_img_mode": mode}
+    options: dict[str, Any] = {}
     streamed = config.dataset.startswith(_STREAMED)
+    if not config.dataset.startswith("torch/"):  # what is left as it is is converted by `Reading`; tfds/ gives arrays
+        options["input_img_mode"] = mode if config.dataset.startswith("tfds/") else ""
     if streamed:
         options.update(batch_size=config.batch_size, seed=config.split_seed)
     try:
