@@ -24,6 +24,7 @@ from objectives.memory import within_memory
 from objectives.objective import Objective
 from objectives.odd_folders import odd_folders
 from objectives.parallel import ALONE, Group
+from objectives.picture_check import CHECKED
 from objectives.progress import Progress, counted
 from objectives.score import Score
 from objectives.seeding import seed_everything
@@ -83,12 +84,14 @@ class Evaluator:
         seed_everything(0)  # a model without weights is the same in every process
         self.model = model = create_model(objective.model)
         self.preprocessing = preprocessing(model, objective.model)
-        self.data = Data(objective.data, self.preprocessing, getattr(model, "num_classes", None))
+        checked = objective.factors / CHECKED
+        self.data = Data(objective.data, self.preprocessing, getattr(model, "num_classes", None), checked, progress)
         _check_classes(model, self.data)
         self.space = describe(model, objective.space, objective.multiple)
         self.counted: CostModel = cost_model(model, self.space)
         self.fingerprint = self._fingerprint(model, objective.space)
         accept(self)
+        self.data.checked.save(checked)
         self._progress = progress
         self._kept: dict[tuple[object, ...], Factors] = {}
         self.teacher: nn.Module = copy.deepcopy(model).to(self.device) if self.device.type != "cpu" else model
@@ -385,7 +388,9 @@ class Evaluator:
         """Of everything that the factors depend on: weights, space, preprocessing, and which images calibrate."""
         objective, data = self.objective, self.objective.data
         images = (data.dataset, data.train_split, data.search_split, data.search_size, data.holdout, data.split_seed)
-        calibration = (*images, data.calibration_size, self.data.size("train"))
+        calibration: tuple[object, ...] = (*images, data.calibration_size, self.data.size("train"))
+        if self.data.mark is not None:  # of files also their names, labels and how they are read
+            calibration = (*calibration, self.data.mark, *self.data.reading.to_json().items())
         chosen = sorted((variants or {}).items())
         return fingerprint(model, space, objective.multiple, self.preprocessing, calibration, *chosen)
 

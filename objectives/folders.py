@@ -7,25 +7,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
 from timm.data.readers.class_map import load_class_map
 from torch.utils.data import Dataset
 
 from objectives.class_order import natural_key
-from objectives.pictures import Reading, is_picture, printable
+from objectives.pictures import is_hidden, is_picture, printable
 from spaces.errors import DataError, first_line
 
-# What systems leave beside the files of people, in lower case; names that begin with a dot are hidden too.
-_SYSTEM = frozenset(
-    ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini")
-)
+# Folders that systems leave beside those of people, in lower case.
+_SYSTEM = frozenset(("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"))
 
 Labels = dict[str, int]
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a folder or file of this name is no one's class or image."""
-    return name.startswith(".") or name.lower() in _SYSTEM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +55,8 @@ def listed(path: Path) -> Listing:
 
 def _sort_in(found: Listing, entry: os.DirEntry[str]) -> None:
     if entry.is_dir():
-        (found.hidden if is_hidden(entry.name) else found.folders).append(entry.name)
+        is_no_class = is_hidden(entry.name) or entry.name.lower() in _SYSTEM
+        (found.hidden if is_no_class else found.folders).append(entry.name)
     elif is_hidden(entry.name):
         found.left_out["hidden"] += 1
     elif is_picture(entry.name) and (entry.is_file() or entry.is_symlink()):  # a link to nothing is an image that is missing
@@ -194,13 +187,12 @@ def counted(left_out: Mapping[str, int]) -> str:
     return some((f"{kind} {number:,}" for kind, number in kinds), 4)
 
 
-class ImageFolder(Dataset[tuple[Image.Image, int]]):
-    """The images of a split, read from class folders.
+class ImageFolder(Dataset[tuple[str, int]]):
+    """The image files of a split and their labels; how a file becomes an image is `objectives.pictures`' to say.
 
     Args:
         found: the class folders.
         labels: name of a class -> label; a class without one is left out.
-        reading: how a file becomes an image.
 
     Attributes:
         root: where they are, without links.
@@ -209,8 +201,8 @@ class ImageFolder(Dataset[tuple[Image.Image, int]]):
         found: the class folders.
     """
 
-    def __init__(self, found: ClassFolders, labels: Labels, reading: Reading) -> None:
-        self.root, self.found, self.class_to_idx, self.reading = found.root.resolve(), found, labels, reading
+    def __init__(self, found: ClassFolders, labels: Labels) -> None:
+        self.root, self.found, self.class_to_idx = found.root.resolve(), found, labels
         files = [
             (os.path.join(folder, file), labels[name])  # noqa: PTH118  # a million paths: as text
             for name, folder in found.folders.items() if name in labels for file in found.images[name]
@@ -221,9 +213,8 @@ class ImageFolder(Dataset[tuple[Image.Image, int]]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        path, label = self.samples[index]
-        return self.reading.read(path), label
+    def __getitem__(self, index: int) -> tuple[str, int]:
+        return self.samples[index]
 
 
 def mapped(path: str, root: Path) -> Labels:

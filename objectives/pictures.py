@@ -5,7 +5,7 @@ import os
 import stat
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
@@ -24,6 +24,7 @@ _NO_PICTURES = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")
 _COMMON = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")  # tried first
 _OUTSIDE = {"MPO": "JPEG"}  # opened by the reader of another kind
 
+_SLIMMEST = 1000  # one side to the other
 _LEVELS = {"white": 255, "black": 0, "grey": 128}
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"\0\0\0\0IEND\xaeB`\x82", "GIF": b";"}  # of a whole file
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
@@ -44,9 +45,14 @@ ENDINGS: frozenset[str] = frozenset(_KINDS)
 _FORMATS = tuple(dict.fromkeys([*(kind for kind in _COMMON if kind in Image.OPEN), *sorted(_KINDS.values())]))
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file is one that systems put beside pictures, which nobody means."""
+    return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini")
+
+
 def is_picture(name: str) -> bool:
     """Whether a file of this name is taken for a picture: its ending is one that Pillow reads, and it is not hidden."""
-    return not name.startswith(".") and PurePath(name).suffix.lower() in ENDINGS
+    return not is_hidden(name) and PurePath(name).suffix.lower() in ENDINGS
 
 
 def printable(text: str) -> str:
@@ -68,13 +74,13 @@ class Found:
 
     Attributes:
         problem: why it cannot be read; None where it can.
-        deep: it has more than 8 bits of grey.
+        deep: the whole range of its type, where it has more than 8 bits of grey.
         transparent: some of it is not opaque; where it was not decoded, it has what could tell.
         extremes: the darkest and the brightest finite value of a deep picture that was decoded.
     """
 
     problem: str | None = None
-    deep: bool = False
+    deep: tuple[float, float] | None = None
     transparent: bool = False
     extremes: tuple[float, float] | None = None
 
@@ -157,22 +163,27 @@ class Reading:
             found = path.stat()
             if not stat.S_ISREG(found.st_mode):  # to open a pipe would wait for ever
                 return Found(problem="it is no file")
-            if not found.st_size:
-                return Found(problem="the file is empty")
-            with path.open("rb") as file, _opened(file) as image:
+            with path.open("rb") as file:
+                return self.probe_open(file, str(path), decode)
+        except OSError as error:
+            return _problem(error, str(path))
+
+    def probe_open(self, file: IO[bytes], name: str, decode: bool) -> Found:
+        """As `probe`, of a picture in an open file."""
+        try:
+            with _opened(file) as image:
                 return self._found(image, decode or not _ends_well(file, image.format))
         except Exception as error:
-            if isinstance(error, MemoryError) or getattr(error, "errno", None) not in (None, *_OF_THE_FILE):
-                raise DataError(f"{printable(str(path))} cannot be read: {_reason(error)}") from error
-            return Found(problem=_reason(error))
+            empty = isinstance(error, UnidentifiedImageError) and not file.seek(0, os.SEEK_END)
+            return Found(problem="the file is empty") if empty else _problem(error, name)
 
     def _found(self, image: Image.Image, decode: bool) -> Found:
-        deep, transparent = _is_deep(image), image.has_transparency_data
+        deep, transparent = _whole_range(image) if _is_deep(image) else None, image.has_transparency_data
         if not decode:
             return Found(deep=deep, transparent=transparent)
         image.load()
         extremes = _extremes(image) if deep else None
-        transparent = transparent and (deep or _layer(image).getextrema()[3][0] < 255)
+        transparent = transparent and (deep is not None or min(_layer(image).getchannel("A").tobytes()) < 255)
         self.convert(image)
         return Found(deep=deep, transparent=transparent, extremes=extremes)
 
@@ -194,7 +205,18 @@ class Reading:
         return Image.fromarray(grey)
 
 
-def check_pixel_range(given: tuple[float, float] | None) -> None:
+def reading_for(channels: int, pixel_range: tuple[float, float] | None = None, background: Background = "white") -> Reading:
+    """How pictures are read for a model of so many channels.
+
+    Raises:
+        DataError: pictures have no such number of channels.
+    """
+    if channels not in (1, 3):
+        raise DataError(f"the model takes images of {channels} channels, but images are read as grey (1) or RGB (3)")
+    return Reading(mode="L" if channels == 1 else "RGB", pixel_range=pixel_range, background=background)
+
+
+def check_pixel_range(given: Sequence[float] | None) -> None:
     """Raise unless it is None, or two finite values in ascending order.
 
     Raises:
@@ -205,7 +227,21 @@ def check_pixel_range(given: tuple[float, float] | None) -> None:
 
 
 def _opened(source: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
-    return Image.open(source, formats=_FORMATS)
+    image = Image.open(source, formats=_FORMATS)
+    if max(image.size) > _SLIMMEST * min(image.size):  # resized to the model's size, it would fill the memory
+        raise ValueError(f"its sides, {image.width}x{image.height} pixels, are too unlike: at most {_SLIMMEST} to 1 is read")
+    return image
+
+
+def _problem(error: Exception, name: str) -> Found:
+    """What an error says of a picture.
+
+    Raises:
+        DataError: it says nothing of it: whatever is read now could fail.
+    """
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) not in (None, *_OF_THE_FILE):
+        raise DataError(f"{printable(name)} cannot be read: {_reason(error)}") from error
+    return Found(problem=_reason(error))
 
 
 def _is_deep(image: Image.Image) -> bool:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, IterableDataset
 from objectives.class_order import ClassOrder, in_order
 from objectives.digits import CLASSES, Digits
 from objectives.folders import ClassFolders, ImageFolder, Labels, mapped, read_class_folders, shown, some
-from objectives.pictures import Mode, Reading
+from objectives.pictures import Background, Mode, check_pixel_range
 from objectives.split_folders import TEST, TRAIN, find_split_folders
 from spaces.errors import ConfigError, DataError, first_line
 
@@ -54,6 +54,9 @@ class DataConfig:
         color_jitter: strength of the colour jitter; 0 for none.
         aa: timm's auto-augment policy, e.g. rand-m9-mstd0.5.
         split_seed: seed of the random hold-out.
+        pixel_range: values of pictures of more than 8 bits that become black and white; what is outside is clamped. By
+            default the whole range of their type: 0 to 65535 of integers, 0 to 1 of floating-point numbers.
+        background: what transparent pictures are laid over; ignored drops their transparency.
     """
 
     dataset: str = ""
@@ -78,6 +81,8 @@ class DataConfig:
     color_jitter: float = 0.0
     aa: str | None = None
     split_seed: int = 0
+    pixel_range: tuple[float, float] | None = None
+    background: Background = "white"
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "eval_batch_size", "calibration_size", "least_images"):
@@ -96,6 +101,7 @@ class DataConfig:
                 raise ConfigError(f"{name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ConfigError(f"scale must be two areas 0 < low <= high <= 1, got {list(self.scale)}")
+        check_pixel_range(self.pixel_range)
 
 
 def open_splits(config: DataConfig, mode: Mode) -> tuple[dict[SplitName, Dataset[Any]], dict[SplitName, Tensor | None]]:
@@ -103,7 +109,7 @@ def open_splits(config: DataConfig, mode: Mode) -> tuple[dict[SplitName, Dataset
     if config.dataset == DIGITS:
         bases: dict[SplitName, Dataset[Any]] = {name: Digits(name) for name in get_args(SplitName)}
         return bases, {name: torch.arange(len(cast(Sized, base))) for name, base in bases.items()}
-    bases = _named_splits(config, mode) if config.dataset else _folder_splits(config, mode)
+    bases = _named_splits(config, mode) if config.dataset else _folder_splits(config)
     _check_apart({name: _origin(base) for name, base in bases.items()})
     if isinstance(bases["train"], IterableDataset):
         if "search" not in bases:
@@ -156,7 +162,7 @@ def _hold_out(
     return bases, parts
 
 
-def _folder_splits(config: DataConfig, mode: Mode) -> dict[SplitName, Dataset[Any]]:
+def _folder_splits(config: DataConfig) -> dict[SplitName, Dataset[Any]]:
     """Splits of an image folder. The training split says which labels its classes have in all of them."""
     if config.data_dir is None:
         raise DataError("no images: give --data-dir with an image folder, or --dataset with a timm data set name")
@@ -170,7 +176,7 @@ def _folder_splits(config: DataConfig, mode: Mode) -> dict[SplitName, Dataset[An
             _check_same_classes(name, split, found["train"])
         elif not any(key in labels for key in split.folders):
             raise DataError(f"{config.class_map} names none of the folders of {shown(split.root)}: it has {some(labels)}")
-    return {name: ImageFolder(split, labels, Reading(mode=mode)) for name, split in found.items()}
+    return {name: ImageFolder(split, labels) for name, split in found.items()}
 
 
 def _labels(config: DataConfig, train: ClassFolders) -> Labels:
@@ -201,8 +207,10 @@ def _alone(one: ClassFolders, other: ClassFolders) -> str:
 
 
 def _open(config: DataConfig, split: str, mode: Mode, training: bool) -> Dataset[Any]:
-    options: dict[str, Any] = {} if config.dataset.startswith("torch/") else {"input_img_mode": mode}
+    options: dict[str, Any] = {}
     streamed = config.dataset.startswith(_STREAMED)
+    if not config.dataset.startswith("torch/"):  # what is left as it is is converted by `Reading`; tfds/ gives arrays
+        options["input_img_mode"] = mode if config.dataset.startswith("tfds/") else ""
     if streamed:
         options.update(batch_size=config.batch_size, seed=config.split_seed)
     try:

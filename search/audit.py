@@ -23,6 +23,7 @@ from objectives.progress import Progress
 from search.agreement import LEAST, agreement, candidates, similar, spread_over
 from search.environment import environment
 from search.journal import lock_run
+from search.judge import warn
 from search.report import render
 from search.run import AUDIT, Run, check_same_model
 from spaces.errors import ConfigError, DivergedError, RunError
@@ -107,8 +108,7 @@ class _Audit:
             what = f"audit {len(wanted) - len(missing) + index + 1} of {len(wanted)}: trial {number}, seed {seed}"
             if index == 0:
                 evaluator = self._evaluator(progress)
-                for text in evaluator.data.found.warnings():
-                    notice(text)
+                warn(evaluator.data, notice)
             entry = self._measure(evaluator, number, seed, lambda step, what=what: progress(what, step.step, self.steps))  # type: ignore[misc]
             with path.open("a", encoding="utf-8") as log:
                 log.write(json.dumps(entry) + "\n")

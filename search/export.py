@@ -133,6 +133,7 @@ class _Export:
             "multiple": config.study.multiple,
             "allocation": dict(self.allocation),
             "pretrained_cfg": self.evaluator.preprocessing,
+            "pictures": data.reading.to_json(),
             "operators": self.space.operators(self.allocation),
             "recipe": self.recipe,
             "origin": self._origin(),
@@ -173,6 +174,7 @@ class _Export:
             "latency": measured["latency"],
             "test_top1": {**top1, "after_reload": reloaded["top1"]},
             "test_images": self.evaluator.data.size("test"),
+            "left_out": self.evaluator.data.checked.report(),
             "relative_error": {
                 "as_built": _ratio(errors["as_built"], errors["dense_finetuned"]),
                 "finetuned": _ratio(errors["finetuned"], errors["dense_finetuned"]),

@@ -17,15 +17,20 @@ Say = Callable[[str], None]
 
 
 def tell_found(data: Data, say: Say, notice: Say) -> None:
-    """Tell what is read, and what about it makes figures mean less than they seem.
+    """Tell what is read, and `warn`.
 
     Raises:
         DataError: a held-out split is smaller than the options allow.
     """
-    for line in data.found.lines():
+    for line in (*data.found.lines(), *data.checked.lines()):
         say(line)
     data.found.check_sizes()
-    for text in data.found.warnings():
+    warn(data, notice)
+
+
+def warn(data: Data, notice: Say) -> None:
+    """Tell what about the data makes figures mean less than they seem."""
+    for text in (*data.found.warnings(), *data.checked.warnings()):
         notice(text)
 
 
