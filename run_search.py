@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 import webbrowser
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ import optuna  # noqa: E402
 import torch  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-from objectives.classify import classify  # noqa: E402
+from objectives.classify import Unread, classify  # noqa: E402
 from objectives.cost import cost_model  # noqa: E402
 from objectives.device import name_of, resolve_device  # noqa: E402
 from objectives.formats import FormatConfig  # noqa: E402
 from objectives.measure import measure  # noqa: E402
+from objectives.pictures import printable  # noqa: E402
 from search import SearchConfig, audit, demo, launch, open_run  # noqa: E402
 from search.cli import build_parser, given_options, training_options  # noqa: E402
 from search.config import read_options  # noqa: E402
@@ -49,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     console, problems = Console(width=None if sys.stdout.isatty() else _WIDTH), Console(stderr=True)
     try:
         arguments = build_parser().parse_args(argv)
-        _COMMANDS[arguments.command](arguments, console)
+        status: int | None = _COMMANDS[arguments.command](arguments, console)
     except (CompressionError, OSError) as error:  # OSError: a full disk, no permission; its text holds the path
         text = " ".join(str(error).splitlines())
         problems.print(f"error: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
@@ -58,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         text = "interrupted; finished trials are kept: the same command continues the run"
         problems.print(text, markup=False, soft_wrap=True)
         return _INTERRUPTED
-    return 0
+    return status or 0
 
 
 def _launch(arguments: argparse.Namespace, console: Console) -> None:
@@ -96,7 +98,7 @@ def _inspect(arguments: argparse.Namespace, console: Console) -> None:
     config = SearchConfig.from_flat(given)
     if arguments.profile:
         with Display(console) as display:
-            parts = list(inspect_profile(config, display.stage))
+            parts = list(inspect_profile(config, display.stage, display.say, display.notice))
     else:
         model = create_model(config.model)
         space = describe(model, config.study.space, config.study.multiple)
@@ -133,7 +135,7 @@ def _browse(arguments: argparse.Namespace, console: Console) -> None:
 def _audit(arguments: argparse.Namespace, console: Console) -> None:
     run = open_run(arguments.run)
     with Display(console) as display:
-        found = audit(run, arguments.points, arguments.factor, arguments.seeds, display.stage)
+        found = audit(run, arguments.points, arguments.factor, arguments.seeds, display.stage, display.notice)
     for table in audit_view(found):
         console.print(table)
     console.print(f"report: {run.directory / 'report.html'}")
@@ -174,12 +176,21 @@ def _measure(arguments: argparse.Namespace, console: Console) -> None:
     console.print(latency_table(found, name_of(device), threads))
 
 
-def _predict(arguments: argparse.Namespace, console: Console) -> None:
-    for answer in classify(Path(arguments.folder), arguments.images, arguments.format, arguments.top):
-        console.print(f"{answer.image}: {answer.text}", markup=False, highlight=False, soft_wrap=True)
+def _predict(arguments: argparse.Namespace, console: Console) -> int:
+    def tell(text: str) -> None:
+        problems.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    problems, unread = Console(stderr=True), 0
+    for answer in classify(Path(arguments.folder), arguments.images, arguments.format, arguments.top, tell):
+        if isinstance(answer, Unread):
+            unread += 1
+            tell(f"error: {answer.problem}")
+        else:
+            console.print(f"{printable(str(answer.image))}: {answer.text}", markup=False, highlight=False, soft_wrap=True)
+    return 2 if unread else 0
 
 
-_COMMANDS = {
+_COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int | None]] = {
     "launch": _launch,
     "inspect": _inspect,
     "browse": _browse,

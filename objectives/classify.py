@@ -5,15 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
 from objectives.formats import Format, Forward, open_format
+from objectives.pictures import Reading, is_hidden, is_picture, printable, reading_for
 from spaces.description import read_description
 from spaces.errors import CheckpointError, ConfigError, DataError, first_line
-
-_MODES = {1: "L", 3: "RGB"}
 
 
 @dataclass(frozen=True)
@@ -37,29 +36,59 @@ class Answer:
         )
 
 
-def classify(folder: Path, images: Sequence[str | Path], name: Format = "safetensors", top: int = 5) -> Iterator[Answer]:
-    """Classify images, one after the other.
+@dataclass(frozen=True)
+class Unread:
+    """An image that cannot be read.
+
+    Attributes:
+        image: its file.
+        problem: a line that names it and says why.
+    """
+
+    image: Path
+    problem: str
+
+
+def classify(
+    folder: Path,
+    images: Sequence[str | Path],
+    name: Format = "safetensors",
+    top: int = 5,
+    notice: Callable[[str], None] = lambda text: None,
+) -> Iterator[Answer | Unread]:
+    """Classify images, one after the other; one that cannot be read does not stop it.
 
     Args:
         folder: of `run_search.py export`.
-        images: image files, or folders, whose image files are taken in the order of their names.
+        images: image files, or folders, whose image files are taken in the order of their names; those of folders in them
+            are not.
         name: the format to use.
         top: how many classes to tell, or all there are.
+        notice: told what of a folder is left out.
 
     Raises:
         CheckpointError: the folder is damaged, or lacks the format.
         ConfigError: `top` is below 1, or the format's package is not installed.
-        DataError: no such file, not an image, or a folder with no image.
+        DataError: a folder with no image, or a model that takes no pictures.
     """
     if top < 1:
         raise ConfigError(f"top must be at least 1, got {top}")
     description = read_description(folder)
     if not description["num_classes"]:
         raise CheckpointError(f"{folder} holds a model without classes: its outputs are features")
-    files = [file for given in images for file in _files(Path(given))]
+    reading = reading_of(description)
+    given = [_files(Path(path)) for path in images]
     transform, forward = preprocessing_of(description), open_format(folder, name)
-    for file in files:
-        yield _classified(file, _opened(file, description, transform), forward, description["label_names"], top)
+    for files, left_out in given:
+        if left_out:
+            notice(left_out)
+        for file in files:
+            try:
+                image = transform(reading.read(file))
+            except DataError as error:
+                yield Unread(file, str(error))
+                continue
+            yield _classified(file, image, forward, description["label_names"], top)
 
 
 def preprocessing_of(description: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
@@ -75,27 +104,34 @@ def preprocessing_of(description: dict[str, Any]) -> Callable[[Image.Image], Ten
     return transform
 
 
-def _files(path: Path) -> list[Path]:
+def reading_of(description: dict[str, Any]) -> Reading:
+    """How picture files are read for the model; of a folder that does not say it, as its export did: Pillow's convert.
+
+    Raises:
+        DataError: it takes no pictures of 1 or 3 channels.
+    """
+    reading = reading_for(description["pretrained_cfg"]["input_size"][0], background="ignored")
+    return Reading.from_json(description["pictures"]) if "pictures" in description else reading
+
+
+def _files(path: Path) -> tuple[list[Path], str]:
+    """The picture files of a folder, or the file itself; and what of the folder is left out.
+
+    Raises:
+        DataError: a folder with no image.
+    """
     if not path.is_dir():
-        return [path]
-    known = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    found = sorted(file for file in path.iterdir() if file.suffix.lower() in known)
+        return [path], ""
+    entries = sorted(entry for entry in path.iterdir() if not is_hidden(entry.name))
+    folders = [entry for entry in entries if entry.is_dir()]
+    found = [entry for entry in entries if is_picture(entry.name) and entry not in folders]
+    others = len(entries) - len(folders) - len(found)
+    counts = [f"{others:,} file{'s that are no images' if others > 1 else ' that is no image'}"] if others else []
+    counts += [f"{len(folders):,} folder{'s' if len(folders) > 1 else ''}, whose images are not looked for"] if folders else []
+    left_out = f"{printable(str(path))}: {' and '.join(counts)}"
     if not found:
-        raise DataError(f"no image in {path}: none of its files has an image's ending (.jpg, .png, .webp and so on)")
-    return found
-
-
-def _opened(file: Path, description: dict[str, Any], transform: Callable[[Image.Image], Tensor]) -> Tensor:
-    channels = description["pretrained_cfg"]["input_size"][0]
-    if channels not in _MODES:
-        raise DataError(f"the model takes images of {channels} channels, but images are read as grey (1) or RGB (3)")
-    try:
-        with Image.open(file) as image:
-            return transform(image.convert(_MODES[channels]))
-    except FileNotFoundError as error:
-        raise DataError(f"no image at {file}") from error
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{file} cannot be read as an image: {first_line(error)}") from error
+        raise DataError(f"no image in {left_out if counts else printable(str(path))} (images end in .jpg, .png and so on)")
+    return found, f"left out of {left_out}" if counts else ""
 
 
 def _classified(file: Path, image: Tensor, forward: Forward, names: list[str] | None, top: int) -> Answer:

@@ -5,54 +5,31 @@ Candidates are fine-tuned on `train` and selected on `search`; `test` is touched
 
 import os
 from collections.abc import Callable, Iterator, Sized
-from functools import partial
+from functools import cached_property
 from itertools import count, islice
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from timm.data import create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 from torchvision.transforms import Compose, RandomCrop
 
+from objectives.batches import Shuffled, View, loaded
+from objectives.found import Found
 from objectives.parallel import ALONE, Group
+from objectives.picture_check import check_pictures
+from objectives.picture_sources import Files, is_in_memory, pictures_of_splits
+from objectives.pictures import printable, reading_for
+from objectives.progress import Progress
 from objectives.seeding import drawn_apart
-from objectives.splits import DIGITS, DataConfig, SplitName, count_classes, name_classes, open_splits
-from spaces.errors import DataError, first_line
+from objectives.splits import DataConfig, SplitName, count_classes, name_classes, open_splits
+from spaces.errors import DataError
 
 CALIBRATION_BATCH = 64
 _CACHE_BYTES = 1 << 30
 _EPOCH_SEEDS = 7919  # apart from the seeds of a run, which count up from its own
-
-
-class _View(Dataset[tuple[Tensor, int]]):
-    """A part of a data set, transformed."""
-
-    def __init__(self, base: Dataset[Any], indices: Tensor, transform: Callable[[Any], Tensor]) -> None:
-        self.base, self.indices, self.transform = base, indices, transform
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.base[int(self.indices[index])]
-        return self.transform(image), int(label)
-
-
-class _Shuffled(Sampler[int]):
-    """`count` indices: a new permutation of the data set every epoch, from one seed; every process takes its share of them."""
-
-    def __init__(self, size: int, count: int, seed: int, group: Group) -> None:
-        self.size, self.count, self.seed, self.group = size, count, seed, group
-
-    def __len__(self) -> int:
-        return self.count // self.group.size
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed)
-        epochs = -(-self.count // self.size)
-        indices = (int(index) for _ in range(epochs) for index in torch.randperm(self.size, generator=generator))
-        return islice(indices, self.group.rank, self.count, self.group.size)
 
 
 class Data:
@@ -62,25 +39,54 @@ class Data:
         config: which images.
         preprocessing: `spaces.models.preprocessing` of the model.
         classes: of the model; bounds the labels of a data set that does not tell its classes.
+        checked: where an earlier check of the pictures was saved, which is not done again for files that have not changed.
+        progress: called with (what, done, in all) while pictures are checked.
 
     Attributes:
+        reading: how a picture becomes what the model's transform takes.
+        checked: what of the pictures is left out, and what was made of the others.
         num_classes: of the data set; None where it does not tell.
         class_names: in the order of their labels; None where the data set does not tell, or not one for each.
 
     Raises:
-        DataError: no images, fewer than two classes, splits of different classes or of the same images, an unknown split.
+        DataError: no images, fewer than two classes, splits of different classes or of the same images, an unknown split, more
+            than 5 % of a split that cannot be read.
     """
 
-    def __init__(self, config: DataConfig, preprocessing: dict[str, Any], classes: int | None = None) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        preprocessing: dict[str, Any],
+        classes: int | None = None,
+        checked: Path | None = None,
+        progress: Progress = lambda what, done, total: None,
+    ) -> None:
         self.config = config
         self.preprocessing = preprocessing
-        self._mode = _image_mode(preprocessing["input_size"][0])
-        self._bases, self._parts = open_splits(config, self._mode)
+        self.reading = reading_for(preprocessing["input_size"][0], config.pixel_range, config.background)
+        self._bases, listed = open_splits(config, self.reading.mode)
         self.num_classes = count_classes(self._bases, config)
         self.class_names = name_classes(self._bases, config)
         self._limit = classes if self.num_classes is None else self.num_classes
         self._cache: dict[tuple[SplitName, int | None, Group], list[tuple[Tensor, Tensor]]] = {}
+        self._pictures = pictures_of_splits(self._bases, config.dataset or "the image folder", config.data_dir, self.reading)
+        lazy = {split: pictures for split, pictures in self._pictures.items() if not is_in_memory(self._bases[split])}
+        self.checked = check_pictures(lazy, listed, self.reading, checked, progress)
+        self._parts = self.checked.parts
         self._check_first_image()
+
+    @cached_property
+    def found(self) -> Found:
+        """What is read, and what is not."""
+        return Found(self.config, self._bases, self._parts)
+
+    @cached_property
+    def mark(self) -> str | None:
+        """Digest of the files of the training and the search split, and of their labels; None where they are no files."""
+        splits: tuple[SplitName, ...] = ("train", "search")
+        files = ((self._pictures.get(split), self._parts[split]) for split in splits)
+        marks = [found.mark(part.tolist()) for found, part in files if isinstance(found, Files) and part is not None]
+        return " ".join(marks) or None
 
     def size(self, split: SplitName) -> int | None:
         """Images in a split; None where it is streamed."""
@@ -150,10 +156,10 @@ class Data:
         if part is None:
             batches = islice(_shares(self._endless(transform, batch, seed, begin), group), steps)
         else:
-            view = _View(self._bases["train"], part, transform)
-            sampler = _Shuffled(len(view), steps * batch, seed, group)
+            view = self._view("train", part, transform)
+            sampler = Shuffled(len(view), steps * batch, seed, group)
             seed = group.seed(seed)
-            batches = iter(self._loader(view, share, sampler=sampler, generator=torch.Generator().manual_seed(seed)))
+            batches = self._loader(view, share, sampler=sampler, generator=torch.Generator().manual_seed(seed))
         return self._labelled(drawn_apart(batches, seed), "train")
 
     def calibration(self, limit: int | None = None) -> Iterator[Tensor]:
@@ -167,7 +173,7 @@ class Data:
         batch, seed = CALIBRATION_BATCH, self.config.split_seed
         if part is None:
             return (images for images, _ in _first(self._stream("train", transform, batch, seed), size))
-        return (images for images, _ in self._loader(_View(self._bases["train"], _drawn(part, size, seed), transform), batch))
+        return (images for images, _ in self._loader(self._view("train", _drawn(part, size, seed), transform), batch))
 
     def evaluation(self, split: SplitName, most: int | None = None, group: Group = ALONE) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of a split in a fixed order; kept in memory after the first pass where they fit in 1 GiB.
@@ -200,22 +206,29 @@ class Data:
         if most is not None:
             part = _drawn(part, most, self.config.split_seed).sort().values
         part = part[torch.arange(len(part)) // batch % group.size == group.rank]
-        return self._labelled(iter(self._loader(_View(self._bases[split], part, transform), batch)), split)
+        return self._labelled(self._loader(self._view(split, part, transform), batch), split)
 
-    def _loader(self, view: Dataset[Any], batch: int, **options: Any) -> DataLoader[Any]:
+    def _view(self, split: SplitName, part: Tensor, transform: Callable[[Any], Tensor]) -> View:
+        return View(self._pictures[split], part, self.reading, transform)
+
+    def _loader(self, view: View, batch: int, **options: Any) -> Iterator[Any]:
         workers = self.config.workers
         if workers is None:
-            in_memory = self.config.dataset == DIGITS or hasattr(self._bases["train"], "data")
-            workers = 0 if in_memory else min(4, os.cpu_count() or 1)
+            workers = 0 if is_in_memory(self._bases["train"]) else min(4, os.cpu_count() or 1)
         options.setdefault("generator", torch.Generator().manual_seed(0))  # else a pass draws from the one that dropouts use
-        return DataLoader(view, batch_size=batch, num_workers=workers, pin_memory=torch.cuda.is_available(), **options)
+        return loaded(view, batch_size=batch, num_workers=workers, pin_memory=torch.cuda.is_available(), **options)
 
     def _stream(self, split: SplitName, transform: Callable[[Any], Tensor], batch: int, seed: int) -> Iterator[Any]:
         """One pass over a streamed split, in a process of its own, so that every pass begins anew."""
         base = cast(Any, self._bases[split])
         base.transform = transform
         generator = torch.Generator().manual_seed(seed)
-        return iter(DataLoader(base, batch_size=batch, num_workers=self.config.workers or 1, generator=generator))
+        batches = iter(DataLoader(base, batch_size=batch, num_workers=self.config.workers or 1, generator=generator))
+        try:
+            yield from batches
+        except Exception as error:  # every reader raises its own kind, and the loader adds where
+            said = str(error).strip().splitlines() or [type(error).__name__]
+            raise DataError(f"{self.config.dataset} in {self.config.data_dir} cannot be read: {printable(said[-1])}") from error
 
     def _endless(self, transform: Callable[[Any], Tensor], batch: int, seed: int, begin: int = 0) -> Iterator[Any]:
         """Passes over the streamed training split, each in another order, from the one of this number on."""
@@ -240,22 +253,21 @@ class Data:
         part = self._parts["train"]
         if part is None:
             return
-        where = f"{self.config.dataset or 'images'} in {self.config.data_dir}"
-        try:
-            image, _ = self._bases["train"][int(part[0])]
-        except Exception as error:  # every reader raises its own kind
-            raise DataError(f"cannot read the {where}: {first_line(error)}") from error
         _, height, width = self.preprocessing["input_size"]
-        if self.config.crop_padding and image.size != (width, height):
-            found = "x".join(map(str, image.size))
-            raise DataError(f"crop_padding is for images of the model's size, {width}x{height}, but the {where} have {found}")
+        if self.config.crop_padding:
+            image, _ = self._pictures["train"].read(int(part[0]), self.reading)
+            if image.size != (width, height):
+                where, found = f"{self.config.dataset or 'images'} in {self.config.data_dir}", "x".join(map(str, image.size))
+                raise DataError(
+                    f"crop_padding is for images of the model's size, {width}x{height}, but the {where} have {found}"
+                )
 
     def _transform(self, training: bool, **variation: Any) -> Callable[[Any], Tensor]:
         """timm's transform; `variation` are further arguments of its, for training images."""
         pre = self.preprocessing
         options: dict[str, Any] = {"interpolation": pre["interpolation"], "mean": pre["mean"], "std": pre["std"]}
         config, size = self.config, tuple(pre["input_size"])
-        steps: list[Callable[[Any], Any]] = [partial(_in_mode, self._mode)]
+        steps: list[Callable[[Any], Any]] = [self.reading.convert]
         if training:
             options.update(is_training=True, hflip=config.hflip, auto_augment=config.aa, scale=config.scale)
             options.update(color_jitter=config.color_jitter or None)
@@ -268,16 +280,6 @@ class Data:
             options.update(scale=(1.0, 1.0), ratio=(whole, whole))
         composed: Callable[[Any], Tensor] = Compose([*steps, create_transform(size, **options)])
         return composed
-
-
-def _image_mode(channels: int) -> str:
-    if channels not in (1, 3):
-        raise DataError(f"the model takes images of {channels} channels, but images are read as grey (1) or RGB (3)")
-    return "L" if channels == 1 else "RGB"
-
-
-def _in_mode(mode: str, image: Any) -> Any:
-    return image if image.mode == mode else image.convert(mode)
 
 
 def _drawn(part: Tensor, wanted: int, seed: int) -> Tensor:

@@ -17,6 +17,7 @@ from torch import nn
 
 from objectives.data import Data
 from objectives.formats import DTYPES, FILES, Dtype, Format, FormatConfig, write_formats
+from objectives.picture_check import CHECKED
 from spaces.allocation import Allocation
 from spaces.compressed import WEIGHTS, save_compressed
 from spaces.description import read_description
@@ -115,6 +116,8 @@ def _verify_afresh(
         options = asdict(replace(data.config, workers=0))
         where = "cpu" if device.type == "mps" else str(device)  # whose memory nobody counts
         check = {"folder": str(folder), "dense": str(dense), "formats": list(formats), "device": where, "data": options}
+        check["checked"] = str(Path(scratch) / CHECKED)
+        data.checked.save(Path(scratch) / CHECKED)
         (Path(scratch) / "check.json").write_text(json.dumps(check), encoding="utf-8")
         return _in_fresh_process(Path(scratch) / "check.json")
 

@@ -33,7 +33,7 @@ def verify(check: dict[str, Any], outputs: Path) -> dict[str, Any]:
     """Figures of a folder's model in all its formats, and of the dense one.
 
     Args:
-        check: folder, dense, formats, device and data (options).
+        check: folder, dense, formats, device, data (options), and checked, what is known of the pictures.
         outputs: safetensors with images [N, C, H, W] and the logits [N, classes] that they had before saving.
 
     Returns:
@@ -50,7 +50,9 @@ def verify(check: dict[str, Any], outputs: Path) -> dict[str, Any]:
     calls.update({name: portable(model) for name, model in models.items()})
     pre = timm.data.resolve_model_data_config(models["safetensors"])
     pre = {key: list(value) if isinstance(value, tuple) else value for key, value in pre.items()}
-    data = Data(DataConfig(**{**check["data"], "scale": tuple(check["data"]["scale"])}), pre)
+    listed: dict[str, Any] = check["data"]
+    options: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in listed.items()}
+    data = Data(DataConfig(**options), pre, checked=Path(check["checked"]))
     size, top1 = tuple(pre["input_size"]), {name: _top1(call, data) for name, call in calls.items()}
     return {
         "dense": {**_figures(models["dense"], size), "top1": top1["dense"]},

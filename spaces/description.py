@@ -20,6 +20,7 @@ _TYPES: dict[str, type] = {
     "space": str, "multiple": int, "allocation": dict, "dtype": str, "files": dict,
 }  # fmt: skip
 _MAY_BE_NONE = ("num_classes", "label_names")
+_BACKGROUNDS = ("white", "black", "grey", "ignored")
 # Arguments of timm.create_model that would have it read other files than these.
 _REFUSED = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 
@@ -90,6 +91,9 @@ def _wrong_value(description: dict[str, Any]) -> str | None:
         return f"model_args must not have {refused[0]}"
     if description["dtype"] not in DTYPES:
         return f"dtype must be one of {', '.join(DTYPES)}, got {_short(description['dtype'])}"
+    order = description.get("class_order")  # of older exports it is not known
+    if not (order is None or order in ("timm", "torchvision") or (isinstance(order, str) and order.startswith("class map "))):
+        return f"class_order must be timm, torchvision, class map FILE or null, got {_short(order)}"
     odd = [name for name, entry in description["files"].items() if not isinstance(entry, dict)]
     return f"files has no size and hash of {_short(odd[0])}" if odd else None
 
@@ -116,7 +120,27 @@ def _wrong_preprocessing(description: dict[str, Any]) -> str | None:
     return f"{odd} of pretrained_cfg must be a text, got {_short(given.get(odd))}" if odd else None
 
 
-_PROBLEMS: tuple[Callable[[dict[str, Any]], str | None], ...] = (_wrong_type, _wrong_value, _wrong_labels, _wrong_preprocessing)
+def _wrong_pictures(description: dict[str, Any]) -> str | None:
+    """How picture files become images; folders written before there was a choice do not say it."""
+    given, channels = description.get("pictures"), description["pretrained_cfg"]["input_size"][0]
+    if "pictures" not in description:
+        return None
+    if not isinstance(given, dict) or set(given) != {"mode", "pixel_range", "background"}:
+        return f"pictures must have mode, pixel_range and background, got {_short(given)}"
+    if given["mode"] != {1: "L", 3: "RGB"}.get(channels):
+        return f"mode of pictures must be L for 1 channel, RGB for 3, got {_short(given['mode'])} for {channels}"
+    values = given["pixel_range"]
+    is_range = isinstance(values, list) and len(values) == 2 and all(map(_is_number, values)) and values[0] < values[1]
+    if values is not None and not is_range:
+        return f"pixel_range of pictures must be two numbers low < high, or null, got {_short(values)}"
+    if given["background"] not in _BACKGROUNDS:
+        return f"background of pictures must be one of {', '.join(_BACKGROUNDS)}, got {_short(given['background'])}"
+    return None
+
+
+_PROBLEMS: tuple[Callable[[dict[str, Any]], str | None], ...] = (
+    _wrong_type, _wrong_value, _wrong_labels, _wrong_preprocessing, _wrong_pictures,
+)  # fmt: skip
 
 
 def _is(value: object, kind: type) -> bool:
