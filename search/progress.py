@@ -106,6 +106,9 @@ class Display:
             self._progress.update(self._running[number], description=description, completed=step.step)
             self._refresh()
 
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def notice(self, text: str) -> None:
         self.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
