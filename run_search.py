@@ -19,11 +19,9 @@ import torch  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from objectives.classify import Unread, classify  # noqa: E402
-from objectives.cost import cost_model  # noqa: E402
 from objectives.device import name_of, resolve_device  # noqa: E402
 from objectives.formats import FormatConfig  # noqa: E402
 from objectives.measure import measure  # noqa: E402
-from objectives.pictures import printable  # noqa: E402
 from search import SearchConfig, audit, demo, launch, open_run  # noqa: E402
 from search.cli import build_parser, given_options, training_options  # noqa: E402
 from search.config import read_options  # noqa: E402
@@ -35,11 +33,9 @@ from search.journal import LOCK  # noqa: E402
 from search.overlay import fronts  # noqa: E402
 from search.pick import wishes  # noqa: E402
 from search.progress import Display, audit_view, front_table, latency_table  # noqa: E402
-from search.run import stored_options, with_stored  # noqa: E402
+from search.run import model_of_run, stored_options, with_stored  # noqa: E402
 from search.serve import listen, serve  # noqa: E402
-from spaces.errors import CompressionError  # noqa: E402
-from spaces.models import create_model  # noqa: E402
-from spaces.vit import describe  # noqa: E402
+from spaces.errors import CompressionError, printable  # noqa: E402
 
 _INTERRUPTED = 130
 _WIDTH = 130  # of output that goes to a file
@@ -53,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments = build_parser().parse_args(argv)
         status: int | None = _COMMANDS[arguments.command](arguments, console)
     except (CompressionError, OSError) as error:  # OSError: a full disk, no permission; its text holds the path
-        text = " ".join(str(error).splitlines())
+        text = printable(str(error))
         problems.print(f"error: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
@@ -95,14 +91,9 @@ def _inspect(arguments: argparse.Namespace, console: Console) -> None:
     stored, given = stored_options(Path(arguments.model)), given_options(arguments)
     if stored:
         given = {**stored, **given, "model": stored["model"], "output": arguments.model}
-    config = SearchConfig.from_flat(given)
-    if arguments.profile:
-        with Display(console) as display:
-            parts = list(inspect_profile(config, display.stage, display.say, display.notice))
-    else:
-        model = create_model(config.model)
-        space = describe(model, config.study.space, config.study.multiple)
-        parts = list(describe_model(config.model.model, space, cost_model(model, space)))
+    config = model_of_run(SearchConfig.from_flat(given), Path(arguments.model) if stored else None)
+    with Display(console) as display:
+        parts = list(inspect_profile(config, display) if arguments.profile else describe_model(config, display))
     for part in parts:
         console.print(part)
 

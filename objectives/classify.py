@@ -10,9 +10,9 @@ from timm.data import create_transform
 from torch import Tensor
 
 from objectives.formats import Format, Forward, open_format
-from objectives.pictures import Reading, is_hidden, is_picture, printable, reading_for
+from objectives.pictures import Reading, is_hidden, is_picture, reading_for
 from spaces.description import read_description
-from spaces.errors import CheckpointError, ConfigError, DataError, first_line
+from spaces.errors import CheckpointError, ConfigError, DataError, first_line, printable
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ and latency from a table where one was measured.
 attention (what objectives/count.py counts by tracing).
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -15,7 +16,7 @@ from timm.layers import AttentionPoolLatent, GluMlp, SwiGLU
 from torch import Tensor, nn
 
 from spaces.allocation import Allocation
-from spaces.errors import CountError
+from spaces.errors import CountError, first_line, printable
 from spaces.models import input_size
 from spaces.sites import Operator, Space
 from spaces.vit import ATTENTION
@@ -86,7 +87,8 @@ def cost_model(dense: nn.Module, space: Space) -> CostModel:
     """MACs and parameters in closed form, from a timm model's shapes and one forward pass that tells the number of tokens.
 
     Raises:
-        CountError: a layer of the branches was not called, so its number of tokens is unknown.
+        CountError: the model does not take its own images, or a layer of the branches was not called, so its number of tokens
+            is unknown.
     """
     macs, tokens = _probe(dense)
     params = sum(parameter.numel() for parameter in dense.parameters())
@@ -96,7 +98,7 @@ def cost_model(dense: nn.Module, space: Space) -> CostModel:
             raise CountError(f"{path} was not called in a forward pass: its cost is unknown")
         for operator in rivals:
             operators.append((operator, _branch_cost(dense.get_submodule(path), operator, tokens[path])))
-    return CostModel({"macs": macs, "params": params}, tuple(operators))
+    return CostModel({"macs": sum(macs.values()), "params": params}, tuple(operators))
 
 
 def _timed(
@@ -175,39 +177,48 @@ def _linears_cost(sizes: Sizes, shapes: Mapping[str, tuple[int, int]], tokens: i
     return tokens * weights, weights
 
 
-def _probe(model: nn.Module) -> tuple[int, dict[str, int]]:
-    """MACs of the dense model for one image, and module name -> number of tokens that it sees."""
-    macs: list[int] = []
+def layer_macs(model: nn.Module) -> dict[str, int]:
+    """MACs of the dense model for one image in closed form, by the name of the layer, without what is inside it."""
+    return _probe(model)[0]
+
+
+def _probe(model: nn.Module) -> tuple[dict[str, int], dict[str, int]]:
+    """MACs of every layer of the dense model for one image, and module name -> number of tokens that it sees."""
+    macs: Counter[str] = Counter()
     tokens: dict[str, int] = {}
+    size = input_size(model)
+    parameter = next(model.parameters())
+    image = torch.zeros(1, *size, device=parameter.device, dtype=parameter.dtype)
     handles = [
         module.register_forward_hook(partial(_observe, name, macs, tokens)) for name, module in model.named_modules() if name
     ]
-    parameter = next(model.parameters())
-    image = torch.zeros(1, *input_size(model), device=parameter.device, dtype=parameter.dtype)
     try:
         with torch.inference_mode():
             model.eval()(image)
+    except Exception as error:  # models raise what they like on an image that they were not made for
+        text = printable(first_line(error)[:200])
+        raise CountError(f"{type(model).__name__} does not take an image of {list(size)}: {text}") from error
     finally:
         for handle in handles:
             handle.remove()
-    return sum(macs), tokens
+    return macs, tokens
 
 
 def _observe(
-    name: str, macs: list[int], tokens: dict[str, int], module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+    name: str, macs: Counter[str], tokens: dict[str, int], module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
 ) -> None:
     if inputs and isinstance(inputs[0], Tensor) and inputs[0].ndim == 3:
         tokens[name] = inputs[0].shape[1]
     if isinstance(module, nn.Linear):
-        macs.append(output.numel() * module.in_features)
+        macs[name] += output.numel() * module.in_features
     elif isinstance(module, nn.Conv2d):
-        macs.append(output.numel() * module.weight[0].numel())
+        macs[name] += output.numel() * module.weight[0].numel()
     elif isinstance(module, ATTENTION):
-        macs.append(_products(module, tokens[name], tokens[name]))
+        macs[name] += _products(module, tokens[name], tokens[name])
         if getattr(module, "q_bias", None) is not None:  # EVA applies this weight without calling the layer
-            macs.append(tokens[name] * module.qkv.weight.numel())
+            macs[name] += tokens[name] * module.qkv.weight.numel()
     elif isinstance(module, AttentionPoolLatent):
-        macs.append(_products(module, module.latent_len, tokens[name]))
+        macs[name] += _products(module, module.latent_len, tokens[name])
 
 
 def _products(attention: nn.Module, queries: int, keys: int) -> int:

@@ -13,7 +13,7 @@ from fvcore.nn import FlopCountAnalysis, jit_handles
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from spaces.errors import CountError
+from spaces.errors import CountError, first_line, printable
 
 # Element-wise operators and reductions that the traced models may use; anything else that fvcore has no handle for is
 # an error, never a zero.
@@ -39,7 +39,16 @@ def fvcore_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     """MACs for one image by fvcore, with a handle for the fused attention that it would count as zero.
 
     Raises:
-        CountError: the model uses an operator that is neither counted nor known to be element-wise.
+        CountError: the model uses an operator that is neither counted nor known to be element-wise, or cannot be traced.
+    """
+    return fvcore_layers(model, input_size)[""]
+
+
+def fvcore_layers(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, int]:
+    """`fvcore_macs` of every module by its name, with those inside it; '' is the whole model.
+
+    Raises:
+        CountError: as `fvcore_macs`.
     """
     logging.getLogger("fvcore").setLevel(logging.ERROR)
     parameter = next(model.parameters())
@@ -48,13 +57,18 @@ def fvcore_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analysis.clear_op_handles()  # fvcore's own would count normalisations too, at five per element
     analysis.set_op_handle(**_COUNTED, **{"aten::scaled_dot_product_attention": _attention_macs})
-    total = int(analysis.total())
+    try:
+        counted = {name: int(macs) for name, macs in analysis.by_module().items()}
+    except Exception as error:  # a model that cannot be traced raises what it likes
+        raise CountError(
+            f"the MACs of {type(model).__name__} cannot be counted: {printable(first_line(error)[:200])}"
+        ) from error
     unknown = sorted(set(analysis.unsupported_ops()) - _NOT_COUNTED)
     if unknown:
         raise CountError(
             f"{type(model).__name__} uses {', '.join(unknown)}, which has no MAC count: add a handle to objectives/count.py"
         )
-    return total
+    return counted
 
 
 def torch_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:

@@ -21,11 +21,11 @@ from objectives.found import Found
 from objectives.parallel import ALONE, Group
 from objectives.picture_check import check_pictures
 from objectives.picture_sources import Files, is_in_memory, pictures_of_splits
-from objectives.pictures import printable, reading_for
+from objectives.pictures import reading_for
 from objectives.progress import Progress
 from objectives.seeding import drawn_apart
 from objectives.splits import DataConfig, SplitName, count_classes, name_classes, open_splits
-from spaces.errors import DataError
+from spaces.errors import DataError, printable
 
 CALIBRATION_BATCH = 64
 _CACHE_BYTES = 1 << 30

@@ -11,8 +11,8 @@ from timm.data.readers.class_map import load_class_map
 from torch.utils.data import Dataset
 
 from objectives.class_order import natural_key
-from objectives.pictures import is_hidden, is_picture, printable
-from spaces.errors import DataError, first_line
+from objectives.pictures import is_hidden, is_picture
+from spaces.errors import DataError, first_line, printable
 
 # Folders that systems leave beside those of people, in lower case.
 _SYSTEM = frozenset(("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"))

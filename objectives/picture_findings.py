@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from objectives.pictures import Found, Reading, printable
+from objectives.pictures import Found, Reading
 from objectives.splits import SplitName
+from spaces.errors import printable
 from spaces.files import write_text
 
 _NAMED = 3  # in a line

@@ -10,9 +10,9 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 
 from objectives.digits import Digits
-from objectives.pictures import Found, Reading, printable
+from objectives.pictures import Found, Reading
 from objectives.splits import SplitName
-from spaces.errors import DataError, first_line
+from spaces.errors import DataError, first_line, printable
 
 
 class Pictures(Protocol):

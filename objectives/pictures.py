@@ -14,7 +14,7 @@ from typing import IO, Any, Literal, get_args
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from spaces.errors import ConfigError, DataError, first_line
+from spaces.errors import ConfigError, DataError, first_line, printable
 
 Mode = Literal["L", "RGB"]
 Background = Literal["white", "black", "grey", "ignored"]
@@ -53,11 +53,6 @@ def is_hidden(name: str) -> bool:
 def is_picture(name: str) -> bool:
     """Whether a file of this name is taken for a picture: its ending is one that Pillow reads, and it is not hidden."""
     return not is_hidden(name) and PurePath(name).suffix.lower() in ENDINGS
-
-
-def printable(text: str) -> str:
-    """`text` for one line of a terminal: control characters and bytes that are no text are written out."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 @contextmanager

@@ -5,12 +5,11 @@ import difflib
 from collections.abc import Callable
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-from timm.utils import ParseKwargs
-
 from objectives.formats import DTYPES, FILES
 from objectives.splits import DataConfig
 from objectives.training import TrainingConfig
 from search.config import OWNERS, StudyConfig, option_help, option_types
+from search.key_values import KeyValues
 from search.machines import MachineConfig
 from spaces.errors import ConfigError
 from spaces.models import ModelConfig
@@ -269,7 +268,7 @@ def _how(name: str, hint: Any) -> dict[str, Any]:
         entry = _or_none(arguments[0]) if Ellipsis in arguments else arguments[0]
         return {"nargs": "+" if Ellipsis in arguments else len(arguments), "type": entry, "metavar": name.upper()}
     if origin is dict:
-        return {"nargs": "*", "type": _key_value, "action": ParseKwargs, "metavar": "KEY=VALUE"}
+        return {"nargs": "*", "action": KeyValues, "metavar": "KEY=VALUE"}
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction}
     return {"type": hint, "metavar": hint.__name__.upper()}
@@ -283,9 +282,3 @@ def _or_none(kind: type) -> Callable[[str], Any]:
 
     read.__name__ = kind.__name__  # argparse says "invalid float value"
     return read
-
-
-def _key_value(text: str) -> str:
-    if "=" not in text:
-        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
-    return text

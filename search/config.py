@@ -21,6 +21,7 @@ from objectives.objective import Objective
 from objectives.recipes import RECIPES
 from objectives.splits import DataConfig
 from search.agreement import LEAST
+from search.key_values import mended
 from search.machines import MachineConfig
 from search.parametrisation import Name
 from search.samplers import ADDITIVE, SAMPLERS
@@ -233,7 +234,8 @@ def _plain(value: Any) -> Any:
 def _coerce(name: str, value: Any, hint: Any) -> Any:
     """Check a value against a type hint.
 
-    Integers pass as floats, lists as tuples, numbers written like 1e-3 as floats, and none as a list of nothing.
+    Integers pass as floats, lists as tuples, numbers written like 1e-3 as floats (in mappings too), and none as a list of
+    nothing.
     """
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
@@ -255,6 +257,8 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
         if Ellipsis not in arguments and len(values) != len(arguments):
             raise ConfigError(f"{name} must have {len(arguments)} values, got {value!r}")
         return tuple(_coerce(name, entry, arguments[0]) for entry in values)
+    if origin is dict and isinstance(value, Mapping):
+        return mended(dict(value))
     return _scalar(name, value, origin or hint)
 
 

@@ -2,40 +2,60 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from objectives.cost import CostModel
+from objectives.cost import CostModel, cost_model
+from objectives.count_check import check_count
 from objectives.evaluator import Evaluator
-from objectives.progress import Progress
 from objectives.sensitivity import Profile
 from search.config import SearchConfig
 from search.heatmap import SHARES, conditions, format_error, heat_table, write_heat_maps
-from search.judge import Say, tell_found
+from search.judge import tell_found
 from search.run import check_same_model, default_output, make_directory
 from search.targets import format_count, format_kept, reach_of
+from spaces.models import create_model, weights_of
 from spaces.sites import Site, Space
+from spaces.vit import describe
 
 _COUNTED = {
     "query_key": "width per head", "value_output": "width per head", "heads": "heads", "ffn_hidden": "neurons", "rank": "rank",
 }  # fmt: skip
 
 
-def describe_model(name: str, space: Space, costs: CostModel) -> Iterator[Table | str]:
-    """Tables and lines: the reachable range, the sites, and what is not offered with the reason."""
-    yield f"[bold]{name}[/bold], space {space.name}: {len(space.sites)} sites in {len(space.branches)} branches"
+class Watcher(Protocol):
+    """Whoever waits for an inspection."""
+
+    def stage(self, what: str, done: int, total: int) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+    def notice(self, text: str) -> None: ...
+
+
+def describe_model(config: SearchConfig, watcher: Watcher) -> Iterator[Table | str]:
+    """Tables and lines: the reachable range, the sites, and what is not offered with the reason.
+
+    Raises:
+        CompressionError: what a launch would refuse of the model, too.
+    """
+    model = create_model(config.model)
+    watcher.say(f"weights: {weights_of(model)}")
+    space = describe(model, config.study.space, config.study.multiple)
+    costs = cost_model(model, space)
+    check_count(model, costs)
+    yield f"[bold]{config.model.model}[/bold], space {space.name}: {len(space.sites)} sites in {len(space.branches)} branches"
     yield _reach(space, costs)
     yield _sites(space, costs)
     if space.skipped:
         yield _skipped(space)
 
 
-def inspect_profile(
-    config: SearchConfig, progress: Progress, say: Say = lambda text: None, notice: Say = lambda text: None
-) -> Iterator[Table | str]:
+def inspect_profile(config: SearchConfig, watcher: Watcher) -> Iterator[Table | str]:
     """Measure the sensitivity profile, or read it; tables and lines, the last of which says where the picture is.
 
     Factors, profile and picture are kept in the run directory, where a launch with the same options finds them. What is read of
@@ -47,13 +67,15 @@ def inspect_profile(
     directory = Path(config.study.output or default_output(config))
 
     def accept(evaluator: Evaluator) -> None:
-        tell_found(evaluator.data, say, notice)
+        tell_found(evaluator.data, watcher.say, watcher.notice)
         check_same_model(directory, evaluator.fingerprint)
+        watcher.say(f"weights: {weights_of(evaluator.model)}")
+        check_count(evaluator.model, evaluator.counted)
         make_directory(directory)
 
     if config.machines.threads is not None:
         torch.set_num_threads(config.machines.threads)
-    evaluator = Evaluator(config.objective(directory), progress, accept)
+    evaluator = Evaluator(config.objective(directory), watcher.stage, accept)
     profile, space = evaluator.profile, evaluator.space
     title = f"{config.model.model}, space {space.name}: {conditions(profile)}"
     write_heat_maps(directory / "profile.png", profile, space, title)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from objectives.cost import COSTS, Cost, CostModel, cost_model
-from objectives.count import fvcore_macs
+from objectives.count_check import check_count
 from objectives.evaluator import Evaluator
 from objectives.finetune import Step
 from objectives.objective import Objective
@@ -38,6 +38,7 @@ from search.run import (
     default_output,
     identity_of,
     make_directory,
+    model_of_run,
     remove_if_empty,
 )
 from search.rungs import reason_to_stop
@@ -57,8 +58,9 @@ from search.targets import (
 )
 from search.trial import Proposal, Trial
 from search.views import Views
-from spaces.errors import ConfigError, CountError, RunError, first_line
+from spaces.errors import ConfigError, RunError, first_line
 from spaces.files import remove_partials, write_json
+from spaces.models import weights_of
 from spaces.vit import describe
 
 _COLUMNS = {"error": "error", "flops": "macs", "params": "params", "latency": "latency"}
@@ -93,6 +95,7 @@ def launch(config: SearchConfig, reporter: Reporter) -> Run:
         KeyboardInterrupt: after Ctrl-C; what finished is kept.
     """
     began = time.monotonic()
+    config = model_of_run(config)
     directory = Path(config.study.output or default_output(config))
     check_same_run(directory, config)
     check_same_latencies(directory, config)
@@ -209,7 +212,8 @@ class _Search:
         out of reach before factors are computed."""
         tell_found(evaluator.data, self.reporter.say, self.reporter.notice)
         check_same_model(self.directory, evaluator.fingerprint)
-        _check_count(evaluator)
+        self.reporter.say(f"weights: {weights_of(evaluator.model)}")
+        check_count(evaluator.model, evaluator.counted)
         self._settle(evaluator, evaluator.counted)
         check_recipes(recipes_of(self.config.study), self.config.study.target)
         for name in recipes_of(self.config.study):
@@ -375,14 +379,3 @@ def _tune_runner(objective: Objective, evaluator: Evaluator, config: MachineConf
     except ImportError as error:
         raise ConfigError(f"--runner tune: {first_line(error)}: pip install 'vit-compression-search[tune]'") from error
     return TuneRunner(objective, evaluator, config, listener)
-
-
-def _check_count(evaluator: Evaluator) -> None:
-    """The closed form must agree with an independent counter on the dense model, or no budget means anything."""
-    counted = fvcore_macs(evaluator.model, tuple(evaluator.preprocessing["input_size"]))
-    expected = evaluator.counted.dense["macs"]
-    if counted != expected:
-        raise CountError(
-            f"the closed form gives {expected:,} MACs for {type(evaluator.model).__name__}, fvcore counts {counted:,}: "
-            "a layer of this model is not known here"
-        )

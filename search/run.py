@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from search.table import read_space, read_tables, sites_of
 from search.targets import Target, format_cost, parse_targets
 from spaces.allocation import Allocation
 from spaces.errors import RunError, TargetError
+from spaces.model_folder import named, settled
 from spaces.sites import Site, Space
 
 AUDIT = "audit.json"
@@ -200,9 +201,12 @@ def stored_options(directory: Path) -> dict[str, Any]:
 def with_stored(directory: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a launch, and below them those of the run in a directory.
 
-    Where one of `PLACEMENT` is given, all of them are: a run on a cluster goes on in one process by one flag.
+    Where one of `PLACEMENT` is given, all of them are: a run on a cluster goes on in one process by one flag. A model that is
+    named by its folder brings its weights.
     """
     elsewhere = PLACEMENT if PLACEMENT & given.keys() else frozenset()
+    if ":" in str(given.get("model", "")):
+        elsewhere |= {"checkpoint"}
     stored = {name: value for name, value in stored_options(directory).items() if name not in elsewhere}
     return {**stored, **given}
 
@@ -227,6 +231,24 @@ def remove_if_empty(directory: Path) -> None:
     if [path.name for path in directory.iterdir()] == [LOCK]:
         (directory / LOCK).unlink()
         directory.rmdir()
+
+
+def model_of_run(config: SearchConfig, directory: Path | None = None) -> SearchConfig:
+    """`config` with all that the model's folder says of it, so that a run's options tell the whole of its model.
+
+    What the run in the directory has is kept: its weights may be in another file or folder now.
+
+    Args:
+        config: of a launch.
+        directory: of the run; by default the one that the model's name gives.
+
+    Raises:
+        ModelError: no model is named, or its folder is not one.
+    """
+    config = replace(config, model=named(config.model))
+    stored = stored_options(directory or Path(config.study.output or default_output(config)))
+    before = replace(SearchConfig.from_flat(stored).model, checkpoint=config.model.checkpoint)
+    return config if stored and before == config.model else replace(config, model=settled(config.model))
 
 
 def check_same_run(directory: Path, config: SearchConfig) -> None:

@@ -56,3 +56,14 @@ class DivergedError(ArithmeticError):
 def first_line(error: BaseException) -> str:
     """What an error of another library says, without what follows; its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with control characters as escapes: names in files and of files may hold any."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in " ".join(text.splitlines()))
+
+
+def shown(value: object, length: int = 60) -> str:
+    """A value in a message: its repr, which has no control characters, of bounded length."""
+    text = repr(value)
+    return text if len(text) <= length else f"{text[: length - 3]}..."

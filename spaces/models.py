@@ -1,63 +1,52 @@
 """The dense model: created by timm, filled from timm's weights or from the user's checkpoint, with its preprocessing."""
 
 import difflib
-import pickle
-import warnings
-from dataclasses import dataclass, field
-from pathlib import Path
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import timm
 import torch
 from timm.data import resolve_data_config
-from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from spaces.errors import CheckpointError, ModelError, first_line
+from spaces.arguments import argument_problem, tupled
+from spaces.errors import CheckpointError, ModelError, first_line, printable
+from spaces.hub import quick_hub, why_unreachable
+from spaces.misfit import misfit, value_problem
+from spaces.model_config import ModelConfig
+from spaces.model_folder import recipe_of, settled, weights_path
+from spaces.state_dicts import find_weights
+from spaces.weight_files import read_weights
 
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Which dense model to compress. Names are timm's.
-
-    Attributes:
-        model: timm model name.
-        pretrained: load timm's pretrained weights (downloads them).
-        checkpoint: .safetensors or .pth state dict of this model, in place of timm's weights.
-        num_classes: classes of the head; by default those of the checkpoint, else timm's own.
-        model_kwargs: further arguments of timm.create_model, e.g. img_size=28 embed_dim=128.
-        mean, std: normalisation per channel; by default the model's own.
-        interpolation: resize filter; by default the model's own.
-        crop_pct: share of the resized image that evaluation crops; by default the model's own.
-    """
-
-    model: str = ""
-    pretrained: bool = False
-    checkpoint: str | None = None
-    num_classes: int | None = None
-    model_kwargs: dict[str, Any] = field(default_factory=dict)
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    interpolation: str | None = None
-    crop_pct: float | None = None
+__all__ = ["ModelConfig", "create_model", "input_size", "instantiate", "preprocessing", "weights_of"]
 
 
 def create_model(config: ModelConfig) -> nn.Module:
     """The dense model on the CPU, in evaluation mode.
 
+    Its preprocessing is in `model.pretrained_cfg`, and the names of its classes, as label_names, where its folder has them.
+
     Raises:
         ModelError: unknown name (with near ones), or arguments that timm refuses.
         CheckpointError: the weights are missing, corrupt, pickled, or of another model.
     """
-    state = _read_checkpoint(Path(config.checkpoint)) if config.checkpoint else None
-    arguments = dict(config.model_kwargs)
-    classes = config.num_classes if config.num_classes is not None else _classes_of(state)
-    if classes is not None:
-        arguments["num_classes"] = classes
-    model = instantiate(config.model, arguments, pretrained=config.pretrained and state is None)
-    if state is not None:
-        _load_strictly(model, state, config)
+    config = settled(config)
+    loaded = _load(config) if config.checkpoint else None
+    classes = config.num_classes if loaded is None else loaded.classes
+    arguments = {**config.model_kwargs, **({} if classes is None else {"num_classes": classes})}
+    model = instantiate(config.model, arguments, pretrained=config.pretrained and loaded is None)
+    if loaded is not None:
+        with torch.no_grad():
+            model.load_state_dict(loaded.tensors)
+    model.pretrained_cfg = {**getattr(model, "pretrained_cfg", {}), **_known(config)}  # type: ignore[assignment]
+    model.weights = _without_checkpoint(model, config) if loaded is None else loaded.text  # type: ignore[assignment]
     return model.eval()
+
+
+def weights_of(model: nn.Module) -> str:
+    """Which weights `create_model` gave a model, and what it left aside, in a line."""
+    return str(getattr(model, "weights", "unknown"))
 
 
 def instantiate(name: str, arguments: dict[str, Any], pretrained: bool = False) -> nn.Module:
@@ -70,12 +59,18 @@ def instantiate(name: str, arguments: dict[str, Any], pretrained: bool = False) 
         near = difflib.get_close_matches(name, timm.list_models(), n=4, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists the known ones"
         raise ModelError(f"timm has no model {name!r}: {hint}")
-    try:
-        model = timm.create_model(name, pretrained=pretrained, **arguments)
-    except Exception as error:  # timm, the hub and torch raise what they like here; all of it means the same to the user
-        what = "with its pretrained weights " if pretrained else ""
-        raise ModelError(f"timm cannot create {name!r} {what}from {arguments}: {first_line(error)[:200]}") from error
+    arguments = tupled(arguments)
+    with quick_hub() if pretrained else nullcontext():
+        try:
+            model = timm.create_model(name, pretrained=pretrained, **arguments)
+        except Exception as error:  # timm, the hub and torch raise what they like here; all of it means the same to the user
+            what = "with its pretrained weights " if pretrained else ""
+            absent = why_unreachable() if pretrained and isinstance(error, OSError) else None
+            reason = absent or printable(first_line(error)[:200])
+            raise ModelError(f"timm cannot create {name!r} {what}from {arguments}: {reason}") from error
     assert isinstance(model, nn.Module)
+    if problem := argument_problem(model, arguments):
+        raise ModelError(f"{name} cannot be made from {arguments}: {problem}")
     return model
 
 
@@ -97,7 +92,7 @@ def preprocessing(model: nn.Module, config: ModelConfig) -> dict[str, Any]:
                 raise ModelError(f"--{key} has {len(given)} values, but the model's images have {channels} channel(s)")
             values = (sum(values) / len(values),) * channels
         cfg[key] = values
-    options = {"interpolation": config.interpolation, "crop_pct": config.crop_pct}
+    options = {"interpolation": config.interpolation, "crop_pct": config.crop_pct, "crop_mode": config.crop_mode}
     cfg.update({key: value for key, value in options.items() if value is not None}, input_size=(channels, height, width))
     resolved = resolve_data_config({}, pretrained_cfg=cfg)
     keys = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
@@ -121,59 +116,66 @@ def input_size(model: nn.Module) -> tuple[int, int, int]:
     return int(channels), int(size[0]), int(size[1])
 
 
-def _read_checkpoint(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of pickle protocols before it refuses them
-            state = dict(load_state_dict(str(path), weights_only=True).items())
-    except Exception as error:  # foreign bytes make the readers raise anything
-        raise CheckpointError(f"{path} {_problem(path, error)}") from error
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise CheckpointError(f"{path} holds no tensors")
-    broken = [key for key, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())]
-    if broken:
-        raise CheckpointError(f"{path} holds NaN or infinite weights in {broken[0]}")
-    return tensors
+@dataclass(frozen=True)
+class _Loaded:
+    """A checkpoint's tensors, every one of the model's name, its shape and a value; its classes; what was taken, in words."""
+
+    tensors: dict[str, Tensor]
+    classes: int | None
+    text: str
 
 
-def _problem(path: Path, error: Exception) -> str:
-    """Why a file gave no weights; a pickle is told from noise by how it begins."""
-    refused = isinstance(error.__cause__ or error, pickle.UnpicklingError)  # timm's error, made from torch's
-    if refused and _beginning(path).startswith((b"PK", b"\x80")):
-        return "holds pickled Python objects, which can run code when loaded: save its state_dict() or safetensors"
-    reason = "no PyTorch file" if refused else first_line(error)[:200]
-    return f"cannot be read as weights ({reason}): cut short, or of another format?"
-
-
-def _beginning(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(2)
-
-
-def _classes_of(state: dict[str, Tensor] | None) -> int | None:
-    head = None if state is None else state.get("head.weight")
-    return None if head is None or head.ndim == 0 else int(head.shape[0])
-
-
-def _load_strictly(model: nn.Module, state: dict[str, Tensor], config: ModelConfig) -> None:
-    expected = {key: value.shape for key, value in model.state_dict().items()}
-    found, wanted = _classes_of(state), getattr(model, "num_classes", None)
-    if found is not None and "head.weight" in expected and found != wanted:
+def _load(config: ModelConfig) -> _Loaded:
+    assert config.checkpoint is not None
+    content, path = read_weights(weights_path(config.checkpoint))
+    skeleton = _skeleton(config, config.num_classes)
+    heads = _classifiers(skeleton)
+    found = find_weights(content, skeleton.state_dict(), heads)
+    if found is None:
+        raise CheckpointError(f"{path} holds no tensors with names")
+    layers = [tensor for name in heads if (tensor := found.tensors.get(f"{name}.weight")) is not None and tensor.ndim]
+    classes = len(layers[0]) if layers else config.num_classes
+    if config.num_classes is not None and classes != config.num_classes:
         raise CheckpointError(
-            f"{config.checkpoint} has {found} classes, but --num-classes is {wanted}: "
+            f"{path} has {classes} classes, but --num-classes is {config.num_classes}: "
             "leave the flag out to use the checkpoint's"
         )
-    shapes = {key: (state[key].shape, shape) for key, shape in expected.items() if key in state}
-    wrong = [f"{key} is {list(has)}, not {list(needs)}" for key, (has, needs) in shapes.items() if has != needs]
-    missing = [f"{key} is missing" for key in expected if key not in state]
-    surplus = [f"{key} is not in the model" for key in state if key not in expected]
-    problems = wrong + missing + surplus
-    if problems:
-        more = f" and {len(problems) - 2} more" if len(problems) > 2 else ""
-        first = "; ".join(problems[:2])
-        raise CheckpointError(f"{config.checkpoint} does not fit {config.model}: {first}{more} (see --model-kwargs)")
-    with torch.no_grad():
-        model.load_state_dict(state)
+    expected = _skeleton(config, classes or None).state_dict()
+    patches = getattr(getattr(skeleton, "patch_embed", None), "num_patches", 0)
+    problem = misfit(found.tensors, expected, config.model, patches) or value_problem(found.tensors, expected)
+    if problem is not None:
+        raise CheckpointError(f"{path} {problem}{f' (from it: {found.source})' if found.source else ''}")
+    return _Loaded(found.tensors, classes, "; ".join(filter(None, (str(path), found.text))))
+
+
+def _skeleton(config: ModelConfig, classes: int | None) -> nn.Module:
+    """The model's names and shapes, without memory for weights where its code allows that."""
+    arguments = {**config.model_kwargs, **({} if classes is None else {"num_classes": classes})}
+    try:
+        with torch.device("meta"):
+            return instantiate(config.model, arguments)
+    except ModelError:  # some read values while they are made; and what the user has to put right is the same then
+        return instantiate(config.model, arguments)
+
+
+def _classifiers(model: nn.Module) -> tuple[str, ...]:
+    """Names of the last layers."""
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _without_checkpoint(model: nn.Module, config: ModelConfig) -> str:
+    """Which weights a model has that was given no checkpoint."""
+    if not config.pretrained:
+        return "random numbers (neither --pretrained nor --checkpoint was given)"
+    known, classes = model.pretrained_cfg.get("num_classes"), getattr(model, "num_classes", None)  # type: ignore[union-attr, operator]
+    head = "" if known == classes else f", with a random head of {classes} classes"
+    return f"timm's pretrained ones of {config.model}{head}"
+
+
+def _known(config: ModelConfig) -> dict[str, Any]:
+    """What the options and the model's folder say of its preprocessing and its classes."""
+    names = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
+    recipe = recipe_of(config.checkpoint) if config.checkpoint else None
+    known = {name: value for name in names if (value := getattr(config, name))}
+    return known if recipe is None or recipe.label_names is None else {**known, "label_names": list(recipe.label_names)}
