@@ -73,9 +73,9 @@ class Found:
 
     @property
     def class_order(self) -> str | None:
-        """What the labels follow: timm, torchvision, or a class map; None where the data set has labels of its own."""
+        """What the labels follow: timm, torchvision, or `class map FILE`; None where the data set has labels of its own."""
         if self.config.class_map is not None:
-            return f"class map {self.config.class_map}"
+            return f"class map {Path(self.config.class_map).name}"
         return self.config.class_order if self.class_folders else None
 
     @property

@@ -1,5 +1,6 @@
 """What is told of the data and the dense model before anything is paid for, and what is refused."""
 
+import json
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
@@ -14,7 +15,7 @@ from rich.console import Console
 from objectives.data import Data
 from objectives.error import Evaluation
 from objectives.odd_folders import odd_folders
-from search import launch
+from search import export, launch
 from search.inspect import inspect_profile
 from search.judge import CLASS_MAP, judge, tell_found
 from search.progress import Display
@@ -139,7 +140,7 @@ def test_what_a_class_map_and_the_folders_do_not_share_is_told(tmp_path: Path) -
         "/set: 7 images of eel are left out, which /map.txt does not name",
         "/set has no images of fox, which /map.txt names",
     ]
-    assert (data.num_classes, data.found.class_order) == (3, f"class map {tmp_path / 'map.txt'}")
+    assert (data.num_classes, data.found.class_order) == (3, "class map map.txt")
     assert sum(data.size(split) or 0 for split in ("train", "search", "test")) == 11  # type: ignore[arg-type]
 
 
@@ -214,7 +215,7 @@ def test_a_class_map_that_is_not_the_models_is_told(shapes: Path, tmp_path: Path
     wrong.write_text("\n".join(reversed(SHAPES)))
     dense = dense_of([(label, SHAPES.index(name), 20) for label, name in enumerate(reversed(SHAPES))])
     (text,) = judge(dense, opened(shapes, class_map=str(wrong)), tmp_path)
-    assert f"in class map {wrong}, and 0.0% in timm's" in text
+    assert "in class map wrong.txt, and 0.0% in timm's" in text
     assert "--class-order timm and no --class-map" in text
 
 
@@ -249,6 +250,21 @@ def test_what_was_found_is_told_before_factors_are_computed(tmp_path: Path) -> N
     assert reporter.said[0] == "train: 1,140 images in digits"
     (chance,) = [text for text in reporter.notices if "near chance" in text]
     assert reporter.told.index("dense model") < reporter.told.index(chance) < reporter.told.index("factors")
+
+
+@pytest.mark.slow
+def test_an_export_says_which_order_its_names_are_in(tmp_path: Path) -> None:
+    """Old models are read as before; the figures are of the files that are there."""
+    fill(tmp_path / "set", {f"{split}/{name}": range(4) for split in ("train", "val") for name in SHAPES[:10]})
+    given = {"dataset": "", "data_dir": str(tmp_path / "set"), "class_order": "torchvision", "search_size": 20, "workers": 0}
+    reporter = Silent()
+    run = launch(config_of(tmp_path, **given, trials=2, steps=1), reporter)
+    assert f"test: 40 images of 10 classes in {tmp_path / 'set' / 'val'}" in reporter.said
+    folder = export(run, trial=1, notice=reporter.notices.append)
+    config, report = (json.loads((folder / name).read_text()) for name in ("config.json", "report.json"))
+    assert config["label_names"] == sorted(SHAPES[:10])
+    assert (config["class_order"], report["class_order"], report["test_images"]) == ("torchvision", "torchvision", 40)
+    assert reporter.notices.count("the test split has 40 images: an error of 10 % is known to ±4.7 points") == 2
 
 
 @pytest.mark.slow
