@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from local_images import GREY, fill, opened
+from local_images import GREY, fill, opened, picture
 from local_launches import Silent, config_of
 from local_runs import MODEL, SHORT, Fails
 from rich.console import Console
@@ -34,6 +35,7 @@ def told(data: Data) -> tuple[list[str], list[str]]:
 
 def test_every_split_is_told_with_what_is_not_read(tmp_path: Path) -> None:
     fill(tmp_path, {f"{split}/{name}": range(60) for split in ("train", "test", "val") for name in ("cat", "dog")})
+    picture(1).save(tmp_path / "cover.png")
     fill(tmp_path, {"docs": [1], "train/__MACOSX": [1], "unlabelled": [1, 2]})
     for name in ("train/cat/a.txt", "train/dog/b.txt", "train/.DS_Store", "test/cat/c.csv"):
         (tmp_path / name).touch()
@@ -42,7 +44,7 @@ def test_every_split_is_told_with_what_is_not_read(tmp_path: Path) -> None:
         "train: 20 images of 2 classes in DATA/train",
         "search: 100 images of 2 classes, held out of DATA/train",
         "test: 120 images of 2 classes in DATA/test",
-        "not read: docs, unlabelled, val, train/__MACOSX (--search-split can name val)",
+        "not read: docs, unlabelled, val, train/__MACOSX, 1 image beside the splits (--search-split can name val)",
         "left out: 4 files that are no images (.txt 2, .csv 1, hidden 1)",
     ]
     assert warned == []
@@ -96,6 +98,17 @@ def test_splits_of_few_images_are_refused(tmp_path: Path, options: dict[str, Any
     with pytest.raises(DataError, match=words):
         told(data)
     told(opened(tmp_path, **{"search_size": 20, **options, "least_images": 1}))
+
+
+def test_a_streamed_split_is_counted_when_it_was_read(tmp_path: Path) -> None:
+    data = opened(None, GREY, dataset="digits")
+    data.found.splits["search"] = replace(data.found.splits["search"], images=None)
+    assert told(data)[0][1] == "search: a stream of images in digits"
+    with pytest.raises(DataError, match="the search split has 12 images in digits, at least 20"):
+        list(judge(dense_of([(0, 0, 6), (1, 1, 6)]), data, tmp_path))
+    data.found.splits["search"] = replace(data.found.splits["search"], images=None)
+    (text,) = judge(dense_of([(0, 0, 11), (1, 1, 11)]), data, tmp_path)
+    assert text == "the search split has 22 images: an error of 10 % is known to ±6.4 points"
 
 
 @pytest.mark.parametrize(("size", "points"), [(20, "6.7"), (42, "4.6"), (99, "3.0")])
