@@ -98,7 +98,7 @@ def _inspect(arguments: argparse.Namespace, console: Console) -> None:
     config = SearchConfig.from_flat(given)
     if arguments.profile:
         with Display(console) as display:
-            parts = list(inspect_profile(config, display.stage))
+            parts = list(inspect_profile(config, display.stage, display.say, display.notice))
     else:
         model = create_model(config.model)
         space = describe(model, config.study.space, config.study.multiple)
@@ -135,7 +135,7 @@ def _browse(arguments: argparse.Namespace, console: Console) -> None:
 def _audit(arguments: argparse.Namespace, console: Console) -> None:
     run = open_run(arguments.run)
     with Display(console) as display:
-        found = audit(run, arguments.points, arguments.factor, arguments.seeds, display.stage)
+        found = audit(run, arguments.points, arguments.factor, arguments.seeds, display.stage, display.notice)
     for table in audit_view(found):
         console.print(table)
     console.print(f"report: {run.directory / 'report.html'}")

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import Compose, RandomCrop
 
 from objectives.batches import Shuffled, View, loaded
+from objectives.found import Found
 from objectives.parallel import ALONE, Group
 from objectives.picture_check import check_pictures
 from objectives.picture_sources import Files, is_in_memory, pictures_of_splits
@@ -73,6 +74,11 @@ class Data:
         self.checked = check_pictures(lazy, listed, self.reading, checked, progress)
         self._parts = self.checked.parts
         self._check_first_image()
+
+    @cached_property
+    def found(self) -> Found:
+        """What is read, and what is not."""
+        return Found(self.config, self._bases, self._parts)
 
     @cached_property
     def mark(self) -> str | None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,11 +24,13 @@ class Evaluation:
         error: top-1 error in [0, 1].
         kl: mean KL divergence from the dense model's class probabilities, in nats; None without them.
         count: number of images.
+        confusion: (label, answer, images) of every such pair that occurs; None where it was not counted.
     """
 
     error: float
     kl: float | None
     count: int
+    confusion: tuple[tuple[int, int, int], ...] | None = None
 
     def save(self, path: Path) -> None:
         """Write it atomically as JSON."""
@@ -42,8 +45,10 @@ class Evaluation:
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            return cls(error=float(content["error"]), kl=content["kl"], count=int(content["count"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            pairs = content.get("confusion")
+            confusion = None if pairs is None else tuple((int(label), int(answer), int(n)) for label, answer, n in pairs)
+            return cls(error=float(content["error"]), kl=content["kl"], count=int(content["count"]), confusion=confusion)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"figures {path} cannot be read ({error!r}): delete it to measure them again") from error
 
 
@@ -109,3 +114,15 @@ def compare(
     if count == 0:
         raise DataError("no image to evaluate on")
     return Evaluation(error=wrong / count, kl=max(0.0, divergence / count) if dense is not None else None, count=int(count))
+
+
+def confusion(outputs: Sequence[Tensor], labels: Sequence[Tensor]) -> tuple[tuple[int, int, int], ...]:
+    """(label, answer, images) of every pair that occurs, in ascending order.
+
+    Args:
+        outputs: logits or log-probabilities of every batch, [B, classes].
+        labels: of every batch, [B].
+    """
+    answers = torch.cat([logits.argmax(-1) for logits in outputs])
+    pairs = Counter(zip(torch.cat(list(labels)).tolist(), answers.tolist(), strict=True))
+    return tuple((label, answer, count) for (label, answer), count in sorted(pairs.items()))

@@ -16,12 +16,13 @@ from objectives.checkpoint import Checkpoint, Passed
 from objectives.cost import Cost, CostModel, cost_model
 from objectives.data import CALIBRATION_BATCH, Data
 from objectives.device import resolve_device
-from objectives.error import Evaluation, compare, evaluate, predict
+from objectives.error import Evaluation, compare, confusion, evaluate, predict
 from objectives.finetune import Step, finetune
 from objectives.latency_probe import measure_latency, share_of_latency
 from objectives.latency_table import LATENCY, LatencyTable
 from objectives.memory import within_memory
 from objectives.objective import Objective
+from objectives.odd_folders import odd_folders
 from objectives.parallel import ALONE, Group
 from objectives.picture_check import CHECKED
 from objectives.progress import Progress, counted
@@ -101,8 +102,10 @@ class Evaluator:
         path = self.objective.factors / f"{self.fingerprint}.{self._search_mark}.dense.json"
         figures = read_stored(path, Evaluation.load)
         if figures is None:
-            labels = (labels for _, labels in self.data.evaluation("search", group=self.group))
+            labels = [labels for _, labels in self.data.evaluation("search", group=self.group)]
             figures = compare(zip(self._answers, labels, strict=True), self._answers, self.group)
+            if self.group == ALONE:
+                figures = replace(figures, confusion=confusion(self._answers, labels))
             if self.group.leads:
                 figures.save(path)
         return figures
@@ -372,7 +375,8 @@ class Evaluator:
         """Of what the figures on the search split depend on besides what the factors do: which images, labels and batches."""
         data = self.objective.data
         folder = None if data.data_dir is None else str(Path(data.data_dir).resolve())
-        search = (folder, data.class_map, data.val_split, data.eval_batch_size, self.data.size("search"))
+        labels = (data.class_map, data.class_order)
+        search = (folder, *labels, data.val_split, data.eval_batch_size, self.data.size("search"))
         return hashlib.sha256(repr(search).encode()).hexdigest()[:8]
 
     @property
@@ -394,7 +398,8 @@ class Evaluator:
 def _check_classes(model: nn.Module, data: Data) -> None:
     classes = getattr(model, "num_classes", None)
     if data.num_classes is not None and classes != data.num_classes:
+        odd = odd_folders(data.found, classes)
         raise DataError(
             f"the images have {data.num_classes} classes, the model has {classes}: fine-tune the model on these images first "
-            "and give it with --checkpoint"
+            f"and give it with --checkpoint{f'; or look at the folders: {odd}' if odd else ''}"
         )

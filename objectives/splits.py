@@ -1,4 +1,4 @@
-"""Which images belong to which split: opened by timm, held out where a split lacks, checked against leaks."""
+"""Which images belong to which split: folders read by class, other data sets opened by timm; held out where a split lacks."""
 
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass
@@ -10,16 +10,17 @@ from timm.data import create_dataset
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from objectives.class_order import ClassOrder, in_order
 from objectives.digits import CLASSES, Digits
-from objectives.pictures import Background, check_pixel_range
+from objectives.folders import ClassFolders, ImageFolder, Labels, mapped, read_class_folders, shown, some
+from objectives.pictures import Background, Mode, check_pixel_range
+from objectives.split_folders import TEST, TRAIN, find_split_folders
 from spaces.errors import ConfigError, DataError, first_line
 
 SplitName = Literal["train", "search", "test"]
 DIGITS = "digits"
 _STREAMED = ("wds/", "tfds/", "hfids/")
 _KNOWN = ("torch/", "hfds/", *_STREAMED)
-_TRAIN_FOLDERS = ("train", "training")
-_TEST_FOLDERS = ("test", "val", "validation", "valid", "eval")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +35,12 @@ class DataConfig:
         search_split: split to select on; by default a part of train_split is held out.
         val_split: split to report on; never used to select. A folder without one gives up a part of its images.
         search_size: images held out of train_split for searching: a share below 1, or a number.
+        least_images: held-out splits (search, test) with fewer images are refused.
         holdout: which images are held out: random ones, or the end of the split.
-        class_map: timm's class map file.
+        class_order: in which order class folders have their labels: timm's (numbers by their value, shape_9 before shape_10;
+            upper case as lower case), or that of torchvision's ImageFolder (character by character).
+        class_map: timm's class map file: the names of the classes in the order of their labels, a line each; in place of
+            an order.
         dataset_download: let the data set download itself.
         batch_size: images per training step.
         eval_batch_size: images per evaluation batch.
@@ -56,11 +61,13 @@ class DataConfig:
 
     dataset: str = ""
     data_dir: str | None = None
-    train_split: str = "train"
+    train_split: str = TRAIN
     search_split: str | None = None
-    val_split: str = "validation"
+    val_split: str = TEST
     search_size: float = 0.1
+    least_images: int = 20
     holdout: Literal["random", "end"] = "random"
+    class_order: ClassOrder = "timm"
     class_map: str | None = None
     dataset_download: bool = False
     batch_size: int = 128
@@ -78,7 +85,7 @@ class DataConfig:
     background: Background = "white"
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "eval_batch_size", "calibration_size"):
+        for name in ("batch_size", "eval_batch_size", "calibration_size", "least_images"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.profile_images < 0:
@@ -89,21 +96,22 @@ class DataConfig:
             raise ConfigError(f"search_size must be positive, got {self.search_size}")
         if self.crop_padding < 0:
             raise ConfigError(f"crop_padding must be at least 0, got {self.crop_padding}")
-        if self.holdout not in ("random", "end"):
-            raise ConfigError(f"holdout must be random or end, got {self.holdout!r}")
+        for name, allowed in (("holdout", ("random", "end")), ("class_order", get_args(ClassOrder))):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}")
+        if self.dataset and self.class_order != "timm":
+            raise ConfigError(f"class_order is for image folders, not for dataset={self.dataset!r}, which has its own")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ConfigError(f"scale must be two areas 0 < low <= high <= 1, got {list(self.scale)}")
         check_pixel_range(self.pixel_range)
 
 
-def open_splits(config: DataConfig, mode: str) -> tuple[dict[SplitName, Dataset[Any]], dict[SplitName, Tensor | None]]:
+def open_splits(config: DataConfig, mode: Mode) -> tuple[dict[SplitName, Dataset[Any]], dict[SplitName, Tensor | None]]:
     """The data set behind every split, and the indices that belong to it (None: all of a stream)."""
     if config.dataset == DIGITS:
         bases: dict[SplitName, Dataset[Any]] = {name: Digits(name) for name in get_args(SplitName)}
         return bases, {name: torch.arange(len(cast(Sized, base))) for name, base in bases.items()}
-    names = _folder_splits(config) if not config.dataset else _named_splits(config)
-    _check_apart(names)
-    bases = {name: _open(config, split, mode, training=name == "train") for name, split in names.items() if split is not None}
+    bases = _named_splits(config, mode) if config.dataset else _folder_splits(config)
     _check_apart({name: _origin(base) for name, base in bases.items()})
     if isinstance(bases["train"], IterableDataset):
         if "search" not in bases:
@@ -112,8 +120,11 @@ def open_splits(config: DataConfig, mode: str) -> tuple[dict[SplitName, Dataset[
     return _hold_out(config, bases)
 
 
-def _named_splits(config: DataConfig) -> dict[SplitName, str | None]:
-    return {"train": config.train_split, "search": config.search_split, "test": config.val_split}
+def _named_splits(config: DataConfig, mode: Mode) -> dict[SplitName, Dataset[Any]]:
+    """Splits of a data set that timm knows."""
+    names: dict[SplitName, str | None] = {"train": config.train_split, "search": config.search_split, "test": config.val_split}
+    _check_apart(names)
+    return {name: _open(config, split, mode, training=name == "train") for name, split in names.items() if split is not None}
 
 
 def _check_apart(origins: Mapping[SplitName, object]) -> None:
@@ -153,48 +164,51 @@ def _hold_out(
     return bases, parts
 
 
-def _folder_splits(config: DataConfig) -> dict[SplitName, str | None]:
-    """Check an image folder; its split folders, None where it has none."""
+def _folder_splits(config: DataConfig) -> dict[SplitName, Dataset[Any]]:
+    """Splits of an image folder. The training split says which labels its classes have in all of them."""
     if config.data_dir is None:
         raise DataError("no images: give --data-dir with an image folder, or --dataset with a timm data set name")
-    root = Path(config.data_dir)
-    if not root.is_dir():
-        raise DataError(f"no folder at {root}")
-    names = _named_splits(config)
-    for name, default in _named_splits(DataConfig()).items():
-        chosen = names[name]
-        if chosen != default and not (root / str(chosen)).is_dir():  # timm would take the whole folder in its place
-            raise DataError(f"{root} has no folder {chosen!r} for the {name} split: it has {_listed(root)}")
-    train = next((name for name in (config.train_split, *_TRAIN_FOLDERS) if (root / name).is_dir()), None)
-    if train is None:
-        _check_class_folders(root)
-        return {"train": config.train_split, "search": config.search_split, "test": None}
-    others = (name for name in _TEST_FOLDERS if _folders(root / name) and name != config.search_split)
-    test = config.val_split if (root / config.val_split).is_dir() else next(others, None)
-    return {"train": train, "search": config.search_split, "test": test}
+    folders = find_split_folders(Path(config.data_dir), config.train_split, config.search_split, config.val_split)
+    roots: dict[SplitName, Path | None] = {"train": folders.train, "search": folders.search, "test": folders.test}
+    _check_apart({name: None if root is None else root.resolve() for name, root in roots.items()})
+    found = {name: read_class_folders(root) for name, root in roots.items() if root is not None}
+    labels = _labels(config, found["train"])
+    for name, split in found.items():
+        if config.class_map is None:
+            _check_same_classes(name, split, found["train"])
+        elif not any(key in labels for key in split.folders):
+            raise DataError(f"{config.class_map} names none of the folders of {shown(split.root)}: it has {some(labels)}")
+    return {name: ImageFolder(split, labels) for name, split in found.items()}
 
 
-def _check_class_folders(root: Path) -> None:
-    """Raise unless the folders of `root` hold images alone: timm names a class for the innermost folder, wherever it is."""
-    nested = [name for name in _folders(root) if _folders(root / name)]
-    if nested or not _folders(root):
-        found = f"{', '.join(nested[:3])} hold folders in turn" if nested else "it has no folders"
+def _labels(config: DataConfig, train: ClassFolders) -> Labels:
+    """Class -> label."""
+    if config.class_map is not None:
+        return mapped(config.class_map, train.root)
+    classes = {folder: name for name, folder in train.folders.items()}
+    return {classes[folder]: label for label, folder in enumerate(in_order(classes, config.class_order))}
+
+
+def _check_same_classes(name: SplitName, split: ClassFolders, train: ClassFolders) -> None:
+    """Raise unless a split has the classes of the training split, which must be the model's."""
+    pairs = ((train, split), (split, train))
+    odd = [text for one, other in pairs if (text := _alone(one, other))]
+    if odd:
         raise DataError(
-            f"{root} must have a folder of images for every class, or train/ and val/ with such folders, but {found}: "
-            "name splits with --train-split and --val-split"
+            f"the {name} split has {len(split.folders)} classes, train has {len(train.folders)}: {'; '.join(odd)}: "
+            "every split must have a folder with images for every class of the model, and no other folder"
         )
 
 
-def _folders(root: Path) -> list[str]:
-    return sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != ".") if root.is_dir() else []
+def _alone(one: ClassFolders, other: ClassFolders) -> str:
+    """What one split has and another lacks."""
+    missing = sorted(set(one.folders) - set(other.folders))
+    empty = [name for name in missing if one.folders[name] in other.empty]
+    told = f" ({some(empty)} in {shown(other.root.name)} without images)" if empty else ""
+    return f"{some(missing)} in {shown(one.root.name)} alone{told}" if missing else ""
 
 
-def _listed(root: Path) -> str:
-    names = _folders(root)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "no folder"
-
-
-def _open(config: DataConfig, split: str, mode: str, training: bool) -> Dataset[Any]:
+def _open(config: DataConfig, split: str, mode: Mode, training: bool) -> Dataset[Any]:
     options: dict[str, Any] = {}
     streamed = config.dataset.startswith(_STREAMED)
     if not config.dataset.startswith("torch/"):  # what is left as it is is converted by `Reading`; tfds/ gives arrays

@@ -7,7 +7,7 @@ measurement is appended to audit.jsonl as it is made, so that an audit goes on w
 import json
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from objectives.progress import Progress
 from search.agreement import LEAST, agreement, candidates, similar, spread_over
 from search.environment import environment
 from search.journal import lock_run
+from search.judge import warn
 from search.report import render
 from search.run import AUDIT, Run, check_same_model
 from spaces.errors import ConfigError, DivergedError, RunError
@@ -37,6 +38,7 @@ def audit(
     factor: int = 10,
     seeds: int = 2,
     progress: Progress = lambda what, done, total: None,
+    notice: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Fine-tune trials of a run for longer, and compare their order with that of the search. Goes on where it was.
 
@@ -47,6 +49,7 @@ def audit(
         factor: steps of the long fine-tune over those of the search's.
         seeds: long fine-tunes of every trial: with the run's seed + 1, + 2 and so on, never with its own.
         progress: called with (what, optimiser steps done, in all).
+        notice: called with what makes errors on these images mean less than they seem, in a sentence.
 
     Returns:
         The content of audit.json: factor, steps, seeds, cost, points (a trial each: errors on the search split, and on the
@@ -60,7 +63,7 @@ def audit(
     lock = lock_run(run.directory)
     try:
         work = _Audit(run, points, factor, seeds)
-        result = work.result(work.measured(progress))
+        result = work.result(work.measured(progress, notice))
         write_json(run.directory / AUDIT, result)
         render(run)
     finally:
@@ -94,7 +97,7 @@ class _Audit:
         self.similar = spread_over(similar(finished, self.cost), "error", points)
         self.rows = pd.concat([self.front, self.similar]).drop_duplicates("number").sort_values([self.cost, "number"])
 
-    def measured(self, progress: Progress) -> dict[tuple[int, int], dict[str, Any]]:
+    def measured(self, progress: Progress, notice: Callable[[str], None]) -> dict[tuple[int, int], dict[str, Any]]:
         """(trial, seed) -> its line of the log; what is missing there is measured first."""
         path = self.run.directory / _LOG
         cut_torn_line(path)
@@ -105,6 +108,7 @@ class _Audit:
             what = f"audit {len(wanted) - len(missing) + index + 1} of {len(wanted)}: trial {number}, seed {seed}"
             if index == 0:
                 evaluator = self._evaluator(progress)
+                warn(evaluator.data, notice)
             entry = self._measure(evaluator, number, seed, lambda step, what=what: progress(what, step.step, self.steps))  # type: ignore[misc]
             with path.open("a", encoding="utf-8") as log:
                 log.write(json.dumps(entry) + "\n")

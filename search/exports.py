@@ -15,6 +15,7 @@ from objectives.progress import Progress
 from search.cost_columns import cost_cells, cost_columns
 from search.environment import command_line
 from search.export import ExportOptions, write_export
+from search.judge import warn
 from search.long_finetune import described, long_finetune
 from search.materialise import exact_of, materialise, measured
 from search.pick import GIVEN, Point, Wish, wishes
@@ -171,7 +172,9 @@ class _Session:
         images = objective.data.data_dir
         if images is not None and not Path(images).exists():
             raise DataError(f"the images of {self.run.directory} are no longer in {images}: say with --data-dir where they are")
-        return Evaluator(objective, self.progress, lambda found: check_same_model(self.run.directory, found.fingerprint))
+        evaluator = Evaluator(objective, self.progress, lambda found: check_same_model(self.run.directory, found.fingerprint))
+        warn(evaluator.data, self.notice)
+        return evaluator
 
     @property
     def scratch(self) -> Path:

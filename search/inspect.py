@@ -14,6 +14,7 @@ from objectives.progress import Progress
 from objectives.sensitivity import Profile
 from search.config import SearchConfig
 from search.heatmap import SHARES, conditions, format_error, heat_table, write_heat_maps
+from search.judge import Say, tell_found
 from search.run import check_same_model, default_output, make_directory
 from search.targets import format_count, format_kept, reach_of
 from spaces.sites import Site, Space
@@ -32,10 +33,13 @@ def describe_model(name: str, space: Space, costs: CostModel) -> Iterator[Table 
         yield _skipped(space)
 
 
-def inspect_profile(config: SearchConfig, progress: Progress) -> Iterator[Table | str]:
+def inspect_profile(
+    config: SearchConfig, progress: Progress, say: Say = lambda text: None, notice: Say = lambda text: None
+) -> Iterator[Table | str]:
     """Measure the sensitivity profile, or read it; tables and lines, the last of which says where the picture is.
 
-    Factors, profile and picture are kept in the run directory, where a launch with the same options finds them.
+    Factors, profile and picture are kept in the run directory, where a launch with the same options finds them. What is read of
+    the data is said, and what is odd about it noticed.
 
     Raises:
         CompressionError: no images, or anything else that the user can put right.
@@ -43,6 +47,7 @@ def inspect_profile(config: SearchConfig, progress: Progress) -> Iterator[Table 
     directory = Path(config.study.output or default_output(config))
 
     def accept(evaluator: Evaluator) -> None:
+        tell_found(evaluator.data, say, notice)
         check_same_model(directory, evaluator.fingerprint)
         make_directory(directory)
 

@@ -25,6 +25,7 @@ from search.environment import environment
 from search.forecast import Outlook
 from search.interrupts import Interrupts
 from search.journal import lock_run
+from search.judge import judge, tell_found
 from search.knapsack import knapsack_of
 from search.loop import Loop
 from search.machines import MachineConfig
@@ -78,6 +79,8 @@ class Reporter(Protocol):
 
     def finished(self, trial: Trial, summary: dict[str, Any], count: int) -> None: ...
 
+    def say(self, text: str) -> None: ...
+
     def notice(self, text: str) -> None: ...
 
 
@@ -126,6 +129,7 @@ class _Search:
     def __init__(self, config: SearchConfig, directory: Path, reporter: Reporter, began: float) -> None:
         self.config, self.directory, self.reporter, self._began = config, directory, reporter, began
         self._seconds = 0.0  # of the slowest trial, or the forecast
+        self._judged = False
         self.running = Running(directory, config.finetune.steps)
         study, self.evaluator = config.study, self._open()
         self.runner = self._runner()
@@ -163,7 +167,10 @@ class _Search:
         return Evaluator(objective, self.reporter.stage, self._accept)
 
     def _runner(self) -> Runner:
-        listener = Listener(stage=self.reporter.stage, step=self._step, at_rung=self._at_rung, notice=self.reporter.notice)
+        listener = Listener(
+            stage=self.reporter.stage, measured=self._judge,
+            step=self._step, at_rung=self._at_rung, notice=self.reporter.notice,
+        )  # fmt: skip
         if self.config.machines.chosen_runner == "in-process":
             return InProcessRunner(self.evaluator, listener)
         objective = self.config.objective(self.directory)
@@ -198,7 +205,9 @@ class _Search:
         }
 
     def _accept(self, evaluator: Evaluator) -> None:
-        """Refuse another model's run, costs that cannot be counted and targets out of reach before factors are computed."""
+        """Tell what was read; refuse splits that are too small, another model's run, costs that cannot be counted and targets
+        out of reach before factors are computed."""
+        tell_found(evaluator.data, self.reporter.say, self.reporter.notice)
         check_same_model(self.directory, evaluator.fingerprint)
         _check_count(evaluator)
         self._settle(evaluator, evaluator.counted)
@@ -206,6 +215,13 @@ class _Search:
         for name in recipes_of(self.config.study):
             for limits in recipe_budgets(self.targets, evaluator.counted):
                 check_reach(evaluator, name, limits)
+
+    def _judge(self) -> None:
+        """Tell what is odd about the dense model's figures, before factors are computed; once, whichever worker has them."""
+        if not self._judged:
+            self._judged = True
+            for text in judge(self.evaluator.dense, self.evaluator.data, self.directory):
+                self.reporter.notice(text)
 
     def _settle_latency(self) -> None:
         """Settle what latencies are bounded by, now that they are known."""

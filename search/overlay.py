@@ -14,7 +14,9 @@ from search.progress import front_table
 from search.run import Run, stored_options
 from search.targets import WORDS, format_cost
 
-_IMAGES = ("dataset", "data_dir", "train_split", "search_split", "search_size", "holdout", "class_map", "split_seed")
+_IMAGES = (
+    "dataset", "data_dir", "train_split", "search_split", "search_size", "holdout", "class_order", "class_map", "split_seed",
+)  # fmt: skip
 _TRAINING = (*(field.name for field in fields(FinetuneConfig)), "batch_size", "seed")
 
 

@@ -89,8 +89,6 @@ class Display:
             figure = f"{format_cost('latency', dense['latency'])} for {latency['text']}"
             self.console.print(f"latency of the dense model {figure}; of cut ones by the table, within {latency['error']:.1%}")
         self.console.print(_forecast(outlook))
-        if summary["classes"] and dense["error"] > 1 - 2 / summary["classes"]:
-            self.console.print("the dense model is near chance on these images: was it fine-tuned on them?", style="yellow")
         self._summary, self._steps, self._outlook, self._began = summary, steps, outlook, time.monotonic()
         if self._live is not None:
             self._tasks["trials"] = self._progress.add_task("trials", total=outlook.trials, completed=outlook.finished)
@@ -105,6 +103,9 @@ class Display:
             description = f"trial {number}: loss {step.loss:.3f}"
             self._progress.update(self._running[number], description=description, completed=step.step)
             self._refresh()
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def notice(self, text: str) -> None:
         self.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)

@@ -21,7 +21,7 @@ from search.job import Job, Outcome, Screened, keep_stderr
 from search.machines import MachineConfig
 from search.runner import Listener, Need
 from search.trial import Proposal
-from search.worker import AtRung, Ready, Stage, Worker
+from search.worker import AtRung, Measured, Ready, Stage, Worker
 from spaces.allocation import Allocation
 from spaces.errors import CompressionError, DivergedError, RunError
 
@@ -183,6 +183,8 @@ class RayRunner:
         job = slot.job
         if isinstance(event, Stage):
             self._listener.stage(event.what, event.done, event.total)
+        elif isinstance(event, Measured):
+            self._listener.measured()
         elif isinstance(event, Ready):
             slot.events, slot.prepared = None, event
             if len(slot.team.actors) > 1:

@@ -42,6 +42,7 @@ _FREE = frozenset(
         *(field.name for field in fields(MachineConfig)),
         "workers",
         "eval_batch_size",
+        "least_images",
         "output",
         "checkpoint",
         "data_dir",

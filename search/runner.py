@@ -23,12 +23,14 @@ class Listener:
 
     Attributes:
         stage: how far a preparation is: what, done, in all.
+        measured: the dense model's figures are there, and factors are not yet computed.
         step: a trial's number and its latest optimiser step.
         at_rung: asked why a candidate should be stopped at a rung; None to go on.
         notice: something that a person should know: a worker that was lost, a node that came.
     """
 
     stage: Callable[[str, int, int], None] = lambda what, done, total: None
+    measured: Callable[[], None] = lambda: None
     step: Callable[[int, Step], None] = lambda number, step: None
     at_rung: AskRung = lambda proposal, step, error: None
     notice: Callable[[str], None] = lambda text: None
@@ -104,7 +106,7 @@ class InProcessRunner:
         return [name_of(self._evaluator.device)]
 
     def prepare(self, needs: Sequence[Need]) -> None:
-        compute(self._evaluator, needs)
+        compute(self._evaluator, needs, self._listener.measured)
         self._evaluator.warm()
 
     def forecast(self, allocation: Allocation) -> Forecast:
@@ -135,11 +137,12 @@ class InProcessRunner:
         self._submitted.clear()
 
 
-def compute(evaluator: Evaluator, needs: Sequence[Need]) -> None:
-    """Compute what is computed once per run, or load it where that was done."""
+def compute(evaluator: Evaluator, needs: Sequence[Need], measured: Callable[[], None] = lambda: None) -> None:
+    """Compute what is computed once per run, or load it where that was done; `measured` is called after the dense figures."""
     if "latency" in needs:  # the first, so that nothing of what follows is on the caches' mind
         _ = evaluator.latency
     _ = evaluator.dense
+    measured()
     if "factors" in needs:
         _ = evaluator.factors
     if "profile" in needs:

@@ -33,7 +33,7 @@ from search.machines import MachineConfig, Plan
 from search.runner import Listener, Need
 from search.trial import Proposal, Screening
 from search.tune_trainable import EVENT, Trainable
-from search.worker import AtRung, Ready, Stage
+from search.worker import AtRung, Measured, Ready, Stage
 from spaces.allocation import Allocation
 from spaces.errors import CompressionError, RunError
 
@@ -250,6 +250,8 @@ class TuneRunner:
             running.began = time.monotonic() if event.actor in self._ready else None
         elif isinstance(event, Stage):
             self._listener.stage(event.what, event.done, event.total)
+        elif isinstance(event, Measured):
+            self._listener.measured()
         elif isinstance(event, Ready):
             self._ready[running.actor], running.began = event, time.monotonic()
         elif isinstance(event, Step) and running.job is not None:

@@ -40,6 +40,11 @@ class Stage:
     total: int
 
 
+@dataclass(frozen=True)
+class Measured:
+    """The dense model's figures are in the factors' folder."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ready:
     """A worker that takes jobs.
@@ -63,7 +68,7 @@ class AtRung:
     error: float
 
 
-Event = Stage | Ready | Step | AtRung | Outcome | Screened
+Event = Stage | Measured | Ready | Step | AtRung | Outcome | Screened
 
 
 class Worker:
@@ -81,7 +86,7 @@ class Worker:
         self._answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._evaluator: Evaluator | None = None
 
-    def prepare(self, needs: Sequence[Need]) -> Iterator[Stage | Ready]:
+    def prepare(self, needs: Sequence[Need]) -> Iterator[Stage | Measured | Ready]:
         """Load or compute all that trials use.
 
         Raises:
@@ -98,7 +103,7 @@ class Worker:
                 tell(Stage(what=what, done=done, total=total))
 
             evaluator = Evaluator(self._objective, stage)
-            compute(evaluator, needs)
+            compute(evaluator, needs, lambda: tell(Measured()))
             if self._processes == 1:
                 evaluator.warm()
             self._evaluator = evaluator

@@ -91,6 +91,9 @@ def _wrong_value(description: dict[str, Any]) -> str | None:
         return f"model_args must not have {refused[0]}"
     if description["dtype"] not in DTYPES:
         return f"dtype must be one of {', '.join(DTYPES)}, got {_short(description['dtype'])}"
+    order = description.get("class_order")  # of older exports it is not known
+    if not (order is None or order in ("timm", "torchvision") or (isinstance(order, str) and order.startswith("class map "))):
+        return f"class_order must be timm, torchvision, class map FILE or null, got {_short(order)}"
     odd = [name for name, entry in description["files"].items() if not isinstance(entry, dict)]
     return f"files has no size and hash of {_short(odd[0])}" if odd else None
 

@@ -38,9 +38,10 @@ class Silent:
 
     def __init__(self, stop_at: int | None = None) -> None:
         self.stop_at, self.trials, self.steps = stop_at, list[Trial](), 0
-        self.notices: list[str] = []
+        self.notices, self.said, self.told = list[str](), list[str](), list[str]()
 
-    def stage(self, what: str, done: int, total: int) -> None: ...
+    def stage(self, what: str, done: int, total: int) -> None:
+        self.told.append(what)
 
     def began(self, directory: Path, summary: dict[str, Any], outlook: Outlook, steps: int) -> None: ...
 
@@ -54,8 +55,12 @@ class Silent:
     def finished(self, trial: Trial, summary: dict[str, Any], count: int) -> None:
         self.trials.append(trial)
 
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
     def notice(self, text: str) -> None:
         self.notices.append(text)
+        self.told.append(text)
 
 
 def config_of(folder: Path, **options: Any) -> SearchConfig:

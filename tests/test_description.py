@@ -132,6 +132,8 @@ def within(key: str, name: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (with_("num_classes", True), "num_classes must be of type int, got True"),
         (lambda config: config.update(num_classes=10**15, label_names=None), "cannot have become one of"),
         (with_("label_names", ["a"]), "label_names must be 5 texts"),
+        (with_("class_order", "reversed"), "class_order must be timm, torchvision, class map FILE or null, got 'reversed'"),
+        (with_("class_order", ["timm"]), "class_order must be timm"),
         (with_("label_names", [1, 2, 3, 4, 5]), "label_names must be 5 texts"),
         (with_("allocation", {"blocks.0.mlp.hidden": -4}), "must be a positive integer, got -4"),
         (with_("allocation", {}), "no size for site"),

@@ -1,0 +1,94 @@
+"""What a person is told of the data and of the dense model before a search is paid for."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from objectives.chance import near_chance
+from objectives.class_order import ClassOrder, Fit, find_fit, in_order
+from objectives.data import Data
+from objectives.error import Evaluation
+from objectives.folders import shown, some
+from spaces.files import write_text
+
+CLASS_MAP = "class_map_that_fits.txt"
+_ORDERS: tuple[ClassOrder, ...] = ("torchvision", "timm")
+
+Say = Callable[[str], None]
+
+
+def tell_found(data: Data, say: Say, notice: Say) -> None:
+    """Tell what is read, and `warn`.
+
+    Raises:
+        DataError: a held-out split is smaller than the options allow.
+    """
+    for line in (*data.found.lines(), *data.checked.lines()):
+        say(line)
+    data.found.check_sizes()
+    warn(data, notice)
+
+
+def warn(data: Data, notice: Say) -> None:
+    """Tell what about the data makes figures mean less than they seem."""
+    for text in (*data.found.warnings(), *data.checked.warnings()):
+        notice(text)
+
+
+def judge(dense: Evaluation, data: Data, directory: Path) -> Iterator[str]:
+    """What is odd about the dense model's answers on the search split, a sentence each.
+
+    Where they fit an order of the classes that has no name, it is written into the run directory as a class map.
+
+    Raises:
+        DataError: the search split is a stream, and now turns out to be smaller than the options allow.
+    """
+    if data.found.counted("search", dense.count):
+        data.found.check_sizes()
+        yield from data.found.few("search")
+    if dense.confusion is None:
+        return
+    fit = find_fit(dense.confusion, data.num_classes or 0, _known_orders(data)) if data.num_classes else None
+    if fit is not None:
+        yield (
+            f"the dense model's answers fit another order of the classes: its error on the search split is {fit.error:.1%} "
+            f"in {_name(data.found.class_order)}, and {fit.fitted:.1%} in {_way_out(fit, data, directory)}"
+        )
+    elif chance := near_chance(dense.confusion):
+        yield (
+            f"the dense model is near chance: its error on the search split is {dense.error:.1%}, that of always answering the "
+            f"most common class {chance.error:.1%} (±{chance.deviation:.1%}): was it fine-tuned on these images? "
+            "Are its classes in this order (--class-order, --class-map)? Are its images normalised like this "
+            f"(--mean, --std: {data.preprocessing['mean']}, {data.preprocessing['std']})?"
+        )
+
+
+def _known_orders(data: Data) -> dict[ClassOrder, list[int]]:
+    """timm's and torchvision's orders, where they are others than the labels' own: for every label the output of its class."""
+    names = data.found.folders or data.class_names
+    if names is None:
+        return {}
+    places = {order: {name: place for place, name in enumerate(in_order(names, order))} for order in _ORDERS}
+    found = {order: [place[name] for name in names] for order, place in places.items()}
+    return {order: outputs for order, outputs in found.items() if outputs != sorted(outputs)}
+
+
+def _name(order: str | None) -> str:
+    """Of the order in use."""
+    if order is None:
+        return "the data set's"
+    return order if order.startswith("class map") else f"{order}'s order of class folders"
+
+
+def _way_out(fit: Fit, data: Data, directory: Path) -> str:
+    order, names = data.found.class_order, data.class_names
+    if fit.order is not None and order is not None:
+        without = " and no --class-map" if order.startswith("class map") else ""
+        return f"{fit.order}'s: stop it, and launch with --class-order {fit.order}{without}"
+    outputs = [str(label) if names is None else names[label] for label in fit.labels]
+    unsure = f" ({some((outputs[each] for each in fit.guessed), 5)}: guessed)" if fit.guessed else ""
+    told = f"this one, which is neither timm's nor torchvision's: {some(outputs, 20)}{unsure}"
+    if order is None or names is None or any(name != name.strip() or "\n" in name for name in names):
+        return told
+    path = directory / CLASS_MAP
+    write_text(path, "".join(f"{name}\n" for name in outputs))
+    return f"{told}: stop it, and launch with --class-map {shown(path)}"
