@@ -57,7 +57,7 @@ def loaded(view: View, **options: Any) -> Iterator[Any]:
     Raises:
         DataError: a picture cannot be read any more, or a label is no number.
     """
-    return map(_raised, iter(DataLoader(view, collate_fn=_collated, **options)))
+    return _read(iter(DataLoader(view, collate_fn=_collated, **options)))
 
 
 def _collated(samples: list[tuple[Tensor, int] | DataError]) -> Any:
@@ -65,7 +65,10 @@ def _collated(samples: list[tuple[Tensor, int] | DataError]) -> Any:
     return next((sample for sample in samples if isinstance(sample, DataError)), None) or default_collate(samples)
 
 
-def _raised(batch: Any) -> Any:
-    if isinstance(batch, DataError):
-        raise batch
-    return batch
+def _read(batches: Iterator[Any]) -> Iterator[Any]:
+    """`batches`, until one is an error."""
+    while (batch := next(batches, None)) is not None:
+        if isinstance(batch, DataError):
+            del batches  # its processes end now; freed together with the frames of an error, it would wait for them
+            raise batch
+        yield batch

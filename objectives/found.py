@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from objectives.class_order import first_difference, in_order, natural_key
-from objectives.folders import ImageFolder, counted, shown, some
+from objectives.folders import ImageFolder, counted, listed, shown, some
 from objectives.split_folders import SPLIT_FOLDERS, SplitFolders, has_classes, ignored_folders
 from objectives.splits import DIGITS, DataConfig, SplitName
 from spaces.errors import DataError
@@ -73,9 +73,9 @@ class Found:
 
     @property
     def class_order(self) -> str | None:
-        """What the labels follow: timm, torchvision, or a class map; None where the data set has labels of its own."""
+        """What the labels follow: timm, torchvision, or `class map FILE`; None where the data set has labels of its own."""
         if self.config.class_map is not None:
-            return f"class map {self.config.class_map}"
+            return f"class map {Path(self.config.class_map).name}"
         return self.config.class_order if self.class_folders else None
 
     @property
@@ -90,8 +90,9 @@ class Found:
         for name, split in self.splits.items():
             yield f"{name}: {split.text}"
         hidden = [shown(Path(split.root.name) / name) for split in self.class_folders.values() for name in split.hidden]
-        if self.ignored or hidden:
-            yield f"not read: {some([*self.ignored, *hidden], 8)}{self._use_of_ignored}"
+        ignored = [*self.ignored, *hidden, *self._beside]
+        if ignored:
+            yield f"not read: {some(ignored, 8)}{self._use_of_ignored}"
         left_out = sum((found.left_out for found in self.class_folders.values()), Counter[str]())
         if left_out:
             total = left_out.total()
@@ -108,12 +109,24 @@ class Found:
                     f"{shown(found.root)} has folders without images, which are no classes: {some(found.empty)} "
                     "(where the model has outputs for them, name all classes with --class-map)"
                 )
+        if self.config.class_map is not None and self.config.class_order != "timm":
+            yield f"the class map gives the labels: --class-order {self.config.class_order} has no effect"
         for name in _HELD_OUT:
-            images = self.splits[name].images
-            if images is not None and images < _FEW:
-                points = 100 * (0.1 * 0.9 / images) ** 0.5
-                few = f"the {name} split has {images} image{'s' if images != 1 else ''}"
-                yield f"{few}: an error of 10 % is known to ±{points:.1f} points"
+            yield from self.few(name)
+
+    def few(self, name: SplitName) -> Iterator[str]:
+        """What an error on a split of few images is worth."""
+        images = self.splits[name].images
+        if images is not None and images < _FEW:
+            points = 100 * (0.1 * 0.9 / images) ** 0.5
+            few = f"the {name} split has {images} image{'s' if images != 1 else ''}"
+            yield f"{few}: an error of 10 % is known to ±{points:.1f} points"
+
+    def counted(self, name: SplitName, images: int) -> bool:
+        """Take note of how many images a stream was found to have; whether that was not known."""
+        unknown = self.splits[name].images is None
+        self.splits[name] = replace(self.splits[name], images=images)
+        return unknown
 
     def check_sizes(self) -> None:
         """Raise where a held-out split is smaller than was asked for.
@@ -130,6 +143,15 @@ class Found:
                     f"the {name} split has {split.text}, at least {least} images are wanted: "
                     f"{way}, or allow so few with --least-images {max(split.images, 1)}"
                 )
+
+    @property
+    def _beside(self) -> list[str]:
+        """Images beside the folders of the splits."""
+        root = Path(str(self.config.data_dir))
+        if not self.class_folders or self.class_folders["train"].root == root:
+            return []
+        count = len(listed(root).images)
+        return [f"{count} image{'s' if count != 1 else ''} beside the splits"] if count else []
 
     @property
     def _use_of_ignored(self) -> str:

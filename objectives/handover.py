@@ -64,7 +64,8 @@ class Handover:
             RunError: a file does not load in a fresh process, or gives other outputs there.
         """
         stored = copy.deepcopy(self.model).cpu().eval().to(DTYPES[self.output.dtype])
-        facts = {**self.description["pretrained_cfg"], "label_names": self.description["label_names"]}
+        told = {key: self.description[key] for key in ("label_names", "pictures") if key in self.description}
+        facts = {**self.description["pretrained_cfg"], **told}
         write_formats(folder, stored, self.output.formats, facts)
         save_compressed(folder, stored, self.description)
         with tempfile.TemporaryDirectory() as scratch:

@@ -99,6 +99,8 @@ class DataConfig:
         for name, allowed in (("holdout", ("random", "end")), ("class_order", get_args(ClassOrder))):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}")
+        if self.dataset and self.class_order != "timm":
+            raise ConfigError(f"class_order is for image folders, not for dataset={self.dataset!r}, which has its own")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ConfigError(f"scale must be two areas 0 < low <= high <= 1, got {list(self.scale)}")
         check_pixel_range(self.pixel_range)

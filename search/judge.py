@@ -38,7 +38,13 @@ def judge(dense: Evaluation, data: Data, directory: Path) -> Iterator[str]:
     """What is odd about the dense model's answers on the search split, a sentence each.
 
     Where they fit an order of the classes that has no name, it is written into the run directory as a class map.
+
+    Raises:
+        DataError: the search split is a stream, and now turns out to be smaller than the options allow.
     """
+    if data.found.counted("search", dense.count):
+        data.found.check_sizes()
+        yield from data.found.few("search")
     if dense.confusion is None:
         return
     fit = find_fit(dense.confusion, data.num_classes or 0, _known_orders(data)) if data.num_classes else None

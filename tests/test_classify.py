@@ -1,8 +1,11 @@
 """predict: an exported folder classifies image files by itself, and says what is wrong with what it is given."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY
@@ -10,10 +13,11 @@ from local_folders import Folder, changed, write_folder
 from local_runs import Fails
 from local_vits import MakeVit
 from PIL import Image
+from test_pictures import bomb
 from torch import Tensor
 
 import run_search
-from objectives.classify import classify
+from objectives.classify import Answer, Unread, classify
 from objectives.digits import Digits
 from spaces.errors import CheckpointError, DataError
 
@@ -29,6 +33,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path, digits = tmp_path_factory.mktemp("pictures"), Digits("test")
     for index, name in enumerate(("b.png", "a.jpg", "c.webp")):
         digits[index][0].resize((40, 30)).save(path / name)
+        (path / f"._{name}").write_bytes(b"no image")
     (path / "notes.txt").write_text("no image")
     return path
 
@@ -48,10 +53,17 @@ def expected(folder: Folder, file: Path) -> list[float]:
     return shares
 
 
+def answers(found: Iterable[Answer | Unread]) -> list[Answer]:
+    """What must all be read."""
+    read = list(found)
+    assert not [answer for answer in read if isinstance(answer, Unread)]
+    return [answer for answer in read if isinstance(answer, Answer)]
+
+
 def test_probabilities_follow_from_the_folder_alone(folder: Folder, pictures: Path) -> None:
-    answers = list(classify(folder.path, [pictures / "b.png", pictures], top=9))
-    assert [answer.image.name for answer in answers] == ["b.png", "a.jpg", "b.png", "c.webp"]
-    for answer in answers:
+    found = answers(classify(folder.path, [pictures / "b.png", pictures], top=9))
+    assert [answer.image.name for answer in found] == ["b.png", "a.jpg", "b.png", "c.webp"]
+    for answer in found:
         shares = expected(folder, answer.image)
         assert [label for label, _, _ in answer.classes] == sorted(range(5), key=lambda label: -shares[label])
         assert [name for _, name, _ in answer.classes] == ["abcde"[label] for label, _, _ in answer.classes]
@@ -62,7 +74,7 @@ def test_the_command_prints_a_line_for_every_image(folder: Folder, pictures: Pat
     assert run_search.main(["predict", str(folder.path), str(pictures), "--top", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
-    (first, *_) = classify(folder.path, [pictures], top=2)
+    (first, *_) = answers(classify(folder.path, [pictures], top=2))
     (label, name, share), _ = first.classes
     assert lines[0].startswith(f"{pictures / 'a.jpg'}: {name} ({label}) {share:.1%}, ")
 
@@ -73,7 +85,7 @@ def test_classes_without_names_are_told_by_their_numbers(folder: Folder, picture
     for name in ("config.json", "model.safetensors"):
         (bare / name).write_bytes((folder.path / name).read_bytes())
     changed(bare, lambda config: config.update(label_names=None))
-    (answer,) = classify(bare, [pictures / "b.png"], top=1)
+    (answer,) = answers(classify(bare, [pictures / "b.png"], top=1))
     assert answer.text.startswith(f"class {answer.classes[0][0]} ")
 
 
@@ -84,7 +96,7 @@ def test_a_grey_model_reads_colour_as_grey(make_vit: MakeVit, pictures: Path, tm
     Image.new("RGB", (20, 20), (200, 30, 90)).save(colour)
     grey = tmp_path / "grey.png"
     Image.open(colour).convert("L").save(grey)
-    one, other = classify(folder.path, [colour, grey])
+    one, other = answers(classify(folder.path, [colour, grey]))
     assert one.classes == other.classes
 
 
@@ -100,6 +112,62 @@ def test_what_is_no_image_is_told(folder: Folder, pictures: Path, tmp_path: Path
         (empty, f"no image in {empty}"),
     ):
         assert words in fails(command, folder.path, given)
+
+
+def test_a_picture_that_cannot_be_read_stops_no_other(
+    folder: Folder, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others are answered; what is bad, and what of the folder is left out, is told beside them; the status says so."""
+    mixed = tmp_path / "mixed"
+    (mixed / "more").mkdir(parents=True)
+    good = (pictures / "b.png").read_bytes()
+    files = {
+        "a.png": good[:60],
+        "b.png": good,
+        "c.jpg": b"",
+        "d\x1b[31m.png": bomb(),
+        "e.png": good,
+        "notes.txt": b"",
+        ".x.png": b"",
+    }
+    for name, content in files.items():
+        (mixed / name).write_bytes(content)
+    (mixed / "f.png").symlink_to("nowhere")
+    assert run_search.main(["predict", str(folder.path), str(mixed), str(tmp_path / "gone.png"), "--top", "1"]) == 2
+    out, err = capsys.readouterr()
+    assert [line.partition(": ")[0] for line in out.splitlines()] == [str(mixed / "b.png"), str(mixed / "e.png")]
+    left_out, *bad = err.splitlines()
+    assert left_out == f"left out of {mixed}: 1 file that is no image and 1 folder, whose images are not looked for"
+    assert [line.partition(" cannot be read as an image: ")[0] for line in bad] == [
+        f"error: {mixed / 'a.png'}", f"error: {mixed / 'c.jpg'}", f"error: {mixed}/d\\x1b[31m.png",
+        f"error: no image at {mixed / 'f.png'}", f"error: no image at {tmp_path / 'gone.png'}",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "grey"),
+    [
+        ({"pixel_range": None, "background": "white"}, (64, 255)),
+        ({"pixel_range": [0, 32896], "background": "grey"}, (128, 128)),
+        (None, (64, 90)),
+    ],
+)
+def test_pictures_are_read_as_the_folder_says(
+    folder: Folder, tmp_path: Path, options: dict[str, Any] | None, grey: tuple[int, int]
+) -> None:
+    """A deep picture, and one of which nothing is opaque: the same answers as of plain ones of these greys."""
+    copy, plain = tmp_path / "copy", [tmp_path / "0.png", tmp_path / "1.png"]
+    copy.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (copy / name).write_bytes((folder.path / name).read_bytes())
+    if options is not None:
+        changed(copy, lambda config: config.update(pictures={"mode": "RGB", **options}))
+    Image.fromarray(np.full((20, 20), 64 * 257, dtype=np.uint16)).save(tmp_path / "deep.png")
+    Image.new("LA", (20, 20), (90, 0)).save(tmp_path / "clear.png")
+    for path, value in zip(plain, grey, strict=True):
+        Image.new("L", (20, 20), value).save(path)
+    found = answers(classify(copy, [tmp_path / "deep.png", tmp_path / "clear.png", *plain]))
+    assert [answer.classes for answer in found[:2]] == [answer.classes for answer in found[2:]]
 
 
 def test_what_is_no_exported_folder_is_told(folder: Folder, pictures: Path, tmp_path: Path, fails: Fails) -> None:

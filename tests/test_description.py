@@ -21,6 +21,7 @@ from spaces.description import fingerprint_of
 from spaces.errors import CheckpointError
 
 ROOT = Path(__file__).parents[1]
+PICTURES = {"mode": "RGB", "pixel_range": None, "background": "white"}
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +132,8 @@ def within(key: str, name: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (with_("num_classes", True), "num_classes must be of type int, got True"),
         (lambda config: config.update(num_classes=10**15, label_names=None), "cannot have become one of"),
         (with_("label_names", ["a"]), "label_names must be 5 texts"),
+        (with_("class_order", "reversed"), "class_order must be timm, torchvision, class map FILE or null, got 'reversed'"),
+        (with_("class_order", ["timm"]), "class_order must be timm"),
         (with_("label_names", [1, 2, 3, 4, 5]), "label_names must be 5 texts"),
         (with_("allocation", {"blocks.0.mlp.hidden": -4}), "must be a positive integer, got -4"),
         (with_("allocation", {}), "no size for site"),
@@ -139,6 +142,12 @@ def within(key: str, name: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (with_("multiple", 0), "multiple of at least 1"),
         (with_("dtype", "int8"), "dtype must be one of float32, bfloat16, float16, got 'int8'"),
         (with_("dtype", "float16"), "is stored in torch.float32, not in torch.float16"),
+        (with_("pictures", None), "pictures must have mode, pixel_range and background, got None"),
+        (with_("pictures", {"mode": "RGB"}), "pictures must have mode, pixel_range and background"),
+        (with_("pictures", {**PICTURES, "mode": "L"}), "mode of pictures must be L for 1 channel, RGB for 3, got 'L' for 3"),
+        (with_("pictures", {**PICTURES, "pixel_range": [5, 1]}), "pixel_range of pictures must be two numbers low < high"),
+        (with_("pictures", {**PICTURES, "pixel_range": [0, "9"]}), "pixel_range of pictures must be two numbers low < high"),
+        (with_("pictures", {**PICTURES, "background": ["white"]}), "background of pictures must be one of white, black"),
         (with_("files", {"model.safetensors": "abc"}), "no size and hash of 'model.safetensors'"),
         (with_("files", {}), "has no model.safetensors"),
         (within("model_args", "checkpoint_path", "/etc/passwd"), "model_args must not have checkpoint_path"),

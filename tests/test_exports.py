@@ -309,14 +309,8 @@ def test_images_that_have_moved(tmp_path: Path, fails: Fails, written: list[Poin
         fill(tmp_path / "images" / split, dict(zip(("cat", "dog"), numbers, strict=True)))
     model = ModelConfig(model=OPTIONS["model"], num_classes=2, model_kwargs=OPTIONS["model_kwargs"])
     save_tensors(tmp_path / "dense.safetensors", create_model(model).state_dict())
-    given = {
-        "dataset": "",
-        "data_dir": str(tmp_path / "images"),
-        "num_classes": 2,
-        "least_images": 1,
-        "batch_size": 16,
-        "calibration_size": 32,
-    }
+    given = {"dataset": "", "data_dir": str(tmp_path / "images"), "num_classes": 2, "batch_size": 16, "calibration_size": 32}
+    given["least_images"] = 1
     places = {"checkpoint": str(tmp_path / "dense.safetensors"), "output": str(tmp_path / "run"), "workers": 0}
     launch(SearchConfig.from_flat({**OPTIONS, **given, **places, "trials": 2}), Silent())
     (tmp_path / "images").rename(tmp_path / "moved")

@@ -19,6 +19,7 @@ from local_digits import DATA, MODEL, evaluator_of
 from local_launches import Silent, config_of
 from local_patience import poll
 
+from objectives.error import Evaluation
 from objectives.evaluator import Evaluator
 from objectives.finetune import FinetuneConfig, Step
 from objectives.score import Score
@@ -45,14 +46,23 @@ class Place:
 
     directory: Path
     runner: Runner = field(init=False)
-    stages: set[str] = field(default_factory=set)
+    stages: list[str] = field(default_factory=list)
     steps: list[tuple[int, int]] = field(default_factory=list)
     asked: list[tuple[int, int, int]] = field(default_factory=list)  # number, step, thread
     answer: Callable[[int], str | None] = lambda number: None
 
     @property
     def listener(self) -> Listener:
-        return Listener(stage=lambda what, done, total: self.stages.add(what), step=self._step, at_rung=self._rung)
+        return Listener(stage=self._stage, measured=self._measured, step=self._step, at_rung=self._rung)
+
+    def _stage(self, what: str, done: int, total: int) -> None:
+        self.stages.append(what)
+
+    def _measured(self) -> None:
+        """The figures can be read by whoever is told that they are there."""
+        (path,) = self.directory.glob("factors/*.dense.json")
+        assert Evaluation.load(path).confusion
+        self.stages.append("measured")
 
     def _step(self, number: int, step: Step) -> None:
         self.steps.append((number, step.step))
@@ -162,7 +172,7 @@ def test_preparing_leaves_what_trials_share(place: Place, evaluator: Evaluator) 
     evaluator.warm()
     there = {path.name for path in evaluator.objective.factors.rglob("*")}
     assert {path.name for path in (place.directory / "factors").rglob("*")} == there != set()
-    assert {"dense model", "factors"} <= place.stages
+    assert place.stages.index("dense model") < place.stages.index("measured") < place.stages.index("factors")
     assert place.runner.devices
     assert all("cpu" in device for device in place.runner.devices)
     assert place.runner.workers == (1 if alone(place) else 2)

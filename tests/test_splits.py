@@ -190,12 +190,19 @@ def test_synonym_of_the_test_split_is_no_search_split(idx_folder: Path) -> None:
         ("search_size", 0.0),
         ("crop_padding", -1),
         ("holdout", "start"),
+        ("least_images", 0),
+        ("class_order", "natural"),
         ("scale", (0.5, 2.0)),
     ],
 )
 def test_option_out_of_range_is_refused(option: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=option):
         DataConfig(**{option: value})
+
+
+def test_an_order_is_for_class_folders_alone() -> None:
+    with pytest.raises(ConfigError, match="class_order is for image folders, not for dataset='digits'"):
+        DataConfig(dataset="digits", class_order="torchvision")
 
 
 def test_names_of_classes_are_in_the_order_of_their_labels(split_folder: Path, tmp_path: Path) -> None:
