@@ -302,6 +302,4 @@ def check_same_model(directory: Path, fingerprint: str) -> None:
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} cannot be read ({error!r}): remove it, and it is written anew from the journal") from error
     if before != fingerprint:
-        raise RunError(
-            f"{directory} was searched with other weights or images than these: choose another --output"
-        )
+        raise RunError(f"{directory} was searched with other weights or images than these: choose another --output")

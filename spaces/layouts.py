@@ -30,11 +30,11 @@ _FOREIGN = {
 }
 
 
-def translated(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict by timm's names, where it is one of torchvision's VisionTransformer; else as it is."""
+def translated(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """A state dict by timm's names, and whose layout it had: torchvision's VisionTransformer, or '' as it was."""
     if not any(map(_IN_TORCHVISION.search, tensors)):
-        return tensors
-    return {_renamed(key): tensor for key, tensor in tensors.items()}
+        return tensors, ""
+    return {_renamed(key): tensor for key, tensor in tensors.items()}, "torchvision"
 
 
 def foreign_layout(tensors: Mapping[str, Tensor]) -> str | None:

@@ -42,11 +42,16 @@ class Weights:
 
 @dataclass(frozen=True, kw_only=True)
 class _Group:
-    """One dict of tensors in a checkpoint: the keys that lead to it, and the prefix of those that are looked at."""
+    """One dict of tensors in a checkpoint: the keys that lead to it, and the prefix of those that are looked at.
+
+    `named` of them have a name of the model, `fitting` its shape too.
+    """
 
     path: tuple[str, ...]
     tensors: dict[str, Tensor]
     prefix: str = ""
+    layout: str = ""
+    named: int = 0
     fitting: int = 0
 
     @property
@@ -82,9 +87,9 @@ def find_weights(content: Any, expected: Mapping[str, Tensor], classifiers: Sequ
     if not groups:
         return None
     tried = [entry for group in groups for entry in _prefixed(group, expected)]
-    most = max(entry.fitting for entry in tried)
-    best = min((entry for entry in tried if entry.fitting == most), key=lambda entry: entry.rank)
-    if most == 0:
+    most = max((entry.fitting, entry.named) for entry in tried)
+    best = min((entry for entry in tried if (entry.fitting, entry.named) == most), key=lambda entry: entry.rank)
+    if best.named < len(expected) // 4:  # names that agree by chance
         best = max(groups, key=lambda group: len(group.tensors))
     tensors, head = _with_head(best, expected, classifiers)
     return Weights(tensors=tensors, source=_source(best, head), aside=tuple(_aside(content, best, head, groups)))
@@ -98,23 +103,23 @@ def _groups(content: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[_Gr
     seen.add(id(content))
     tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if tensors:
-        yield _Group(path=path, tensors=translated({_WRAPPERS.sub("", key): value for key, value in tensors.items()}))
+        tensors, layout = translated({_WRAPPERS.sub("", key): value for key, value in tensors.items()})
+        yield _Group(path=path, tensors=tensors, layout=layout)
     for key, value in content.items():
         yield from _groups(value, (*path, str(key)), seen)
 
 
 def _prefixed(group: _Group, expected: Mapping[str, Tensor]) -> list[_Group]:
     """The group under every prefix that makes keys fit; under none if there is no such prefix."""
-    named: Counter[str] = Counter()
-    fitting: Counter[str] = Counter()
+    named, fitting = Counter[str](), Counter[str]()
     for key, tensor in group.tensors.items():
         for cut in (0, *(match.end() for match in re.finditer(r"\.", key))):
             if key[cut:] in expected:
                 named[key[:cut]] += 1
-                fitting[key[:cut]] += 1000 if tensor.shape == expected[key[cut:]].shape else 1
+                fitting[key[:cut]] += tensor.shape == expected[key[cut:]].shape
     if not named:
         return [group]
-    return [replace(group, prefix=prefix, fitting=fitting[prefix]) for prefix in named]
+    return [replace(group, prefix=prefix, named=named[prefix], fitting=fitting[prefix]) for prefix in named]
 
 
 def _with_head(group: _Group, expected: Mapping[str, Tensor], classifiers: Sequence[str]) -> tuple[dict[str, Tensor], str]:
@@ -139,8 +144,11 @@ def _head_in(left: Mapping[str, Tensor]) -> str | None:
 def _source(group: _Group, head: str) -> str:
     place = printable(".".join(group.path))
     averaged = " (averaged weights)" if group.rank == 0 else ""
+    layout = f"translated from {group.layout}" if group.layout else ""
     prefix = f"names without {group.prefix!r}{'' if place else averaged}" if group.prefix else ""
-    return ", ".join(filter(None, (f"{place}{averaged}" if place else "", prefix, f"head from {head!r}" if head else "")))
+    return ", ".join(
+        filter(None, (f"{place}{averaged}" if place else "", layout, prefix, f"head from {head!r}" if head else ""))
+    )
 
 
 def _aside(content: Any, group: _Group, head: str, groups: Sequence[_Group]) -> Iterator[str]:
@@ -151,7 +159,14 @@ def _aside(content: Any, group: _Group, head: str, groups: Sequence[_Group]) -> 
             content = next(value for key, value in content.items() if str(key) == step)
         else:
             content = content[int(step)]
-    others = {key: None for key in group.others if not head or not key.startswith(f"{head}.")}
-    yield from dict.fromkeys(f"{key.partition('.')[0]}.*" if "." in key else key for key in others)
+    others = (key for key in group.others if not head or not key.startswith(f"{head}."))
+    yield from dict.fromkeys(_shortened(key, group.prefix) for key in others)
     if isinstance(content, Mapping):
         yield from (str(key) for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor)))
+
+
+def _shortened(key: str, prefix: str) -> str:
+    """The first names of a tensor: as many as tell it from those with the prefix."""
+    parts = key.split(".")
+    depth = 2 if prefix.startswith(f"{parts[0]}.") else 1
+    return ".".join(parts[:depth]) + (".*" if len(parts) > depth else "")
