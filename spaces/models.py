@@ -41,13 +41,13 @@ def create_model(config: ModelConfig) -> nn.Module:
         with torch.no_grad():
             model.load_state_dict(loaded.tensors)
     model.pretrained_cfg = {**getattr(model, "pretrained_cfg", {}), **_known(config, model)}  # type: ignore[assignment]
-    model.weights = _without_checkpoint(model, config) if loaded is None else loaded.text  # type: ignore[assignment]
+    model._weights_from = _without_checkpoint(model, config) if loaded is None else loaded.text  # type: ignore[assignment]
     return model.eval()
 
 
 def weights_of(model: nn.Module) -> str:
     """Which weights `create_model` gave a model, and what it left aside, in a line."""
-    return str(getattr(model, "weights", "unknown"))
+    return str(getattr(model, "_weights_from", "unknown"))
 
 
 def instantiate(name: str, arguments: dict[str, Any], pretrained: bool = False) -> nn.Module:
