@@ -148,7 +148,7 @@ def _load(config: ModelConfig) -> _Loaded:
     problem = misfit(found.tensors, expected, config.model, patches) or value_problem(found.tensors, expected)
     if problem is not None:
         raise CheckpointError(f"{path} {problem}{f' (from it: {found.source})' if found.source else ''}")
-    return _Loaded(found.tensors, classes, "; ".join(filter(None, (str(path), found.text))))
+    return _Loaded(found.tensors, classes, "; ".join(filter(None, (printable(str(path)), found.text))))
 
 
 def _skeleton(config: ModelConfig, classes: int | None) -> nn.Module:

@@ -44,13 +44,15 @@ class Weights:
 class _Group:
     """One dict of tensors in a checkpoint: the keys that lead to it, and the prefix of those that are looked at.
 
-    `named` of them have a name of the model, `fitting` its shape too.
+    Or, `joined`, the tensors of all of them by the keys that lead to each. `named` of them have a name of the model, `fitting`
+    its shape too.
     """
 
     path: tuple[str, ...]
     tensors: dict[str, Tensor]
     prefix: str = ""
     layout: str = ""
+    joined: bool = False
     named: int = 0
     fitting: int = 0
 
@@ -86,21 +88,25 @@ def find_weights(content: Any, expected: Mapping[str, Tensor], classifiers: Sequ
     groups = list(_groups(content, (), set()))
     if not groups:
         return None
-    tried = [entry for group in groups for entry in _prefixed(group, expected)]
+    tensors = {".".join((*group.path, key)): tensor for group in groups for key, tensor in group.tensors.items()}
+    joined = _Group(path=(), tensors=tensors, joined=True)  # where a model's parts are dicts of their own
+    tried = [entry for group in (*groups, joined) for entry in _prefixed(group, expected)]
     most = max((entry.fitting, entry.named) for entry in tried)
     best = min((entry for entry in tried if (entry.fitting, entry.named) == most), key=lambda entry: entry.rank)
     if best.named < len(expected) // 4:  # names that agree by chance
         best = max(groups, key=lambda group: len(group.tensors))
-    tensors, head = _with_head(best, expected, classifiers)
-    return Weights(tensors=tensors, source=_source(best, head), aside=tuple(_aside(content, best, head, groups)))
+    layers = [group for group in groups if len(group.tensors) <= 2]
+    single = {".".join((*group.path, key)): tensor for group in layers for key, tensor in group.tensors.items()}
+    tensors, head = _with_head(best, single, expected, classifiers)
+    aside = [name for name in _aside(content, best) if not head or not f"{head}.".startswith(f"{name.removesuffix('.*')}.")]
+    return Weights(tensors=tensors, source=_source(best, head), aside=tuple(aside))
 
 
 def _groups(content: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[_Group]:
-    if isinstance(content, list | tuple):
-        content = dict(enumerate(content))
-    if not isinstance(content, Mapping) or id(content) in seen or len(path) > _DEEPEST:
+    if not isinstance(content, Mapping | list | tuple) or id(content) in seen or len(path) > _DEEPEST:
         return
     seen.add(id(content))
+    content = content if isinstance(content, Mapping) else dict(enumerate(content))
     tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if tensors:
         tensors, layout = translated({_WRAPPERS.sub("", key): value for key, value in tensors.items()})
@@ -122,11 +128,16 @@ def _prefixed(group: _Group, expected: Mapping[str, Tensor]) -> list[_Group]:
     return [replace(group, prefix=prefix, named=named[prefix], fitting=fitting[prefix]) for prefix in named]
 
 
-def _with_head(group: _Group, expected: Mapping[str, Tensor], classifiers: Sequence[str]) -> tuple[dict[str, Tensor], str]:
-    """The group's own tensors, and the last layer's from where they are; under which name that is, '' if its own."""
+def _with_head(
+    group: _Group, single: Mapping[str, Tensor], expected: Mapping[str, Tensor], classifiers: Sequence[str]
+) -> tuple[dict[str, Tensor], str]:
+    """The group's own tensors, and the last layer's from where they are; under which name that is, '' if its own.
+
+    `single` are the tensors of dicts that hold one layer alone.
+    """
     own = group.own
     absent = [name for name in classifiers if f"{name}.weight" in expected and f"{name}.weight" not in own]
-    left = {key: tensor for key, tensor in {**own, **group.others}.items() if key not in expected}
+    left = {**{key: tensor for key, tensor in own.items() if key not in expected}, **group.others, **single}
     head = _head_in(left)
     if len(absent) != 1 or head is None or left[f"{head}.weight"].shape[1] != expected[f"{absent[0]}.weight"].shape[1]:
         return own, ""
@@ -151,7 +162,7 @@ def _source(group: _Group, head: str) -> str:
     )
 
 
-def _aside(content: Any, group: _Group, head: str, groups: Sequence[_Group]) -> Iterator[str]:
+def _aside(content: Any, group: _Group) -> Iterator[str]:
     """Names at every level on the way to the group that were not followed, and of its tensors outside the prefix."""
     for depth, step in enumerate(group.path):
         if isinstance(content, Mapping):
@@ -159,10 +170,10 @@ def _aside(content: Any, group: _Group, head: str, groups: Sequence[_Group]) -> 
             content = next(value for key, value in content.items() if str(key) == step)
         else:
             content = content[int(step)]
-    others = (key for key in group.others if not head or not key.startswith(f"{head}."))
-    yield from dict.fromkeys(_shortened(key, group.prefix) for key in others)
+    yield from dict.fromkeys(_shortened(key, group.prefix) for key in group.others)
     if isinstance(content, Mapping):
-        yield from (str(key) for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor)))
+        parts = (Tensor, Mapping, list) if group.joined else (Tensor,)
+        yield from (str(key) for key, value in content.items() if not (isinstance(key, str) and isinstance(value, parts)))
 
 
 def _shortened(key: str, prefix: str) -> str:

@@ -82,6 +82,12 @@ def refused(path: Path, content: Any, **options: Any) -> str:
         (head_as("fc"), "head from 'fc'"),
         (head_as("heads.head"), "head from 'heads.head'"),
         (head_as("head.1"), "head from 'head.1'"),
+        ({**under("backbone.", BODY), **under("head.", HEAD)}, "names without 'backbone.', head from 'head'"),
+        ({"backbone": BODY, "head": HEAD, "epoch": 1}, "backbone, head from 'head'; left aside: epoch"),
+        ({"net": {"vit": BODY, "fc": HEAD}}, "net.vit, head from 'net.fc'"),
+        ({"m": {"blocks": {"0": {key.removeprefix("blocks.0."): value for key, value in BODY.items() if "blocks.0." in key}},
+                **{key: value for key, value in STATE.items() if "blocks." not in key}}, "epoch": 2},
+         "names without 'm.'; left aside: epoch"),
         (head_as("classifier", under("backbone.", BODY)), "names without 'backbone.', head from 'classifier'"),
         ({**head_as("model.fc", under("model.vit.", BODY)), "model.loss.weight": torch.zeros(10, 16)},
          "names without 'model.vit.', head from 'model.fc'; left aside: model.loss.*"),
@@ -142,6 +148,33 @@ def test_torchvision_s_model_gives_the_same_outputs(tmp_path: Path) -> None:
     with torch.no_grad():
         torch.testing.assert_close(ours(images), theirs(images))
     assert "translated from torchvision" in weights_of(ours)
+
+
+def in_transformers(state: State) -> State:
+    """As convert_vit_timm_to_pytorch.py of Hugging Face transformers names the tensors of a timm ViT."""
+    names = {"cls_token": "vit.embeddings.cls_token", "pos_embed": "vit.embeddings.position_embeddings"}
+    for part in ("weight", "bias"):
+        names[f"patch_embed.proj.{part}"] = f"vit.embeddings.patch_embeddings.projection.{part}"
+        names[f"norm.{part}"] = f"vit.layernorm.{part}"
+        names[f"head.{part}"] = f"classifier.{part}"
+        ours, theirs = "blocks.0", "vit.encoder.layer.0"
+        names[f"{ours}.norm1.{part}"] = f"{theirs}.layernorm_before.{part}"
+        names[f"{ours}.norm2.{part}"] = f"{theirs}.layernorm_after.{part}"
+        names[f"{ours}.attn.proj.{part}"] = f"{theirs}.attention.output.dense.{part}"
+        names[f"{ours}.mlp.fc1.{part}"] = f"{theirs}.intermediate.dense.{part}"
+        names[f"{ours}.mlp.fc2.{part}"] = f"{theirs}.output.dense.{part}"
+    found = {names[key]: value for key, value in state.items() if "qkv" not in key}
+    for part in ("weight", "bias"):
+        for index, name in enumerate(("query", "key", "value")):
+            own = state[f"blocks.0.attn.qkv.{part}"][16 * index : 16 * (index + 1)]
+            found[f"vit.encoder.layer.0.attention.attention.{name}.{part}"] = own.clone()
+    return found
+
+
+def test_a_vit_of_transformers_becomes_timm_s(tmp_path: Path) -> None:
+    found = loaded(path := saved(tmp_path / "file.pth", in_transformers(STATE)))
+    assert all(torch.equal(value, STATE[key]) for key, value in found.state_dict().items())
+    assert weights_of(found) == f"{path}; translated from Hugging Face transformers, names without 'vit.', head from 'head'"
 
 
 def test_a_folder_of_shards(tmp_path: Path) -> None:
