@@ -193,7 +193,7 @@ def _probe(model: nn.Module) -> tuple[dict[str, int], dict[str, int]]:
         module.register_forward_hook(partial(_observe, name, macs, tokens)) for name, module in model.named_modules() if name
     ]
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # some models keep what they compute here, and train with it later
             model.eval()(image)
     except Exception as error:  # models raise what they like on an image that they were not made for
         text = printable(first_line(error)[:200])

@@ -83,12 +83,12 @@ class Evaluator:
         self.device = resolve_device(objective.device)
         seed_everything(0)  # a model without weights is the same in every process
         self.model = model = create_model(objective.model)
+        self.space = describe(model, objective.space, objective.multiple)
         self.preprocessing = preprocessing(model, objective.model)
+        self.counted: CostModel = cost_model(model, self.space)
         checked = objective.factors / CHECKED
         self.data = Data(objective.data, self.preprocessing, getattr(model, "num_classes", None), checked, progress)
         _check_classes(model, self.data)
-        self.space = describe(model, objective.space, objective.multiple)
-        self.counted: CostModel = cost_model(model, self.space)
         self.fingerprint = self._fingerprint(model, objective.space)
         accept(self)
         self.data.checked.save(checked)

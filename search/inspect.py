@@ -18,7 +18,7 @@ from search.heatmap import SHARES, conditions, format_error, heat_table, write_h
 from search.judge import tell_found
 from search.run import check_same_model, default_output, make_directory
 from search.targets import format_count, format_kept, reach_of
-from spaces.models import create_model, weights_of
+from spaces.models import create_model, preprocessing, weights_of
 from spaces.sites import Site, Space
 from spaces.vit import describe
 
@@ -46,6 +46,7 @@ def describe_model(config: SearchConfig, watcher: Watcher) -> Iterator[Table | s
     model = create_model(config.model)
     watcher.say(f"weights: {weights_of(model)}")
     space = describe(model, config.study.space, config.study.multiple)
+    preprocessing(model, config.model)
     costs = cost_model(model, space)
     check_count(model, costs)
     yield f"[bold]{config.model.model}[/bold], space {space.name}: {len(space.sites)} sites in {len(space.branches)} branches"

@@ -3,9 +3,10 @@
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
-# torchvision's names, within any prefix, and what they are in timm.
+# Names, within any prefix, and what they are in timm; the last three of the second are one layer there.
 _TORCHVISION = (
     (r"encoder\.layers\.encoder_layer_(\d+)\.ln_1\.", r"blocks.\1.norm1."),
     (r"encoder\.layers\.encoder_layer_(\d+)\.ln_2\.", r"blocks.\1.norm2."),
@@ -19,7 +20,29 @@ _TORCHVISION = (
     (r"conv_proj\.", "patch_embed.proj."),
     (r"heads\.head\.", "head."),
 )
-_IN_TORCHVISION = re.compile(r"encoder\.layers\.encoder_layer_0\.self_attention\.in_proj_weight$")
+_TRANSFORMERS = (
+    (r"encoder\.layer\.(\d+)\.layernorm_before\.", r"blocks.\1.norm1."),
+    (r"encoder\.layer\.(\d+)\.layernorm_after\.", r"blocks.\1.norm2."),
+    (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.", r"blocks.\1.attn.proj."),
+    (r"encoder\.layer\.(\d+)\.intermediate\.dense\.", r"blocks.\1.mlp.fc1."),
+    (r"encoder\.layer\.(\d+)\.output\.dense\.", r"blocks.\1.mlp.fc2."),
+    (r"embeddings\.position_embeddings$", "pos_embed"),
+    (r"embeddings\.cls_token$", "cls_token"),
+    (r"embeddings\.distillation_token$", "dist_token"),
+    (r"embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"layernorm\.", "norm."),
+    (r"(?:cls_)?classifier\.", "head."),
+    (r"distillation_classifier\.", "head_dist."),
+    (r"encoder\.layer\.(\d+)\.attention\.attention\.query\.", r"blocks.\1.attn.qkv.0."),
+    (r"encoder\.layer\.(\d+)\.attention\.attention\.key\.", r"blocks.\1.attn.qkv.1."),
+    (r"encoder\.layer\.(\d+)\.attention\.attention\.value\.", r"blocks.\1.attn.qkv.2."),
+)
+_PART = re.compile(r"\.qkv\.[012]\.")
+# Whose layout, a name that it alone has, and its names.
+_KNOWN = (
+    ("torchvision", re.compile(r"encoder\.layers\.encoder_layer_0\.self_attention\.in_proj_weight$"), _TORCHVISION),
+    ("Hugging Face transformers", re.compile(r"encoder\.layer\.0\.layernorm_before\.weight$"), _TRANSFORMERS),
+)
 
 # Layouts that are named in messages: a name that only they have, within any prefix.
 _FOREIGN = {
@@ -30,11 +53,12 @@ _FOREIGN = {
 }
 
 
-def translated(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict by timm's names, where it is one of torchvision's VisionTransformer; else as it is."""
-    if not any(map(_IN_TORCHVISION.search, tensors)):
-        return tensors
-    return {_renamed(key): tensor for key, tensor in tensors.items()}
+def translated(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """A state dict by timm's names, and whose layout it had, where that is known for a plain ViT; else as it is, and ''."""
+    for layout, sign, names in _KNOWN:
+        if any(map(sign.search, tensors)):
+            return _joined({_renamed(key, names): tensor for key, tensor in tensors.items()}), layout
+    return tensors, ""
 
 
 def foreign_layout(tensors: Mapping[str, Tensor]) -> str | None:
@@ -42,7 +66,18 @@ def foreign_layout(tensors: Mapping[str, Tensor]) -> str | None:
     return next((name for name, pattern in _FOREIGN.items() if any(re.search(pattern, key) for key in tensors)), None)
 
 
-def _renamed(key: str) -> str:
-    for pattern, name in _TORCHVISION:
+def _renamed(key: str, names: tuple[tuple[str, str], ...]) -> str:
+    for pattern, name in names:
         key = re.sub(rf"(?<![^.]){pattern}", name, key)
     return key
+
+
+def _joined(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Queries, keys and values, in this order, as the one layer that timm has."""
+    parts: dict[str, list[Tensor]] = {}
+    for key in sorted(tensors):
+        parts.setdefault(_PART.sub(".qkv.", key), []).append(tensors[key])
+    whole = {
+        key: found for key, found in parts.items() if len(found) in (1, 3) and len({part.shape[1:] for part in found}) == 1
+    }
+    return {key: found[0] if len(found) == 1 else torch.cat(found) for key, found in whole.items()}

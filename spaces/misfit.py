@@ -63,11 +63,12 @@ def misfit(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], model:
     found += [f"{key} is missing" for key in absent] + [f"{printable(key)[:60]} is not in the model" for key in surplus]
     sizes = _sizes(tensors, expected)
     more = f" and {len(found) - 2} more" if len(found) > 2 else ""
-    return f"does not fit {model}: {f'{sizes}: ' if sizes else ''}{'; '.join(found[:2])}{more}{_hint(absent, wrong)}"
+    listed = f"{'; '.join(found[:2])}{more}"
+    return f"does not fit {model}: {f'{sizes}: {listed}' if sizes else f'{listed}{_hint(absent, wrong + surplus)}'}"
 
 
-def _hint(absent: list[str], wrong: list[str]) -> str:
-    if not wrong and absent and all(re.match(r"(head|fc|classifier)", key) for key in absent):
+def _hint(absent: list[str], others: list[str]) -> str:
+    if not others and absent and all(re.match(r"(head|fc|classifier)", key) for key in absent):
         return " (a classifier is needed: fine-tune the model on these images first)"
     return " (see --model-kwargs)"
 

@@ -3,6 +3,7 @@
 import difflib
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -39,14 +40,14 @@ def create_model(config: ModelConfig) -> nn.Module:
     if loaded is not None:
         with torch.no_grad():
             model.load_state_dict(loaded.tensors)
-    model.pretrained_cfg = {**getattr(model, "pretrained_cfg", {}), **_known(config)}  # type: ignore[assignment]
-    model.weights = _without_checkpoint(model, config) if loaded is None else loaded.text  # type: ignore[assignment]
+    model.pretrained_cfg = {**getattr(model, "pretrained_cfg", {}), **_known(config, model)}  # type: ignore[assignment]
+    model._weights_from = _without_checkpoint(model, config) if loaded is None else loaded.text  # type: ignore[assignment]
     return model.eval()
 
 
 def weights_of(model: nn.Module) -> str:
     """Which weights `create_model` gave a model, and what it left aside, in a line."""
-    return str(getattr(model, "weights", "unknown"))
+    return str(getattr(model, "_weights_from", "unknown"))
 
 
 def instantiate(name: str, arguments: dict[str, Any], pretrained: bool = False) -> nn.Module:
@@ -58,6 +59,8 @@ def instantiate(name: str, arguments: dict[str, Any], pretrained: bool = False) 
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=4, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists the known ones"
+        if "/" in name or Path(name).is_dir():
+            hint = f"local-dir:{name} is what save_for_hf wrote in a folder, hf-hub:{name} what is on the hub"
         raise ModelError(f"timm has no model {name!r}: {hint}")
     arguments = tupled(arguments)
     with quick_hub() if pretrained else nullcontext():
@@ -145,7 +148,7 @@ def _load(config: ModelConfig) -> _Loaded:
     problem = misfit(found.tensors, expected, config.model, patches) or value_problem(found.tensors, expected)
     if problem is not None:
         raise CheckpointError(f"{path} {problem}{f' (from it: {found.source})' if found.source else ''}")
-    return _Loaded(found.tensors, classes, "; ".join(filter(None, (str(path), found.text))))
+    return _Loaded(found.tensors, classes, "; ".join(filter(None, (printable(str(path)), found.text))))
 
 
 def _skeleton(config: ModelConfig, classes: int | None) -> nn.Module:
@@ -173,9 +176,10 @@ def _without_checkpoint(model: nn.Module, config: ModelConfig) -> str:
     return f"timm's pretrained ones of {config.model}{head}"
 
 
-def _known(config: ModelConfig) -> dict[str, Any]:
+def _known(config: ModelConfig, model: nn.Module) -> dict[str, Any]:
     """What the options and the model's folder say of its preprocessing and its classes."""
     names = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
-    recipe = recipe_of(config.checkpoint) if config.checkpoint else None
     known = {name: value for name in names if (value := getattr(config, name))}
-    return known if recipe is None or recipe.label_names is None else {**known, "label_names": list(recipe.label_names)}
+    recipe = recipe_of(config.checkpoint) if config.checkpoint else None
+    labels = recipe.label_names if recipe is not None else None
+    return {**known, "label_names": list(labels)} if labels and len(labels) == getattr(model, "num_classes", None) else known

@@ -42,11 +42,18 @@ class Weights:
 
 @dataclass(frozen=True, kw_only=True)
 class _Group:
-    """One dict of tensors in a checkpoint: the keys that lead to it, and the prefix of those that are looked at."""
+    """One dict of tensors in a checkpoint: the keys that lead to it, and the prefix of those that are looked at.
+
+    Or, `joined`, the tensors of all of them by the keys that lead to each. `named` of them have a name of the model, `fitting`
+    its shape too.
+    """
 
     path: tuple[str, ...]
     tensors: dict[str, Tensor]
     prefix: str = ""
+    layout: str = ""
+    joined: bool = False
+    named: int = 0
     fitting: int = 0
 
     @property
@@ -81,47 +88,56 @@ def find_weights(content: Any, expected: Mapping[str, Tensor], classifiers: Sequ
     groups = list(_groups(content, (), set()))
     if not groups:
         return None
-    tried = [entry for group in groups for entry in _prefixed(group, expected)]
-    most = max(entry.fitting for entry in tried)
-    best = min((entry for entry in tried if entry.fitting == most), key=lambda entry: entry.rank)
-    if most == 0:
+    tensors = {".".join((*group.path, key)): tensor for group in groups for key, tensor in group.tensors.items()}
+    joined = _Group(path=(), tensors=tensors, joined=True)  # where a model's parts are dicts of their own
+    tried = [entry for group in (*groups, joined) for entry in _prefixed(group, expected)]
+    most = max((entry.fitting, entry.named) for entry in tried)
+    best = min((entry for entry in tried if (entry.fitting, entry.named) == most), key=lambda entry: entry.rank)
+    if best.named < len(expected) // 4:  # names that agree by chance
         best = max(groups, key=lambda group: len(group.tensors))
-    tensors, head = _with_head(best, expected, classifiers)
-    return Weights(tensors=tensors, source=_source(best, head), aside=tuple(_aside(content, best, head, groups)))
+    layers = [group for group in groups if len(group.tensors) <= 2]
+    single = {".".join((*group.path, key)): tensor for group in layers for key, tensor in group.tensors.items()}
+    tensors, head = _with_head(best, single, expected, classifiers)
+    aside = [name for name in _aside(content, best) if not head or not f"{head}.".startswith(f"{name.removesuffix('.*')}.")]
+    return Weights(tensors=tensors, source=_source(best, head), aside=tuple(aside))
 
 
 def _groups(content: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[_Group]:
-    if isinstance(content, list | tuple):
-        content = dict(enumerate(content))
-    if not isinstance(content, Mapping) or id(content) in seen or len(path) > _DEEPEST:
+    if not isinstance(content, Mapping | list | tuple) or id(content) in seen or len(path) > _DEEPEST:
         return
     seen.add(id(content))
+    content = content if isinstance(content, Mapping) else dict(enumerate(content))
     tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if tensors:
-        yield _Group(path=path, tensors=translated({_WRAPPERS.sub("", key): value for key, value in tensors.items()}))
+        tensors, layout = translated({_WRAPPERS.sub("", key): value for key, value in tensors.items()})
+        yield _Group(path=path, tensors=tensors, layout=layout)
     for key, value in content.items():
         yield from _groups(value, (*path, str(key)), seen)
 
 
 def _prefixed(group: _Group, expected: Mapping[str, Tensor]) -> list[_Group]:
     """The group under every prefix that makes keys fit; under none if there is no such prefix."""
-    named: Counter[str] = Counter()
-    fitting: Counter[str] = Counter()
+    named, fitting = Counter[str](), Counter[str]()
     for key, tensor in group.tensors.items():
         for cut in (0, *(match.end() for match in re.finditer(r"\.", key))):
             if key[cut:] in expected:
                 named[key[:cut]] += 1
-                fitting[key[:cut]] += 1000 if tensor.shape == expected[key[cut:]].shape else 1
+                fitting[key[:cut]] += tensor.shape == expected[key[cut:]].shape
     if not named:
         return [group]
-    return [replace(group, prefix=prefix, fitting=fitting[prefix]) for prefix in named]
+    return [replace(group, prefix=prefix, named=named[prefix], fitting=fitting[prefix]) for prefix in named]
 
 
-def _with_head(group: _Group, expected: Mapping[str, Tensor], classifiers: Sequence[str]) -> tuple[dict[str, Tensor], str]:
-    """The group's own tensors, and the last layer's from where they are; under which name that is, '' if its own."""
+def _with_head(
+    group: _Group, single: Mapping[str, Tensor], expected: Mapping[str, Tensor], classifiers: Sequence[str]
+) -> tuple[dict[str, Tensor], str]:
+    """The group's own tensors, and the last layer's from where they are; under which name that is, '' if its own.
+
+    `single` are the tensors of dicts that hold one layer alone.
+    """
     own = group.own
     absent = [name for name in classifiers if f"{name}.weight" in expected and f"{name}.weight" not in own]
-    left = {key: tensor for key, tensor in {**own, **group.others}.items() if key not in expected}
+    left = {**{key: tensor for key, tensor in own.items() if key not in expected}, **group.others, **single}
     head = _head_in(left)
     if len(absent) != 1 or head is None or left[f"{head}.weight"].shape[1] != expected[f"{absent[0]}.weight"].shape[1]:
         return own, ""
@@ -139,11 +155,14 @@ def _head_in(left: Mapping[str, Tensor]) -> str | None:
 def _source(group: _Group, head: str) -> str:
     place = printable(".".join(group.path))
     averaged = " (averaged weights)" if group.rank == 0 else ""
+    layout = f"translated from {group.layout}" if group.layout else ""
     prefix = f"names without {group.prefix!r}{'' if place else averaged}" if group.prefix else ""
-    return ", ".join(filter(None, (f"{place}{averaged}" if place else "", prefix, f"head from {head!r}" if head else "")))
+    return ", ".join(
+        filter(None, (f"{place}{averaged}" if place else "", layout, prefix, f"head from {head!r}" if head else ""))
+    )
 
 
-def _aside(content: Any, group: _Group, head: str, groups: Sequence[_Group]) -> Iterator[str]:
+def _aside(content: Any, group: _Group) -> Iterator[str]:
     """Names at every level on the way to the group that were not followed, and of its tensors outside the prefix."""
     for depth, step in enumerate(group.path):
         if isinstance(content, Mapping):
@@ -151,7 +170,14 @@ def _aside(content: Any, group: _Group, head: str, groups: Sequence[_Group]) -> 
             content = next(value for key, value in content.items() if str(key) == step)
         else:
             content = content[int(step)]
-    others = {key: None for key in group.others if not head or not key.startswith(f"{head}.")}
-    yield from dict.fromkeys(f"{key.partition('.')[0]}.*" if "." in key else key for key in others)
+    yield from dict.fromkeys(_shortened(key, group.prefix) for key in group.others)
     if isinstance(content, Mapping):
-        yield from (str(key) for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor)))
+        parts = (Tensor, Mapping, list) if group.joined else (Tensor,)
+        yield from (str(key) for key, value in content.items() if not (isinstance(key, str) and isinstance(value, parts)))
+
+
+def _shortened(key: str, prefix: str) -> str:
+    """The first names of a tensor: as many as tell it from those with the prefix."""
+    parts = key.split(".")
+    depth = 2 if prefix.startswith(f"{parts[0]}.") else 1
+    return ".".join(parts[:depth]) + (".*" if len(parts) > depth else "")

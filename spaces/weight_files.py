@@ -73,7 +73,7 @@ def _read_shards(index: Path) -> dict[str, Any]:
 
 def _read_file(path: Path) -> Any:
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
+        raise CheckpointError(f"{path} is no file of weights" if path.exists() else f"no checkpoint at {path}")
     with _readable(path):
         beginning, size = _beginning(path), path.stat().st_size
         if not size:

@@ -11,6 +11,8 @@ from local_runs import MODEL, SHORT, SIZES, Fails, model
 from PIL import Image
 from safetensors.torch import save_file
 
+import run_search
+
 
 def test_unknown_model_names_near_ones(launch: Fails) -> None:
     line = launch("--model", "vit_tinny_patch16_224")
@@ -21,6 +23,27 @@ def test_unknown_model_names_near_ones(launch: Fails) -> None:
 
 def test_argument_that_timm_refuses(launch: Fails) -> None:
     assert "no_such_argument" in launch("--model-kwargs", "no_such_argument=1")
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("qkv_bias=flase", "qkv_bias must be true or false, got 'flase'"),
+        ("qkv_bias=2", "qkv_bias must be true or false, got 2"),
+        ("num_heads=true", "num_heads must be of type int, got true"),
+        ("depth=abc", "timm cannot create"),
+        ("img_size=(8,8", "is not understood"),
+    ],
+)
+def test_value_that_no_argument_of_the_model_has(fails: Fails, argument: str, words: str) -> None:
+    assert words in fails("inspect", MODEL[1], "--model-kwargs", argument)
+
+
+def test_truth_values_are_what_they_say(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without biases of 1 block, 16 wide, 3 x 16 fewer parameters: 3,850 with 10 classes."""
+    for text, parameters in (("true", "3.85 K"), ("false", "3.8 K"), ("False", "3.8 K"), ("no", "3.8 K"), ("none", "3.85 K")):
+        assert run_search.main(["inspect", *MODEL[1:], f"qkv_bias={text}", "--num-classes", "10"]) == 0
+        assert f" {parameters} " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import timm
 
 from search.cli import build_parser, given_options
 from search.config import OWNERS, SearchConfig, option_help, option_types, read_options
 from spaces.errors import ConfigError
+from spaces.models import ModelConfig
 
 
 def test_round_trip_through_yaml(tmp_path: Path) -> None:
@@ -89,6 +91,87 @@ def test_scientific_notation_in_yaml_is_a_number(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("lr: 1e-3\n")
     assert SearchConfig.from_flat(read_options(path)).finetune.lr == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("true", True), ("True", True), ("FALSE", False), ("no", False), ("null", None), ("none", None), ("None", None),
+        ("~", None),
+        ("3", 3), ("-2", -2), ("0.5", 0.5), ("1e-3", 0.001), ("1E5", 1e5), ("5.e-1", 0.5), ("-1.5e+2", -150.0), (".5", 0.5),
+        ("16,16", (16, 16)), ("(16,16)", (16, 16)), ("[16, 16]", (16, 16)), ("[[1, 2], [3]]", ((1, 2), (3,))), ("()", ()),
+        ("[true, false]", (True, False)), ("(true, false)", (True, False)), ("[1e-3, none]", (0.001, None)),
+        ("token", "token"), ("'avg'", "avg"), ('"1"', "1"), ("a=b", "a=b"), ("", ""), ("{a: 1e-3}", {"a": 0.001}),
+    ],
+)  # fmt: skip
+def test_values_of_model_arguments(tmp_path: Path, text: str, value: object) -> None:
+    options = given_options(build_parser().parse_args(["launch", "--model", "vit", "--model-kwargs", f"key={text}", "b=1"]))
+    config = SearchConfig.from_flat(options)
+    assert config.model.model_kwargs == {"key": value, "b": 1}
+    assert type(config.model.model_kwargs["key"]) is type(value)
+    config.dump(tmp_path / "config.yaml")
+    assert SearchConfig.from_flat(read_options(tmp_path / "config.yaml")) == config
+
+
+@pytest.mark.parametrize("text", ["key=[1, 2", "key=(1", "key='a", "key={", "key", "=3", "a b=3", "key=!!python/object:a.b {}"])
+def test_nonsense_in_model_arguments(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"is not (understood|KEY=VALUE)"):
+        build_parser().parse_args(["launch", "--model-kwargs", text])
+
+
+def test_an_argument_that_is_given_twice() -> None:
+    with pytest.raises(ConfigError, match="depth is given twice"):
+        build_parser().parse_args(["launch", "--model-kwargs", "depth=2", "depth=3"])
+
+
+def test_values_of_model_arguments_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("model_kwargs: {qkv_bias: false, init_values: 1e-5, norm: None, img_size: [16, 16], pool: '1'}\n")
+    assert SearchConfig.from_flat(read_options(path)).model.model_kwargs == {
+        "qkv_bias": False, "init_values": 1e-5, "norm": None, "img_size": (16, 16), "pool": "1",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
+        ({"num_classes": -3}, "num_classes must be at least 1, got -3"),
+        ({"std": [0.2, 0, 0.2]}, "std must be .* more than 0, got 0.2, 0.0, 0.2"),
+        ({"std": [-0.5]}, "std must be"),
+        ({"std": [float("nan")]}, "std must be"),
+        ({"mean": [float("nan")]}, "mean must be"),
+        ({"mean": [123.7]}, "mean must be of pixel values between 0 and 1, got 123.7"),
+        ({"crop_pct": 0}, "crop_pct must be between 0.1 and 1.5, got 0.0"),
+        ({"crop_pct": 1e-9}, "crop_pct must be"),
+        ({"crop_pct": -1}, "crop_pct must be"),
+        ({"crop_pct": float("nan")}, "crop_pct must be"),
+        ({"crop_pct": 50}, "crop_pct must be"),
+        ({"interpolation": "zoom"}, "interpolation must be one of nearest, bilinear, bicubic, .*, got 'zoom'"),
+        ({"crop_mode": "middle"}, "crop_mode must be one of center, squash, border, got 'middle'"),
+        ({"model_kwargs": {"num_classes": 3}}, "model_kwargs must not have num_classes: give --num-classes"),
+        ({"model_kwargs": {"checkpoint_path": "x"}}, "must not have checkpoint_path: give --checkpoint"),
+        ({"model_kwargs": {"device": "meta"}}, "must not have device"),
+        ({"model_kwargs": {3: 4}}, "names of arguments, got 3"),
+        ({"model_kwargs": {"depth": {1, 2}}}, "model_kwargs depth must be a truth value"),
+        ({"model_kwargs": {"drop": float("nan")}}, "model_kwargs drop must be"),
+    ],
+)
+def test_values_that_no_model_has(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SearchConfig.from_flat(options)
+
+
+def test_the_preprocessing_of_every_model_of_timm_is_allowed() -> None:
+    for name in timm.list_pretrained():
+        known = timm.models.get_pretrained_cfg(name)
+        ModelConfig(
+            mean=known.mean,
+            std=known.std,
+            crop_pct=known.crop_pct,
+            interpolation=known.interpolation,
+            crop_mode=known.crop_mode,
+        )
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:

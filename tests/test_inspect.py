@@ -3,6 +3,7 @@
 import re
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,3 +143,54 @@ def test_another_profile_does_not_continue_a_run(fails: Fails, finished: Path, c
 
 def test_a_negative_number_of_images_is_refused(fails: Fails) -> None:
     assert "profile_images must be at least 0, got -1" in fails("inspect", NAME, *IMAGES, "--profile-images", "-1")
+
+
+# What launch refuses
+
+TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
+SWIN = {"img_size": 32, "window_size": 4, "embed_dim": 16, "depths": (1,), "num_heads": (2,)}
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "words"),
+    [
+        ("vit_tiny_patch16_224", TINY, None),
+        ("deit_tiny_distilled_patch16_224", TINY, None),
+        ("deit3_small_patch16_224", TINY, None),
+        ("eva_giant_patch14_224", TINY, None),
+        ("vit_small_patch16_dinov3", TINY, None),
+        ("beit_base_patch16_224", TINY, "blocks.0.attn (Attention) of Beit"),
+        ("vit_relpos_small_patch16_224", TINY, "blocks.0.attn (RelPosAttention) of VisionTransformerRelPos"),
+        ("samvit_base_patch16", {**TINY, "global_attn_indexes": (), "window_size": 0},
+         "blocks.0.attn (Attention) of VisionTransformerSAM"),
+        ("cait_xxs24_224", TINY, "blocks.0.attn (TalkingHeadAttn) of Cait"),
+        ("hiera_tiny_224", {"stages": (1,), "q_pool": 0, "embed_dim": 32, "num_heads": 2, "mask_unit_attn": (True,)},
+         "blocks.0.attn (MaskUnitAttention) of Hiera"),
+        ("xcit_nano_12_p8_224", TINY, "no convolutional patch embedding"),
+        ("mixer_s16_224", {"img_size": 32}, "MixerBlock has no separate"),
+        ("swin_tiny_patch4_window7_224", SWIN, "no list of transformer blocks"),
+        ("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)}, "no list of transformer blocks"),
+        ("pit_ti_224", {}, "no list of transformer blocks"),
+        ("levit_128s", {}, "no list of transformer blocks"),
+        ("mobilevit_xxs", {}, "no list of transformer blocks"),
+    ],
+)  # fmt: skip
+def test_launch_and_inspect_take_the_same_models(
+    name: str, sizes: dict[str, Any], words: str | None, capsys: pytest.CaptureFixture[str], fails: Fails, tmp_path: Path
+) -> None:
+    arguments = [name, "--num-classes", "10", "--model-kwargs", *(f"{key}={value}" for key, value in sizes.items())]
+    launched = ["launch", "--model", *arguments, *DIGITS, "--output", tmp_path / "run", "--target", "flops=0.1%"]
+    line = fails(*launched)  # the target is out of any model's reach, which is told last of all
+    if words is None:
+        assert "reachable" in inspected(capsys, *arguments)
+        assert "target 'flops=0.1%'" in line
+    else:
+        assert words in line
+        assert fails("inspect", *arguments) == line
+
+
+def test_the_layer_that_is_counted_otherwise_is_named(fails: Fails) -> None:
+    """17 tokens, 32 wide, 2 heads of 16: qkv of 32 x 96, proj of 32 x 32, and products of 17 x 17 tokens, 32 wide, twice."""
+    line = fails("inspect", "beit_base_patch16_224", "--model-kwargs", *(f"{key}={value}" for key, value in TINY.items()))
+    assert 17 * (32 * 96 + 32 * 32) + 2 * 17 * 17 * 32 == 88_128
+    assert "88,128" in line
