@@ -30,12 +30,13 @@ from search.export import ExportOptions  # noqa: E402
 from search.exports import check_all, export_points, export_table  # noqa: E402
 from search.inspect import describe_model, inspect_profile  # noqa: E402
 from search.journal import LOCK  # noqa: E402
+from search.masking import without_secrets  # noqa: E402
 from search.overlay import fronts  # noqa: E402
 from search.pick import wishes  # noqa: E402
 from search.progress import Display, audit_view, front_table, latency_table  # noqa: E402
 from search.run import stored_options, with_stored  # noqa: E402
 from search.serve import listen, serve  # noqa: E402
-from spaces.errors import CompressionError  # noqa: E402
+from spaces.errors import CompressionError, explained  # noqa: E402
 from spaces.models import create_model  # noqa: E402
 from spaces.vit import describe  # noqa: E402
 
@@ -47,11 +48,13 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 on success, 2 for what the user can put right, 130 after Ctrl-C."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     console, problems = Console(width=None if sys.stdout.isatty() else _WIDTH), Console(stderr=True)
+    arguments = argparse.Namespace()
     try:
         arguments = build_parser().parse_args(argv)
         _COMMANDS[arguments.command](arguments, console)
-    except (CompressionError, OSError) as error:  # OSError: a full disk, no permission; its text holds the path
-        text = " ".join(str(error).splitlines())
+    except (CompressionError, OSError) as error:  # OSError: a full disk, no permission
+        text = " ".join((explained(error) if isinstance(error, OSError) else str(error)).splitlines())
+        text = without_secrets(text, getattr(arguments, "storage", None))
         problems.print(f"error: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:

@@ -22,9 +22,9 @@ from objectives.recipes import RECIPES
 from objectives.splits import DataConfig
 from search.agreement import LEAST
 from search.machines import MachineConfig
+from search.masking import masked
 from search.parametrisation import Name
 from search.samplers import ADDITIVE, SAMPLERS
-from search.storage import masked
 from spaces.errors import ConfigError
 from spaces.files import write_text
 from spaces.models import ModelConfig

@@ -16,10 +16,11 @@ from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBSto
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.exc import SQLAlchemyError
 
+from search.masking import is_masked, masked
 from search.overlay import names_of
 from search.run import stored_options
 from search.serve import hosts_of
-from search.storage import JOURNAL, masked, reason
+from search.storage import JOURNAL, reason
 from spaces.errors import ConfigError, RunError
 from spaces.files import cut_torn_line
 
@@ -110,14 +111,14 @@ def _copy_journal(path: Path, copies: BaseStorage, name: str) -> None:
 
 
 def _copy_database(url: str, directory: Path, copies: BaseStorage, name: str) -> None:
-    if ":***@" in url:
+    if is_masked(url):
         raise RunError(f"{directory} does not keep the password of {url}: give --storage with it")
     study = directory.resolve().name
     try:
         with _reading(url) as storage:
             optuna.copy_study(from_study_name=study, from_storage=storage, to_storage=copies, to_study_name=name)
     except (ImportError, ValueError, KeyError, RuntimeError, StorageInternalError, SQLAlchemyError) as error:
-        raise RunError(f"the study {study!r} in {masked(url)} cannot be read ({reason(error)}): correct --storage") from error
+        raise RunError(f"the study {study!r} in {masked(url)} cannot be read ({reason(error, url)}): correct --storage") from error
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from objectives.score import Score
-from search.storage import close, masked, open_study, reason
+from search.masking import masked
+from search.storage import close, open_study, reason
 from search.trial import Proposal, Trial
 from spaces.errors import RunError
 
@@ -35,7 +36,7 @@ class Journal:
     """
 
     def __init__(self, directory: Path, objectives: int, storage: str | None = None, identity: str | None = None) -> None:
-        self._where = str(directory) if storage is None else masked(storage)
+        self._where, self._url = str(directory) if storage is None else masked(storage), storage
         self._study = open_study(directory, objectives, storage, identity)
 
     def frozen(self) -> list[FrozenTrial]:
@@ -76,7 +77,7 @@ class Journal:
 
     def _lost(self, trial: Trial, error: Exception) -> RunError:
         return RunError(
-            f"the result of trial {trial.proposal.number} could not be recorded in {self._where} ({reason(error)}): "
+            f"the result of trial {trial.proposal.number} could not be recorded in {self._where} ({reason(error, self._url)}): "
             "put that right; the same command continues the run, and repeats this trial"
         )
 

@@ -17,9 +17,9 @@ from search.config import SearchConfig, read_options
 from search.job import STDERR
 from search.journal import LOCK
 from search.machines import PLACEMENT, MachineConfig
+from search.masking import is_masked, masked
 from search.pareto import best_under
 from search.running import running_of
-from search.storage import masked
 from search.table import read_space, read_tables, sites_of
 from search.targets import Target, format_cost, parse_targets
 from spaces.allocation import Allocation
@@ -237,7 +237,7 @@ def check_same_run(directory: Path, config: SearchConfig) -> None:
     stored = stored_options(directory)
     if not stored:
         return
-    if config.study.storage is not None and ":***@" in config.study.storage:
+    if config.study.storage is not None and is_masked(config.study.storage):
         raise RunError(f"{directory} does not keep the password of {config.study.storage}: give --storage with it again")
     before, now = SearchConfig.from_flat(stored).flat(), config.flat()
     if now["storage"] is not None:

@@ -19,6 +19,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from search.masking import masked, secrets_of, without_secrets
 from spaces.errors import RunError, first_line
 from spaces.files import cut_torn_line
 
@@ -92,7 +93,7 @@ def open_study(directory: Path, objectives: int, storage: str | None = None, ide
             study.set_user_attr(WRITER, opened.writer)
     except (ValueError, KeyError, StorageInternalError) as error:
         close(opened)
-        raise RunError(f"{where} cannot be read ({reason(error)}): restore it, or {remedy}") from error
+        raise RunError(f"{where} cannot be read ({reason(error, storage)}): restore it, or {remedy}") from error
     except BaseException:
         close(opened)
         raise
@@ -107,20 +108,10 @@ def close(storage: BaseStorage) -> None:
         backend.engine.dispose()
 
 
-def masked(url: str) -> str:
-    """A URL as it may be shown: without its password, or without all that follows the scheme where it is no URL."""
-    try:
-        parsed = make_url(url)
-    except (SQLAlchemyError, ValueError):
-        return f"{url.partition('://')[0]}://..." if "://" in url else repr(url)
-    hidden = parsed.set(query={key: "***" if "pass" in key.lower() else value for key, value in parsed.query.items()})
-    return hidden.render_as_string(hide_password=True)
-
-
-def reason(error: BaseException) -> str:
-    """What the driver of a database said, in one line."""
+def reason(error: BaseException, url: str | None = None) -> str:
+    """What the driver of a database said, in one line, without what must not be shown of the URL that it was given."""
     cause: Any = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
-    return first_line(getattr(cause, "orig", None) or cause)
+    return without_secrets(first_line(getattr(cause, "orig", None) or cause), url)
 
 
 def _open_journal(path: Path) -> BaseStorage:
@@ -146,12 +137,14 @@ def _connect(url: str, directory: Path) -> BaseStorage:
     except (NoSuchModuleError, LookupError, ValueError) as error:
         raise RunError(f"{shown} is not the URL of a database that is known here: write {_ALLOWED}") from error
     except RuntimeError as error:  # tables of another version of Optuna; what it says to do shows no URL
-        raise RunError(f"{shown}: {first_line(error)}") from error
+        raise RunError(f"{shown}: {reason(error, url)}") from error
     except SQLAlchemyError as error:
-        raise RunError(f"{shown} cannot be opened ({reason(error)}): start its server, or correct --storage") from error
+        raise RunError(f"{shown} cannot be opened ({reason(error, url)}): start its server, or correct --storage") from error
 
 
 def _parse(url: str) -> URL:
+    if any("@" in secret for secret in secrets_of(url)[:1] if secret in url.partition("?")[0]):
+        raise RunError(f"{masked(url)} has a password with an @ in it: write %40 in its place")
     try:
         return make_url(url)
     except (SQLAlchemyError, ValueError) as error:

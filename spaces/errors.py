@@ -13,6 +13,31 @@ DivergedError (ArithmeticError)  a fine-tune whose loss became NaN or infinite; 
 """
 
 
+import errno
+import re
+
+_ELSEWHERE = "choose another place, for a run by --output"
+_REMEDIES = {
+    errno.ENOSPC: "make room there, or " + _ELSEWHERE,
+    errno.EDQUOT: "your share of that disk is used up: make room, or " + _ELSEWHERE,
+    errno.EFBIG: "the disk or a limit (ulimit -f) allows no file of this size: raise it, or " + _ELSEWHERE,
+    errno.EACCES: "ask for the right to read and write it, or " + _ELSEWHERE,
+    errno.EPERM: "ask for the right to read and write it, or " + _ELSEWHERE,
+    errno.EROFS: "that disk can only be read: " + _ELSEWHERE,
+    errno.EMFILE: "raise the limit of open files (ulimit -n), or use fewer --workers",
+    errno.ENFILE: "this machine has too many open files: end other programs",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOENT: "correct the path, or make the folder",
+    errno.ENOTDIR: "a part of the path is a file, not a folder: correct it",
+    errno.EISDIR: "this is a folder where a file belongs: correct the path, or move it away",
+    errno.EEXIST: "move what is there away, or " + _ELSEWHERE,
+    errno.ELOOP: "its links lead in a circle: correct them",
+    errno.EIO: "the disk cannot be read or written: check it, and restore the file from a backup",
+    errno.ESTALE: "the network disk has lost it: mount it again",
+    errno.ENOMEM: "there is too little memory: end other programs",
+}
+
+
 class CompressionError(Exception):
     """Something that the user can put right; the message says what was wrong, the value and what is allowed."""
 
@@ -56,3 +81,25 @@ class DivergedError(ArithmeticError):
 def first_line(error: BaseException) -> str:
     """What an error of another library says, without what follows; its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def explained(error: OSError) -> str:
+    """What the system could not do in one line: the file as its owner knows it, why, and what to do."""
+    code = error.errno if error.errno is not None else code_in(str(error))
+    if code is None:
+        return first_line(error)
+    paths = [named(str(path)) for path in (error.filename2, error.filename) if path is not None]
+    reason = error.strerror or first_line(error)
+    remedy = _REMEDIES.get(code, "put that right")
+    return f"{paths[0]}: {reason}: {remedy}" if paths else f"{reason}: {remedy}"
+
+
+def named(path: str) -> str:
+    """A path; for what is written beside it until it is whole (`spaces.files.replacing`), that of what it becomes."""
+    return re.sub(r"\.([^/]+?)(\.old)?\.\d+\.partial(?=/|$)", r"\1", path)
+
+
+def code_in(text: str) -> int | None:
+    """The number of an error of the system, as libraries of other languages write it."""
+    match = re.search(r"os error (\d+)", text)
+    return int(match[1]) if match else None
