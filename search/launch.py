@@ -27,6 +27,7 @@ from search.interrupts import Interrupts
 from search.journal import lock_run
 from search.knapsack import knapsack_of
 from search.loop import Loop
+from search.losses import check_nothing_lost
 from search.machines import MachineConfig
 from search.parametrisation import Budgets, Limits, parametrise
 from search.run import (
@@ -39,9 +40,11 @@ from search.run import (
     make_directory,
     remove_if_empty,
 )
+from search.replay import journal_numbers
 from search.rungs import reason_to_stop
 from search.runner import InProcessRunner, Listener, Need, Runner
 from search.running import Running
+from search.storage import JOURNAL
 from search.study import Study
 from search.table import describe_space
 from search.targets import (
@@ -109,6 +112,8 @@ def _launch(config: SearchConfig, directory: Path, reporter: Reporter, began: fl
     """What `launch` does while no other process may; whether the search is done."""
     remove_partials(directory)
     try:
+        if config.study.storage is None:  # before anything is computed
+            check_nothing_lost(directory, journal_numbers(directory / JOURNAL), str(directory / JOURNAL))
         search = _Search(config, directory, reporter, began)
     except BaseException:
         remove_if_empty(directory)
@@ -148,6 +153,7 @@ class _Search:
             self.runner.close()
             raise
         try:
+            self.study.check_nothing_lost()
             enqueue_baselines(self.study, self.parametrisation, study, recipe_budgets(self.targets, costs))
             self.views = Views(self.study, self.targets, self._facts(), config.machines.disk_limit)
         except BaseException:
