@@ -31,12 +31,12 @@ from search.exports import check_all, export_points, export_table  # noqa: E402
 from search.inspect import describe_model, inspect_profile  # noqa: E402
 from search.journal import LOCK  # noqa: E402
 from search.masking import without_secrets  # noqa: E402
-from search.overlay import fronts  # noqa: E402
+from search.overlay import fronts, opened  # noqa: E402
 from search.pick import wishes  # noqa: E402
 from search.progress import Display, audit_view, front_table, latency_table  # noqa: E402
-from search.run import stored_options, with_stored  # noqa: E402
 from search.serve import listen, serve  # noqa: E402
-from spaces.errors import CompressionError, explained  # noqa: E402
+from search.stored import stored_config, stored_options, with_stored  # noqa: E402
+from spaces.errors import CompressionError, RunError, explained  # noqa: E402
 from spaces.models import create_model  # noqa: E402
 from spaces.vit import describe  # noqa: E402
 
@@ -89,12 +89,13 @@ def _launch(arguments: argparse.Namespace, console: Console) -> None:
 def _with_stored(given: dict[str, Any]) -> dict[str, Any]:
     """`given`, and below it the options of the run that is in its output directory."""
     output = given.get("output")
-    return with_stored(Path(output), given) if output else given
+    return with_stored(Path(output), given) if isinstance(output, str) and output else given
 
 
 def _inspect(arguments: argparse.Namespace, console: Console) -> None:
-    stored, given = stored_options(Path(arguments.model)), given_options(arguments)
-    if stored:
+    directory, given = Path(arguments.model), given_options(arguments)
+    if stored_options(directory):
+        stored = stored_config(directory).flat()
         given = {**stored, **given, "model": stored["model"], "output": arguments.model}
     config = SearchConfig.from_flat(given)
     if arguments.profile:
@@ -111,14 +112,15 @@ def _inspect(arguments: argparse.Namespace, console: Console) -> None:
 def _browse(arguments: argparse.Namespace, console: Console) -> None:
     directories = [Path(run) for run in arguments.runs]
     if arguments.text:
-        for line in fronts([open_run(directory) for directory in directories]):
-            console.print(line)
+        for line in fronts(directories):
+            console.print(line, soft_wrap=isinstance(line, str))
         return
     if arguments.dashboard:
         check_installed()
-    for directory in directories:
-        if not (directory / LOCK).exists():  # a run that is being started has that alone
-            open_run(directory)
+    if not any((directory / LOCK).exists() for directory in directories):  # a run that is being started has that alone
+        runs, broken = opened(directories)
+        if not runs:
+            raise RunError(broken[0][1])
     studies = snapshot(directories, arguments.storage) if arguments.dashboard else None
     listener = listen(arguments.host, arguments.port)
     name = f"[{arguments.host}]" if ":" in arguments.host else arguments.host

@@ -1,6 +1,5 @@
 """How wrong a model is: top-1 error, and its divergence from the dense model."""
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from objectives.parallel import ALONE, Group
 from spaces.errors import CheckpointError, DataError, DivergedError
 from spaces.files import write_json
+from spaces.schema import NUMBER, SHARE, SIZE, Maybe, read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +41,10 @@ class Evaluation:
             CheckpointError: the file is unreadable.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            return cls(error=float(content["error"]), kl=content["kl"], count=int(content["count"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"figures {path} cannot be read ({error!r}): delete it to measure them again") from error
+            content = read_json(path, {"error": SHARE, "kl": Maybe(NUMBER), "count": SIZE})
+            return cls(error=float(content["error"]), kl=content["kl"], count=content["count"])
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"figures {path} cannot be read ({error}): delete it to measure them again") from error
 
 
 @torch.inference_mode()

@@ -30,6 +30,7 @@ from search.loop import Loop
 from search.losses import check_nothing_lost
 from search.machines import MachineConfig
 from search.parametrisation import Budgets, Limits, parametrise
+from search.replay import journal_numbers
 from search.run import (
     Run,
     check_same_latencies,
@@ -40,7 +41,6 @@ from search.run import (
     make_directory,
     remove_if_empty,
 )
-from search.replay import journal_numbers
 from search.rungs import reason_to_stop
 from search.runner import InProcessRunner, Listener, Need, Runner
 from search.running import Running
@@ -206,6 +206,7 @@ class _Search:
     def _accept(self, evaluator: Evaluator) -> None:
         """Refuse another model's run, costs that cannot be counted and targets out of reach before factors are computed."""
         check_same_model(self.directory, evaluator.fingerprint)
+        check_same_latencies(self.directory, self.config, evaluator.fingerprint)
         _check_count(evaluator)
         self._settle(evaluator, evaluator.counted)
         check_recipes(recipes_of(self.config.study), self.config.study.target)

@@ -169,7 +169,7 @@ def _require(trials: pd.DataFrame, column: str, holds: Any, name: str) -> None:
 
 
 def _is_whole(numbers: NDArray[np.float64], least: int) -> NDArray[np.bool_]:
-    return (numbers >= least) & (numbers < 2**53) & (numbers == np.floor(numbers))
+    return np.asarray((numbers >= least) & (numbers < 2**53) & (numbers == np.floor(numbers)), dtype=bool)
 
 
 def _is_text_or_none(value: Any) -> bool:

@@ -12,7 +12,6 @@ CompressionError                 anything the user can put right: printed as one
 DivergedError (ArithmeticError)  a fine-tune whose loss became NaN or infinite; fails one trial, not the search
 """
 
-
 import errno
 import re
 

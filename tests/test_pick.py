@@ -53,7 +53,8 @@ def made(folder: Path, trials: dict[int, Any] = TRIALS, **options: Any) -> Run:
         score = None if error is None else replace(score_of(allocation), error=error, macs=macs, params=macs)
         ended.append(Trial(proposal=proposal, score=score, reason=None if score else "ValueError: broken"))
     facts: dict[str, Any] = {
-        "model": "made-up", "fingerprint": "f", "space": "test", "spaces": {"test": describe_space(SPACE)}, "skipped": [], "dense": DENSE,
+        "model": "made-up", "fingerprint": "f",
+        "space": "test", "spaces": {"test": describe_space(SPACE)}, "skipped": [], "dense": DENSE,
         "reach": {"macs": [32, 2000], "params": [32, 2000]},
     }  # fmt: skip
     table = trial_table(ended, DENSE, SPACE.sites)
