@@ -6,11 +6,11 @@ Options have one flat set of names, the same on the command line, in YAML and in
 import dataclasses
 import difflib
 import itertools
-import math
 import re
 import reprlib
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -267,20 +267,16 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
 
 def _scalar(name: str, value: Any, kind: type) -> Any:
     if kind is float and not isinstance(value, bool):
-        try:
-            found = float(value)  # YAML reads 1e-3 as text
-        except (TypeError, ValueError, OverflowError):
-            found = math.nan
-        if math.isfinite(found):
-            return found
-        raise ConfigError(f"{name} must be a finite number of type float, got {_shown(value)}")
-    if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool) and not _is_huge(value):
+        with suppress(TypeError, ValueError, OverflowError):
+            value = float(value)  # YAML reads 1e-3 as text
+    if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool) and not _is_beyond(value):
         return value
     raise ConfigError(f"{name} must be of type {kind.__name__}, got {_shown(value)}")
 
 
-def _is_huge(value: Any) -> bool:
-    return isinstance(value, int) and abs(value) >= 2**63
+def _is_beyond(value: Any) -> bool:
+    """Whether it is a number that nothing can be done with."""
+    return isinstance(value, int | float) and not abs(value) < 2**63
 
 
 def _shown(value: Any) -> str:

@@ -33,14 +33,18 @@ class Journal:
         identity: says which search it is.
 
     Attributes:
-        where: the file or the database, as it may be shown.
+        where: the file, or the study in a database, as it may be shown.
+        backup: how it gets trials back that it has lost.
 
     Raises:
         RunError: its trials cannot be read, or they are of another search.
     """
 
     def __init__(self, directory: Path, objectives: int, storage: str | None = None, identity: str | None = None) -> None:
-        self.where = str(directory / JOURNAL) if storage is None else masked(storage)
+        self.where, self.backup = str(directory / JOURNAL), "restore it from a backup"
+        if storage is not None:
+            self.where = f"the study {directory.resolve().name!r} in {masked(storage)}"
+            self.backup += ", or give the run directory the name back that it had, by which its study is called"
         self._url, self._remedy = storage, remedy_of(storage)
         self._study = open_study(directory, objectives, storage, identity)
 

@@ -113,7 +113,8 @@ def _launch(config: SearchConfig, directory: Path, reporter: Reporter, began: fl
     remove_partials(directory)
     try:
         if config.study.storage is None:  # before anything is computed
-            check_nothing_lost(directory, journal_numbers(directory / JOURNAL), str(directory / JOURNAL))
+            path = directory / JOURNAL
+            check_nothing_lost(directory, journal_numbers(path), str(path), "restore it from a backup")
         search = _Search(config, directory, reporter, began)
     except BaseException:
         remove_if_empty(directory)

@@ -10,13 +10,14 @@ from search.table import SUMMARY, TRIALS, read_summary
 from spaces.errors import RunError
 
 
-def check_nothing_lost(directory: Path, numbers: Collection[int], where: str) -> None:
+def check_nothing_lost(directory: Path, numbers: Collection[int], where: str, remedy: str) -> None:
     """Raise where the tables of a run have trials that what it is continued from lacks.
 
     Args:
         directory: of the run.
         numbers: of the trials that the journal or the database has.
         where: names it.
+        remedy: how it gets its trials back.
 
     Raises:
         RunError: trials were lost.
@@ -28,8 +29,8 @@ def check_nothing_lost(directory: Path, numbers: Collection[int], where: str) ->
         return
     example = f", trial {lost[0]} for one" if lost else ""
     raise RunError(
-        f"{where} lacks {missing} of the {max(count, len(known))} trials that the tables of {directory} have{example}: restore "
-        f"it from a backup, or move {TRIALS} and {SUMMARY} away to go on with the {len(numbers)} trials that are left"
+        f"{where} lacks {missing} of the {max(count, len(known))} trials that the tables of {directory} have{example}: "
+        f"{remedy}, or move {TRIALS} and {SUMMARY} away to go on with the {len(numbers)} trials that are left"
     )
 
 

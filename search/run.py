@@ -25,7 +25,7 @@ from search.stored import comparable, stored_config, stored_options
 from search.table import read_space, read_summary, read_tables, sites_of
 from search.targets import Target, format_cost, parse_targets
 from spaces.allocation import Allocation
-from spaces.errors import RunError, TargetError
+from spaces.errors import RunError, TargetError, why_not
 from spaces.schema import read_json
 from spaces.sites import Site, Space
 
@@ -206,7 +206,7 @@ def make_directory(directory: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise RunError(f"cannot write to {directory}: {error.strerror or error}: choose another --output") from error
+        raise RunError(f"cannot write to {directory}: {why_not(error)}") from error
 
 
 def remove_if_empty(directory: Path) -> None:

@@ -111,7 +111,8 @@ class Study:
         """Raise where a proposal has neither a recipe nor an allocation of the searched space."""
         space = self.parametrisation.budgets.space
         if proposal.recipe is not None:
-            recipe_of(proposal.recipe)
+            if recipe_of(proposal.recipe).space != proposal.space:
+                raise ValueError(f"the recipe {proposal.recipe} makes no model of space {proposal.space}")
         elif proposal.allocation is None or proposal.space != space.name:
             raise ValueError(f"it has no allocation of space {space.name}")
         if proposal.allocation is not None and proposal.space == space.name:
@@ -123,7 +124,8 @@ class Study:
         Raises:
             RunError: they have.
         """
-        check_nothing_lost(self.directory, [trial.proposal.number for trial in self.trials], self._journal.where)
+        numbers = [trial.proposal.number for trial in self.trials]
+        check_nothing_lost(self.directory, numbers, self._journal.where, self._journal.backup)
 
     def enqueue(self, label: str, allocation: Allocation, parameters: Mapping[str, float] | None = None) -> None:
         """Propose this baseline next, unless its allocation was already tried or is waiting.

@@ -25,10 +25,10 @@ _REMEDIES = {
     errno.EROFS: "that disk can only be read: " + _ELSEWHERE,
     errno.EMFILE: "raise the limit of open files (ulimit -n), or use fewer --workers",
     errno.ENFILE: "this machine has too many open files: end other programs",
-    errno.ENAMETOOLONG: "choose a shorter name",
-    errno.ENOENT: "correct the path, or make the folder",
-    errno.ENOTDIR: "a part of the path is a file, not a folder: correct it",
-    errno.EISDIR: "this is a folder where a file belongs: correct the path, or move it away",
+    errno.ENAMETOOLONG: "choose a shorter name, for a run by --output",
+    errno.ENOENT: "correct the path, or " + _ELSEWHERE,
+    errno.ENOTDIR: "a part of the path is a file, not a folder: " + _ELSEWHERE,
+    errno.EISDIR: "this is a folder where a file belongs: move it away, or " + _ELSEWHERE,
     errno.EEXIST: "move what is there away, or " + _ELSEWHERE,
     errno.ELOOP: "its links lead in a circle: correct them",
     errno.EIO: "the disk cannot be read or written: check it, and restore the file from a backup",
@@ -84,13 +84,16 @@ def first_line(error: BaseException) -> str:
 
 def explained(error: OSError) -> str:
     """What the system could not do in one line: the file as its owner knows it, why, and what to do."""
-    code = error.errno if error.errno is not None else code_in(str(error))
-    if code is None:
-        return first_line(error)
     paths = [named(str(path)) for path in (error.filename2, error.filename) if path is not None]
+    why = why_not(error)
+    return f"{paths[0]}: {why}" if paths else why
+
+
+def why_not(error: OSError) -> str:
+    """Why the system could not do something, and what to do."""
+    code = error.errno if error.errno is not None else code_in(str(error))
     reason = error.strerror or first_line(error)
-    remedy = _REMEDIES.get(code, "put that right")
-    return f"{paths[0]}: {reason}: {remedy}" if paths else f"{reason}: {remedy}"
+    return f"{reason}: {_REMEDIES.get(code, 'put that right')}" if code is not None else reason
 
 
 def named(path: str) -> str:

@@ -123,7 +123,7 @@ class Factors:
 
     def save(self, path: Path, fingerprint: str) -> None:
         """Write the tensors atomically as safetensors."""
-        save_tensors(path, self._tensors, {"format": _FORMAT, "fingerprint": fingerprint, "shapes": _shapes(self._tensors)})
+        save_tensors(path, self._tensors, {"format": _FORMAT, "fingerprint": fingerprint, "content": _digest(self._tensors)})
 
     @classmethod
     def load(cls, path: Path, dense: nn.Module, space: Space, fingerprint: str) -> "Factors":
@@ -142,7 +142,7 @@ class Factors:
             raise CheckpointError(
                 f"factors {path} belong to another model, space or calibration set: delete the file to compute them again"
             )
-        if metadata.get("shapes") != _shapes(tensors):
+        if metadata.get("content") != _digest(tensors):
             raise CheckpointError(f"factors {path} are damaged: delete the file to compute them again")
         return cls(dense.cpu().eval(), space, tensors)
 
@@ -151,9 +151,13 @@ class Factors:
         return {key.removeprefix(prefix): value for key, value in self._tensors.items() if key.startswith(prefix)}
 
 
-def _shapes(tensors: Tensors) -> str:
-    """Hash of the names and shapes of tensors: what is missing or called otherwise shows, without reading them all again."""
-    return hashlib.sha256(repr(sorted((name, tuple(value.shape)) for name, value in tensors.items())).encode()).hexdigest()[:16]
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Hash of names, shapes and values; 16 hex digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(repr((name, tuple(tensor.shape), tensor.dtype)).encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def _heads(dense: nn.Module, site: Site) -> int:
