@@ -1,9 +1,11 @@
 """Damaged files of a run end in one line that names the file, or in what is left, and never in a traceback."""
 
 import json
+import random
 import shutil
+import sqlite3
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +76,10 @@ def read(directory: Path) -> None:
     list(fronts([directory]))
 
 
-def refused(path: Path, damage: Callable[[bytes, int], bytes], look: Callable[[], Any]) -> int:
+def refused(path: Path, damage: Callable[[bytes, int], bytes], look: Callable[[], Any], mutations: int = MUTATIONS) -> int:
     """How many of the mutations of a file are refused; all others are read, and nothing else is raised."""
     before, lines = path.read_bytes(), list[str]()
-    for seed in range(MUTATIONS):
+    for seed in range(mutations):
         path.write_bytes(damage(before, seed))
         try:
             look()
@@ -109,8 +111,8 @@ def test_what_runs_is_read_or_nothing(copied: Path) -> None:
     read(copied)
 
 
-def told(directory: Path) -> Study:
-    study = opened(Study(directory, PARAMETRISATION, ("error", "macs"), "additive", 0, screening=True))
+def told(directory: Path, url: str | None = None) -> Study:
+    study = opened(Study(directory, PARAMETRISATION, ("error", "macs"), "additive", 0, screening=True, storage=url))
     while len(study.trials) < 8:
         proposal = asked(study)
         assert proposal.allocation is not None
@@ -118,8 +120,8 @@ def told(directory: Path) -> Study:
     return study
 
 
-def taken_up(directory: Path, sampler: str = "additive") -> Study:
-    study = Study(directory, PARAMETRISATION, ("error", "macs"), sampler, 0, screening=True)
+def taken_up(directory: Path, sampler: str = "additive", url: str | None = None) -> Study:
+    study = Study(directory, PARAMETRISATION, ("error", "macs"), sampler, 0, screening=True, storage=url)
     try:
         asked(study)
     finally:
@@ -131,6 +133,40 @@ def test_a_damaged_journal_is_refused_in_one_line_or_continued(tmp_path: Path) -
     told(tmp_path).close()
     journal = tmp_path / "study.journal"
     assert refused(journal, damaged_lines, lambda: (taken_up(tmp_path), shutil.rmtree(tmp_path / "trials"))) > MUTATIONS / 2
+
+
+def test_a_damaged_database_is_refused_in_one_line_or_continued(tmp_path: Path) -> None:
+    """Its bytes, and values of its rows: sqlite takes any value in any column."""
+    path = tmp_path / "studies.db"
+    url = f"sqlite:///{path}"
+    told(tmp_path / "run", url).close()
+    before = path.read_bytes()
+
+    def damage(content: bytes, seed: int) -> bytes:
+        return damaged_text(content, seed) if seed % 5 == 0 else damaged_rows(before, path, seed)
+
+    assert refused(path, damage, lambda: taken_up(tmp_path / "run", "random", url), MUTATIONS // 4) > 0
+    path.write_bytes(before)
+    taken_up(tmp_path / "run", "random", url)
+
+
+def damaged_rows(content: bytes, path: Path, seed: int) -> bytes:
+    """A database one value of which was replaced, or one row removed or doubled."""
+    path.write_bytes(content)
+    rng = random.Random(seed)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        tables = [name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")]
+        filled = [name for name in sorted(tables) if connection.execute(f"select count(*) from {name}").fetchone()[0]]
+        table = rng.choice(filled)
+        (row,) = rng.choice(connection.execute(f"select rowid from {table}").fetchall())
+        column = rng.choice([entry[1] for entry in connection.execute(f"pragma table_info({table})")])
+        value = rng.choice([None, 0, -1, 1e300, "x", "null", "[]", "{}", '"x"', "3", b"\xff", "NaN", "1" * 400])
+        with suppress(sqlite3.IntegrityError):
+            if seed % 5 == 1:
+                connection.execute(f"delete from {table} where rowid = ?", (row,))
+            else:
+                connection.execute(f"update {table} set {column} = ? where rowid = ?", (value, row))
+    return path.read_bytes()
 
 
 def test_a_trial_that_was_begun_is_repeated_or_proposed_again(tmp_path: Path) -> None:
@@ -320,6 +356,19 @@ def test_what_is_left_is_continued_when_the_tables_were_moved_away(copied: Path,
     again, before = launch(options, Silent()), Run(whole)
     times = ["seconds", "ended"]
     assert again.trials.drop(columns=times).equals(before.trials.drop(columns=times))
+
+
+def test_a_database_that_has_lost_trials_is_refused(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    told(tmp_path / "run", url).close()
+    (tmp_path / "run" / "trials.csv").write_text("number\n" + "\n".join(map(str, range(8))))
+    opened(Study(tmp_path / "run", PARAMETRISATION, ("error", "macs"), "random", 0, storage=url)).check_nothing_lost()
+    (tmp_path / "studies.db").unlink()
+    lost = opened(Study(tmp_path / "run", PARAMETRISATION, ("error", "macs"), "random", 0, storage=url))
+    with pytest.raises(
+        RunError, match=r"the study 'run' in sqlite:///.*studies.db lacks 8 of the 8 trials .*restore it from a"
+    ):
+        lost.check_nothing_lost()
 
 
 def test_a_table_that_cannot_be_read_says_nothing_of_what_was_lost(tmp_path: Path) -> None:
