@@ -30,12 +30,14 @@ from search.export import ExportOptions  # noqa: E402
 from search.exports import check_all, export_points, export_table  # noqa: E402
 from search.inspect import describe_model, inspect_profile  # noqa: E402
 from search.journal import LOCK  # noqa: E402
-from search.overlay import fronts  # noqa: E402
+from search.masking import without_secrets  # noqa: E402
+from search.overlay import fronts, opened  # noqa: E402
 from search.pick import wishes  # noqa: E402
 from search.progress import Display, audit_view, front_table, latency_table  # noqa: E402
-from search.run import model_of_run, stored_options, with_stored  # noqa: E402
+from search.run import model_of_run  # noqa: E402
 from search.serve import listen, serve  # noqa: E402
-from spaces.errors import CompressionError, printable  # noqa: E402
+from search.stored import stored_config, stored_options, with_stored  # noqa: E402
+from spaces.errors import CompressionError, RunError, explained, printable  # noqa: E402
 
 _INTERRUPTED = 130
 _WIDTH = 130  # of output that goes to a file
@@ -45,11 +47,13 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 on success, 2 for what the user can put right, 130 after Ctrl-C."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     console, problems = Console(width=None if sys.stdout.isatty() else _WIDTH), Console(stderr=True)
+    arguments = argparse.Namespace()
     try:
         arguments = build_parser().parse_args(argv)
         status: int | None = _COMMANDS[arguments.command](arguments, console)
-    except (CompressionError, OSError) as error:  # OSError: a full disk, no permission; its text holds the path
-        text = printable(str(error))
+    except (CompressionError, OSError) as error:  # OSError: a full disk, no permission
+        text = printable(explained(error) if isinstance(error, OSError) else str(error))
+        text = without_secrets(text, getattr(arguments, "storage", None))
         problems.print(f"error: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
@@ -84,14 +88,15 @@ def _launch(arguments: argparse.Namespace, console: Console) -> None:
 def _with_stored(given: dict[str, Any]) -> dict[str, Any]:
     """`given`, and below it the options of the run that is in its output directory."""
     output = given.get("output")
-    return with_stored(Path(output), given) if output else given
+    return with_stored(Path(output), given) if isinstance(output, str) and output else given
 
 
 def _inspect(arguments: argparse.Namespace, console: Console) -> None:
-    stored, given = stored_options(Path(arguments.model)), given_options(arguments)
+    directory, given = Path(arguments.model), given_options(arguments)
+    stored = stored_config(directory).flat() if stored_options(directory) else {}
     if stored:
         given = {**stored, **given, "model": stored["model"], "output": arguments.model}
-    config = model_of_run(SearchConfig.from_flat(given), Path(arguments.model) if stored else None)
+    config = model_of_run(SearchConfig.from_flat(given), directory if stored else None)
     with Display(console) as display:
         parts = list(inspect_profile(config, display) if arguments.profile else describe_model(config, display))
     for part in parts:
@@ -101,14 +106,15 @@ def _inspect(arguments: argparse.Namespace, console: Console) -> None:
 def _browse(arguments: argparse.Namespace, console: Console) -> None:
     directories = [Path(run) for run in arguments.runs]
     if arguments.text:
-        for line in fronts([open_run(directory) for directory in directories]):
-            console.print(line)
+        for line in fronts(directories):
+            console.print(line, soft_wrap=isinstance(line, str))
         return
     if arguments.dashboard:
         check_installed()
-    for directory in directories:
-        if not (directory / LOCK).exists():  # a run that is being started has that alone
-            open_run(directory)
+    if not any((directory / LOCK).exists() for directory in directories):  # a run that is being started has that alone
+        runs, broken = opened(directories)
+        if not runs:
+            raise RunError(broken[0][1])
     studies = snapshot(directories, arguments.storage) if arguments.dashboard else None
     listener = listen(arguments.host, arguments.port)
     name = f"[{arguments.host}]" if ":" in arguments.host else arguments.host

@@ -1,6 +1,5 @@
 """How wrong a model is: top-1 error, and its divergence from the dense model."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,6 +13,9 @@ from torch import Tensor, nn
 from objectives.parallel import ALONE, Group
 from spaces.errors import CheckpointError, DataError, DivergedError
 from spaces.files import write_json
+from spaces.schema import NUMBER, SHARE, SIZE, WHOLE, Maybe, read_json
+
+_SCHEMA = {"error": SHARE, "kl": Maybe(NUMBER), "count": SIZE, "confusion": Maybe([(WHOLE, WHOLE, SIZE)])}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +46,12 @@ class Evaluation:
             CheckpointError: the file is unreadable.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            pairs = content.get("confusion")
-            confusion = None if pairs is None else tuple((int(label), int(answer), int(n)) for label, answer, n in pairs)
-            return cls(error=float(content["error"]), kl=content["kl"], count=int(content["count"]), confusion=confusion)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"figures {path} cannot be read ({error!r}): delete it to measure them again") from error
+            content = read_json(path, _SCHEMA)
+            pairs = content["confusion"]
+            confusion = None if pairs is None else tuple((label, answer, images) for label, answer, images in pairs)
+            return cls(error=float(content["error"]), kl=content["kl"], count=content["count"], confusion=confusion)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"figures {path} cannot be read ({error}): delete it to measure them again") from error
 
 
 @torch.inference_mode()

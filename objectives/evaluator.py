@@ -140,7 +140,7 @@ class Evaluator:
         config, path = self.objective.latency, self.objective.factors.parent / LATENCY
         if config is None:
             return None
-        table = LatencyTable.load(path) if path.exists() else None
+        table = LatencyTable.load(path, self.fingerprint, self.space) if path.exists() else None
         if table is None or (table.fingerprint, table.config) != (self.fingerprint, config):
             model, images = self.teacher.eval(), self._blank(config.latency_batch_size)
             table = measure_latency(model, self.space, self.counted, images, config, self.fingerprint, self._progress)
@@ -173,7 +173,7 @@ class Evaluator:
     def profile(self) -> Profile:
         """What every size of every site costs: measured, or read from the factors' folder, at the first use."""
         name, images = profile_name(self.fingerprint), min(self.objective.data.profile_images, self._calibration_images)
-        profile = read_stored(self.objective.factors / name, lambda path: Profile.load(path, self.fingerprint))
+        profile = read_stored(self.objective.factors / name, lambda path: Profile.load(path, self.fingerprint, self.space))
         if profile is None or (profile.images, profile.sizes) != (images, SIZES):
             batches = self.data.calibration(images) if images else ()
             report = partial(self._progress, "profile")

@@ -1,7 +1,6 @@
 """A search's latency: what every size saves of the dense model's time, looked up in what was measured once."""
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,11 +16,25 @@ from objectives.latency_units import Unit
 from spaces.allocation import Allocation
 from spaces.errors import ConfigError, RunError
 from spaces.files import write_json
+from spaces.schema import FLAG, NUMBER, OBJECT, POSITIVE, SIZE, TEXT, Each, Kind, read_json
 from spaces.sites import Operator, Space
 
 Floats = NDArray[np.float64]
 
 LATENCY = "latency.json"  # in the run directory
+_UNIT = {"operator": TEXT, "parts": [TEXT], "choices": [[SIZE]], "anchored": FLAG, "branches": [TEXT]}
+_SAVED = Kind("numbers", lambda value: isinstance(value, list | float | int))
+_SCHEMA = {
+    "dense": POSITIVE,
+    "grids": [{"unit": _UNIT, "regimes": Each({"axes": Each([SIZE]), "saved": _SAVED})}],
+    "checks": [{"predicted": NUMBER, "measured": POSITIVE}],
+    "fingerprint": TEXT,
+    "config": {"latency_batch_size": SIZE, "latency_amp": FLAG, "latency_seconds": POSITIVE},
+    "device": TEXT,
+    "threads": SIZE,
+    "clock": TEXT,
+    "versions": OBJECT,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +155,22 @@ class LatencyTable:
         operators = (operator for rivals in space.branches.values() for operator in rivals if operator.moves(allocation))
         return self.dense - sum(self.saved(operator, operator.sizes(allocation)) for operator in operators)
 
+    def check(self, space: Space) -> None:
+        """Raise unless the table has a latency for every allocation of a space.
+
+        Raises:
+            ValueError: something is missing, or is of other sizes.
+        """
+        for operator in (operator for rivals in space.branches.values() for operator in rivals):
+            units = self._units.get((operator.sites[0].branch, operator.name), [])
+            found = sorted((part, choices) for unit, _ in units for part, choices in zip(unit.parts, unit.choices, strict=True))
+            if found != sorted((site.part, site.choices) for site in operator.sites):
+                raise ValueError(f"it has not the sizes of {operator.sites[0].branch}, {operator.name}")
+        for unit, grids in self.grids:
+            wanted = {regime: axes for regime in unit.regimes if (axes := unit.axes(regime))}
+            if {regime: dict(grid.axes) for regime, grid in grids.items()} != wanted:
+                raise ValueError(f"{unit.operator} of {unit.branches[0]} was not measured at the sizes of a table")
+
     @property
     def error(self) -> float:
         """Median over the checks of the relative error, without its sign."""
@@ -174,21 +203,28 @@ class LatencyTable:
         })  # fmt: skip
 
     @classmethod
-    def load(cls, path: Path) -> "LatencyTable":
+    def load(cls, path: Path, fingerprint: str | None = None, space: Space | None = None) -> "LatencyTable":
         """Inverse of `save`.
+
+        Args:
+            path: the file.
+            fingerprint: of a model and a space, where they are known.
+            space: that a table of this fingerprint must have all sizes of.
 
         Raises:
             RunError: it cannot be read.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            grids = tuple((_unit(entry["unit"]), _grids(entry["regimes"])) for entry in content.pop("grids"))
-            checks = tuple(Check(predicted=entry["predicted"], measured=entry["measured"]) for entry in content.pop("checks"))
-            return cls(grids=grids, checks=checks, config=LatencyConfig(**content.pop("config")), **content)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(
-                f"{path} cannot be read ({error!r}): a run keeps the latencies that it began with; restore it"
-            ) from error
+            content = read_json(path, _SCHEMA)
+            grids = tuple((_unit(entry["unit"]), _grids(entry["regimes"])) for entry in content["grids"])
+            checks = tuple(Check(predicted=entry["predicted"], measured=entry["measured"]) for entry in content["checks"])
+            rest = {name: content[name] for name in ("dense", "fingerprint", "device", "threads", "clock", "versions")}
+            table = cls(grids=grids, checks=checks, config=LatencyConfig(**content["config"]), **rest)
+            if space is not None and table.fingerprint == fingerprint:
+                table.check(space)
+        except (OSError, ValueError, TypeError) as error:
+            raise RunError(f"{path} cannot be read ({error}): restore it, since a run keeps its latencies") from error
+        return table
 
 
 def points_of(axes: Mapping[str, Sequence[int]]) -> list[dict[str, int]]:
@@ -198,11 +234,20 @@ def points_of(axes: Mapping[str, Sequence[int]]) -> list[dict[str, int]]:
 
 def _unit(entry: dict[str, Any]) -> Unit:
     choices = tuple(tuple(sizes) for sizes in entry["choices"])
-    return Unit(**{**entry, "parts": tuple(entry["parts"]), "choices": choices, "branches": tuple(entry["branches"])})
+    unit = Unit(**{**entry, "parts": tuple(entry["parts"]), "choices": choices, "branches": tuple(entry["branches"])})
+    if len(unit.parts) != len(choices) or not unit.branches or not all(choices):
+        raise ValueError(f"the unit of {unit.operator} has not sizes for each of its parts")
+    return unit
 
 
 def _grids(entries: dict[str, Any]) -> dict[str, Grid]:
-    return {
-        name: Grid({part: tuple(sizes) for part, sizes in entry["axes"].items()}, np.array(entry["saved"], dtype=float))
-        for name, entry in entries.items()
-    }
+    return {name: _grid(entry) for name, entry in entries.items()}
+
+
+def _grid(entry: dict[str, Any]) -> Grid:
+    axes = {part: tuple(sizes) for part, sizes in entry["axes"].items()}
+    saved = np.array(entry["saved"], dtype=float)
+    ascends = all(low < high for axis in axes.values() for low, high in itertools.pairwise(axis))
+    if not ascends or saved.shape != tuple(map(len, axes.values())) or not np.isfinite(saved).all():
+        raise ValueError(f"a grid over {', '.join(axes)} has not one finite number for every combination of ascending sizes")
+    return Grid(axes, saved)

@@ -1,6 +1,5 @@
 """Sensitivity profile: what every size of every site costs by itself, in closed form, corrected where it was measured."""
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,13 +15,15 @@ from torch import Tensor, nn
 from spaces.errors import CheckpointError, DataError
 from spaces.factors import Factors
 from spaces.files import write_json
-from spaces.sites import Site
+from spaces.schema import SIZE, TEXT, WHOLE, Each, Kind, check, read_json
+from spaces.sites import Site, Space
 from spaces.statistics import has_classes, outputs_of
 
 Errors = Mapping[str, Mapping[int, float]]
 
 SIZES = 3
 _FORMAT = 1
+_ERROR = Kind("a number of nats, 0 or more", lambda value: isinstance(value, int | float) and 0 <= value < 1e18)
 # Sizes whose closed-form error is below this share of their site's largest are not measured: no budget is decided there.
 _NEGLIGIBLE = 0.01
 # Largest |log(measured / closed form)| that is believed: beyond it a divergence is numerical noise, or zero.
@@ -61,21 +62,29 @@ class Profile:
         write_json(path, {"format": _FORMAT, "fingerprint": fingerprint, **asdict(self)})
 
     @classmethod
-    def load(cls, path: Path, fingerprint: str) -> "Profile | None":
+    def load(cls, path: Path, fingerprint: str, space: Space | None = None) -> "Profile | None":
         """Inverse of `save`; None where the file is of another format or of other factors than `fingerprint`.
+
+        Args:
+            path: the file.
+            fingerprint: of the factors.
+            space: whose sites and sizes it must have, where that is known.
 
         Raises:
             CheckpointError: the file is unreadable.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path, {"format": WHOLE, "fingerprint": TEXT})
             if (content["format"], content["fingerprint"]) != (_FORMAT, fingerprint):
                 return None
+            errors = Each(Each(_ERROR))
+            check(content, {"closed": errors, "measured": errors, "images": WHOLE, "sizes": SIZE})
             closed, measured = (_errors(content[name]) for name in ("closed", "measured"))
-            return cls(closed=closed, measured=measured, images=int(content["images"]), sizes=int(content["sizes"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            _check_sites(closed, measured, space)
+            return cls(closed=closed, measured=measured, images=content["images"], sizes=content["sizes"])
+        except (OSError, ValueError) as error:
             raise CheckpointError(
-                f"sensitivity profile {path} cannot be read ({error!r}): delete the file to measure it again"
+                f"sensitivity profile {path} cannot be read ({error}): delete the file to measure it again"
             ) from error
 
 
@@ -205,7 +214,18 @@ def _block(site: Site) -> int:
 
 def _errors(content: Mapping[str, Mapping[str, float]]) -> Errors:
     """Site name -> size -> error, of JSON, whose keys are text."""
-    found = {name: {int(size): float(error) for size, error in errors.items()} for name, errors in content.items()}
-    if not all(math.isfinite(error) for errors in found.values() for error in errors.values()):
-        raise ValueError("an error that is not finite")
-    return found
+    return {name: {int(size): float(error) for size, error in errors.items()} for name, errors in content.items()}
+
+
+def _check_sites(closed: Errors, measured: Errors, space: Space | None) -> None:
+    """Raise unless errors are those of sites, and of those of a space where it is known.
+
+    Raises:
+        ValueError: a site or a size is missing or unknown.
+    """
+    for name, sizes in measured.items():
+        if any(closed.get(name, {}).get(size, 0) <= 0 for size in sizes):
+            raise ValueError(f"measured.{name} has sizes without a closed-form error")
+    sites = {} if space is None else {site.name: list(site.choices) for site in space.sites}
+    if space is not None and {name: list(errors) for name, errors in closed.items()} != sites:
+        raise ValueError("closed has not the sites and the sizes of the model")

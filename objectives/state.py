@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from spaces.files import save_tensors
+from spaces.schema import parse_json
 
 
 def save_state(path: Path, mark: str, state: Mapping[str, Any], note: Any = None) -> None:
@@ -44,7 +45,7 @@ def read_note(path: Path, mark: str) -> Any:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         if metadata["mark"] == mark:
-            return json.loads(metadata["note"])
+            return parse_json(metadata["note"])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         pass  # begun anew, nothing is lost but time
     path.unlink(missing_ok=True)

@@ -17,11 +17,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.draw import FEWEST, Draw, Parameters
 from search.parametrisation import SPAN, Multipliers
+from search.replay import SCREENED
 from spaces.allocation import Allocation
 
 Screen = Callable[[Allocation], float]  # mean divergence from the dense model of a candidate as built, in nats
 
-SCREENED = "additive:screened"
 
 _START_SPREAD = 0.3
 _RECENT = 60  # trials whose screened candidates are remembered

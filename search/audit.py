@@ -28,8 +28,10 @@ from search.report import render
 from search.run import AUDIT, Run, check_same_model
 from spaces.errors import ConfigError, DivergedError, RunError
 from spaces.files import cut_torn_line, write_json
+from spaces.schema import NUMBER, WHOLE, check, parse_json
 
 _LOG = "audit.jsonl"
+_LINE = {"trial": WHOLE, "seed": WHOLE, "steps": WHOLE, "error": NUMBER, "test_error": NUMBER, "seconds": NUMBER}
 
 
 def audit(
@@ -176,5 +178,15 @@ def _agreement(points: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:
-    if path.exists():
-        yield from map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    """The lines of the log.
+
+    Raises:
+        RunError: one of them is no measurement.
+    """
+    for index, line in enumerate(path.read_bytes().splitlines() if path.exists() else (), start=1):
+        try:
+            entry = parse_json(line)
+            check(entry, _LINE)
+        except ValueError as error:
+            raise RunError(f"{path}, line {index} cannot be read ({error}): remove this line, to measure it again") from error
+        yield entry

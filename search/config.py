@@ -7,8 +7,10 @@ import dataclasses
 import difflib
 import itertools
 import re
+import reprlib
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -22,11 +24,12 @@ from objectives.recipes import RECIPES
 from objectives.splits import DataConfig
 from search.agreement import LEAST
 from search.key_values import mended
-from search.machines import MachineConfig
+from search.machines import ONE_LAUNCH, MachineConfig
+from search.masking import masked
 from search.parametrisation import Name
+from search.paths import absolute
 from search.samplers import ADDITIVE, SAMPLERS
-from search.storage import masked
-from spaces.errors import ConfigError
+from spaces.errors import ConfigError, explained
 from spaces.files import write_text
 from spaces.models import ModelConfig
 from spaces.vit import SpaceName
@@ -187,8 +190,8 @@ class SearchConfig:
         )
 
     def dump(self, path: Path) -> None:
-        """Write the options as YAML, without the password of a database."""
-        options = self.flat()
+        """Write the options as YAML: with absolute paths, without a password of a database or what was for one launch alone."""
+        options = {name: value for name, value in absolute(self.flat()).items() if name not in ONE_LAUNCH}
         if options["storage"] is not None:
             options["storage"] = masked(options["storage"])
         write_text(path, yaml.safe_dump(options, sort_keys=False, allow_unicode=True))
@@ -202,8 +205,12 @@ def read_options(path: Path) -> dict[str, Any]:
     """
     try:
         options = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise ConfigError(f"{explained(error)} (options are read from it)") from error
+    except RecursionError:
+        raise ConfigError(f"{path} cannot be read as YAML: lists or mappings are nested too deeply") from None
+    except Exception as error:  # damaged text makes the constructors of YAML raise what they like
+        raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())[:300]}") from error
     if options is None:
         return {}
     if not isinstance(options, dict):
@@ -244,7 +251,7 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
         return _coerce(name, value, next(argument for argument in arguments if argument is not type(None)))
     if origin is Literal:
         if value not in arguments:
-            raise ConfigError(f"{name} must be one of {', '.join(map(str, arguments))}, got {value!r}")
+            raise ConfigError(f"{name} must be one of {', '.join(map(str, arguments))}, got {_shown(value)}")
         return value
     if origin is tuple:
         if Ellipsis in arguments and value in ("none", ["none"], ("none",)):
@@ -253,9 +260,9 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
         if Ellipsis in arguments and get_origin(arguments[0]) is Literal and isinstance(values, list | tuple):
             values = [part.strip() for entry in values for part in str(entry).split(",") if part.strip()]  # error,latency
         if not isinstance(values, list | tuple):
-            raise ConfigError(f"{name} must be a list, got {value!r}")
+            raise ConfigError(f"{name} must be a list, got {_shown(value)}")
         if Ellipsis not in arguments and len(values) != len(arguments):
-            raise ConfigError(f"{name} must have {len(arguments)} values, got {value!r}")
+            raise ConfigError(f"{name} must have {len(arguments)} values, got {_shown(value)}")
         return tuple(_coerce(name, entry, arguments[0]) for entry in values)
     if origin is dict and isinstance(value, Mapping):
         return mended(dict(value))
@@ -264,10 +271,21 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
 
 def _scalar(name: str, value: Any, kind: type) -> Any:
     if kind is float and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 1e-3 as text
-        except (TypeError, ValueError):
-            pass
-    if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
+        with suppress(TypeError, ValueError, OverflowError):
+            value = float(value)  # YAML reads 1e-3 as text
+    if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool) and not _is_beyond(value):
         return value
-    raise ConfigError(f"{name} must be of type {kind.__name__}, got {value!r}")
+    raise ConfigError(f"{name} must be of type {kind.__name__}, got {_shown(value)}")
+
+
+def _is_beyond(value: Any) -> bool:
+    """Whether it is a number that nothing can be done with."""
+    return isinstance(value, int | float) and not abs(value) < 2**63
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: a damaged file may hold one that is endless."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 200
+    short.maxlist = short.maxtuple = short.maxdict = 20
+    return short.repr(value)

@@ -11,7 +11,8 @@ from search.agreement import audit_tables
 from search.course import progress_of
 from search.figure import Row, costs_of, figure_of, is_finite, reference_of, split_trials
 from search.heatmap import SHARES, conditions, grid_of
-from search.run import Run, stored_options
+from search.run import Run
+from search.stored import stored_options
 from search.targets import WORDS, format_amount, format_kept, names_of
 from spaces.errors import CheckpointError
 from spaces.sites import Site, Space

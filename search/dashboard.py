@@ -11,16 +11,16 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import optuna
-from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from sqlalchemy.exc import SQLAlchemyError
 
+from search.masking import is_masked, masked
 from search.overlay import names_of
-from search.run import stored_options
+from search.replay import journal_numbers
 from search.serve import hosts_of
-from search.storage import JOURNAL, masked, reason
-from spaces.errors import ConfigError, RunError
+from search.storage import JOURNAL, reason
+from search.stored import stored_options
+from spaces.errors import ConfigError, RunError, first_line
 from spaces.files import cut_torn_line
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -97,6 +97,7 @@ def _guarded(application: Application, hosts: Sequence[str]) -> Application:
 def _copy_journal(path: Path, copies: BaseStorage, name: str) -> None:
     if not path.exists():
         raise RunError(f"no study in {path.parent} ({path.name} is missing): start a search with launch --output")
+    journal_numbers(path)
     with tempfile.TemporaryDirectory() as folder:
         copied = Path(folder) / path.name
         shutil.copyfile(path, copied)
@@ -105,19 +106,21 @@ def _copy_journal(path: Path, copies: BaseStorage, name: str) -> None:
             storage = JournalStorage(JournalFileBackend(str(copied)))
             (study,) = optuna.get_all_study_names(storage)
             optuna.copy_study(from_study_name=study, from_storage=storage, to_storage=copies, to_study_name=name)
-        except (ValueError, KeyError) as error:
-            raise RunError(f"{path} cannot be read ({error}): restore it") from error
+        except Exception as error:  # every line was checked, but Optuna reads them its own way
+            raise RunError(f"{path} cannot be read ({first_line(error)}): restore it") from error
 
 
 def _copy_database(url: str, directory: Path, copies: BaseStorage, name: str) -> None:
-    if ":***@" in url:
+    if is_masked(url):
         raise RunError(f"{directory} does not keep the password of {url}: give --storage with it")
     study = directory.resolve().name
     try:
         with _reading(url) as storage:
             optuna.copy_study(from_study_name=study, from_storage=storage, to_storage=copies, to_study_name=name)
-    except (ImportError, ValueError, KeyError, RuntimeError, StorageInternalError, SQLAlchemyError) as error:
-        raise RunError(f"the study {study!r} in {masked(url)} cannot be read ({reason(error)}): correct --storage") from error
+    except Exception as error:  # damaged rows make Optuna and the drivers raise what they like
+        raise RunError(
+            f"the study {study!r} in {masked(url)} cannot be read ({reason(error, url)}): correct --storage"
+        ) from error
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import importlib.metadata
 import os
 import platform
-import re
 import shlex
 import subprocess
 import sys
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from search.masking import masked_command
 
 _PACKAGES = (
     "torch",
@@ -42,7 +43,7 @@ def environment(devices: Sequence[str]) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "packages": {package: _version(package) for package in _PACKAGES},
         "commit": _commit(),
-        "command": " ".join(_masked(word) for word in sys.argv),
+        "command": shlex.join(masked_command(sys.argv)),
     }
 
 
@@ -60,12 +61,6 @@ def command_line(command: str, subject: Path, **options: Any) -> str:
             several = value if isinstance(value, list | tuple) else [] if value is True else [value]
             words += [f"--{name.replace('_', '-')}", *map(str, several)]
     return shlex.join(words)
-
-
-def _masked(word: str) -> str:
-    """The word, without the password of a database."""
-    url = re.search(r"\w+://[^ ]*:[^ ]*@", word)
-    return word if url is None else word.replace(url.group(), f"{url.group().rpartition(':')[0]}:***@")
 
 
 def _version(package: str) -> str | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from objectives.cost import Cost, cost_model
 from objectives.device import name_of
@@ -203,8 +203,10 @@ class _Export:
         rows = self.run.trials[(self.run.trials["label"] == DENSE) & (self.run.trials["state"] == "COMPLETE")]
         number = int(rows.iloc[0]["number"]) if len(rows) else None
         identity = self.evaluator.space.identity()
-        state = self._state(number, DENSE, lambda weights: self.evaluator.evaluate(identity, self._seed, weights=weights))
-        return _filled(copy.deepcopy(self.evaluator.model), state)
+        model = copy.deepcopy(self.evaluator.model)
+        return self._filled(
+            model, number, DENSE, lambda weights: self.evaluator.evaluate(identity, self._seed, weights=weights)
+        )
 
     def _built(self) -> nn.Module:
         """The trial's model before its fine-tune."""
@@ -223,20 +225,21 @@ class _Export:
 
         model = copy.deepcopy(self.evaluator.model)
         resize(model, self.space, self.allocation)
-        return _filled(model, self._state(self.number, self.point.name, make))
+        return self._filled(model, self.number, self.point.name, make)
 
-    def _state(self, number: int | None, name: str, make: Callable[[Path], object]) -> dict[str, Tensor]:
-        """Weights of a trial that the search has kept, or those that this export has made or makes now.
+    def _filled(self, model: nn.Module, number: int | None, name: str, make: Callable[[Path], object]) -> nn.Module:
+        """A model with the weights of a trial that the search has kept, or with those that this export has made or makes now.
 
         A search that runs may drop a trial's weights at any moment; what is made is not left to the run.
         """
-        state = None if number is None else read_weights(weights_of(self.run.directory, number))
+        state = None if number is None else read_weights(weights_of(self.run.directory, number), model)
         if state is None:
             made = weights_in(self.scratch, name)
             if not made.exists():
                 make(made)
             state = load_file(made)
-        return state
+        model.load_state_dict(state, strict=True)
+        return model.eval()
 
     @property
     def _seed(self) -> int:
@@ -246,11 +249,6 @@ class _Export:
         """The budget that the recipe was run on: the one that its result comes nearest to."""
         budgets = recipe_budgets(self.run.targets(*self.run.config.study.target), self.costs)
         return min(budgets, key=lambda limits: abs(self.costs.load(self.allocation, limits) - 1))
-
-
-def _filled(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
-    model.load_state_dict(state, strict=True)
-    return model.eval()
 
 
 def _ratio(error: float, reference: float) -> float | None:

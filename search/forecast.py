@@ -24,21 +24,26 @@ class Outlook:
     free: int
 
     @property
+    def left(self) -> int:
+        """Trials that are still to be run: none where more are finished than are asked for."""
+        return max(0, self.trials - self.finished)
+
+    @property
     def machine_hours(self) -> float:
         """Worker-hours of the trials that are left; GPU-hours where each worker has one GPU."""
-        return (self.trials - self.finished) * self.seconds / 3600
+        return self.left * self.seconds / 3600
 
     @property
     def hours(self) -> float:
         """Time until they are done, in whole rounds of the workers."""
-        return -(-(self.trials - self.finished) // self.workers) * self.seconds / 3600
+        return -(-self.left // self.workers) * self.seconds / 3600
 
     @property
     def most(self) -> int:
         """Bytes of weights if every trial that is left came to lie on the front."""
-        return (self.trials - self.finished) * self.weights
+        return self.left * self.weights
 
     @property
     def least(self) -> int:
         """Bytes without which the first trials cannot keep their weights."""
-        return self.workers * self.weights
+        return min(self.workers, self.left) * self.weights

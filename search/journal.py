@@ -12,7 +12,9 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from objectives.score import Score
-from search.storage import close, masked, open_study, reason
+from search.masking import masked
+from search.replay import check_attributes
+from search.storage import JOURNAL, NUMBER, close, open_study, reason, remedy_of
 from search.trial import Proposal, Trial
 from spaces.errors import RunError
 
@@ -30,17 +32,30 @@ class Journal:
         storage: URL of a database to keep the trials in.
         identity: says which search it is.
 
+    Attributes:
+        where: the file, or the study in a database, as it may be shown.
+        backup: how it gets trials back that it has lost.
+
     Raises:
         RunError: its trials cannot be read, or they are of another search.
     """
 
     def __init__(self, directory: Path, objectives: int, storage: str | None = None, identity: str | None = None) -> None:
-        self._where = str(directory) if storage is None else masked(storage)
+        self.where, self.backup = str(directory / JOURNAL), "restore it from a backup"
+        if storage is not None:
+            self.where = f"the study {directory.resolve().name!r} in {masked(storage)}"
+            self.backup += ", or give the run directory the name back that it had, by which its study is called"
+        self._url, self._remedy = storage, remedy_of(storage)
         self._study = open_study(directory, objectives, storage, identity)
 
     def frozen(self) -> list[FrozenTrial]:
         """All that was appended, as Optuna holds it."""
         return self._study.get_trials(deepcopy=False)
+
+    def damaged(self, frozen: FrozenTrial, error: Exception) -> RunError:
+        """What to say of a trial that cannot be continued from."""
+        number = frozen.user_attrs.get(NUMBER, frozen.number)
+        return RunError(f"trial {number} in {self.where} cannot be read ({error}): restore it from a backup, or {self._remedy}")
 
     def append(
         self,
@@ -76,13 +91,18 @@ class Journal:
 
     def _lost(self, trial: Trial, error: Exception) -> RunError:
         return RunError(
-            f"the result of trial {trial.proposal.number} could not be recorded in {self._where} ({reason(error)}): "
+            f"the result of trial {trial.proposal.number} could not be recorded in {self.where} ({reason(error, self._url)}): "
             "put that right; the same command continues the run, and repeats this trial"
         )
 
 
 def thaw(frozen: FrozenTrial) -> Trial:
-    """The trial that was appended."""
+    """The trial that was appended.
+
+    Raises:
+        SchemaError: its attributes are not those of a trial.
+    """
+    check_attributes(frozen)
     entry = dict(frozen.user_attrs)
     score, reason, ended = entry.pop("score"), entry.pop("reason"), entry.pop("ended", None)
     proposal = Proposal.from_dict({**entry, "parameters": frozen.params})
@@ -103,9 +123,12 @@ def lock_run(directory: Path) -> IO[str]:
     handle = (directory / LOCK).open("w")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         handle.close()
         raise RunError(f"another process is at work in {directory}: wait for it, or choose another --output") from error
+    except OSError as error:  # a network disk without locks
+        handle.close()
+        raise OSError(error.errno, error.strerror, str(directory / LOCK)) from error
     return handle
 
 

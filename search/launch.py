@@ -28,8 +28,10 @@ from search.journal import lock_run
 from search.judge import judge, tell_found
 from search.knapsack import knapsack_of
 from search.loop import Loop
+from search.losses import check_nothing_lost
 from search.machines import MachineConfig
 from search.parametrisation import Budgets, Limits, parametrise
+from search.replay import journal_numbers
 from search.run import (
     Run,
     check_same_latencies,
@@ -44,6 +46,7 @@ from search.run import (
 from search.rungs import reason_to_stop
 from search.runner import InProcessRunner, Listener, Need, Runner
 from search.running import Running
+from search.storage import JOURNAL
 from search.study import Study
 from search.table import describe_space
 from search.targets import (
@@ -115,6 +118,9 @@ def _launch(config: SearchConfig, directory: Path, reporter: Reporter, began: fl
     """What `launch` does while no other process may; whether the search is done."""
     remove_partials(directory)
     try:
+        if config.study.storage is None:  # before anything is computed
+            path = directory / JOURNAL
+            check_nothing_lost(directory, journal_numbers(path), str(path), "restore it from a backup")
         search = _Search(config, directory, reporter, began)
     except BaseException:
         remove_if_empty(directory)
@@ -155,6 +161,7 @@ class _Search:
             self.runner.close()
             raise
         try:
+            self.study.check_nothing_lost()
             enqueue_baselines(self.study, self.parametrisation, study, recipe_budgets(self.targets, costs))
             self.views = Views(self.study, self.targets, self._facts(), config.machines.disk_limit)
         except BaseException:
@@ -213,6 +220,7 @@ class _Search:
         tell_found(evaluator.data, self.reporter.say, self.reporter.notice)
         check_same_model(self.directory, evaluator.fingerprint)
         self.reporter.say(f"weights: {weights_of(evaluator.model)}")
+        check_same_latencies(self.directory, self.config, evaluator.fingerprint)
         check_count(evaluator.model, evaluator.counted)
         self._settle(evaluator, evaluator.counted)
         check_recipes(recipes_of(self.config.study), self.config.study.target)

@@ -10,6 +10,9 @@ from spaces.errors import ConfigError
 # Options that say together where trials run: each of them means something else beside others.
 PLACEMENT = frozenset(("runner", "parallel", "gpus", "workers_per_gpu", "gpus_per_trial", "ray_address"))
 
+# Options of one launch, which say nothing of the next one.
+ONE_LAUNCH = frozenset(("max_hours",))
+
 
 @dataclass(frozen=True, kw_only=True)
 class MachineConfig:
@@ -26,7 +29,7 @@ class MachineConfig:
             the same paths on all its nodes.
         device: cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.
         threads: CPU threads of a trial; by default its share of the cores. Small models are faster with 1.
-        max_hours: no trial is started that would not be done after so many hours of this launch.
+        max_hours: no trial is started that would not be done after so many hours of this launch, and of no later one.
         trial_timeout: seconds after which a trial is taken to hang; by default ten times the forecast.
         disk_limit: GB of weights of the front that are kept; those beyond are made again when they are exported.
     """

@@ -4,7 +4,6 @@ The knapsack decodes the multipliers of the nearest trials on either side, of th
 budget. Of these allocations the one that diverges least from the dense model as built is given the run's short fine-tune.
 """
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -22,6 +21,7 @@ from search.run import Run
 from search.weights import weights_in
 from spaces.allocation import Allocation
 from spaces.errors import RunError
+from spaces.schema import NUMBER, Each, read_json
 
 Floats = NDArray[np.float64]
 
@@ -124,7 +124,7 @@ def _sampled(run: Run, number: int, sites: tuple[str, ...]) -> Floats | None:
     """Multipliers that a trial was proposed with, [sites]; None where it was proposed otherwise, or its file is gone."""
     path = run.directory / "trials" / f"{number:04d}" / "allocation.json"
     try:
-        parameters = json.loads(path.read_text(encoding="utf-8"))["parameters"]
+        parameters = read_json(path, {"parameters": Each(NUMBER)})["parameters"]
         return np.array([float(parameters[name]) for name in sites]) if BUDGET in parameters else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError):
         return None

@@ -11,8 +11,10 @@ from rich.table import Table
 from objectives.finetune import FinetuneConfig
 from search.figure import Row, costs_of
 from search.progress import front_table
-from search.run import Run, stored_options
+from search.run import Run
+from search.stored import stored_options
 from search.targets import WORDS, format_cost
+from spaces.errors import CompressionError, RunError, explained
 
 _IMAGES = (
     "dataset", "data_dir", "train_split", "search_split", "search_size", "holdout", "class_order", "class_map", "split_seed",
@@ -63,11 +65,36 @@ def _values(options: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[
     return [", ".join(f"{name} {each[name]}" for name in different) for each in options]
 
 
-def fronts(runs: Sequence[Run]) -> Iterator[Table | str]:
-    """The front of every run as a table for the terminal, and what keeps them from being compared."""
+def opened(directories: Sequence[Path]) -> tuple[list[Run], list[tuple[str, str]]]:
+    """The runs in some directories, and the directories of those that cannot be read, each with the reason."""
+    runs, broken = list[Run](), list[tuple[str, str]]()
+    for directory in directories:
+        try:
+            runs.append(Run(directory))
+        except (CompressionError, OSError) as error:
+            broken.append((str(directory), explained(error) if isinstance(error, OSError) else str(error)))
+    return runs, broken
+
+
+def fronts(directories: Sequence[Path]) -> Iterator[Table | str]:
+    """The front of every run as a table for the terminal, what keeps them from being compared, and what cannot be read.
+
+    Raises:
+        RunError: none of them can be read.
+    """
+    runs, broken = opened(directories)
+    if not runs:
+        raise RunError(broken[0][1])
+    options = []
     for name, run in zip(names_of([str(run.directory) for run in runs]), runs, strict=True):
         table = front_table(run.summary)
-        if len(runs) > 1:
+        if len(directories) > 1:
             table.title = escape(f"{name}: {table.title}")
         yield table
-    yield from map(escape, differences([run.summary for run in runs], [stored_options(run.directory) for run in runs]))
+        try:
+            options.append(stored_options(run.directory))
+        except RunError as error:
+            broken.append((str(run.directory), str(error)))
+            options.append({})
+    yield from map(escape, differences([run.summary for run in runs], options))
+    yield from (escape(f"{directory} cannot be shown: {reason}") for directory, reason in broken)

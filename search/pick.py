@@ -1,6 +1,5 @@
 """Which points of a run are exported, from its tables: the best under a target, trials, the front, or a given allocation."""
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from search.run import Run
 from search.targets import budgets_of
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError, RunError
+from spaces.schema import read_json
 
 GIVEN, MATERIALISED = "given", "materialised"  # labels of points that are no trials
 
@@ -235,7 +235,7 @@ def _front(run: Run) -> list[int]:
 def _read(path: Path) -> tuple[Allocation, str | None]:
     """Allocation, and the name of its space where the file says it."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise AllocationError(f"{path} cannot be read as JSON: {getattr(error, 'strerror', None) or error}") from error
     sizes = content.get("allocation", content) if isinstance(content, dict) else None

@@ -83,8 +83,8 @@ class Display:
             f"can keep {least / most:.1%} to 100% of MACs"
         )
         target = "; ".join(names_of(summary["targets"])) or "none: the whole front"
-        continued = f", continuing after {outlook.finished}" if outlook.finished else ""
-        self.console.print(f"target {target}; {outlook.trials} trials in {directory}{continued}")
+        continued = f", continuing after {outlook.finished}" if outlook.finished and outlook.left else ""
+        self.console.print(f"target {target}; {max(outlook.trials, outlook.finished)} trials in {directory}{continued}")
         if latency := summary.get("latency"):
             figure = f"{format_cost('latency', dense['latency'])} for {latency['text']}"
             self.console.print(f"latency of the dense model {figure}; of cut ones by the table, within {latency['error']:.1%}")
@@ -149,7 +149,8 @@ def front_table(summary: dict[str, Any]) -> Table:
         table.add_column(name, justify="left" if name == "label" else "right", no_wrap=True)
     for row in summary["front"]:
         style = "bold green" if row["number"] in summary["best"] else None
-        errors = f"{row['error_before']:.2%}", f"{row['error']:.2%}"
+        before = "–" if row["error_before"] is None else f"{row['error_before']:.2%}"
+        errors = before, f"{row['error']:.2%}"
         table.add_row(str(row["number"]), row["label"] or "", *cost_cells(row, dense), *errors, style=style)
     return table
 
@@ -178,7 +179,9 @@ def latency_table(comparisons: Sequence[Comparison], where: str, threads: int) -
 
 def _forecast(outlook: Outlook) -> str:
     """What is ahead, in one line."""
-    left = outlook.trials - outlook.finished
+    left = outlook.left
+    if not left:
+        return f"{outlook.finished} trials are finished already, --trials {outlook.trials} asks for no more"
     workers = f"{outlook.workers} worker" + ("s" if outlook.workers > 1 else "")
     whole = f"{left} trials on {workers} take {_duration(3600 * outlook.hours)} ({outlook.machine_hours:.2g} worker-hours)"
     return f"forecast: {outlook.seconds:.1f} s a trial; {whole}; weights at most {outlook.most / 1e9:.2g} GB"

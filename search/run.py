@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,20 +10,24 @@ from typing import Any
 import pandas as pd
 
 from objectives.cost import COSTS
-from objectives.latency_table import LATENCY
+from objectives.latency_table import LATENCY, LatencyTable
 from objectives.sensitivity import Profile, profile_name
-from search.config import SearchConfig, read_options
+from search.config import SearchConfig
 from search.job import STDERR
 from search.journal import LOCK
-from search.machines import PLACEMENT, MachineConfig
+from search.machines import MachineConfig
+from search.masking import is_masked
 from search.pareto import best_under
+from search.paths import placeless
 from search.running import running_of
-from search.storage import masked
-from search.table import read_space, read_tables, sites_of
+from search.schemas import AUDIT_SCHEMA
+from search.stored import comparable, stored_config, stored_options
+from search.table import read_space, read_summary, read_tables, sites_of
 from search.targets import Target, format_cost, parse_targets
 from spaces.allocation import Allocation
-from spaces.errors import RunError, TargetError
+from spaces.errors import RunError, TargetError, why_not
 from spaces.model_folder import named, settled
+from spaces.schema import read_json
 from spaces.sites import Site, Space
 
 AUDIT = "audit.json"
@@ -71,7 +74,7 @@ class Run:
     @cached_property
     def config(self) -> SearchConfig:
         """The options that the run was launched with."""
-        return SearchConfig.from_flat(read_options(self.directory / "config.yaml"))
+        return stored_config(self.directory)
 
     @cached_property
     def space(self) -> Space:
@@ -83,7 +86,7 @@ class Run:
         """The sensitivity profile, where it was measured: by `inspect --profile` or for a search that starts from it."""
         fingerprint = self.summary["fingerprint"]
         path = self.directory / "factors" / profile_name(fingerprint)
-        return Profile.load(path, fingerprint) if path.exists() else None
+        return Profile.load(path, fingerprint, self.space) if path.exists() else None
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -103,9 +106,10 @@ class Run:
         """
         path = self.directory / AUDIT
         try:
-            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+            found: dict[str, Any] | None = read_json(path, AUDIT_SCHEMA) if path.exists() else None
         except ValueError as error:
             raise RunError(f"{path} cannot be read ({error}): remove it, and audit the run again") from error
+        return found
 
     @property
     def running(self) -> list[dict[str, Any]]:
@@ -192,25 +196,6 @@ def default_output(config: SearchConfig) -> str:
     return f"runs/{config.model.model}-{config.study.recipe or config.study.space}"
 
 
-def stored_options(directory: Path) -> dict[str, Any]:
-    """Options of the run in a directory; empty where there is none."""
-    path = directory / "config.yaml"
-    return read_options(path) if path.exists() else {}
-
-
-def with_stored(directory: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a launch, and below them those of the run in a directory.
-
-    Where one of `PLACEMENT` is given, all of them are: a run on a cluster goes on in one process by one flag. A model that is
-    named by its folder brings its weights.
-    """
-    elsewhere = PLACEMENT if PLACEMENT & given.keys() else frozenset()
-    if ":" in str(given.get("model", "")):
-        elsewhere |= {"checkpoint"}
-    stored = {name: value for name, value in stored_options(directory).items() if name not in elsewhere}
-    return {**stored, **given}
-
-
 def make_directory(directory: Path) -> None:
     """Make a run directory that can be written to.
 
@@ -223,7 +208,7 @@ def make_directory(directory: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise RunError(f"cannot write to {directory}: {error.strerror or error}: choose another --output") from error
+        raise RunError(f"cannot write to {directory}: {why_not(error)}") from error
 
 
 def remove_if_empty(directory: Path) -> None:
@@ -246,9 +231,12 @@ def model_of_run(config: SearchConfig, directory: Path | None = None) -> SearchC
         ModelError: no model is named, or its folder is not one.
     """
     config = replace(config, model=named(config.model))
-    stored = stored_options(directory or Path(config.study.output or default_output(config)))
-    before = replace(SearchConfig.from_flat(stored).model, checkpoint=config.model.checkpoint)
-    return config if stored and before == config.model else replace(config, model=settled(config.model))
+    directory = directory or Path(config.study.output or default_output(config))
+    if stored_options(directory):
+        before = replace(stored_config(directory).model, checkpoint=config.model.checkpoint)
+        if before == config.model:
+            return config
+    return replace(config, model=settled(config.model))
 
 
 def check_same_run(directory: Path, config: SearchConfig) -> None:
@@ -257,27 +245,45 @@ def check_same_run(directory: Path, config: SearchConfig) -> None:
     Raises:
         RunError: the directory holds a run with another value of an option that its trials depend on.
     """
-    stored = stored_options(directory)
-    if not stored:
+    if not stored_options(directory):
         return
-    if config.study.storage is not None and ":***@" in config.study.storage:
+    if config.study.storage is not None and is_masked(config.study.storage):
         raise RunError(f"{directory} does not keep the password of {config.study.storage}: give --storage with it again")
-    before, now = SearchConfig.from_flat(stored).flat(), config.flat()
-    if now["storage"] is not None:
-        now["storage"] = masked(now["storage"])
+    before, now = comparable(stored_config(directory).flat()), comparable(config.flat())
     for name, value in now.items():
-        if name not in _FREE and before[name] != value:
+        if name not in _FREE and before[name] != value and not _is_same_file(name, before[name], value):
             raise RunError(f"{directory} was searched with {name}={before[name]!r}, not {value!r}: choose another --output")
 
 
-def check_same_latencies(directory: Path, config: SearchConfig) -> None:
+def _is_same_file(name: str, before: Any, now: Any) -> bool:
+    """Whether the file that an option names has only moved: it has the same name and, where both are there, content."""
+    if placeless(name, before) == before or placeless(name, before) != placeless(name, now):
+        return False
+    try:
+        return Path(before).read_bytes() == Path(now).read_bytes()
+    except OSError:  # one of them is gone, or a folder
+        return not Path(before).exists()
+
+
+def check_same_latencies(directory: Path, config: SearchConfig, fingerprint: str | None = None) -> None:
     """Raise where a run that has latencies has lost the table of them.
+
+    Args:
+        directory: of the run.
+        config: of the launch.
+        fingerprint: of its model and space, as soon as that is known.
 
     Raises:
         RunError: measured anew, they would not be those of its trials.
     """
-    if config.study.times and stored_options(directory) and not (directory / LATENCY).exists():
-        raise RunError(f"{directory / LATENCY} is missing: restore it, or choose another --output")
+    path = directory / LATENCY
+    if not config.study.times or not stored_options(directory):
+        return
+    if not path.exists():
+        raise RunError(f"{path} is missing: restore it, or choose another --output")
+    table = LatencyTable.load(path)
+    if fingerprint is not None and (table.fingerprint, table.config) != (fingerprint, config.latency):
+        raise RunError(f"{path} has latencies of another model or of other options: restore it, or choose another --output")
 
 
 def identity_of(config: SearchConfig, fingerprint: str) -> str:
@@ -287,7 +293,7 @@ def identity_of(config: SearchConfig, fingerprint: str) -> str:
         config: of the launch.
         fingerprint: of the weights, the space and the calibration images.
     """
-    fixed = {name: value for name, value in config.flat().items() if name not in _FREE and name != "storage"}
+    fixed = {name: placeless(name, value) for name, value in config.flat().items() if name not in _FREE and name != "storage"}
     return hashlib.sha256(json.dumps([fingerprint, fixed], sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -297,10 +303,9 @@ def check_same_model(directory: Path, fingerprint: str) -> None:
     Raises:
         RunError: it was made from others.
     """
-    path = directory / "pareto.json"
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))["fingerprint"] if path.exists() else fingerprint
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} cannot be read ({error!r}): remove it, and it is written anew from the journal") from error
+        before = read_summary(directory)["fingerprint"]
+    except FileNotFoundError:
+        return
     if before != fingerprint:
         raise RunError(f"{directory} was searched with other weights or images than these: choose another --output")

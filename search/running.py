@@ -3,7 +3,6 @@
 Nothing is continued from it; where it cannot be written, the search goes on without.
 """
 
-import json
 import os
 import socket
 import time
@@ -13,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from objectives.finetune import Step
+from search.schemas import RUNNING_SCHEMA
 from search.trial import Proposal
 from spaces.files import lives, write_json
+from spaces.schema import read_json
 
 RUNNING = "running.json"
 _EVERY = 1.0  # seconds between two writings
@@ -84,9 +85,9 @@ def running_of(directory: Path) -> list[dict[str, Any]]:
     """
     path = directory / RUNNING
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path, RUNNING_SCHEMA)
         here = found["host"] == socket.gethostname()
         works = lives(found["pid"]) if here else time.time() - path.stat().st_mtime < _SILENT
         return list(found["trials"]) if works else []
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         return []

@@ -22,9 +22,11 @@ from search.content import content_of
 from search.page import assemble, page
 from search.run import AUDIT, Run
 from search.running import RUNNING, running_of
-from spaces.errors import CompressionError, RunError
+from search.stored import CONFIG
+from search.table import SUMMARY, TRIALS
+from spaces.errors import CompressionError, RunError, explained, first_line
 
-_TABLES = ("trials.csv", "pareto.json", AUDIT, RUNNING)
+_FILES = (TRIALS, SUMMARY, CONFIG, AUDIT, RUNNING)
 _HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY"}
 
 
@@ -60,14 +62,18 @@ class Shown:
         for directory in self._directories:
             try:
                 contents.append(content_of(Run(directory), live=True))
-            except (CompressionError, OSError) as error:
+            except CompressionError as error:
                 waiting.append((str(directory), str(error)))
+            except OSError as error:
+                waiting.append((str(directory), explained(error)))
+            except Exception as error:  # a fault of this program in one run must not take the page of the others away
+                waiting.append((str(directory), f"it cannot be shown ({type(error).__name__}: {first_line(error)})"))
         return assemble(contents, waiting)
 
 
 def _state_of(directory: Path) -> list[Any]:
     seen: list[Any] = [bool(running_of(directory))]
-    for name in _TABLES:
+    for name in _FILES:
         try:
             status = (directory / name).stat()
             seen.append((status.st_mtime_ns, status.st_size, status.st_ino))

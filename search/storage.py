@@ -19,14 +19,15 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from spaces.errors import RunError, first_line
+from search.masking import masked, secrets_of, without_secrets
+from search.replay import STUDY, journal_numbers
+from spaces.errors import CompressionError, RunError, first_line
 from spaces.files import cut_torn_line
 
 JOURNAL = "study.journal"
 IDENTITY, WRITER = "identity", "writer"  # attributes of a study: which search it is, and the process that may add to it
 NUMBER, SCORE = "number", "score"  # attributes of every trial: the number of its proposal, and its score
 
-_NAME = "search"  # of the study in a journal file
 _WAIT_SECONDS = 10  # for a server that does not answer
 _WAITS = {"psycopg", "psycopg2", "pymysql", "mysqldb"}  # drivers with an option connect_timeout
 _EXTRAS = {"postgresql": ("postgresql+psycopg", "postgresql"), "mysql": ("mysql+pymysql", "mysql")}
@@ -80,9 +81,9 @@ def open_study(directory: Path, objectives: int, storage: str | None = None, ide
     Raises:
         RunError: the storage cannot be reached or read, or its study belongs to another search.
     """
-    name, where = (_NAME, str(directory / JOURNAL)) if storage is None else (directory.resolve().name, masked(storage))
+    name, where = (STUDY, str(directory / JOURNAL)) if storage is None else (directory.resolve().name, masked(storage))
     opened = _open_journal(directory / JOURNAL) if storage is None else _connect(storage, directory)
-    remedy = "choose another --output" if storage is None else "choose another name of --output, or another --storage"
+    remedy = remedy_of(storage)
     try:
         study = optuna.create_study(study_name=name, storage=opened, directions=["minimize"] * objectives, load_if_exists=True)
         _check(study, f"the study {name!r} in {where}", objectives, identity, remedy)
@@ -90,13 +91,18 @@ def open_study(directory: Path, objectives: int, storage: str | None = None, ide
             study.set_user_attr(IDENTITY, identity)
         if isinstance(opened, Database):
             study.set_user_attr(WRITER, opened.writer)
-    except (ValueError, KeyError, StorageInternalError) as error:
-        close(opened)
-        raise RunError(f"{where} cannot be read ({reason(error)}): restore it, or {remedy}") from error
-    except BaseException:
+    except (CompressionError, OSError, KeyboardInterrupt):
         close(opened)
         raise
+    except Exception as error:  # damaged rows make Optuna and the drivers raise what they like
+        close(opened)
+        raise RunError(f"{where} cannot be read ({reason(error, storage)}): restore it, or {remedy}") from error
     return study
+
+
+def remedy_of(storage: str | None) -> str:
+    """What to do where a storage cannot be used."""
+    return "choose another --output" if storage is None else "choose another name of --output, or another --storage"
 
 
 def close(storage: BaseStorage) -> None:
@@ -107,30 +113,21 @@ def close(storage: BaseStorage) -> None:
         backend.engine.dispose()
 
 
-def masked(url: str) -> str:
-    """A URL as it may be shown: without its password, or without all that follows the scheme where it is no URL."""
-    try:
-        parsed = make_url(url)
-    except (SQLAlchemyError, ValueError):
-        return f"{url.partition('://')[0]}://..." if "://" in url else repr(url)
-    hidden = parsed.set(query={key: "***" if "pass" in key.lower() else value for key, value in parsed.query.items()})
-    return hidden.render_as_string(hide_password=True)
-
-
-def reason(error: BaseException) -> str:
-    """What the driver of a database said, in one line."""
+def reason(error: BaseException, url: str | None = None) -> str:
+    """What the driver of a database said, in one line, without what must not be shown of the URL that it was given."""
     cause: Any = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
-    return first_line(getattr(cause, "orig", None) or cause)
+    return without_secrets(first_line(getattr(cause, "orig", None) or cause), url)
 
 
 def _open_journal(path: Path) -> BaseStorage:
     path.parent.mkdir(parents=True, exist_ok=True)
+    journal_numbers(path)
     cut_torn_line(path)
     path.with_name(path.name + ".lock").unlink(missing_ok=True)  # left by a writer that was killed
     try:
         return JournalStorage(JournalFileBackend(str(path)))
-    except (ValueError, KeyError) as error:
-        raise RunError(f"{path} cannot be read ({error}): restore it, or choose another --output") from error
+    except Exception as error:  # every line was checked, but Optuna reads them its own way
+        raise RunError(f"{path} cannot be read ({first_line(error)}): restore it, or choose another --output") from error
 
 
 def _connect(url: str, directory: Path) -> BaseStorage:
@@ -146,12 +143,14 @@ def _connect(url: str, directory: Path) -> BaseStorage:
     except (NoSuchModuleError, LookupError, ValueError) as error:
         raise RunError(f"{shown} is not the URL of a database that is known here: write {_ALLOWED}") from error
     except RuntimeError as error:  # tables of another version of Optuna; what it says to do shows no URL
-        raise RunError(f"{shown}: {first_line(error)}") from error
+        raise RunError(f"{shown}: {reason(error, url)}") from error
     except SQLAlchemyError as error:
-        raise RunError(f"{shown} cannot be opened ({reason(error)}): start its server, or correct --storage") from error
+        raise RunError(f"{shown} cannot be opened ({reason(error, url)}): start its server, or correct --storage") from error
 
 
 def _parse(url: str) -> URL:
+    if any("@" in secret for secret in secrets_of(url)[:1] if secret in url.partition("?")[0]):
+        raise RunError(f"{masked(url)} has a password with an @ in it: write %40 in its place")
     try:
         return make_url(url)
     except (SQLAlchemyError, ValueError) as error:

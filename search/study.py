@@ -5,7 +5,6 @@ mirrored into the journal by a single append, so that a kill at any moment loses
 run: it holds `search.journal.lock_run`.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -20,15 +19,18 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from objectives.cost import Cost
 from objectives.recipes import recipe_of
 from objectives.score import Score
-from search.additive import SCREENED, AdditiveSampler
+from search.additive import AdditiveSampler
 from search.draw import SCORE, Draw
 from search.journal import Journal, thaw
+from search.losses import check_nothing_lost
 from search.memory import OrderedStorage
 from search.parametrisation import Parametrisation
+from search.replay import PROPOSAL, SCREENED, check_parameters, check_result
 from search.samplers import create_sampler
 from search.trial import Proposal, Screening, Trial
 from spaces.allocation import Allocation
 from spaces.files import write_json
+from spaces.schema import read_json
 
 _ATTEMPTS = 50
 _INSISTED = 5  # after so many repetitions in a row a sampler has nothing new to say, but the space may have
@@ -76,9 +78,7 @@ class Study:
         self._memory = optuna.create_study(storage=self._seen, directions=["minimize"] * len(objectives))
         self.trials: list[Trial] = []
         for frozen in self._journal.frozen():
-            self.trials.append(thaw(frozen))
-            if frozen.params:
-                self._show(self.trials[-1].proposal.number, frozen)
+            self._take_up(frozen)
         self._running: dict[int, Proposal] = {}
         self._queue = self._interrupted()
         self._screenings: dict[int, tuple[int, Draw]] = {}  # number -> attempt, and what was drawn in it
@@ -86,6 +86,46 @@ class Study:
         self._known = {entry.allocation for entry in self.proposals if entry.allocation is not None and entry.recipe is None}
         self._taken = {proposal.number for proposal in self.proposals}
         self._least = 0  # all numbers below are taken
+
+    def _take_up(self, frozen: FrozenTrial) -> None:
+        """Take a trial from the journal."""
+        try:
+            trial = thaw(frozen)
+            self._check(trial, frozen)
+            if frozen.params:
+                self._show(trial.proposal.number, frozen)
+        except (ValueError, TypeError, KeyError, ArithmeticError) as error:
+            self.close()
+            raise self._journal.damaged(frozen, error) from error
+        self.trials.append(trial)
+
+    def _check(self, trial: Trial, frozen: FrozenTrial) -> None:
+        """Raise where a trial of the journal cannot be one of this search."""
+        check_result(frozen, frozen.user_attrs, self.objectives)
+        check_parameters(frozen.params, frozen.system_attrs, self.parametrisation.distributions)
+        if any(other.proposal.number == trial.proposal.number for other in self.trials):
+            raise ValueError("it is there twice")
+        self._check_allocation(trial.proposal)
+
+    def _check_allocation(self, proposal: Proposal) -> None:
+        """Raise where a proposal has neither a recipe nor an allocation of the searched space."""
+        space = self.parametrisation.budgets.space
+        if proposal.recipe is not None:
+            if recipe_of(proposal.recipe).space != proposal.space:
+                raise ValueError(f"the recipe {proposal.recipe} makes no model of space {proposal.space}")
+        elif proposal.allocation is None or proposal.space != space.name:
+            raise ValueError(f"it has no allocation of space {space.name}")
+        if proposal.allocation is not None and proposal.space == space.name:
+            space.validate(proposal.allocation)
+
+    def check_nothing_lost(self) -> None:
+        """Raise where the tables in the run directory have trials that this study lacks.
+
+        Raises:
+            RunError: they have.
+        """
+        numbers = [trial.proposal.number for trial in self.trials]
+        check_nothing_lost(self.directory, numbers, self._journal.where, self._journal.backup)
 
     def enqueue(self, label: str, allocation: Allocation, parameters: Mapping[str, float] | None = None) -> None:
         """Propose this baseline next, unless its allocation was already tried or is waiting.
@@ -262,15 +302,19 @@ class Study:
     def _interrupted(self) -> list[Proposal]:
         """Trials that were started and never told, in the order of their numbers."""
         told = {trial.proposal.number for trial in self.trials}
-        found = []
-        for path in (self.directory / "trials").glob("*/allocation.json"):
-            try:
-                proposal = Proposal.from_dict(json.loads(path.read_text(encoding="utf-8")))
-            except (OSError, ValueError, TypeError, KeyError):
-                continue  # a file that was never finished belongs to a trial that never began
-            if proposal.number not in told:
-                found.append(proposal)
-        return sorted(found, key=lambda proposal: proposal.number)
+        found = [self._begun(path) for path in (self.directory / "trials").glob("*/allocation.json")]
+        waiting = [proposal for proposal in found if proposal is not None and proposal.number not in told]
+        return sorted(waiting, key=lambda proposal: proposal.number)
+
+    def _begun(self, path: Path) -> Proposal | None:
+        """The trial that a file says was started; None where the file is damaged: its number is then proposed again."""
+        try:
+            proposal = Proposal.from_dict(read_json(path, PROPOSAL))
+            check_parameters(proposal.parameters, proposal.attributes, self.parametrisation.distributions)
+            self._check_allocation(proposal)
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        return proposal if self.folder(proposal.number) == path.parent else None
 
     def _values(self, score: Score) -> list[float]:
         return [float(getattr(score, name)) for name in self.objectives]

@@ -1,6 +1,6 @@
 """The run's own tables: trials.csv, pareto.csv and pareto.json, written after every trial."""
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,16 +9,16 @@ import pandas as pd
 
 from objectives.cost import COSTS, Cost
 from search.pareto import best_under, front, hypervolume
+from search.schemas import FIGURES, HEAD, RUNG, check_summary, check_trials
 from search.targets import Target, budgets_of
 from search.trial import Trial
-from spaces.errors import RunError
+from spaces.errors import RunError, first_line
 from spaces.files import replacing, write_json
+from spaces.schema import read_json
 from spaces.sites import Operator, Site, Skipped, Space
 
 DENSE = "dense"
-FIGURES = ("error", "error_before", "kl", "kl_before", "macs", "params", "latency", "steps", "seconds")
-_HEAD = ("number", "state", "label", "space", "reason")
-_RUNG = ("rung", "rung_error")
+TRIALS, SUMMARY = "trials.csv", "pareto.json"
 
 
 def trial_table(trials: Sequence[Trial], dense: dict[str, Any], sites: Sequence[Site]) -> pd.DataFrame:
@@ -41,15 +41,15 @@ def trial_table(trials: Sequence[Trial], dense: dict[str, Any], sites: Sequence[
         score = trial.score
         figures = {name: getattr(score, name) if score is not None else None for name in figure_names}
         rungs = score.rungs if score is not None else {}
-        reached = dict(zip(_RUNG, max(rungs.items(), default=(None, None)), strict=True))
+        reached = dict(zip(RUNG, max(rungs.items(), default=(None, None)), strict=True))
         kept = {f"{cost}_kept": None if score is None else _share(getattr(score, cost), dense[cost]) for cost in costs}
         proposal = trial.proposal
         head = (proposal.number, trial.state, proposal.label, proposal.space, trial.reason)
         sizes = dict.fromkeys(whole) if proposal.allocation is None else {**whole, **proposal.allocation}
         rest = {"seed": proposal.seed, "ended": trial.ended}
-        rows.append({**dict(zip(_HEAD, head, strict=True)), **figures, **reached, **kept, **rest, **sizes})
+        rows.append({**dict(zip(HEAD, head, strict=True)), **figures, **reached, **kept, **rest, **sizes})
     shares = [f"{cost}_kept" for cost in costs]
-    columns = [*_HEAD, *figure_names, *_RUNG, *shares, "seed", "ended", *whole]
+    columns = [*HEAD, *figure_names, *RUNG, *shares, "seed", "ended", *whole]
     table = pd.DataFrame(rows, columns=None if rows else columns)
     counts = dict.fromkeys(("macs", "params", "steps", "rung", *whole), "Int64")
     numbers = dict.fromkeys((*(name for name in figure_names if name not in counts), "rung_error", *shares), "float64")
@@ -159,30 +159,48 @@ def sites_of(summary: dict[str, Any]) -> tuple[Site, ...]:
 
 def write_tables(directory: Path, trials: pd.DataFrame, summary: dict[str, Any]) -> None:
     """Write trials.csv, pareto.csv and pareto.json, each atomically."""
-    for name, table in (("trials.csv", trials), ("pareto.csv", trials[trials["number"].isin(_numbers(summary))])):
+    for name, table in ((TRIALS, trials), ("pareto.csv", trials[trials["number"].isin(_numbers(summary))])):
         with replacing(directory / name) as partial:
             table.to_csv(partial, index=False)
-    write_json(directory / "pareto.json", summary)
+    write_json(directory / SUMMARY, summary)
 
 
 def read_tables(directory: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The trials and the summary of a run, also while a search writes it.
 
     Raises:
-        RunError: there is no run, or nothing was written yet.
+        RunError: there is no run, nothing was written yet, or what was is damaged.
     """
+    path = directory / SUMMARY
     try:
-        summary = json.loads((directory / "pareto.json").read_text(encoding="utf-8"))
-        trials = pd.read_csv(directory / "trials.csv")
+        summary = read_summary(directory)
+        path = directory / TRIALS
+        trials = pd.read_csv(path, low_memory=False)
+        check_trials(trials, summary, [site.name for site in sites_of(summary)])
     except FileNotFoundError as error:
+        raise RunError(f"no search in {directory} ({path.name} is missing): start one with launch --output") from error
+    except (ValueError, OverflowError) as error:  # pandas' are ValueErrors too
         raise RunError(
-            f"no search in {directory} ({Path(str(error.filename)).name} is missing): start one with launch --output"
-        ) from error
-    except (ValueError, pd.errors.ParserError) as error:
-        raise RunError(
-            f"the tables of {directory} cannot be read ({error}): launch the run again to write them anew"
+            f"the tables of {directory} cannot be read ({path.name}: {first_line(error)}): launch the run again to write them "
+            "anew"
         ) from error
     return trials, summary
+
+
+def read_summary(directory: Path) -> dict[str, Any]:
+    """The content of pareto.json.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+        RunError: it is damaged.
+    """
+    path = directory / SUMMARY
+    try:
+        summary: dict[str, Any] = read_json(path)
+        check_summary(summary)
+    except ValueError as error:
+        raise RunError(f"{path} cannot be read ({error}): remove it, and launch the run again to write it anew") from error
+    return summary
 
 
 def _numbers(summary: dict[str, Any]) -> list[int]:
@@ -190,7 +208,7 @@ def _numbers(summary: dict[str, Any]) -> list[int]:
 
 
 def _plain(value: Any) -> Any:
-    """A pandas scalar as JSON holds it; missing values as None."""
-    if pd.isna(value):
+    """A pandas scalar as JSON holds it; None for what is missing, or no finite number."""
+    if pd.isna(value) or (isinstance(value, float) and not math.isfinite(value)):
         return None
     return value.item() if hasattr(value, "item") else value

@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from search.job import WEIGHTS
 
@@ -51,10 +52,12 @@ def weights_in(scratch: Path, name: str) -> Path:
     return scratch / f"{name}.safetensors"
 
 
-def read_weights(path: Path) -> dict[str, Tensor] | None:
-    """Weights by name; None where they are not there, or have left the front at this moment."""
+def read_weights(path: Path, model: nn.Module) -> dict[str, Tensor] | None:
+    """Weights of a model by name; None where they are not there, have left the front at this moment, or are damaged."""
     try:
         state: dict[str, Tensor] = load_file(path)
-        return state
-    except FileNotFoundError:
+    except (OSError, SafetensorError):
         return None
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    fits = {name: tensor.shape for name, tensor in state.items()} == shapes
+    return state if fits and all(bool(tensor.isfinite().all()) for tensor in state.values()) else None

@@ -12,6 +12,30 @@ CompressionError                 anything the user can put right: printed as one
 DivergedError (ArithmeticError)  a fine-tune whose loss became NaN or infinite; fails one trial, not the search
 """
 
+import errno
+import re
+
+_ELSEWHERE = "choose another place, for a run by --output"
+_REMEDIES = {
+    errno.ENOSPC: "make room there, or " + _ELSEWHERE,
+    errno.EDQUOT: "your share of that disk is used up: make room, or " + _ELSEWHERE,
+    errno.EFBIG: "the disk or a limit (ulimit -f) allows no file of this size: raise it, or " + _ELSEWHERE,
+    errno.EACCES: "ask for the right to read and write it, or " + _ELSEWHERE,
+    errno.EPERM: "ask for the right to read and write it, or " + _ELSEWHERE,
+    errno.EROFS: "that disk can only be read: " + _ELSEWHERE,
+    errno.EMFILE: "raise the limit of open files (ulimit -n), or use fewer --workers",
+    errno.ENFILE: "this machine has too many open files: end other programs",
+    errno.ENAMETOOLONG: "choose a shorter name, for a run by --output",
+    errno.ENOENT: "correct the path, or " + _ELSEWHERE,
+    errno.ENOTDIR: "a part of the path is a file, not a folder: " + _ELSEWHERE,
+    errno.EISDIR: "this is a folder where a file belongs: move it away, or " + _ELSEWHERE,
+    errno.EEXIST: "move what is there away, or " + _ELSEWHERE,
+    errno.ELOOP: "its links lead in a circle: correct them",
+    errno.EIO: "the disk cannot be read or written: check it, and restore the file from a backup",
+    errno.ESTALE: "the network disk has lost it: mount it again",
+    errno.ENOMEM: "there is too little memory: end other programs",
+}
+
 
 class CompressionError(Exception):
     """Something that the user can put right; the message says what was wrong, the value and what is allowed."""
@@ -67,3 +91,28 @@ def shown(value: object, length: int = 60) -> str:
     """A value in a message: its repr, which has no control characters, of bounded length."""
     text = repr(value)
     return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def explained(error: OSError) -> str:
+    """What the system could not do in one line: the file as its owner knows it, why, and what to do."""
+    paths = [named(str(path)) for path in (error.filename2, error.filename) if path is not None]
+    why = why_not(error)
+    return f"{paths[0]}: {why}" if paths else why
+
+
+def why_not(error: OSError) -> str:
+    """Why the system could not do something, and what to do."""
+    code = error.errno if error.errno is not None else code_in(str(error))
+    reason = error.strerror or first_line(error)
+    return f"{reason}: {_REMEDIES.get(code, 'put that right')}" if code is not None else reason
+
+
+def named(path: str) -> str:
+    """A path; for what is written beside it until it is whole (`spaces.files.replacing`), that of what it becomes."""
+    return re.sub(r"\.([^/]+?)(\.old)?\.\d+\.partial(?=/|$)", r"\1", path)
+
+
+def code_in(text: str) -> int | None:
+    """The number of an error of the system, as libraries of other languages write it."""
+    match = re.search(r"os error (\d+)", text)
+    return int(match[1]) if match else None

@@ -123,7 +123,7 @@ class Factors:
 
     def save(self, path: Path, fingerprint: str) -> None:
         """Write the tensors atomically as safetensors."""
-        save_tensors(path, self._tensors, {"format": _FORMAT, "fingerprint": fingerprint})
+        save_tensors(path, self._tensors, {"format": _FORMAT, "fingerprint": fingerprint, "content": _digest(self._tensors)})
 
     @classmethod
     def load(cls, path: Path, dense: nn.Module, space: Space, fingerprint: str) -> "Factors":
@@ -142,11 +142,22 @@ class Factors:
             raise CheckpointError(
                 f"factors {path} belong to another model, space or calibration set: delete the file to compute them again"
             )
+        if metadata.get("content") != _digest(tensors):
+            raise CheckpointError(f"factors {path} are damaged: delete the file to compute them again")
         return cls(dense.cpu().eval(), space, tensors)
 
     def _of(self, site: Site) -> Tensors:
         prefix = f"{site.name}."
         return {key.removeprefix(prefix): value for key, value in self._tensors.items() if key.startswith(prefix)}
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Hash of names, shapes and values; 16 hex digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(repr((name, tuple(tensor.shape), tensor.dtype)).encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def _heads(dense: nn.Module, site: Site) -> int:
@@ -158,5 +169,5 @@ def fingerprint(dense: nn.Module, *conditions: object) -> str:
     digest = hashlib.sha256(repr((_FORMAT, *conditions)).encode())
     for name, tensor in dense.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]

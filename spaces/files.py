@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from spaces.errors import code_in, first_line
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -20,6 +22,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Works for a file and for a folder. An existing folder is moved aside and then removed, so that whatever has its name is
     whole at any moment; of two processes that replace one folder, the last one wins.
+
+    Raises:
+        OSError: it cannot be written; where the system names no file, as on a full disk, it is `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_beside(path, path.name)
@@ -30,8 +35,13 @@ def replacing(path: Path) -> Iterator[Path]:
             _replace_folder(partial, path)
         else:
             partial.replace(path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
-        _remove(partial)
+        with suppress(OSError):  # what went wrong before says more
+            _remove(partial)
 
 
 def partial_beside(path: Path, name: str) -> Path:
@@ -75,6 +85,8 @@ def lives(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
+    except OverflowError:  # no system has so many
+        return False
     except OSError:  # another user's
         return True
     return True
@@ -90,7 +102,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
         try:
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, metadata)
         except SafetensorError as error:
-            raise OSError(f"{path} cannot be written: {error}") from error
+            code = code_in(str(error))
+            raise OSError(code or errno.EIO, os.strerror(code) if code else first_line(error), str(path)) from error
         mask = os.umask(0)
         os.umask(mask)
         partial.chmod(0o666 & ~mask)

@@ -42,6 +42,7 @@ def made_up(count: int, costs: Sequence[str] = ("macs", "params"), seed: int = 0
         "space": space.name,
         "spaces": {space.name: describe_space(space)},
         "skipped": [],
+        "reach": {cost: [DENSE[cost] / 10, DENSE[cost]] for cost in costs},
     }
     target = Target(text="flops=50%", cost="macs", limit=DENSE["macs"] / 2)
     return summarise(trials, ["error", "macs"], [target], {**facts, "dense": dense}), trials

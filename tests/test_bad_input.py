@@ -175,7 +175,7 @@ def test_folder_without_a_run(fails: Fails, tmp_path: Path, command: tuple[str, 
 def test_run_with_damaged_tables(fails: Fails, tmp_path: Path) -> None:
     (tmp_path / "pareto.json").write_text("{")
     (tmp_path / "trials.csv").touch()
-    assert f"the tables of {tmp_path} cannot be read" in fails("browse", tmp_path, "--no-open")
+    assert f"{tmp_path / 'pareto.json'} cannot be read" in fails("browse", tmp_path, "--no-open")
 
 
 def test_launch_over_a_damaged_table(fails: Fails, finished: Path, tmp_path: Path) -> None:

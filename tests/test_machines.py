@@ -7,7 +7,7 @@ import pytest
 
 from search.config import SearchConfig
 from search.machines import MachineConfig, Plan, plan_workers
-from search.run import with_stored
+from search.stored import with_stored
 from spaces.errors import ConfigError
 
 GPUS, CPUS = {"CPU": 32.0, "GPU": 4.0}, {"CPU": 8.0}
@@ -127,5 +127,5 @@ def test_auto_takes_ray_for_what_one_process_cannot_do(options: dict[str, Any], 
 def test_a_run_goes_on_where_its_next_launch_says(
     tmp_path: Path, before: dict[str, Any], given: dict[str, Any], expected: dict[str, Any]
 ) -> None:
-    SearchConfig.from_flat(before).dump(tmp_path / "config.yaml")
+    SearchConfig.from_flat({"model": "vit_tiny_patch16_224", **before}).dump(tmp_path / "config.yaml")
     assert SearchConfig.from_flat(with_stored(tmp_path, given)).machines == MachineConfig(**expected)

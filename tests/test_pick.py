@@ -22,7 +22,7 @@ from spaces.files import write_json
 
 SPACE = space_of(branches=2, sizes=FINE)  # a size of 64 is all of a branch, which costs 1000
 SITES = [site.name for site in SPACE.sites]
-DENSE = {"macs": 2000, "params": 2000}
+DENSE = {"macs": 2000, "params": 2000, "error": 0.05}
 
 # number -> sizes, error, and the multipliers that it was proposed with
 TRIALS: dict[int, tuple[tuple[int, int], float | None, dict[str, float] | None]] = {
@@ -53,12 +53,13 @@ def made(folder: Path, trials: dict[int, Any] = TRIALS, **options: Any) -> Run:
         score = None if error is None else replace(score_of(allocation), error=error, macs=macs, params=macs)
         ended.append(Trial(proposal=proposal, score=score, reason=None if score else "ValueError: broken"))
     facts: dict[str, Any] = {
-        "fingerprint": "f", "space": "test", "spaces": {"test": describe_space(SPACE)}, "skipped": [], "dense": DENSE,
+        "model": "made-up", "fingerprint": "f",
+        "space": "test", "spaces": {"test": describe_space(SPACE)}, "skipped": [], "dense": DENSE,
         "reach": {"macs": [32, 2000], "params": [32, 2000]},
     }  # fmt: skip
     table = trial_table(ended, DENSE, SPACE.sites)
     write_tables(folder, table, summarise(table, ["error", "macs"], [], facts))
-    SearchConfig.from_flat({"measured_profile": True, **options}).dump(folder / "config.yaml")
+    SearchConfig.from_flat({"model": "made-up", "measured_profile": True, **options}).dump(folder / "config.yaml")
     return Run(folder)
 
 

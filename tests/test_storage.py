@@ -292,10 +292,10 @@ def test_attributes_may_be_long(place: Place, directory: Path) -> None:
     study = open_study(directory, place.url)
     proposal = study.ask()
     assert proposal is not None
-    study._seen.set_trial_system_attr(0, "additive:screened", "x" * 200_000)
+    study._seen.set_trial_system_attr(0, "noted", "x" * 200_000)
     told(study, proposal)
     study.close()
-    assert len(stored(open_study(directory, place.url))[0][-1]["additive:screened"]) == 200_000
+    assert len(stored(open_study(directory, place.url))[0][-1]["noted"]) == 200_000
 
 
 # What cannot be used

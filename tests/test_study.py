@@ -244,7 +244,7 @@ def test_one_writer(tmp_path: Path) -> None:
 
 def test_a_broken_journal_is_named(tmp_path: Path) -> None:
     (tmp_path / "study.journal").write_text("not json\n")
-    with pytest.raises(RunError, match=r"study\.journal cannot be read"):
+    with pytest.raises(RunError, match=r"study\.journal, line 1 cannot be read"):
         open_study(tmp_path)
 
 
