@@ -6,6 +6,7 @@ Options have one flat set of names, the same on the command line, in YAML and in
 import dataclasses
 import difflib
 import itertools
+import math
 import re
 import reprlib
 import types
@@ -280,7 +281,7 @@ def _scalar(name: str, value: Any, kind: type) -> Any:
 
 def _is_beyond(value: Any) -> bool:
     """Whether it is a number that nothing can be done with."""
-    return isinstance(value, int | float) and not abs(value) < 2**63
+    return abs(value) >= 2**63 if isinstance(value, int) else isinstance(value, float) and not math.isfinite(value)
 
 
 def _shown(value: Any) -> str:

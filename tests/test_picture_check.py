@@ -1,6 +1,7 @@
 """All pictures of all splits: what is left out, what moves where, what is remembered, and what is said."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from local_images import GREY, RGB, fill, opened, picture, splits_of
+from local_images import GREY, RGB, fill, numbers_of, opened, picture, splits_of
 from local_runs import Fails
 from PIL import Image
 from test_pictures import bomb, saved, with_text
@@ -142,6 +143,23 @@ def test_unchanged_files_are_not_looked_at_again(folder: Path, tmp_path: Path, l
     picture(3).save(paths(folder, "val")[-1])
     assert Data(config, RGB, checked=stored).size("test") == 40
     assert sorted(looked) == [f"{number}.png" for number in range(221, 241)], "its folder alone"
+
+
+def test_names_may_have_any_bytes(folder: Path, tmp_path: Path) -> None:
+    """They are read, remembered and reported, and reach no terminal as they are."""
+    good, bad = (folder / "train" / "a" / f"{os.fsdecode(name)}.png" for name in (b"\xff\xfe", b"\x1b[31m\n\xff"))
+    picture(250).save(good)
+    bad.write_bytes(b"")
+    stored, config = tmp_path / "pictures.json", DataConfig(data_dir=str(folder), workers=0)
+    Data(config, RGB, checked=stored).checked.save(stored)
+    data = Data(config, RGB, checked=stored)
+    assert not data.checked.is_new
+    assert 250 in numbers_of([*data.calibration(), *(images for images, _ in data.evaluation("search"))])
+    (warning,) = data.checked.warnings()
+    assert warning.isprintable()
+    assert "\\x1b[31m\\n\\udcff.png (the file is empty)" in warning
+    assert json.dumps(data.checked.report()).isascii()
+    assert data.mark is not None
 
 
 DAMAGE: list[Callable[[str], str]] = [
@@ -291,5 +309,5 @@ def test_a_refused_launch_leaves_no_run_behind(folder: Path, tmp_path: Path, fai
     assert not (tmp_path / "run").exists()
     for number, path in zip(NUMBERS, paths(folder, "train"), strict=True):
         picture(number).save(path)
-    assert "target 'flops=1%'" in fails("launch", *model, *images, "--target", "flops=1%")
+    assert "target 'flops=1%'" in fails("launch", *model, *images, "--search-size", "20", "--target", "flops=1%")
     assert not (tmp_path / "run").exists()
