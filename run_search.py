@@ -32,7 +32,8 @@ from search.journal import LOCK  # noqa: E402
 from search.overlay import fronts  # noqa: E402
 from search.pick import wishes  # noqa: E402
 from search.progress import Display, audit_view, front_table, latency_table  # noqa: E402
-from search.run import model_of_run, stored_options, with_stored  # noqa: E402
+from search.run import stored_options, with_stored  # noqa: E402
+from search.run_model import model_of_run  # noqa: E402
 from search.serve import listen, serve  # noqa: E402
 from spaces.errors import CompressionError, printable  # noqa: E402
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from search.table import read_space, read_tables, sites_of
 from search.targets import Target, format_cost, parse_targets
 from spaces.allocation import Allocation
 from spaces.errors import RunError, TargetError
-from spaces.model_folder import named, settled
 from spaces.sites import Site, Space
 
 AUDIT = "audit.json"
@@ -230,24 +229,6 @@ def remove_if_empty(directory: Path) -> None:
     if [path.name for path in directory.iterdir()] == [LOCK]:
         (directory / LOCK).unlink()
         directory.rmdir()
-
-
-def model_of_run(config: SearchConfig, directory: Path | None = None) -> SearchConfig:
-    """`config` with all that the model's folder says of it, so that a run's options tell the whole of its model.
-
-    What the run in the directory has is kept: its weights may be in another file or folder now.
-
-    Args:
-        config: of a launch.
-        directory: of the run; by default the one that the model's name gives.
-
-    Raises:
-        ModelError: no model is named, or its folder is not one.
-    """
-    config = replace(config, model=named(config.model))
-    stored = stored_options(directory or Path(config.study.output or default_output(config)))
-    before = replace(SearchConfig.from_flat(stored).model, checkpoint=config.model.checkpoint)
-    return config if stored and before == config.model else replace(config, model=settled(config.model))
 
 
 def check_same_run(directory: Path, config: SearchConfig) -> None:
