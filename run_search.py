@@ -34,7 +34,7 @@ from search.masking import without_secrets  # noqa: E402
 from search.overlay import fronts, opened  # noqa: E402
 from search.pick import wishes  # noqa: E402
 from search.progress import Display, audit_view, front_table, latency_table  # noqa: E402
-from search.run import model_of_run  # noqa: E402
+from search.run_model import model_of_run  # noqa: E402
 from search.serve import listen, serve  # noqa: E402
 from search.stored import stored_config, stored_options, with_stored  # noqa: E402
 from spaces.errors import CompressionError, RunError, explained, printable  # noqa: E402

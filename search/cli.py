@@ -39,6 +39,8 @@ examples:
       what can be made smaller, and how far; with --profile and images, what it costs
   run_search.py launch --model deit_small_patch16_224 --pretrained --data-dir imagenet --target flops=50% --trials 200
   run_search.py launch --model vit_base_patch16_224 --checkpoint mine.safetensors --data-dir my_images --target params=20M
+  run_search.py launch --model local-dir:my_model --data-dir my_images --target flops=50%
+      a folder that timm.models.save_for_hf wrote: architecture, weights and preprocessing come from it
   run_search.py launch --recipe gohsp --target flops=50% --model deit_small_patch16_224 --pretrained --data-dir imagenet
       a published system alone; --baselines kumar-hybrid vtp gohsp losparse uniform runs them beside a search
   run_search.py browse runs/deit_small_patch16_224-contract
@@ -82,7 +84,9 @@ def build_parser() -> argparse.ArgumentParser:
     for owner in OWNERS:
         _add_options(launch.add_argument_group(_TITLES[owner.__name__]), owner)
     inspect = commands.add_parser("inspect", help="what of a model can be made smaller, to which sizes, and what not and why")
-    inspect.add_argument("model", help="timm model name, or a run directory, whose options then apply")
+    inspect.add_argument(
+        "model", help="timm model name, local-dir:FOLDER, hf-hub:ORG/NAME, or a run directory, whose options then apply"
+    )
     inspect.add_argument(
         "--profile",
         action="store_true",

@@ -40,9 +40,9 @@ from search.run import (
     default_output,
     identity_of,
     make_directory,
-    model_of_run,
     remove_if_empty,
 )
+from search.run_model import model_of_run
 from search.rungs import reason_to_stop
 from search.runner import InProcessRunner, Listener, Need, Runner
 from search.running import Running

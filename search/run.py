@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from search.table import read_space, read_summary, read_tables, sites_of
 from search.targets import Target, format_cost, parse_targets
 from spaces.allocation import Allocation
 from spaces.errors import RunError, TargetError, why_not
-from spaces.model_folder import named, settled
 from spaces.schema import read_json
 from spaces.sites import Site, Space
 
@@ -216,27 +215,6 @@ def remove_if_empty(directory: Path) -> None:
     if [path.name for path in directory.iterdir()] == [LOCK]:
         (directory / LOCK).unlink()
         directory.rmdir()
-
-
-def model_of_run(config: SearchConfig, directory: Path | None = None) -> SearchConfig:
-    """`config` with all that the model's folder says of it, so that a run's options tell the whole of its model.
-
-    What the run in the directory has is kept: its weights may be in another file or folder now.
-
-    Args:
-        config: of a launch.
-        directory: of the run; by default the one that the model's name gives.
-
-    Raises:
-        ModelError: no model is named, or its folder is not one.
-    """
-    config = replace(config, model=named(config.model))
-    directory = directory or Path(config.study.output or default_output(config))
-    if stored_options(directory):
-        before = replace(stored_config(directory).model, checkpoint=config.model.checkpoint)
-        if before == config.model:
-            return config
-    return replace(config, model=settled(config.model))
 
 
 def check_same_run(directory: Path, config: SearchConfig) -> None:

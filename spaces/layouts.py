@@ -77,7 +77,10 @@ def _joined(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     parts: dict[str, list[Tensor]] = {}
     for key in sorted(tensors):
         parts.setdefault(_PART.sub(".qkv.", key), []).append(tensors[key])
-    whole = {
-        key: found for key, found in parts.items() if len(found) in (1, 3) and len({part.shape[1:] for part in found}) == 1
-    }
-    return {key: found[0] if len(found) == 1 else torch.cat(found) for key, found in whole.items()}
+    return {key: found[0] if len(found) == 1 else torch.cat(found) for key, found in parts.items() if _is_whole(found)}
+
+
+def _is_whole(parts: list[Tensor]) -> bool:
+    """Whether they are one tensor, or three that can become one."""
+    plain = all(part.ndim and part.layout == torch.strided and not part.is_meta and not part.is_quantized for part in parts)
+    return len(parts) == 1 or (len(parts) == 3 and plain and len({(part.dtype, part.shape[1:]) for part in parts}) == 1)
