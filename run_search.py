@@ -20,7 +20,7 @@ from rich.console import Console  # noqa: E402
 from objectives.classify import classify  # noqa: E402
 from objectives.cost import cost_model  # noqa: E402
 from objectives.device import name_of, resolve_device  # noqa: E402
-from objectives.formats import FormatConfig  # noqa: E402
+from objectives.formats import FormatConfig, named_formats  # noqa: E402
 from objectives.measure import measure  # noqa: E402
 from search import SearchConfig, audit, demo, launch, open_run  # noqa: E402
 from search.cli import build_parser, given_options, training_options  # noqa: E402
@@ -35,7 +35,7 @@ from search.pick import wishes  # noqa: E402
 from search.progress import Display, audit_view, front_table, latency_table  # noqa: E402
 from search.run import stored_options, with_stored  # noqa: E402
 from search.serve import listen, serve  # noqa: E402
-from spaces.errors import CompressionError  # noqa: E402
+from spaces.errors import CompressionError, visible  # noqa: E402
 from spaces.models import create_model  # noqa: E402
 from spaces.vit import describe  # noqa: E402
 
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments = build_parser().parse_args(argv)
         _COMMANDS[arguments.command](arguments, console)
     except (CompressionError, OSError) as error:  # OSError: a full disk, no permission; its text holds the path
-        text = " ".join(str(error).splitlines())
+        text = visible(" ".join(str(error).splitlines()))
         problems.print(f"error: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
@@ -167,16 +167,24 @@ def _export(arguments: argparse.Namespace, console: Console) -> None:
 
 def _measure(arguments: argparse.Namespace, console: Console) -> None:
     device, threads = resolve_device(arguments.device), arguments.threads or torch.get_num_threads()
+    formats = arguments.format and named_formats(arguments.format)
     with Display(console) as display:
         found = measure(
-            Path(arguments.folder), device, arguments.batch_sizes, arguments.compile, arguments.seconds, threads, display.stage
+            Path(arguments.folder),
+            device,
+            arguments.batch_sizes,
+            arguments.compile,
+            arguments.seconds,
+            threads,
+            formats,
+            display.stage,
         )
     console.print(latency_table(found, name_of(device), threads))
 
 
 def _predict(arguments: argparse.Namespace, console: Console) -> None:
     for answer in classify(Path(arguments.folder), arguments.images, arguments.format, arguments.top):
-        console.print(f"{answer.image}: {answer.text}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{visible(str(answer.image))}: {answer.text}", markup=False, highlight=False, soft_wrap=True)
 
 
 _COMMANDS = {

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from objectives.formats import Format, Forward, open_format
 from spaces.description import read_description
-from spaces.errors import CheckpointError, ConfigError, DataError, first_line
+from spaces.errors import CheckpointError, ConfigError, DataError, first_line, visible
 
 _MODES = {1: "L", 3: "RGB"}
+_LONGEST = 200  # of a class's name in the terminal
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Answer:
     def text(self) -> str:
         """For the terminal: `cat (3) 97.1 %, dog (5) 2.2 %`."""
         return ", ".join(
-            f"class {label} {probability:.1%}" if name is None else f"{name} ({label}) {probability:.1%}"
+            f"class {label} {probability:.1%}" if name is None else f"{visible(name, _LONGEST)} ({label}) {probability:.1%}"
             for label, name, probability in self.classes
         )
 
@@ -59,7 +60,7 @@ def classify(folder: Path, images: Sequence[str | Path], name: Format = "safeten
     files = [file for given in images for file in _files(Path(given))]
     transform, forward = preprocessing_of(description), open_format(folder, name)
     for file in files:
-        yield _classified(file, _opened(file, description, transform), forward, description["label_names"], top)
+        yield _classified(file, _opened(file, description, transform), forward, description, top)
 
 
 def preprocessing_of(description: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
@@ -98,11 +99,16 @@ def _opened(file: Path, description: dict[str, Any], transform: Callable[[Image.
         raise DataError(f"{file} cannot be read as an image: {first_line(error)}") from error
 
 
-def _classified(file: Path, image: Tensor, forward: Forward, names: list[str] | None, top: int) -> Answer:
+def _classified(file: Path, image: Tensor, forward: Forward, description: dict[str, Any], top: int) -> Answer:
+    classes, names = description["num_classes"], description["label_names"]
     try:
-        (logits,) = forward(image[None])
+        (logits,) = forward(image[None]).float()
     except Exception as error:  # runtimes raise what they like at images of another shape
         raise CheckpointError(f"the model does not take images of {list(image.shape)}: {first_line(error)[:300]}") from error
+    if logits.ndim != 1 or len(logits) != classes:
+        raise CheckpointError(f"the model gives outputs of the shape {list(logits.shape)} for an image, not of [{classes}] classes")
+    if not bool(logits.isfinite().all()):
+        raise CheckpointError(f"the model gives outputs for {file} that are no finite numbers: the exported file is damaged")
     found = logits.softmax(-1).topk(min(top, len(logits)))
     pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
     return Answer(file, tuple((label, names[label] if names else None, share) for label, share in pairs))

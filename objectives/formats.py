@@ -16,6 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from objectives.activations import activations, allowed_activations, check_activations
+from objectives.onnx_file import checked_onnx
+from objectives.pt2_archive import load_archive
 from spaces.compressed import WEIGHTS, load_compressed
 from spaces.description import checked_file, read_description
 from spaces.errors import CheckpointError, ConfigError, first_line
@@ -49,24 +52,31 @@ class FormatConfig:
     dtype: Dtype = "fp32"
 
     def __post_init__(self) -> None:
-        for name in self._named:
-            if name not in FILES:
-                raise ConfigError(f"unknown format {name!r}: choose of {', '.join(FILES)}")
+        named = named_formats(self.format)
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        if "onnx" in self._named:
+        if "onnx" in named:
             require_onnx()
             if self.dtype == "bf16":
                 raise ConfigError("onnxruntime has no bf16 operators for CPUs: choose --dtype fp16 or fp32 with onnx")
 
     @property
-    def _named(self) -> list[str]:
-        return [name for word in self.format for name in word.split(",") if name]
-
-    @property
     def formats(self) -> tuple[Format, ...]:
         """Safetensors, and the others that are wanted, each once."""
-        return tuple(name for name in get_args(Format) if name in ("safetensors", *self._named))
+        return named_formats(("safetensors", *self.format))
+
+
+def named_formats(words: Sequence[str]) -> tuple[Format, ...]:
+    """The formats that words name, each once: `["onnx,pt2", "onnx"]` are two.
+
+    Raises:
+        ConfigError: one is unknown.
+    """
+    named = [name for word in words for name in word.split(",") if name]
+    unknown = [name for name in named if name not in FILES]
+    if unknown:
+        raise ConfigError(f"unknown format {unknown[0]!r}: choose of {', '.join(FILES)}")
+    return tuple(name for name in get_args(Format) if name in named)
 
 
 def require_onnx() -> None:
@@ -194,7 +204,9 @@ def _open_safetensors(path: Path, device: torch.device) -> Forward:
 
 
 def _open_pt2(path: Path, device: torch.device) -> Forward:
-    model = torch.export.load(path).module()
+    description = read_description(path.parent)
+    allowed, model = allowed_activations(description), load_archive(path).module()
+    check_activations(path, activations(model, description["pretrained_cfg"]["input_size"]), allowed)
     return lambda images: _no_gradient(model, images)
 
 
@@ -207,6 +219,9 @@ def _no_gradient(model: nn.Module, images: Tensor) -> Tensor:
 def _open_onnx(path: Path, device: torch.device) -> Forward:
     import onnxruntime
 
+    description = read_description(path.parent)
+    allowed = allowed_activations(description)
+    check_activations(path, checked_onnx(path, description["pretrained_cfg"]["input_size"]), allowed)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()  # as the formats that it is compared with
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -295,8 +295,8 @@ class _Search:
         )
         if outlook.least > outlook.free:
             raise RunError(
-                f"{self.directory} has {outlook.free / 1e9:.2f} GB free, {outlook.workers} trials at once need "
-                f"{outlook.least / 1e9:.2f} GB: make room, or choose another --output"
+                f"{self.directory} has {format_size(outlook.free)} free, {outlook.workers} trials at once need "
+                f"{format_size(outlook.least)}: make room, or choose another --output"
             )
         return outlook
 

@@ -114,7 +114,7 @@ def format_amount(cost: str, value: float) -> str:
     """A figure of a cost: '1.23 M' MACs or parameters, '8.21 ms'."""
     if cost != "latency":
         return format_count(value)
-    return f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms" if value >= 1e-3 else f"{1e6 * value:.3g} µs"
+    return format_time(value)
 
 
 def format_cost(cost: str, value: float) -> str:

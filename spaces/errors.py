@@ -12,6 +12,13 @@ CompressionError                 anything the user can put right: printed as one
 DivergedError (ArithmeticError)  a fine-tune whose loss became NaN or infinite; fails one trial, not the search
 """
 
+import reprlib
+import unicodedata
+
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 60
+_DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # which reorder what is read
+
 
 class CompressionError(Exception):
     """Something that the user can put right; the message says what was wrong, the value and what is allowed."""
@@ -56,3 +63,23 @@ class DivergedError(ArithmeticError):
 def first_line(error: BaseException) -> str:
     """What an error of another library says, without what follows; its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def shown(value: object) -> str:
+    """A foreign value in a message: short, however long or deep it is."""
+    text = _SHOWN.repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def visible(text: str, longest: int = 10_000) -> str:
+    """Foreign text for a terminal: what would steer it, break the line or reorder what is read is written as an escape."""
+    cut = text if len(text) <= longest else f"{text[: longest - 3]}..."
+    return "".join(_escaped(sign) if _steers(sign) else sign for sign in cut)
+
+
+def _steers(sign: str) -> bool:
+    return sign in _DIRECTIONS or unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp")
+
+
+def _escaped(sign: str) -> str:
+    return sign.encode("unicode_escape").decode("ascii")

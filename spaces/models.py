@@ -13,7 +13,7 @@ from timm.data import resolve_data_config
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from spaces.errors import CheckpointError, ModelError, first_line
+from spaces.errors import CheckpointError, ModelError, first_line, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ def instantiate(name: str, arguments: dict[str, Any], pretrained: bool = False) 
         model = timm.create_model(name, pretrained=pretrained, **arguments)
     except Exception as error:  # timm, the hub and torch raise what they like here; all of it means the same to the user
         what = "with its pretrained weights " if pretrained else ""
-        raise ModelError(f"timm cannot create {name!r} {what}from {arguments}: {first_line(error)[:200]}") from error
+        raise ModelError(f"timm cannot create {name!r} {what}from {shown(arguments)}: {first_line(error)[:200]}") from error
     assert isinstance(model, nn.Module)
     return model
 
