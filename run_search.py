@@ -23,6 +23,7 @@ from objectives.device import name_of, resolve_device  # noqa: E402
 from objectives.formats import FormatConfig, named_formats  # noqa: E402
 from objectives.measure import measure  # noqa: E402
 from search import SearchConfig, audit, demo, launch, open_run  # noqa: E402
+from search.card import read_summary  # noqa: E402
 from search.cli import build_parser, given_options, training_options  # noqa: E402
 from search.config import read_options  # noqa: E402
 from search.dashboard import check_installed, serve_dashboard, snapshot  # noqa: E402
@@ -162,7 +163,7 @@ def _export(arguments: argparse.Namespace, console: Console) -> None:
     folder = exported[0].folder
     assert folder is not None
     console.print(f"[bold]{folder}[/bold]")
-    console.print((folder / "README.md").read_text(encoding="utf-8").split("---\n")[2].split("\n## ")[0].strip(), markup=False)
+    console.print(read_summary(folder), markup=False)
 
 
 def _measure(arguments: argparse.Namespace, console: Console) -> None:

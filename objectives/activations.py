@@ -17,12 +17,12 @@ _MORE = 3  # times those of the dense model: formats copy what PyTorch views, an
 _ALWAYS = 1_000_000  # for models of a few thousand numbers
 
 
-class _Count(TorchDispatchMode):
+class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the numbers that operators give."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.numbers = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.numbers: int = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         found = func(*args, **(kwargs or {}))
@@ -34,7 +34,7 @@ def activations(model: nn.Module, size: Sequence[int]) -> int:
     """Numbers that the operators of `model` give, in all, for one image of [C, H, W]; nothing is computed."""
     with torch.inference_mode(False), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), _Count() as count:
         model(torch.empty(1, *size))
-    return count.numbers
+    return int(count.numbers)
 
 
 def allowed_activations(description: Mapping[str, Any]) -> int:
@@ -49,10 +49,10 @@ def allowed_activations(description: Mapping[str, Any]) -> int:
     dense = dense_shapes(description)
     for module in dense.modules():
         if hasattr(module, "fused_attn"):
-            module.fused_attn = False  # as ONNX has it: with its matrix of weights
+            module.fused_attn = False  # type: ignore[assignment]  # as ONNX has it: with its matrix of weights
     with torch.no_grad(), _Count() as count:
         dense(torch.empty(1, *input_size(dense), device="meta"))
-    return _MORE * count.numbers + _ALWAYS
+    return _MORE * int(count.numbers) + _ALWAYS
 
 
 def check_activations(file: object, numbers: int, allowed: int) -> None:

@@ -106,7 +106,9 @@ def _classified(file: Path, image: Tensor, forward: Forward, description: dict[s
     except Exception as error:  # runtimes raise what they like at images of another shape
         raise CheckpointError(f"the model does not take images of {list(image.shape)}: {first_line(error)[:300]}") from error
     if logits.ndim != 1 or len(logits) != classes:
-        raise CheckpointError(f"the model gives outputs of the shape {list(logits.shape)} for an image, not of [{classes}] classes")
+        raise CheckpointError(
+            f"the model gives outputs of the shape {list(logits.shape)} for an image, not of [{classes}] classes"
+        )
     if not bool(logits.isfinite().all()):
         raise CheckpointError(f"the model gives outputs for {file} that are no finite numbers: the exported file is damaged")
     found = logits.softmax(-1).topk(min(top, len(logits)))

@@ -68,7 +68,8 @@ def measure(
         compiled: whether to compile them too, which may take minutes.
         seconds: to spend on each model in each setting.
         threads: on the CPU; by default torch's, as they are.
-        formats: which of the folder's files, each of which it must then have; by default safetensors, and ONNX where it is there.
+        formats: which of the folder's files, each of which it must then have; by default safetensors, and ONNX where it is
+            there.
         progress: called with (what, done, in all).
 
     Raises:
@@ -133,5 +134,5 @@ def rows_of(comparisons: Sequence[Comparison]) -> Iterator[tuple[str, str, str, 
         ratio = entry.ratio
         low, high = ratio.quartiles
         shown = f"×{ratio.seconds:.2f} ({low:.2f}–{high:.2f})"
-        yield entry.setting, *(format_spread(timing.seconds, *timing.quartiles) for timing in (entry.dense, entry.compressed)), shown
-
+        dense, compressed = (format_spread(timing.seconds, *timing.quartiles) for timing in (entry.dense, entry.compressed))
+        yield entry.setting, dense, compressed, shown

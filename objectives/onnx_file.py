@@ -35,7 +35,7 @@ def checked_onnx(path: Path, size: Sequence[int]) -> int:
         model = onnx.load(str(path), load_external_data=False)
         problem = next(_problems(model, path), None)
         if problem is None:
-            return _computed(model, size)
+            return _computed(model, path, size)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # protobuf's and ONNX's errors have no common base
@@ -86,7 +86,14 @@ def _of_tensor(tensor: "TensorProto", path: Path) -> str | None:
     numbers = math.prod(tensor.dims)
     if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
         return _of_external(tensor, path, numbers * bits // 8)
-    typed = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.uint64_data, tensor.double_data, tensor.string_data)
+    typed = (
+        tensor.float_data,
+        tensor.int32_data,
+        tensor.int64_data,
+        tensor.uint64_data,
+        tensor.double_data,
+        tensor.string_data,
+    )
     there = 8 * len(tensor.raw_data) // bits if tensor.HasField("raw_data") else max(map(len, typed))
     return None if there == numbers else f"its weight {shown(tensor.name)} says to have {numbers:,} numbers, and has {there:,}"
 
@@ -105,7 +112,7 @@ def _of_external(tensor: "TensorProto", path: Path, size: int) -> str | None:
     return None
 
 
-def _computed(model: "ModelProto", size: Sequence[int]) -> int:
+def _computed(model: "ModelProto", path: Path, size: Sequence[int]) -> int:
     """Numbers that all operators give for one image, by ONNX's own inference of shapes; the file's claims are left out."""
     import onnx
 
@@ -116,6 +123,8 @@ def _computed(model: "ModelProto", size: Sequence[int]) -> int:
     for tensor in _tensors(graph):
         if math.prod(tensor.dims) > _SMALL:
             tensor.ClearField("raw_data")
+        elif tensor.data_location == onnx.TensorProto.EXTERNAL:
+            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
     shapes = {entry.name: entry.type for entry in (*inferred.value_info, *inferred.output)}
     return sum(_numbers(name, shapes.get(name)) for node in graph.node for name in node.output if name)

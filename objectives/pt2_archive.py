@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from objectives.pt2_graph import Refused, harmless, path, tensor, whole
+from objectives.pt2_graph import RefusedError, harmless, path, tensor, whole
 from spaces.errors import CheckpointError, first_line
 
 _PROGRAM, _SAMPLES = "models/model.json", "data/sample_inputs/model.pt"
@@ -46,7 +46,7 @@ def load_archive(file: Path) -> ExportedProgram:
             return torch.export.load(content)
     except (OSError, MemoryError):
         raise
-    except Refused as error:
+    except RefusedError as error:
         raise CheckpointError(f"{file} is refused: {error}; this project's export writes no such archive") from error
     except Exception as error:  # foreign bytes make zipfile, json and torch raise anything
         raise CheckpointError(f"{file} cannot be read as an archive of torch.export: {first_line(error)[:200]}") from error
@@ -70,31 +70,31 @@ def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
     members = {entry.filename.partition("/")[2]: entry for entry in entries}
     roots = {entry.filename.partition("/")[0] for entry in entries}
     if len(members) != len(entries) or len(roots) != 1:
-        raise Refused("it has two members of one name")
+        raise RefusedError("it has two members of one name")
     for name, entry in members.items():
         if name not in (*_FIXED, *_NOTES) and not _NUMBERS.fullmatch(name):
-            raise Refused(f"it has the member {entry.filename[:100]!r}")
+            raise RefusedError(f"it has the member {entry.filename[:100]!r}")
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-            raise Refused(f"its member {entry.filename!r} is compressed or encrypted")
+            raise RefusedError(f"its member {entry.filename!r} is compressed or encrypted")
     if sum(entry.file_size for entry in entries) > size:
-        raise Refused(f"its members say to be larger than the file, which has {size:,} bytes")
+        raise RefusedError(f"its members say to be larger than the file, which has {size:,} bytes")
     missing = [name for name in _FIXED if name not in members and name != _SAMPLES]
     if missing:
-        raise Refused(f"it lacks the member {missing[0]!r}")
+        raise RefusedError(f"it lacks the member {missing[0]!r}")
     if _SAMPLES in members and members[_SAMPLES].file_size:
-        raise Refused("it has sample inputs, which are pickled")
+        raise RefusedError("it has sample inputs, which are pickled")
     return members
 
 
 def _checked(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]) -> Iterator[tuple[str, bytes]]:
     """Names and contents of the archive that torch gets."""
     if archive.read(members["byteorder"]) != sys.byteorder.encode():
-        raise Refused(f"it was written on a machine of another byte order than this one's, {sys.byteorder}")
+        raise RefusedError(f"it was written on a machine of another byte order than this one's, {sys.byteorder}")
     yield _PROGRAM, json.dumps(harmless(_json(archive, members[_PROGRAM]))).encode()
     for kind, table in _TABLES.items():
         config = _json(archive, members[table])
         if not isinstance(config, dict) or not isinstance(config.get("config"), dict):
-            raise Refused(f"its member {table!r} is no table")
+            raise RefusedError(f"its member {table!r} is no table")
         entries = {path(name): _entry(entry, kind, members) for name, entry in config["config"].items()}
         yield table, json.dumps({"config": entries}).encode()
         for name in sorted({f"data/{kind}/{entry['path_name']}" for entry in entries.values()}):
@@ -107,27 +107,27 @@ def _checked(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]) -
 
 def _json(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:
     if member.file_size > _LONGEST:
-        raise Refused(f"its member {member.filename!r} has {member.file_size:,} bytes, more than {_LONGEST:,}")
+        raise RefusedError(f"its member {member.filename!r} has {member.file_size:,} bytes, more than {_LONGEST:,}")
     try:
         return json.loads(archive.read(member).decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise Refused(f"its member {member.filename!r} is no JSON ({first_line(error)[:100]})") from error
+        raise RefusedError(f"its member {member.filename!r} is no JSON ({first_line(error)[:100]})") from error
 
 
 def _entry(entry: Any, kind: str, members: Mapping[str, zipfile.ZipInfo]) -> dict[str, Any]:
     """Where the numbers of a weight are and how they are read; they must be there, each of them."""
     if not isinstance(entry, dict) or entry.get("use_pickle") is not False:
-        raise Refused("a weight is pickled, which may run code")
+        raise RefusedError("a weight is pickled, which may run code")
     name, prefix = entry.get("path_name"), f"data/{kind}/"
     if not isinstance(name, str) or not _NUMBERS.fullmatch(prefix + name) or prefix + name not in members:
-        raise Refused(f"a weight is in {str(name)[:60]!r}, which is no member")
+        raise RefusedError(f"a weight is in {str(name)[:60]!r}, which is no member")
     try:
         meta = tensor(entry["tensor_meta"], whole)
     except (KeyError, TypeError, AttributeError) as error:
-        raise Refused("a weight has no shape") from error
+        raise RefusedError("a weight has no shape") from error
     numbers = math.prod(size["as_int"] for size in meta["sizes"])
     if meta["dtype"] not in _BYTES or numbers * _BYTES[meta["dtype"]] > members[prefix + name].file_size:
-        raise Refused(f"a weight of {numbers:,} numbers is not what its member {name!r} has")
+        raise RefusedError(f"a weight of {numbers:,} numbers is not what its member {name!r} has")
     return {"path_name": name, "is_param": entry.get("is_param") is True, "use_pickle": False, "tensor_meta": meta}
 
 

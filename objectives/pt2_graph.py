@@ -13,22 +13,27 @@ from typing import Any
 
 from torch.utils._pytree import tree_structure, treespec_dumps
 
+from spaces.errors import shown
+
 # Of aten; nothing that reads or writes files.
-_ATEN = frozenset(
-    """
-    _assert_scalar _assert_tensor_metadata _unsafe_view _upsample_bicubic2d_aa _upsample_bilinear2d_aa abs
-    adaptive_avg_pool2d add add_ addmm alias amax amin arange argmax avg_pool2d batch_norm bmm broadcast_to cat chunk clamp
-    clone constant_pad_nd contiguous conv2d copy_ cos cumsum detach detach_ div div_ dropout einsum elu eq erf exp expand
-    expand_as flatten flip floor floor_divide full full_like gather ge gelu group_norm gt hardsigmoid hardswish index
-    index_select layer_norm le leaky_relu lift_fresh_copy linalg_vector_norm linear log log_softmax logical_and logical_not
-    logical_or lt masked_fill matmul max max_pool2d maximum mean meshgrid min minimum mish mm movedim mul mul_ narrow
-    native_group_norm native_layer_norm ne neg new_ones new_zeros norm ones ones_like outer pad permute pow reciprocal relu
-    relu6 repeat repeat_interleave reshape reshape_as rms_norm roll rsqrt rsub scalar_tensor scaled_dot_product_attention select
-    sigmoid silu sin slice softmax softplus split split_with_sizes sqrt square squeeze stack sub sub_ sum swapaxes
-    sym_constrain_range_for_size sym_numel sym_size sym_stride t tanh tile to transpose type_as unbind unflatten unfold
-    unsqueeze upsample_bicubic2d upsample_bilinear2d upsample_nearest2d var var_mean view view_as where zeros zeros_like
-    """.split()
-)
+_ATEN = frozenset((
+    "_assert_scalar", "_assert_tensor_metadata", "_unsafe_view", "_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa", "abs",
+    "adaptive_avg_pool2d", "add", "add_", "addmm", "alias", "amax", "amin", "arange", "argmax", "avg_pool2d", "batch_norm",
+    "bmm", "broadcast_to", "cat", "chunk", "clamp", "clone", "constant_pad_nd", "contiguous", "conv2d", "copy_", "cos",
+    "cumsum", "detach", "detach_", "div", "div_", "dropout", "einsum", "elu", "eq", "erf", "exp", "expand", "expand_as",
+    "flatten", "flip", "floor", "floor_divide", "full", "full_like", "gather", "ge", "gelu", "group_norm", "gt",
+    "hardsigmoid", "hardswish", "index", "index_select", "layer_norm", "le", "leaky_relu", "lift_fresh_copy",
+    "linalg_vector_norm", "linear", "log", "log_softmax", "logical_and", "logical_not", "logical_or", "lt", "masked_fill",
+    "matmul", "max", "max_pool2d", "maximum", "mean", "meshgrid", "min", "minimum", "mish", "mm", "movedim", "mul", "mul_",
+    "narrow", "native_group_norm", "native_layer_norm", "ne", "neg", "new_ones", "new_zeros", "norm", "ones", "ones_like",
+    "outer", "pad", "permute", "pow", "reciprocal", "relu", "relu6", "relu_", "repeat", "repeat_interleave", "reshape",
+    "reshape_as",
+    "rms_norm", "roll", "rsqrt", "rsub", "scalar_tensor", "scaled_dot_product_attention", "select", "sigmoid", "silu",
+    "sin", "slice", "softmax", "softplus", "split", "split_with_sizes", "sqrt", "square", "squeeze", "stack", "sub", "sub_",
+    "sum", "swapaxes", "sym_constrain_range_for_size", "sym_numel", "sym_size", "sym_stride", "t", "tanh", "tile", "to",
+    "transpose", "type_as", "unbind", "unflatten", "unfold", "unsqueeze", "upsample_bicubic2d", "upsample_bilinear2d",
+    "upsample_nearest2d", "var", "var_mean", "view", "view_as", "where", "zeros", "zeros_like",
+))  # fmt: skip
 _SIZES = frozenset(("add", "sub", "mul", "floordiv", "mod", "neg", "eq", "ne", "lt", "le", "gt", "ge"))  # of `operator`
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
 _OVERLOAD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
@@ -41,7 +46,7 @@ _VALUES = ("tensor_values", "sym_int_values", "sym_bool_values")
 _FEWER = ("sym_float_values", "custom_obj_values")  # of which a vision transformer has none
 
 
-class Refused(ValueError):
+class RefusedError(ValueError):
     """A part of an archive is not what an export of this project writes; the message says which."""
 
 
@@ -52,13 +57,14 @@ def harmless(program: Any) -> dict[str, Any]:
         program: parsed JSON of an archive's models/model.json.
 
     Raises:
-        Refused: it has another operator, kind of argument, symbolic size or input than a vision transformer's, or is no program.
+        RefusedError: it has another operator, kind of argument, symbolic size or input than a vision transformer's, or is no
+            program.
     """
     try:
         module = program["graph_module"]
         graph, signature = module["graph"], module["signature"]
         if program.get("guards_code") or any(graph.get(name) for name in _FEWER):
-            raise Refused("it has guards, which are Python code, or custom objects")
+            raise RefusedError("it has guards, which are Python code, or custom objects")
         return {
             "graph_module": {
                 "graph": _graph(graph),
@@ -78,7 +84,9 @@ def harmless(program: Any) -> dict[str, Any]:
             "guards_code": [],
         }
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise error if isinstance(error, Refused) else Refused(f"it is no program ({type(error).__name__}: {error})") from error
+        if isinstance(error, RefusedError):
+            raise
+        raise RefusedError(f"it is no program ({type(error).__name__}: {shown(str(error))})") from error
 
 
 def tensor(meta: Mapping[str, Any], size: Callable[[Any], Any]) -> dict[str, Any]:
@@ -98,14 +106,14 @@ def whole(entry: Any) -> dict[str, int]:
     """A size that is a number and no symbol."""
     value = _only(entry, "as_int")
     if _number(value) < 0:
-        raise Refused(f"a size of {value}")
+        raise RefusedError(f"a size of {value}")
     return {"as_int": value}
 
 
 def path(text: Any) -> str:
     """The name of a parameter: `model.blocks.0.norm1.weight`."""
     if not isinstance(text, str) or not _PATH.fullmatch(text) or "__" in text:
-        raise Refused(f"a parameter of the name {_shown(text)}")
+        raise RefusedError(f"a parameter of the name {shown(text)}")
     return text
 
 
@@ -138,25 +146,25 @@ def _node(node: Mapping[str, Any]) -> dict[str, Any]:
 
 def _operator(target: Any) -> str:
     parts = target.split(".") if isinstance(target, str) else []
-    known = (len(parts) == 5 and parts[:3] == ["torch", "ops", "aten"] and parts[3] in _ATEN and _OVERLOAD.fullmatch(parts[4])) or (
-        len(parts) == 2 and parts[0] == "_operator" and parts[1] in _SIZES
-    )
+    known = (
+        len(parts) == 5 and parts[:3] == ["torch", "ops", "aten"] and parts[3] in _ATEN and _OVERLOAD.fullmatch(parts[4])
+    ) or (len(parts) == 2 and parts[0] == "_operator" and parts[1] in _SIZES)
     if not known:
-        raise Refused(f"the operator {_shown(target)}, which no vision transformer needs")
+        raise RefusedError(f"the operator {shown(target)}, which no vision transformer needs")
     return str(target)
 
 
 def _argument(argument: Any) -> dict[str, Any]:
     (kind,) = argument
     if kind not in _ARGUMENTS:
-        raise Refused(f"an argument of the kind {_shown(kind)}")
+        raise RefusedError(f"an argument of the kind {shown(kind)}")
     return {kind: _ARGUMENTS[kind](argument[kind])}
 
 
 def _spec(spec: Any, kinds: Mapping[str, str | None]) -> dict[str, Any]:
     (kind,) = spec
     if kind not in kinds:
-        raise Refused(f"an input or output of the kind {_shown(kind)}")
+        raise RefusedError(f"an input or output of the kind {shown(kind)}")
     key, given = kinds[kind], spec[kind]
     if key is None:
         return {kind: {"arg": {"as_tensor": _named(_only(given["arg"], "as_tensor"))}}}
@@ -167,7 +175,7 @@ def _spec(spec: Any, kinds: Mapping[str, str | None]) -> dict[str, Any]:
 def _called(specs: list[Any]) -> dict[str, Any]:
     """How the program is called: with one tensor, which gives one; what it says of itself is not read."""
     (images,) = [spec["user_input"]["arg"]["as_tensor"]["name"] for spec in specs if "user_input" in spec]
-    trees = {"in_spec": treespec_dumps(tree_structure(((0,), {}))), "out_spec": treespec_dumps(tree_structure(0))}
+    trees = {"in_spec": treespec_dumps(tree_structure(((0,), {}))), "out_spec": treespec_dumps(tree_structure(0))}  # type: ignore[no-untyped-call]
     return {"inputs": [], "outputs": [], **trees, "forward_arg_names": [_name(images)]}
 
 
@@ -177,7 +185,7 @@ def _size(entry: Any) -> dict[str, Any]:
         return whole(entry)
     given = _only(entry, "as_expr")
     if not isinstance(given["expr_str"], str) or not _SIZE.fullmatch(given["expr_str"]):
-        raise Refused(f"the symbolic size {_shown(given['expr_str'])}, which torch would run as Python")
+        raise RefusedError(f"the symbolic size {shown(given['expr_str'])}, which torch would run as Python")
     return {"as_expr": {"expr_str": given["expr_str"], "hint": None if given.get("hint") is None else whole(given["hint"])}}
 
 
@@ -187,7 +195,7 @@ def _truth(entry: Any) -> dict[str, bool]:
 
 def _device(device: Mapping[str, Any]) -> dict[str, Any]:
     if device["type"] != "cpu":
-        raise Refused(f"a tensor on the device {_shown(device['type'])}")
+        raise RefusedError(f"a tensor on the device {shown(device['type'])}")
     return {"type": "cpu", "index": None}
 
 
@@ -210,19 +218,19 @@ def _symbolic(value: Any) -> dict[str, Any]:
 
 def _only(value: Any, key: str) -> Any:
     if list(value) != [key]:
-        raise Refused(f"{_shown(value)} in place of {key}")
+        raise RefusedError(f"{shown(value)} in place of {key}")
     return value[key]
 
 
 def _name(text: Any) -> str:
     if not isinstance(text, str) or not _NAME.fullmatch(text) or text.startswith("__"):
-        raise Refused(f"the name {_shown(text)}")
+        raise RefusedError(f"the name {shown(text)}")
     return text
 
 
 def _word(text: Any) -> str:
     if not isinstance(text, str) or not _WORD.fullmatch(text):
-        raise Refused(f"the text {_shown(text)}")
+        raise RefusedError(f"the text {shown(text)}")
     return text
 
 
@@ -230,7 +238,7 @@ def _number(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or abs(value) > _LARGEST:
         if value in (2**63 - 1, -(2**63)) and isinstance(value, int):  # torch's own word for "to the end"
             return value
-        raise Refused(f"the number {_shown(value)}")
+        raise RefusedError(f"the number {shown(value)}")
     return value
 
 
@@ -238,13 +246,13 @@ def _float(value: Any) -> float | str:
     if value in ("Infinity", "-Infinity", "NaN"):  # as torch writes them
         return str(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-        raise Refused(f"the number {_shown(value)}")
+        raise RefusedError(f"the number {shown(value)}")
     return float(value)
 
 
 def _bool(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise Refused(f"{_shown(value)} in place of true or false")
+        raise RefusedError(f"{shown(value)} in place of true or false")
     return value
 
 
@@ -252,12 +260,12 @@ def _list(check: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
     return lambda values: [check(value) for value in values]
 
 
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-_INPUTS = {"user_input": None, "parameter": "parameter_name", "buffer": "buffer_name", "tensor_constant": "tensor_constant_name"}
+_INPUTS = {
+    "user_input": None,
+    "parameter": "parameter_name",
+    "buffer": "buffer_name",
+    "tensor_constant": "tensor_constant_name",
+}
 _OUTPUTS = {"user_output": None}
 _ARGUMENTS: dict[str, Callable[[Any], Any]] = {
     "as_none": _bool, "as_tensor": _named, "as_tensors": _list(_named), "as_optional_tensors": _list(_optional),

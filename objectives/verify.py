@@ -65,7 +65,7 @@ def verify(check: dict[str, Any], outputs: Path) -> dict[str, Any]:
 
 
 def _latency(models: dict[str, nn.Module], calls: dict[str, Forward], images: Tensor) -> dict[str, Any]:
-    """Of every model, timed in turns: median seconds of a call, quartiles, and the median of the rounds' ratios to the dense model."""
+    """Of every model, timed in turns: median seconds of a call, quartiles, and the median of ratios to the dense, by round."""
     timed: dict[str, Call] = {name: partial(call, images) for name, call in calls.items()}
     for name, model in models.items():  # with the images where the model is
         there = images.to(next(model.parameters()))

@@ -10,7 +10,7 @@ from torch import nn
 from objectives.units import format_size, format_spread
 from search.config import SearchConfig
 from search.targets import format_count, format_kept
-from spaces.errors import visible
+from spaces.errors import CheckpointError, visible
 
 # Licences that the hub knows by these identifiers; those of other names are `other` there, with their name beside it.
 _KNOWN_LICENSES = (
@@ -42,6 +42,19 @@ def card(report: dict[str, Any], config: SearchConfig, dense: nn.Module, space: 
     return templates.get_template("card.md.j2").render(
         report=report, model=config.model.model, space=space, base=base, metadata=metadata
     )
+
+
+def read_summary(folder: Path) -> str:
+    """The title and the figures of a folder's card, for the terminal.
+
+    Raises:
+        CheckpointError: its README.md is no card.
+    """
+    try:
+        _, _, text = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'README.md'} is no model card: --force writes the folder again") from error
+    return "\n".join(visible(line) for line in text.split("\n## ")[0].strip().split("\n"))
 
 
 def _base(config: SearchConfig, dense: nn.Module) -> dict[str, str | None]:

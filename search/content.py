@@ -7,12 +7,12 @@ from typing import Any
 import pandas as pd
 
 from objectives.sensitivity import Profile
+from objectives.units import format_divergence
 from search.agreement import audit_tables
 from search.course import progress_of
 from search.figure import Row, costs_of, figure_of, is_finite, reference_of, split_trials
 from search.heatmap import SHARES, conditions, grid_of
 from search.run import Run, stored_options
-from objectives.units import format_divergence
 from search.targets import WORDS, format_amount, format_kept, names_of
 from spaces.errors import CheckpointError
 from spaces.sites import Site, Space
@@ -168,7 +168,7 @@ def _texts(row: Row, summary: Row) -> dict[str, str]:
         "before": _number(row.get("error_before"), ".2%"),
         "error": _number(row["error"], ".2%"),
         "ratio": f"×{row['error'] / reference:.2f}" if reference > 0 else "–",
-        "kl": " → ".join(format_divergence(value) if is_finite(value) else "–" for value in (row.get("kl_before"), row.get("kl"))),
+        "kl": f"{_divergence(row.get('kl_before'))} → {_divergence(row.get('kl'))}",
         "time": f"{_number(row.get('seconds'), '.0f')} s, seed {_number(row.get('seed'), '.0f')}",
     }
     for cost in costs_of(summary):
@@ -181,6 +181,10 @@ def _texts(row: Row, summary: Row) -> dict[str, str]:
 
 def _number(value: Any, form: str) -> str:
     return format(value, form).replace("%", "\u00a0%") if is_finite(value) else "–"
+
+
+def _divergence(value: Any) -> str:
+    return format_divergence(value) if is_finite(value) else "–"
 
 
 def _text(text: str) -> str:

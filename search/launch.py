@@ -18,6 +18,7 @@ from objectives.finetune import Step
 from objectives.objective import Objective
 from objectives.parallel import Group
 from objectives.recipes import RECIPES, check_reach, recipe_of
+from objectives.units import format_size
 from search.audit import audit
 from search.baselines import enqueue_baselines, recipes_of
 from search.config import SearchConfig

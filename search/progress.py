@@ -14,6 +14,7 @@ from rich.text import Text
 
 from objectives.finetune import Step
 from objectives.measure import Comparison, rows_of
+from objectives.units import format_size
 from search.agreement import audit_tables
 from search.cost_columns import cost_cells, cost_columns
 from search.forecast import Outlook

@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from objectives.cost import Cost, CostModel
+from objectives.units import format_time
 from spaces.errors import TargetError
 from spaces.sites import Space
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from spaces.allocation import Allocation
 from spaces.description import CONFIG, DTYPES, checked_file, fingerprint_of, read_description, stored_type
-from spaces.errors import CheckpointError, CompressionError, shown
+from spaces.errors import CheckpointError, CompressionError, shown, visible
 from spaces.files import save_tensors, write_json
 from spaces.models import input_size, instantiate
 from spaces.vit import describe, resize
@@ -60,9 +60,11 @@ def load_compressed(folder: str | Path) -> nn.Module:
     try:
         model = _filled(description, state)
     except CompressionError as error:
-        raise CheckpointError(f"{folder / CONFIG} does not describe the model of {path.name}: {error}") from error
+        words = visible(str(error), 500)
+        raise CheckpointError(f"{folder / CONFIG} does not describe the model of {path.name}: {words}") from error
     except RuntimeError as error:  # load_state_dict's word for shapes and names that do not fit
-        raise CheckpointError(f"{path} does not fit {folder / CONFIG}: {error}") from error
+        words = " ".join(str(error).split())  # a line for every tensor
+        raise CheckpointError(f"{path} does not fit {folder / CONFIG}: {words[:300]}") from error
     model.pretrained_cfg = {**getattr(model, "pretrained_cfg", {}), **description["pretrained_cfg"]}  # type: ignore[assignment]
     return model.to(stored_type(description)).eval()
 
@@ -102,7 +104,7 @@ def dense_shapes(description: Mapping[str, Any]) -> nn.Module:
     except CheckpointError:
         raise
     except CompressionError as error:
-        raise CheckpointError(f"{CONFIG} describes no model: {error}") from error
+        raise CheckpointError(f"{CONFIG} describes no model: {visible(str(error), 500)}") from error
     if size != given:
         raise CheckpointError(f"the model takes images of {size}, but pretrained_cfg has input_size {shown(given)}")
     patches = getattr(model.patch_embed, "num_patches", 0)

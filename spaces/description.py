@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def checked_file(folder: Path, name: str, description: dict[str, Any]) -> Path:
     return path
 
 
-def stored_type(description: dict[str, Any]) -> torch.dtype:
+def stored_type(description: Mapping[str, Any]) -> torch.dtype:
     """Of the weights."""
     return DTYPES[description["dtype"]]
 
@@ -136,21 +136,29 @@ def _wrong_labels(description: dict[str, Any]) -> str | None:
     return f"label_names must be {classes} texts, one for a class, got {shown(labels)}"
 
 
-def _wrong_preprocessing(description: dict[str, Any]) -> str | None:
-    given = description["pretrained_cfg"]
+def preprocessing_problem(given: Mapping[str, Any]) -> str | None:
+    """What is wrong with a preprocessing, in the names of timm's pretrained_cfg; None where it can be used."""
     size = given.get("input_size")
     if not isinstance(size, list) or len(size) != 3 or not all(_is(value, int) and value > 0 for value in size):
-        return f"input_size of pretrained_cfg must be three positive numbers, got {shown(size)}"
+        return f"input_size must be three positive numbers, got {shown(size)}"
     for key, least, most in (("mean", -_FAR, _FAR), ("std", 1 / _FAR, _FAR)):
         values = given.get(key)
-        if not isinstance(values, list) or len(values) != size[0] or not all(_is_number(value, least, most) for value in values):
-            return f"{key} of pretrained_cfg must be {size[0]} numbers from {least:g} to {most:g}, got {shown(values)}"
+        if (
+            not isinstance(values, list)
+            or len(values) != size[0]
+            or not all(_is_number(value, least, most) for value in values)
+        ):
+            return f"{key} must be {size[0]} numbers from {least:g} to {most:g}, got {shown(values)}"
     if not _is_number(given.get("crop_pct"), *_CROP):
-        return f"crop_pct of pretrained_cfg must be a number from {_CROP[0]:g} to {_CROP[1]:g}, got {shown(given.get('crop_pct'))}"
+        return f"crop_pct must be a number from {_CROP[0]:g} to {_CROP[1]:g}, got {shown(given.get('crop_pct'))}"
     for key, known in (("interpolation", _FILTERS), ("crop_mode", _CROPS)):
         if given.get(key) not in known:
-            return f"{key} of pretrained_cfg must be one of {', '.join(known)}, got {shown(given.get(key))}"
+            return f"{key} must be one of {', '.join(known)}, got {shown(given.get(key))}"
     return None
+
+
+def _wrong_preprocessing(description: dict[str, Any]) -> str | None:
+    return preprocessing_problem(description["pretrained_cfg"])
 
 
 _PROBLEMS: tuple[Callable[[dict[str, Any]], str | None], ...] = (

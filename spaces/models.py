@@ -13,6 +13,7 @@ from timm.data import resolve_data_config
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
+from spaces.description import preprocessing_problem
 from spaces.errors import CheckpointError, ModelError, first_line, shown
 
 
@@ -86,7 +87,7 @@ def preprocessing(model: nn.Module, config: ModelConfig) -> dict[str, Any]:
         input_size [C, H, W], interpolation, mean and std (one value per channel), crop_pct, crop_mode.
 
     Raises:
-        ModelError: mean or std has neither one value nor one per channel.
+        ModelError: mean or std has neither one value nor one per channel, or a value is absurd.
     """
     channels, height, width = input_size(model)
     cfg: dict[str, Any] = dict(getattr(model, "pretrained_cfg", None) or {})
@@ -101,7 +102,11 @@ def preprocessing(model: nn.Module, config: ModelConfig) -> dict[str, Any]:
     cfg.update({key: value for key, value in options.items() if value is not None}, input_size=(channels, height, width))
     resolved = resolve_data_config({}, pretrained_cfg=cfg)
     keys = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
-    return {key: list(resolved[key]) if isinstance(resolved[key], tuple) else resolved[key] for key in keys}
+    found = {key: list(resolved[key]) if isinstance(resolved[key], tuple) else resolved[key] for key in keys}
+    problem = preprocessing_problem(found)
+    if problem:
+        raise ModelError(f"images cannot be prepared for this model: {problem}")
+    return found
 
 
 def input_size(model: nn.Module) -> tuple[int, int, int]:

