@@ -13,7 +13,7 @@ from spaces.compressed import dense_shapes
 from spaces.errors import CheckpointError
 from spaces.models import input_size
 
-_MORE = 3  # times those of the dense model: formats copy what PyTorch views, and factors are operators of their own
+_MORE = 4  # times those of the dense model: formats copy what PyTorch views, and factors are operators of their own
 _ALWAYS = 1_000_000  # for models of a few thousand numbers
 
 
