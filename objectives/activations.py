@@ -1,6 +1,7 @@
 """How many numbers a model's operators give for one image: counted without any memory, before a foreign file is run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from spaces.compressed import dense_shapes
+from spaces.description import read_description
 from spaces.errors import CheckpointError
 from spaces.models import input_size
 
@@ -30,22 +32,45 @@ class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return found
 
 
-def activations(model: nn.Module, size: Sequence[int]) -> int:
-    """Numbers that the operators of `model` give, in all, for one image of [C, H, W]; nothing is computed."""
+def activations(model: nn.Module, shape: Sequence[int]) -> int:
+    """Numbers that the operators of `model` give, in all, for images of this shape [B, C, H, W]; nothing is computed."""
     with torch.inference_mode(False), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), _Count() as count:
-        model(torch.empty(1, *size))
+        model(torch.empty(*shape))
     return int(count.numbers)
 
 
-def allowed_activations(description: Mapping[str, Any]) -> int:
-    """How many numbers a file of an exported folder may compute for one image: several times those of the dense model.
+def bound(file: Path, count: Callable[[tuple[int, ...]], int]) -> Callable[[int], None]:
+    """What refuses to compute many times what the dense model of a file's folder does, after it did so for one image.
 
     Args:
-        description: of `read_description`.
+        file: of an exported folder.
+        count: the numbers that its operators give for images of a shape [B, C, H, W].
+
+    Returns:
+        Of a number of images, raises CheckpointError where too much would be computed. Every number is looked at once: sizes in
+        a file may be any function of it.
 
     Raises:
-        CheckpointError: it describes no model.
+        CheckpointError: config.json describes no model, or one image is too much.
     """
+    description = read_description(file.parent)
+    size, allowed, known = description["pretrained_cfg"]["input_size"], _allowed(description), set[int]()
+
+    def check(batch: int) -> None:
+        if batch in known:
+            return
+        numbers = count((batch, *size))
+        if numbers > batch * allowed:
+            most = f"the model that config.json describes no more than {batch * allowed:,}"
+            raise CheckpointError(f"{file} is refused: it computes {numbers:,} numbers for {batch} image(s), and {most}")
+        known.add(batch)
+
+    check(1)
+    return check
+
+
+def _allowed(description: Mapping[str, Any]) -> int:
+    """How many numbers a file may compute for one image: several times those of the dense model that it was made from."""
     dense = dense_shapes(description)
     for module in dense.modules():
         if hasattr(module, "fused_attn"):
@@ -53,12 +78,3 @@ def allowed_activations(description: Mapping[str, Any]) -> int:
     with torch.no_grad(), _Count() as count:
         dense(torch.empty(1, *input_size(dense), device="meta"))
     return _MORE * int(count.numbers) + _ALWAYS
-
-
-def check_activations(file: object, numbers: int, allowed: int) -> None:
-    """Raise CheckpointError where a file computes more than the model that it is said to hold."""
-    if numbers > allowed:
-        raise CheckpointError(
-            f"{file} is refused: it computes {numbers:,} numbers for one image, and the model that config.json describes "
-            f"no more than {allowed:,}"
-        )

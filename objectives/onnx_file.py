@@ -16,14 +16,14 @@ _ENTRIES = ("location", "offset", "length", "checksum")
 _SMALL = 10_000  # numbers of a tensor that may be a shape
 
 
-def checked_onnx(path: Path, size: Sequence[int]) -> int:
-    """How many numbers the operators of a file compute for one image.
+def checked_onnx(path: Path, shape: Sequence[int]) -> int:
+    """How many numbers the operators of a file compute for a batch of images.
 
     What is read are the file's structure and, of the weights, their sizes: no operator runs.
 
     Args:
         path: the file; weights of their own are in `<name>.data` beside it.
-        size: [C, H, W] of the images.
+        shape: [B, C, H, W] of the images.
 
     Raises:
         CheckpointError: it is no ONNX file of one input `images` and one output `logits`, has operators of other domains or
@@ -35,12 +35,17 @@ def checked_onnx(path: Path, size: Sequence[int]) -> int:
         model = onnx.load(str(path), load_external_data=False)
         problem = next(_problems(model, path), None)
         if problem is None:
-            return _computed(model, path, size)
+            return _computed(model, shape)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # protobuf's and ONNX's errors have no common base
         raise CheckpointError(f"{path} cannot be read as ONNX: {first_line(error)[:200]}") from error
     raise CheckpointError(f"{path} is refused: {problem}; this project's export writes no such file")
+
+
+def weights_beside(path: Path) -> Path:
+    """Where the weights of a file are that is too large to hold them."""
+    return path.with_name(f"{path.name}.data")
 
 
 def _problems(model: "ModelProto", path: Path) -> Iterator[str]:
@@ -100,7 +105,7 @@ def _of_tensor(tensor: "TensorProto", path: Path) -> str | None:
 
 def _of_external(tensor: "TensorProto", path: Path, size: int) -> str | None:
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    beside = path.with_name(f"{path.name}.data")
+    beside = weights_beside(path)
     if entries.get("location") != beside.name or any(key not in _ENTRIES for key in entries):
         return f"its weight {shown(tensor.name)} is in {shown(entries.get('location'))}, and not in {beside.name}"
     numbers = [entries.get(key, "0") for key in ("offset", "length")]
@@ -112,29 +117,28 @@ def _of_external(tensor: "TensorProto", path: Path, size: int) -> str | None:
     return None
 
 
-def _computed(model: "ModelProto", path: Path, size: Sequence[int]) -> int:
-    """Numbers that all operators give for one image, by ONNX's own inference of shapes; the file's claims are left out."""
+def _computed(model: "ModelProto", shape: Sequence[int]) -> int:
+    """Numbers that all operators give, by ONNX's own inference of shapes; the file's claims are left out."""
     import onnx
 
     graph = model.graph
-    _set_shape(next(entry for entry in graph.input if entry.name == "images").type.tensor_type, (1, *size))
+    _set_shape(next(entry for entry in graph.input if entry.name == "images").type.tensor_type, shape)
     del graph.value_info[:]
     graph.output[0].type.tensor_type.ClearField("shape")
     for tensor in _tensors(graph):
         if math.prod(tensor.dims) > _SMALL:
             tensor.ClearField("raw_data")
-        elif tensor.data_location == onnx.TensorProto.EXTERNAL:
-            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
     shapes = {entry.name: entry.type for entry in (*inferred.value_info, *inferred.output)}
     return sum(_numbers(name, shapes.get(name)) for node in graph.node for name in node.output if name)
 
 
-def _set_shape(kind: Any, size: Sequence[int]) -> None:
+def _set_shape(kind: Any, shape: Sequence[int]) -> None:
+    """Give the input a shape; the file may leave open how many images there are, and nothing else."""
     given = [entry.dim_value for entry in kind.shape.dim if entry.HasField("dim_value")]
-    if given not in ([*size], [*size[1:]]):
-        raise ValueError(f"it takes images of {shown(given)}, and config.json says {shown(list(size[1:]))}")
-    for entry, value in zip(kind.shape.dim, size, strict=True):
+    if given not in ([*shape], [*shape[1:]]) or len(kind.shape.dim) != len(shape):
+        raise ValueError(f"it takes images of {shown(given)}, and config.json says {shown(list(shape[1:]))}")
+    for entry, value in zip(kind.shape.dim, shape, strict=True):
         entry.dim_value = value
 
 

@@ -27,7 +27,7 @@ _FIXED = (_PROGRAM, _SAMPLES, *_TABLES.values(), "archive_format", "archive_vers
 _VERSION = ".data/version"  # of torch's zip format
 _NOTES = (_VERSION, ".data/serialization_id")
 _NUMBERS = re.compile(r"data/(?:weights/weight|constants/tensor)_\d{1,7}")
-_LONGEST = 64_000_000  # bytes of a JSON member: a thousand blocks
+_LONGEST = 16_000_000  # bytes of a JSON member: hundreds of blocks
 _BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 2, 7: 4, 8: 8, 12: 1, 13: 2}  # of a number, by torch's code of its type
 
 
