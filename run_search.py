@@ -162,7 +162,7 @@ def _export(arguments: argparse.Namespace, console: Console) -> None:
         return
     folder = exported[0].folder
     assert folder is not None
-    console.print(f"[bold]{folder}[/bold]")
+    console.print(str(folder), style="bold", markup=False, highlight=False, soft_wrap=True)
     console.print(read_summary(folder), markup=False)
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _DOMAINS = ("", "ai.onnx")  # ONNX's own operators
 _ENTRIES = ("location", "offset", "length", "checksum")
+_TYPED = ("float_data", "int32_data", "int64_data", "uint64_data", "double_data", "string_data")
 _SMALL = 10_000  # numbers of a tensor that may be a shape
 
 
@@ -83,23 +84,16 @@ def _of_tensor(tensor: "TensorProto", path: Path) -> str | None:
     import onnx
 
     try:
-        bits = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * 8
+        width = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     except (KeyError, TypeError, ValueError):
         return f"its weight {shown(tensor.name)} is of the type {tensor.data_type}, which is unknown"
     if any(entry < 0 for entry in tensor.dims):
         return f"its weight {shown(tensor.name)} has the shape {shown(list(tensor.dims))}"
     numbers = math.prod(tensor.dims)
     if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
-        return _of_external(tensor, path, numbers * bits // 8)
-    typed = (
-        tensor.float_data,
-        tensor.int32_data,
-        tensor.int64_data,
-        tensor.uint64_data,
-        tensor.double_data,
-        tensor.string_data,
-    )
-    there = 8 * len(tensor.raw_data) // bits if tensor.HasField("raw_data") else max(map(len, typed))
+        return _of_external(tensor, path, numbers * width)
+    raw, typed = len(tensor.raw_data) // width, max(len(getattr(tensor, name)) for name in _TYPED)
+    there = raw if tensor.HasField("raw_data") else typed
     return None if there == numbers else f"its weight {shown(tensor.name)} says to have {numbers:,} numbers, and has {there:,}"
 
 

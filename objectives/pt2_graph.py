@@ -117,8 +117,12 @@ def path(text: Any) -> str:
     return text
 
 
+def _of_values(meta: Any) -> dict[str, Any]:
+    return tensor(meta, _size)
+
+
 def _graph(graph: Mapping[str, Any]) -> dict[str, Any]:
-    checks = dict(zip(_VALUES, (lambda meta: tensor(meta, _size), _size, _truth), strict=True))
+    checks = dict(zip(_VALUES, (_of_values, _size, _truth), strict=True))
     return {
         "inputs": [_argument(entry) for entry in graph["inputs"]],
         "outputs": [_argument(entry) for entry in graph["outputs"]],
@@ -175,7 +179,7 @@ def _spec(spec: Any, kinds: Mapping[str, str | None]) -> dict[str, Any]:
 def _called(specs: list[Any]) -> dict[str, Any]:
     """How the program is called: with one tensor, which gives one; what it says of itself is not read."""
     (images,) = [spec["user_input"]["arg"]["as_tensor"]["name"] for spec in specs if "user_input" in spec]
-    trees = {"in_spec": treespec_dumps(tree_structure(((0,), {}))), "out_spec": treespec_dumps(tree_structure(0))}  # type: ignore[no-untyped-call]
+    trees = {"in_spec": treespec_dumps(tree_structure(((0,), {}))), "out_spec": treespec_dumps(tree_structure(0))}
     return {"inputs": [], "outputs": [], **trees, "forward_arg_names": [_name(images)]}
 
 
