@@ -1,6 +1,7 @@
 """The folder that a compressed model lives in: config.json and model.safetensors, read back with no pickle."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,8 @@ def load_compressed(folder: str | Path) -> nn.Module:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     try:
-        model = _filled(description, state)
-    except CompressionError as error:
-        words = visible(str(error), 500)
-        raise CheckpointError(f"{folder / CONFIG} does not describe the model of {path.name}: {words}") from error
+        with _told(folder):
+            model = _filled(description, state)
     except RuntimeError as error:  # load_state_dict's word for shapes and names that do not fit
         words = " ".join(str(error).split())  # a line for every tensor
         raise CheckpointError(f"{path} does not fit {folder / CONFIG}: {words[:300]}") from error
@@ -81,30 +80,40 @@ def dense_architecture(folder: str | Path) -> nn.Module:
         stored = (folder / WEIGHTS).stat().st_size // stored_type(description).itemsize
     except OSError as error:
         raise CheckpointError(f"{folder / WEIGHTS} cannot be read: {error}") from error
-    _check_size(dense_shapes(description), stored)
-    return _instantiate(description).eval()
+    with _told(folder):
+        _check_size(_shapes(description), stored)
+        return _instantiate(description).eval()
 
 
-def dense_shapes(description: Mapping[str, Any]) -> nn.Module:
-    """The dense model that a description tells, on torch's meta device: without any memory.
-
-    Args:
-        description: of `read_description`.
+def dense_shapes(folder: str | Path) -> nn.Module:
+    """The dense model of a folder on torch's meta device: its shapes, without any memory.
 
     Raises:
-        CheckpointError: it tells no model, or one that takes other images than its preprocessing makes, or absurdly large ones.
+        CheckpointError: config.json is missing or corrupt, or tells no model, one that takes other images than its preprocessing
+            makes, or absurdly large ones.
     """
+    description = read_description(Path(folder))
+    with _told(Path(folder)):
+        return _shapes(description)
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Errors say whose description is wrong, on one line of bounded length."""
+    try:
+        yield
+    except CompressionError as error:
+        words = visible(str(error), 500)
+        raise CheckpointError(f"{folder / CONFIG} does not describe the model of {WEIGHTS}: {words}") from error
+
+
+def _shapes(description: Mapping[str, Any]) -> nn.Module:
     depth = description["model_args"].get("depth")
     if isinstance(depth, int) and depth > _DEEPEST:
         raise CheckpointError(f"model_args has depth {shown(depth)}, and no vision transformer more than {_DEEPEST} blocks")
-    try:
-        with torch.device("meta"):
-            model = _instantiate(description).eval()
-        size, given = list(input_size(model)), description["pretrained_cfg"]["input_size"]
-    except CheckpointError:
-        raise
-    except CompressionError as error:
-        raise CheckpointError(f"{CONFIG} describes no model: {visible(str(error), 500)}") from error
+    with torch.device("meta"):
+        model = _instantiate(description).eval()
+    size, given = list(input_size(model)), description["pretrained_cfg"]["input_size"]
     if size != given:
         raise CheckpointError(f"the model takes images of {size}, but pretrained_cfg has input_size {shown(given)}")
     patches = getattr(model.patch_embed, "num_patches", 0)
@@ -119,7 +128,7 @@ def _instantiate(description: Mapping[str, Any]) -> nn.Module:
 
 def _filled(description: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
     """The model with the stored weights; they are compared with its shapes before any other memory is taken."""
-    model = dense_shapes(description)
+    model = _shapes(description)
     _check_size(model, sum(map(Tensor.numel, state.values())))
     _resize(model, description)
     _check_tensors(model, description, state)
