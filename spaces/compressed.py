@@ -89,8 +89,8 @@ def dense_shapes(folder: str | Path) -> nn.Module:
     """The dense model of a folder on torch's meta device: its shapes, without any memory.
 
     Raises:
-        CheckpointError: config.json is missing or corrupt, or tells no model, one that takes other images than its preprocessing
-            makes, or absurdly large ones.
+        CheckpointError: config.json is missing or corrupt, or tells no model, one that takes other images than its
+            preprocessing makes, or absurdly large ones.
     """
     description = read_description(Path(folder))
     with _told(Path(folder)):
