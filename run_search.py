@@ -20,9 +20,10 @@ from rich.console import Console  # noqa: E402
 
 from objectives.classify import Unread, classify  # noqa: E402
 from objectives.device import name_of, resolve_device  # noqa: E402
-from objectives.formats import FormatConfig  # noqa: E402
+from objectives.formats import FormatConfig, named_formats  # noqa: E402
 from objectives.measure import measure  # noqa: E402
 from search import SearchConfig, audit, demo, launch, open_run  # noqa: E402
+from search.card import read_summary  # noqa: E402
 from search.cli import build_parser, given_options, training_options  # noqa: E402
 from search.config import read_options  # noqa: E402
 from search.dashboard import check_installed, serve_dashboard, snapshot  # noqa: E402
@@ -52,8 +53,8 @@ def main(argv: list[str] | None = None) -> int:
         arguments = build_parser().parse_args(argv)
         status: int | None = _COMMANDS[arguments.command](arguments, console)
     except (CompressionError, OSError) as error:  # OSError: a full disk, no permission
-        text = printable(explained(error) if isinstance(error, OSError) else str(error))
-        text = without_secrets(text, getattr(arguments, "storage", None))
+        text = " ".join((explained(error) if isinstance(error, OSError) else str(error)).splitlines())
+        text = printable(without_secrets(text, getattr(arguments, "storage", None)))
         problems.print(f"error: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
@@ -160,15 +161,23 @@ def _export(arguments: argparse.Namespace, console: Console) -> None:
         return
     folder = exported[0].folder
     assert folder is not None
-    console.print(f"[bold]{folder}[/bold]")
-    console.print((folder / "README.md").read_text(encoding="utf-8").split("---\n")[2].split("\n## ")[0].strip(), markup=False)
+    console.print(str(folder), style="bold", markup=False, highlight=False, soft_wrap=True)
+    console.print(read_summary(folder), markup=False)
 
 
 def _measure(arguments: argparse.Namespace, console: Console) -> None:
     device, threads = resolve_device(arguments.device), arguments.threads or torch.get_num_threads()
+    formats = arguments.format and named_formats(arguments.format)
     with Display(console) as display:
         found = measure(
-            Path(arguments.folder), device, arguments.batch_sizes, arguments.compile, arguments.seconds, threads, display.stage
+            Path(arguments.folder),
+            device,
+            arguments.batch_sizes,
+            arguments.compile,
+            arguments.seconds,
+            threads,
+            formats,
+            display.stage,
         )
     console.print(latency_table(found, name_of(device), threads))
 

@@ -14,6 +14,8 @@ from objectives.pictures import Reading, is_hidden, is_picture, reading_for
 from spaces.description import read_description
 from spaces.errors import CheckpointError, ConfigError, DataError, first_line, printable
 
+_LONGEST = 200  # of a class's name in the terminal
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -31,7 +33,7 @@ class Answer:
     def text(self) -> str:
         """For the terminal: `cat (3) 97.1 %, dog (5) 2.2 %`."""
         return ", ".join(
-            f"class {label} {probability:.1%}" if name is None else f"{name} ({label}) {probability:.1%}"
+            f"class {label} {probability:.1%}" if name is None else f"{printable(name, _LONGEST)} ({label}) {probability:.1%}"
             for label, name, probability in self.classes
         )
 
@@ -88,7 +90,7 @@ def classify(
             except DataError as error:
                 yield Unread(file, str(error))
                 continue
-            yield _classified(file, image, forward, description["label_names"], top)
+            yield _classified(file, image, forward, description, top)
 
 
 def preprocessing_of(description: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
@@ -134,11 +136,18 @@ def _files(path: Path) -> tuple[list[Path], str]:
     return found, f"left out of {left_out}" if counts else ""
 
 
-def _classified(file: Path, image: Tensor, forward: Forward, names: list[str] | None, top: int) -> Answer:
+def _classified(file: Path, image: Tensor, forward: Forward, description: dict[str, Any], top: int) -> Answer:
+    classes, names = description["num_classes"], description["label_names"]
     try:
-        (logits,) = forward(image[None])
+        (logits,) = forward(image[None]).float()
     except Exception as error:  # runtimes raise what they like at images of another shape
         raise CheckpointError(f"the model does not take images of {list(image.shape)}: {first_line(error)[:300]}") from error
+    if logits.ndim != 1 or len(logits) != classes:
+        raise CheckpointError(
+            f"the model gives outputs of the shape {list(logits.shape)} for an image, not of [{classes}] classes"
+        )
+    if not bool(logits.isfinite().all()):
+        raise CheckpointError(f"the model gives outputs for {file} that are no finite numbers: the exported file is damaged")
     found = logits.softmax(-1).topk(min(top, len(logits)))
     pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
     return Answer(file, tuple((label, names[label] if names else None, share) for label, share in pairs))

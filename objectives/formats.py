@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,6 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from objectives.activations import activations, bound
+from objectives.onnx_file import checked_onnx, weights_beside
+from objectives.pt2_archive import load_archive
 from spaces.compressed import WEIGHTS, load_compressed
 from spaces.description import checked_file, read_description
 from spaces.errors import CheckpointError, ConfigError, first_line
@@ -30,6 +34,7 @@ FILES: dict[Format, str] = {"safetensors": WEIGHTS, "onnx": "model.onnx", "pt2":
 OPSET = 20  # of ONNX: the first with GELU as one operator, and what torch's exporter writes by default
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # all in the extra `onnx`
 _SHAPES = {"images": {0: Dim("batch")}}
+_FATAL = 4  # level of onnxruntime's log
 _ONE_FILE = 2_000_000_000  # bytes: protobuf's limit is 2 GiB, beyond which ONNX keeps weights in a file of their own
 
 
@@ -49,24 +54,31 @@ class FormatConfig:
     dtype: Dtype = "fp32"
 
     def __post_init__(self) -> None:
-        for name in self._named:
-            if name not in FILES:
-                raise ConfigError(f"unknown format {name!r}: choose of {', '.join(FILES)}")
+        named = named_formats(self.format)
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        if "onnx" in self._named:
+        if "onnx" in named:
             require_onnx()
             if self.dtype == "bf16":
                 raise ConfigError("onnxruntime has no bf16 operators for CPUs: choose --dtype fp16 or fp32 with onnx")
 
     @property
-    def _named(self) -> list[str]:
-        return [name for word in self.format for name in word.split(",") if name]
-
-    @property
     def formats(self) -> tuple[Format, ...]:
         """Safetensors, and the others that are wanted, each once."""
-        return tuple(name for name in get_args(Format) if name in ("safetensors", *self._named))
+        return named_formats(("safetensors", *self.format))
+
+
+def named_formats(words: Sequence[str]) -> tuple[Format, ...]:
+    """The formats that words name, each once: `["onnx,pt2", "onnx"]` are two.
+
+    Raises:
+        ConfigError: one is unknown.
+    """
+    named = [name for word in words for name in word.split(",") if name]
+    unknown = [name for name in named if name not in FILES]
+    if unknown:
+        raise ConfigError(f"unknown format {unknown[0]!r}: choose of {', '.join(FILES)}")
+    return tuple(name for name in get_args(Format) if name in named)
 
 
 def require_onnx() -> None:
@@ -172,9 +184,9 @@ def open_format(folder: Path, name: Format, device: torch.device | None = None) 
         require_onnx()
     description = read_description(folder)
     path = checked_file(folder, FILES[name], description)
-    for further in description["files"]:  # the weights of an ONNX file of more than 2 GB
-        if further.startswith(f"{path.name}."):
-            checked_file(folder, further, description)
+    beside = weights_beside(path)  # of an ONNX file of more than 2 GB
+    if name == "onnx" and beside.exists():
+        checked_file(folder, beside.name, description)
     try:
         return _OPEN[name](path, device or torch.device("cpu"))
     except (CheckpointError, MemoryError):
@@ -194,8 +206,14 @@ def _open_safetensors(path: Path, device: torch.device) -> Forward:
 
 
 def _open_pt2(path: Path, device: torch.device) -> Forward:
-    model = torch.export.load(path).module()
-    return lambda images: _no_gradient(model, images)
+    model = load_archive(path).module()
+    check = bound(path, partial(activations, model))
+
+    def forward(images: Tensor) -> Tensor:
+        check(len(images))
+        return _no_gradient(model, images)
+
+    return forward
 
 
 def _no_gradient(model: nn.Module, images: Tensor) -> Tensor:
@@ -207,10 +225,17 @@ def _no_gradient(model: nn.Module, images: Tensor) -> Tensor:
 def _open_onnx(path: Path, device: torch.device) -> Forward:
     import onnxruntime
 
+    check = bound(path, partial(checked_onnx, path))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()  # as the formats that it is compared with
+    options.log_severity_level = _FATAL  # what it raises is told once
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+    def forward(images: Tensor) -> Tensor:
+        check(len(images))
+        return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+    return forward
 
 
 _OPEN: dict[Format, Callable[[Path, torch.device], Forward]] = {

@@ -12,6 +12,7 @@ import torch
 from objectives.formats import FILES, Format, open_format, write_formats
 from objectives.latency import Call, Setting, Timing, forward, time_calls
 from objectives.progress import Progress
+from objectives.units import format_spread
 from spaces.compressed import dense_architecture, load_compressed, save_compressed
 from spaces.description import read_description, stored_type
 from spaces.errors import first_line
@@ -20,6 +21,7 @@ from spaces.vit import describe
 
 Case = tuple[str, dict[str, Call]]  # how both models are run, and the calls that are timed: dense and compressed
 
+_UNASKED: tuple[Format, ...] = ("onnx",)  # timed where they are; torch.export's reader is asked for, as it was made to run code
 _RUNTIMES: dict[Format, str] = {"onnx": "onnxruntime", "pt2": "torch.export"}
 
 
@@ -51,12 +53,13 @@ def measure(
     compiled: bool = True,
     seconds: float = 2.0,
     threads: int | None = None,
+    formats: Sequence[Format] | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> list[Comparison]:
     """Time a folder's model and its dense architecture, in float32 and mixed precision, eager and compiled.
 
-    Where the folder has the model as ONNX or as an archive of torch.export, these are timed as well, on the CPU, beside the
-    dense model in the same format.
+    Where the folder has the model as ONNX, this is timed as well, on the CPU, beside the dense model in the same format; an
+    archive of torch.export where it is asked for.
 
     Args:
         folder: written by ``run_search.py export``.
@@ -65,15 +68,17 @@ def measure(
         compiled: whether to compile them too, which may take minutes.
         seconds: to spend on each model in each setting.
         threads: on the CPU; by default torch's, as they are.
+        formats: which of the folder's files, each of which it must then have; by default safetensors, and ONNX where it is
+            there.
         progress: called with (what, done, in all).
 
     Raises:
-        CheckpointError: the folder holds no such model.
+        CheckpointError: the folder holds no such model, or lacks a format.
         ConfigError: a batch size below 1, or the package of a format is not installed.
     """
     torch.set_num_threads(threads or torch.get_num_threads())
     with tempfile.TemporaryDirectory() as scratch:
-        cases = [*_settings(folder, device, batch_sizes, compiled), *_formats(folder, Path(scratch), batch_sizes)]
+        cases = [*_settings(folder, device, batch_sizes, compiled), *_formats(folder, Path(scratch), batch_sizes, formats)]
         found = []
         for done, (setting, calls) in enumerate(cases, start=1):
             found.append(_compare(setting, calls, seconds))
@@ -94,10 +99,11 @@ def _settings(folder: Path, device: torch.device, batch_sizes: Sequence[int], co
         yield name, {key: forward(model, images, setting) for key, model in models.items()}
 
 
-def _formats(folder: Path, scratch: Path, batch_sizes: Sequence[int]) -> Iterator[Case]:
-    """What to time of both models in the other formats that the folder has; the dense one is written to `scratch`."""
+def _formats(folder: Path, scratch: Path, batch_sizes: Sequence[int], wanted: Sequence[Format] | None) -> Iterator[Case]:
+    """What to time of both models in other formats; the dense one is written to `scratch`."""
     description = read_description(folder)
-    names = [name for name, file in FILES.items() if file in description["files"] and name != "safetensors"]
+    there = [name for name in _UNASKED if FILES[name] in description["files"]]
+    names = there if wanted is None else [name for name in wanted if name != "safetensors"]
     if not names:
         return
     dense = dense_architecture(folder).to(stored_type(description))
@@ -106,7 +112,7 @@ def _formats(folder: Path, scratch: Path, batch_sizes: Sequence[int]) -> Iterato
     save_compressed(scratch, dense, {**description, "allocation": dict(identity)})
     for name, size in itertools.product(names, batch_sizes):
         images = torch.randn(size, *input_size(dense))
-        models = {"dense": open_format(scratch, name), "compressed": open_format(folder, name)}
+        models = {"compressed": open_format(folder, name), "dense": open_format(scratch, name)}
         yield f"batch {size}, {_RUNTIMES[name]}", {key: partial(model, images) for key, model in models.items()}
 
 
@@ -120,7 +126,7 @@ def _compare(setting: str, calls: dict[str, Call], seconds: float) -> Comparison
 
 
 def rows_of(comparisons: Sequence[Comparison]) -> Iterator[tuple[str, str, str, str]]:
-    """For tables: setting, milliseconds of dense and of compressed model, and their ratio; medians with quartiles."""
+    """For tables: setting, time of dense and of compressed model, and their ratio round by round; medians with quartiles."""
     for entry in comparisons:
         if entry.dense is None or entry.compressed is None or entry.ratio is None:
             yield entry.setting, f"not available: {entry.reason}", "", ""
@@ -128,9 +134,5 @@ def rows_of(comparisons: Sequence[Comparison]) -> Iterator[tuple[str, str, str, 
         ratio = entry.ratio
         low, high = ratio.quartiles
         shown = f"×{ratio.seconds:.2f} ({low:.2f}–{high:.2f})"
-        yield entry.setting, _milliseconds(entry.dense), _milliseconds(entry.compressed), shown
-
-
-def _milliseconds(timing: Timing) -> str:
-    low, high = timing.quartiles
-    return f"{1000 * timing.seconds:.3g} ms ({1000 * low:.3g}–{1000 * high:.3g})"
+        dense, compressed = (format_spread(timing.seconds, *timing.quartiles) for timing in (entry.dense, entry.compressed))
+        yield entry.setting, dense, compressed, shown

@@ -39,8 +39,8 @@ def verify(check: dict[str, Any], outputs: Path) -> dict[str, Any]:
     Returns:
         dense and compressed: macs_fvcore, macs_torch, params, weight_bytes, peak_memory (batch size -> bytes), top1.
         formats: top1 and max_output_difference of each. largest_output: in absolute value, before saving. latency: batch
-        size -> dense and every format -> seconds (median), quartiles, and the ratio to the dense model, of_dense. devices,
-        threads and preprocessing: what it was measured with.
+        size -> dense and every format -> seconds (median), quartiles, and of_dense, the median of the ratios to the dense
+        model's time, round by round. devices, threads and preprocessing: what it was measured with.
     """
     device = resolve_device(check["device"])
     calls = {name: open_format(Path(check["folder"]), name) for name in check["formats"]}
@@ -67,7 +67,7 @@ def verify(check: dict[str, Any], outputs: Path) -> dict[str, Any]:
 
 
 def _latency(models: dict[str, nn.Module], calls: dict[str, Forward], images: Tensor) -> dict[str, Any]:
-    """Of every model, timed in turns: median seconds of a call, quartiles, and the ratio to the dense model's."""
+    """Of every model, timed in turns: median seconds of a call, quartiles, and the median of ratios to the dense, by round."""
     timed: dict[str, Call] = {name: partial(call, images) for name, call in calls.items()}
     for name, model in models.items():  # with the images where the model is
         there = images.to(next(model.parameters()))

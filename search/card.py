@@ -7,8 +7,10 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import nn
 
+from objectives.units import format_size, format_spread
 from search.config import SearchConfig
 from search.targets import format_count, format_kept
+from spaces.errors import CheckpointError, printable
 
 # Licences that the hub knows by these identifiers; those of other names are `other` there, with their name beside it.
 _KNOWN_LICENSES = (
@@ -34,12 +36,25 @@ def card(report: dict[str, Any], config: SearchConfig, dense: nn.Module, space: 
         space: name of the space of the model's sizes.
     """
     templates = Environment(loader=PackageLoader("search"), undefined=StrictUndefined, trim_blocks=True, autoescape=False)
-    templates.filters.update(count=format_count, kept=format_kept, size=_size, time=_time, percent=_percent)
+    templates.filters.update(count=format_count, kept=format_kept, size=format_size, time=_time, percent=_percent, code=_code)
     base = _base(config, dense)
     metadata = _metadata(report, config, base).to_yaml()
     return templates.get_template("card.md.j2").render(
         report=report, model=config.model.model, space=space, base=base, metadata=metadata
     )
+
+
+def read_summary(folder: Path) -> str:
+    """The title and the figures of a folder's card, for the terminal.
+
+    Raises:
+        CheckpointError: its README.md is no card.
+    """
+    try:
+        _, _, text = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'README.md'} is no model card: --force writes the folder again") from error
+    return "\n".join(printable(line) for line in text.split("\n## ")[0].strip().split("\n"))
 
 
 def _base(config: SearchConfig, dense: nn.Module) -> dict[str, str | None]:
@@ -82,17 +97,13 @@ def _accuracy(report: dict[str, Any], config: SearchConfig) -> EvalResult:
     )
 
 
-def _size(count: int) -> str:
-    """Bytes for people: 1.25 MB; decimal, as disks are sold."""
-    value, units = float(count), ["B", "kB", "MB", "GB"]
-    while value >= 1000 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{value:.3g} {units[0]}"
-
-
 def _time(timing: dict[str, Any]) -> str:
-    low, high = (1000 * value for value in timing["quartiles"])
-    return f"{1000 * timing['seconds']:.3g} ms ({low:.3g}–{high:.3g})"
+    return format_spread(timing["seconds"], *timing["quartiles"])
+
+
+def _code(text: str) -> str:
+    """Between backquotes: on one line, and without what ends them."""
+    return printable(text).replace("`", "'")
 
 
 def _percent(share: float) -> str:

@@ -136,6 +136,12 @@ def build_parser() -> argparse.ArgumentParser:
     measure.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=True, help="by torch.compile too, which takes a while"
     )
+    measure.add_argument(
+        "--format",
+        nargs="+",
+        metavar="FORMAT",
+        help="which of the folder's files: safetensors (always), onnx, pt2; by default all but pt2",
+    )
     predict = commands.add_parser(
         "predict",
         help="classify images with an exported folder",

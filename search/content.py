@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from objectives.sensitivity import Profile
+from objectives.units import format_divergence
 from search.agreement import audit_tables
 from search.course import progress_of
 from search.figure import Row, costs_of, figure_of, is_finite, reference_of, split_trials
@@ -168,7 +169,7 @@ def _texts(row: Row, summary: Row) -> dict[str, str]:
         "before": _number(row.get("error_before"), ".2%"),
         "error": _number(row["error"], ".2%"),
         "ratio": f"×{row['error'] / reference:.2f}" if reference > 0 else "–",
-        "kl": f"{_number(row.get('kl_before'), '.3f')} → {_number(row.get('kl'), '.3f')}",
+        "kl": f"{_divergence(row.get('kl_before'))} → {_divergence(row.get('kl'))}",
         "time": f"{_number(row.get('seconds'), '.0f')} s, seed {_number(row.get('seed'), '.0f')}",
     }
     for cost in costs_of(summary):
@@ -181,6 +182,10 @@ def _texts(row: Row, summary: Row) -> dict[str, str]:
 
 def _number(value: Any, form: str) -> str:
     return format(value, form).replace("%", "\u00a0%") if is_finite(value) else "–"
+
+
+def _divergence(value: Any) -> str:
+    return format_divergence(value) if is_finite(value) else "–"
 
 
 def _text(text: str) -> str:

@@ -23,16 +23,7 @@ from search.run import Run, check_same_model
 from search.weights import weights_in
 from spaces.allocation import Allocation
 from spaces.description import CONFIG, checked_file, read_description, stored_type
-from spaces.errors import (
-    AllocationError,
-    CheckpointError,
-    CompressionError,
-    ConfigError,
-    DataError,
-    DivergedError,
-    RunError,
-    explained,
-)
+from spaces.errors import CompressionError, ConfigError, DataError, DivergedError, RunError, explained
 from spaces.files import partial_beside, remove_partials, replacing
 
 Notice = Callable[[str], None]
@@ -237,7 +228,7 @@ class _Session:
                 checked_file(folder, FILES[name], config)
             same = stored_type(config) == DTYPES[output.dtype] and config["training"] == described(self.options.training)
             found = point.restored(config["origin"], Allocation(config["allocation"]), self.run.summary["fingerprint"])
-        except (KeyError, TypeError, CheckpointError, AllocationError):
+        except (CompressionError, LookupError, TypeError, ValueError, AttributeError):  # whatever a damaged origin makes of it
             return None
         return found if same else None
 

@@ -18,6 +18,7 @@ from objectives.finetune import Step
 from objectives.objective import Objective
 from objectives.parallel import Group
 from objectives.recipes import RECIPES, check_reach, recipe_of
+from objectives.units import format_size
 from search.audit import audit
 from search.baselines import enqueue_baselines, recipes_of
 from search.config import SearchConfig
@@ -323,8 +324,8 @@ class _Search:
         )
         if outlook.least > outlook.free:
             raise RunError(
-                f"{self.directory} has {outlook.free / 1e9:.2f} GB free, {outlook.workers} trials at once need "
-                f"{outlook.least / 1e9:.2f} GB: make room, or choose another --output"
+                f"{self.directory} has {format_size(outlook.free)} free, {outlook.workers} trials at once need "
+                f"{format_size(outlook.least)}: make room, or choose another --output"
             )
         return outlook
 

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from objectives.finetune import Step
 from objectives.measure import Comparison, rows_of
+from objectives.units import format_size
 from search.agreement import audit_tables
 from search.cost_columns import cost_cells, cost_columns
 from search.forecast import Outlook
@@ -169,7 +170,8 @@ def audit_view(audit: dict[str, Any]) -> Iterator[Table]:
 def latency_table(comparisons: Sequence[Comparison], where: str, threads: int) -> Table:
     """Timings of an exported model beside the dense one, for the terminal."""
     title = f"median (quartiles) of one call on {where}, {threads} thread" + ("s" if threads > 1 else "")
-    table = Table(title=title, title_justify="left")
+    caption = "this / dense: the median of the ratios of calls that followed each other, not the ratio of the medians"
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for name in ("setting", "dense", "this model", "this / dense"):
         table.add_column(name, justify="left" if name == "setting" else "right")
     for row in rows_of(comparisons):
@@ -184,7 +186,7 @@ def _forecast(outlook: Outlook) -> str:
         return f"{outlook.finished} trials are finished already, --trials {outlook.trials} asks for no more"
     workers = f"{outlook.workers} worker" + ("s" if outlook.workers > 1 else "")
     whole = f"{left} trials on {workers} take {_duration(3600 * outlook.hours)} ({outlook.machine_hours:.2g} worker-hours)"
-    return f"forecast: {outlook.seconds:.1f} s a trial; {whole}; weights at most {outlook.most / 1e9:.2g} GB"
+    return f"forecast: {outlook.seconds:.1f} s a trial; {whole}; weights at most {format_size(outlook.most)}"
 
 
 def _duration(seconds: float) -> str:

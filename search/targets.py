@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from objectives.cost import Cost, CostModel
+from objectives.units import format_time
 from spaces.errors import TargetError
 from spaces.sites import Space
 
@@ -114,7 +115,7 @@ def format_amount(cost: str, value: float) -> str:
     """A figure of a cost: '1.23 M' MACs or parameters, '8.21 ms'."""
     if cost != "latency":
         return format_count(value)
-    return f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms" if value >= 1e-3 else f"{1e6 * value:.3g} µs"
+    return format_time(value)
 
 
 def format_cost(cost: str, value: float) -> str:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from spaces.errors import AllocationError
+from spaces.errors import AllocationError, shown
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Allocation(Mapping[str, int]):
     def __init__(self, sizes: Mapping[str, int]) -> None:
         for name, size in sizes.items():
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise AllocationError(f"size of {name} must be a positive integer, got {size!r}")
+                raise AllocationError(f"size of {name[:100]} must be a positive integer, got {shown(size)}")
         object.__setattr__(self, "pairs", tuple(sorted(sizes.items(), key=lambda item: _natural(item[0]))))
         object.__setattr__(self, "_sizes", dict(self.pairs))
 
@@ -78,4 +78,6 @@ class Allocation(Mapping[str, int]):
 
 def _natural(name: str) -> tuple[tuple[int, int | str], ...]:
     """Sort key that puts block 2 before block 10."""
-    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in name.split("."))
+    return tuple(
+        (0, int(part)) if part.isascii() and part.isdigit() and len(part) < 10 else (1, part) for part in name.split(".")
+    )

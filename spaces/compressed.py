@@ -1,5 +1,7 @@
 """The folder that a compressed model lives in: config.json and model.safetensors, read back with no pickle."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,15 @@ from torch import Tensor, nn
 
 from spaces.allocation import Allocation
 from spaces.description import CONFIG, DTYPES, checked_file, fingerprint_of, read_description, stored_type
-from spaces.errors import CheckpointError, CompressionError
+from spaces.errors import CheckpointError, CompressionError, printable, shown
 from spaces.files import save_tensors, write_json
 from spaces.models import input_size, instantiate
 from spaces.vit import describe, resize
 
 WEIGHTS = "model.safetensors"
-# A description may be damaged or hostile: a dense model with more numbers than this multiple of the file's is not made.
-_LARGEST = 1000
+# A description may be damaged or hostile: a dense model with more numbers than this multiple of the file's is not made, nor one
+# of more blocks, of wider images or of more patches than any vision transformer has.
+_LARGEST, _DEEPEST, _WIDEST, _PATCHES = 100, 1000, 4096, 65_536
 
 
 def save_compressed(folder: Path, model: nn.Module, description: dict[str, Any]) -> None:
@@ -56,11 +59,11 @@ def load_compressed(folder: str | Path) -> nn.Module:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     try:
-        model = _filled(description, state)
-    except CompressionError as error:
-        raise CheckpointError(f"{folder / CONFIG} does not describe the model of {path.name}: {error}") from error
+        with _told(folder):
+            model = _filled(description, state)
     except RuntimeError as error:  # load_state_dict's word for shapes and names that do not fit
-        raise CheckpointError(f"{path} does not fit {folder / CONFIG}: {error}") from error
+        words = " ".join(str(error).split())  # a line for every tensor
+        raise CheckpointError(f"{path} does not fit {folder / CONFIG}: {words[:300]}") from error
     model.pretrained_cfg = {**getattr(model, "pretrained_cfg", {}), **description["pretrained_cfg"]}  # type: ignore[assignment]
     return model.to(stored_type(description)).eval()
 
@@ -69,40 +72,93 @@ def dense_architecture(folder: str | Path) -> nn.Module:
     """The dense model that a folder's model was made from, with random weights: for its shapes and its speed.
 
     Raises:
-        CheckpointError: config.json is missing or corrupt.
+        CheckpointError: config.json is missing or corrupt, or describes another model than that of the stored weights.
     """
-    return _instantiate(read_description(Path(folder))).eval()
+    folder = Path(folder)
+    description = read_description(folder)
+    try:
+        stored = (folder / WEIGHTS).stat().st_size // stored_type(description).itemsize
+    except OSError as error:
+        raise CheckpointError(f"{folder / WEIGHTS} cannot be read: {error}") from error
+    with _told(folder):
+        _check_size(_shapes(description), stored)
+        return _instantiate(description).eval()
 
 
-def _instantiate(description: dict[str, Any]) -> nn.Module:
+def dense_shapes(folder: str | Path) -> nn.Module:
+    """The dense model of a folder on torch's meta device: its shapes, without any memory.
+
+    Raises:
+        CheckpointError: config.json is missing or corrupt, or tells no model, one that takes other images than its
+            preprocessing makes, or absurdly large ones.
+    """
+    description = read_description(Path(folder))
+    with _told(Path(folder)):
+        return _shapes(description)
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Errors say whose description is wrong, on one line of bounded length."""
+    try:
+        yield
+    except CompressionError as error:
+        words = printable(str(error), 500)
+        raise CheckpointError(f"{folder / CONFIG} does not describe the model of {WEIGHTS}: {words}") from error
+
+
+def _shapes(description: Mapping[str, Any]) -> nn.Module:
+    depth = description["model_args"].get("depth")
+    if isinstance(depth, int) and depth > _DEEPEST:
+        raise CheckpointError(f"model_args has depth {shown(depth)}, and no vision transformer more than {_DEEPEST} blocks")
+    with torch.device("meta"):
+        model = _instantiate(description).eval()
+    size, given = list(input_size(model)), description["pretrained_cfg"]["input_size"]
+    if size != given:
+        raise CheckpointError(f"the model takes images of {size}, but pretrained_cfg has input_size {shown(given)}")
+    patches = getattr(model.patch_embed, "num_patches", 0)
+    if max(size) > _WIDEST or (isinstance(patches, int) and patches > _PATCHES):
+        raise CheckpointError(f"images of {size} are more than {_WIDEST} pixels wide, or give more than {_PATCHES:,} patches")
+    return model
+
+
+def _instantiate(description: Mapping[str, Any]) -> nn.Module:
     return instantiate(description["architecture"], {**description["model_args"], "num_classes": description["num_classes"]})
 
 
 def _filled(description: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
     """The model with the stored weights; they are compared with its shapes before any other memory is taken."""
-    dtype = stored_type(description)
-    odd = next((key for key, tensor in state.items() if tensor.is_floating_point() and tensor.dtype != dtype), None)
-    if odd is not None:
-        raise CheckpointError(f"{odd} is stored in {state[odd].dtype}, not in {dtype}")
-    with torch.device("meta"):
-        model = _structure(description, state)
+    model = _shapes(description)
+    _check_size(model, sum(map(Tensor.numel, state.values())))
+    _resize(model, description)
+    _check_tensors(model, description, state)
     model.load_state_dict(state, strict=True, assign=True)
     if any(buffer.is_meta for buffer in model.buffers()):  # those that are computed, not stored: of rotary positions, say
-        model = _structure(description, state)
+        model = _instantiate(description)
+        _resize(model, description)
         model.load_state_dict(state, strict=True, assign=True)
-    if list(input_size(model)) != list(description["pretrained_cfg"]["input_size"]):
-        wanted, given = list(input_size(model)), description["pretrained_cfg"]["input_size"]
-        raise CheckpointError(f"the model takes images of {wanted}, but pretrained_cfg has input_size {given}")
     return model
 
 
-def _structure(description: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
-    arguments = description["model_args"]
-    if isinstance(arguments.get("depth"), int) and arguments["depth"] > len(state):
-        raise CheckpointError(f"model_args has depth {arguments['depth']}, but {len(state)} tensors are stored")
-    model = _instantiate(description)
-    dense, stored = (sum(map(Tensor.numel, tensors)) for tensors in (model.parameters(), state.values()))
-    if dense > _LARGEST * stored:
-        raise CheckpointError(f"a model of {dense:,} parameters cannot have become one of {stored:,}")
+def _resize(model: nn.Module, description: Mapping[str, Any]) -> None:
     resize(model, describe(model, description["space"], description["multiple"]), Allocation(description["allocation"]))
-    return model
+
+
+def _check_size(dense: nn.Module, stored: int) -> None:
+    numbers = sum(map(Tensor.numel, dense.parameters()))
+    if numbers > _LARGEST * stored:
+        raise CheckpointError(f"a model of {numbers:,} parameters cannot have become one of {stored:,}")
+
+
+def _check_tensors(model: nn.Module, description: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Raise unless stored tensors have the types of the model's, and weights are finite."""
+    stored, weights = stored_type(description), dict(model.named_parameters())
+    for key, expected in model.state_dict().items():
+        found = state.get(key)
+        if found is None:
+            continue  # load_state_dict says so
+        dtype = stored if expected.is_floating_point() else expected.dtype
+        if found.dtype != dtype:
+            raise CheckpointError(f"{key} is stored in {found.dtype}, not in {dtype}")
+        if key in weights and not bool(found.isfinite().all()):
+            raise CheckpointError(f"{key} holds NaN or infinite weights")

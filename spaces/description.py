@@ -2,14 +2,14 @@
 
 import hashlib
 import json
-import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from spaces.errors import CheckpointError, first_line
+from spaces.errors import CheckpointError, first_line, shown
 
 CONFIG = "config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -20,6 +20,13 @@ _TYPES: dict[str, type] = {
     "space": str, "multiple": int, "allocation": dict, "dtype": str, "files": dict,
 }  # fmt: skip
 _MAY_BE_NONE = ("num_classes", "label_names")
+_LONGEST = 16_000_000  # bytes of config.json: tens of thousands of classes with names
+_LONGEST_NAME = 200
+_FILE = re.compile(r"model\.[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_LARGEST, _FAR, _RANGE = 1_000_000, 1e6, 1e18
+_CROP = (0.1, 10.0)  # an image is resized to the model's size divided by this
+_CROPS = ("center", "squash", "border")  # timm's
+_FILTERS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 _BACKGROUNDS = ("white", "black", "grey", "ignored")
 # Arguments of timm.create_model that would have it read other files than these.
 _REFUSED = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
@@ -33,7 +40,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = _json(path)
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
     missing = [key for key in _TYPES if not isinstance(description, dict) or key not in description]
@@ -43,6 +50,18 @@ def read_description(folder: Path) -> dict[str, Any]:
     if problem is not None:
         raise CheckpointError(f"{path} is damaged: {problem}")
     return dict(description)
+
+
+def _json(path: Path) -> Any:
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no file")
+    if path.stat().st_size > _LONGEST:
+        raise ValueError(f"it has {path.stat().st_size:,} bytes, and no more than {_LONGEST:,} are read")
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON")
 
 
 def checked_file(folder: Path, name: str, description: dict[str, Any]) -> Path:
@@ -55,18 +74,20 @@ def checked_file(folder: Path, name: str, description: dict[str, Any]) -> Path:
     if name not in files:
         raise CheckpointError(f"{folder} has no {name}: it was exported with {', '.join(files) or 'no model file'}")
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no file")
         found = fingerprint_of(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     for key, value in found.items():
         if value != files[name].get(key):
             what = {"bytes": "size", "sha256": "SHA-256"}[key]
-            told = f"its {what} is {value}, {CONFIG} says {_short(files[name].get(key))}"
+            told = f"its {what} is {value}, {CONFIG} says {shown(files[name].get(key))}"
             raise CheckpointError(f"{path} is not the file that was exported ({told}): copy or export it again")
     return path
 
 
-def stored_type(description: dict[str, Any]) -> torch.dtype:
+def stored_type(description: Mapping[str, Any]) -> torch.dtype:
     """Of the weights."""
     return DTYPES[description["dtype"]]
 
@@ -81,43 +102,67 @@ def _wrong_type(description: dict[str, Any]) -> str | None:
     for key, kind in _TYPES.items():
         value = description[key]
         if not (_is(value, kind) or (value is None and key in _MAY_BE_NONE)):
-            return f"{key} must be of type {kind.__name__}, got {_short(value)}"
+            return f"{key} must be of type {kind.__name__}, got {shown(value)}"
     return None
 
 
 def _wrong_value(description: dict[str, Any]) -> str | None:
+    if len(description["architecture"]) > _LONGEST_NAME:
+        return f"architecture must be the name of a model, got {shown(description['architecture'])}"
     refused = [name for name in _REFUSED if name in description["model_args"]]
     if refused:
         return f"model_args must not have {refused[0]}"
     if description["dtype"] not in DTYPES:
-        return f"dtype must be one of {', '.join(DTYPES)}, got {_short(description['dtype'])}"
-    order = description.get("class_order")  # of older exports it is not known
+        return f"dtype must be one of {', '.join(DTYPES)}, got {shown(description['dtype'])}"
+    if description["multiple"] < 1 or description["multiple"] > _LARGEST:
+        return f"multiple must be from 1 to {_LARGEST:,}, got {shown(description['multiple'])}"
+    order = description.get("class_order")
     if not (order is None or order in ("timm", "torchvision") or (isinstance(order, str) and order.startswith("class map "))):
-        return f"class_order must be timm, torchvision, class map FILE or null, got {_short(order)}"
-    odd = [name for name, entry in description["files"].items() if not isinstance(entry, dict)]
-    return f"files has no size and hash of {_short(odd[0])}" if odd else None
+        return f"class_order must be timm, torchvision, class map FILE or null, got {shown(order)}"
+    return None
+
+
+def _wrong_files(description: dict[str, Any]) -> str | None:
+    for name, entry in description["files"].items():
+        if not _FILE.fullmatch(name):
+            return f"files must be named model.safetensors, model.onnx and the like, got {shown(name)}"
+        if not isinstance(entry, dict):
+            return f"files has no size and hash of {shown(name)}"
+    return None
 
 
 def _wrong_labels(description: dict[str, Any]) -> str | None:
     labels, classes = description["label_names"], description["num_classes"]
+    if classes is not None and classes < 0:
+        return f"num_classes must be 0 or more, got {shown(classes)}"
     if labels is None or (len(labels) == classes and all(isinstance(name, str) for name in labels)):
         return None
-    return f"label_names must be {classes} texts, one for a class, got {_short(labels)}"
+    return f"label_names must be {classes} texts, one for a class, got {shown(labels)}"
+
+
+def preprocessing_problem(given: Mapping[str, Any]) -> str | None:
+    """What is wrong with a preprocessing, in the names of timm's pretrained_cfg; None where it can be used."""
+    size = given.get("input_size")
+    if not isinstance(size, list) or len(size) != 3 or not all(_is(value, int) and value > 0 for value in size):
+        return f"input_size must be three positive numbers, got {shown(size)}"
+    for key, least, most in (("mean", -_FAR, _FAR), ("std", 1 / _FAR, _FAR)):
+        values = given.get(key)
+        if (
+            not isinstance(values, list)
+            or len(values) != size[0]
+            or not all(_is_number(value, least, most) for value in values)
+        ):
+            return f"{key} must be {size[0]} numbers from {least:g} to {most:g}, got {shown(values)}"
+    if not _is_number(given.get("crop_pct"), *_CROP):
+        return f"crop_pct must be a number from {_CROP[0]:g} to {_CROP[1]:g}, got {shown(given.get('crop_pct'))}"
+    for key, known in (("interpolation", _FILTERS), ("crop_mode", _CROPS)):
+        if given.get(key) not in known:
+            return f"{key} must be one of {', '.join(known)}, got {shown(given.get(key))}"
+    return None
 
 
 def _wrong_preprocessing(description: dict[str, Any]) -> str | None:
-    given = description["pretrained_cfg"]
-    size = given.get("input_size")
-    if not isinstance(size, list) or len(size) != 3 or not all(_is(value, int) and value > 0 for value in size):
-        return f"input_size of pretrained_cfg must be three positive numbers, got {_short(size)}"
-    for key in ("mean", "std"):
-        values = given.get(key)
-        if not isinstance(values, list) or len(values) != size[0] or not all(map(_is_number, values)):
-            return f"{key} of pretrained_cfg must be {size[0]} numbers, got {_short(values)}"
-    if not _is_number(given.get("crop_pct")) or given["crop_pct"] <= 0:
-        return f"crop_pct of pretrained_cfg must be a positive number, got {_short(given.get('crop_pct'))}"
-    odd = next((key for key in ("interpolation", "crop_mode") if not isinstance(given.get(key), str)), None)
-    return f"{odd} of pretrained_cfg must be a text, got {_short(given.get(odd))}" if odd else None
+    return preprocessing_problem(description["pretrained_cfg"])
 
 
 def _wrong_pictures(description: dict[str, Any]) -> str | None:
@@ -126,20 +171,26 @@ def _wrong_pictures(description: dict[str, Any]) -> str | None:
     if "pictures" not in description:
         return None
     if not isinstance(given, dict) or set(given) != {"mode", "pixel_range", "background"}:
-        return f"pictures must have mode, pixel_range and background, got {_short(given)}"
+        return f"pictures must have mode, pixel_range and background, got {shown(given)}"
     if given["mode"] != {1: "L", 3: "RGB"}.get(channels):
-        return f"mode of pictures must be L for 1 channel, RGB for 3, got {_short(given['mode'])} for {channels}"
+        return f"mode of pictures must be L for 1 channel, RGB for 3, got {shown(given['mode'])} for {channels}"
     values = given["pixel_range"]
-    is_range = isinstance(values, list) and len(values) == 2 and all(map(_is_number, values)) and values[0] < values[1]
+    is_range = (
+        isinstance(values, list)
+        and len(values) == 2
+        and all(_is_number(value, -_RANGE, _RANGE) for value in values)
+        and values[0] < values[1]
+    )
     if values is not None and not is_range:
-        return f"pixel_range of pictures must be two numbers low < high, or null, got {_short(values)}"
+        return f"pixel_range of pictures must be two numbers low < high, or null, got {shown(values)}"
     if given["background"] not in _BACKGROUNDS:
-        return f"background of pictures must be one of {', '.join(_BACKGROUNDS)}, got {_short(given['background'])}"
+        return f"background of pictures must be one of {', '.join(_BACKGROUNDS)}, got {shown(given['background'])}"
     return None
 
 
 _PROBLEMS: tuple[Callable[[dict[str, Any]], str | None], ...] = (
-    _wrong_type, _wrong_value, _wrong_labels, _wrong_preprocessing, _wrong_pictures,
+    _wrong_type, _wrong_value, _wrong_files, _wrong_labels, _wrong_preprocessing,
+    _wrong_pictures,
 )  # fmt: skip
 
 
@@ -147,10 +198,5 @@ def _is(value: object, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _is_number(value: object, least: float, most: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most

@@ -14,6 +14,8 @@ DivergedError (ArithmeticError)  a fine-tune whose loss became NaN or infinite; 
 
 import errno
 import re
+import reprlib
+import unicodedata
 
 _ELSEWHERE = "choose another place, for a run by --output"
 _REMEDIES = {
@@ -35,6 +37,11 @@ _REMEDIES = {
     errno.ESTALE: "the network disk has lost it: mount it again",
     errno.ENOMEM: "there is too little memory: end other programs",
 }
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 60
+_DIRECTIONS = frozenset(
+    "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+)  # which reorder what is read
 
 
 class CompressionError(Exception):
@@ -82,15 +89,24 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def printable(text: str) -> str:
-    """`text` on one line, with control characters as escapes: names in files and of files may hold any."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in " ".join(text.splitlines()))
+def shown(value: object, longest: int = 100) -> str:
+    """A foreign value in a message: short, however long or deep it is."""
+    text = _SHOWN.repr(value)
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
-def shown(value: object, length: int = 60) -> str:
-    """A value in a message: its repr, which has no control characters, of bounded length."""
-    text = repr(value)
-    return text if len(text) <= length else f"{text[: length - 3]}..."
+def printable(text: str, longest: int = 10_000) -> str:
+    """Foreign text for a terminal: what would steer it, break the line or reorder what is read is written as an escape."""
+    cut = text if len(text) <= longest else f"{text[: longest - 3]}..."
+    return "".join(_escaped(sign) if _steers(sign) else sign for sign in cut)
+
+
+def _steers(sign: str) -> bool:
+    return sign in _DIRECTIONS or unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp")
+
+
+def _escaped(sign: str) -> str:
+    return sign.encode("unicode_escape").decode("ascii")
 
 
 def explained(error: OSError) -> str:

@@ -12,7 +12,8 @@ from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from spaces.arguments import argument_problem, tupled
-from spaces.errors import CheckpointError, ModelError, first_line, printable
+from spaces.description import preprocessing_problem
+from spaces.errors import CheckpointError, ModelError, first_line, printable, shown
 from spaces.hub import quick_hub, why_unreachable
 from spaces.misfit import misfit, value_problem
 from spaces.model_config import ModelConfig
@@ -70,10 +71,10 @@ def instantiate(name: str, arguments: dict[str, Any], pretrained: bool = False) 
             what = "with its pretrained weights " if pretrained else ""
             absent = why_unreachable() if pretrained and isinstance(error, OSError) else None
             reason = absent or printable(first_line(error)[:200])
-            raise ModelError(f"timm cannot create {name!r} {what}from {arguments}: {reason}") from error
+            raise ModelError(f"timm cannot create {name!r} {what}from {shown(arguments)}: {reason}") from error
     assert isinstance(model, nn.Module)
     if problem := argument_problem(model, arguments):
-        raise ModelError(f"{name} cannot be made from {arguments}: {problem}")
+        raise ModelError(f"{name} cannot be made from {shown(arguments)}: {problem}")
     return model
 
 
@@ -84,7 +85,7 @@ def preprocessing(model: nn.Module, config: ModelConfig) -> dict[str, Any]:
         input_size [C, H, W], interpolation, mean and std (one value per channel), crop_pct, crop_mode.
 
     Raises:
-        ModelError: mean or std has neither one value nor one per channel.
+        ModelError: mean or std has neither one value nor one per channel, or a value is absurd.
     """
     channels, height, width = input_size(model)
     cfg: dict[str, Any] = dict(getattr(model, "pretrained_cfg", None) or {})
@@ -99,7 +100,11 @@ def preprocessing(model: nn.Module, config: ModelConfig) -> dict[str, Any]:
     cfg.update({key: value for key, value in options.items() if value is not None}, input_size=(channels, height, width))
     resolved = resolve_data_config({}, pretrained_cfg=cfg)
     keys = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
-    return {key: list(resolved[key]) if isinstance(resolved[key], tuple) else resolved[key] for key in keys}
+    found = {key: list(resolved[key]) if isinstance(resolved[key], tuple) else resolved[key] for key in keys}
+    problem = preprocessing_problem(found)
+    if problem:
+        raise ModelError(f"images cannot be prepared for this model: {problem}")
+    return found
 
 
 def input_size(model: nn.Module) -> tuple[int, int, int]:

@@ -1,6 +1,7 @@
 """predict: an exported folder classifies image files by itself, and says what is wrong with what it is given."""
 
 import math
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,16 @@ from local_folders import Folder, changed, write_folder
 from local_runs import Fails
 from local_vits import MakeVit
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from test_pictures import bomb
 from torch import Tensor
 
 import run_search
 from objectives.classify import Answer, Unread, classify
 from objectives.digits import Digits
+from objectives.formats import Format, write_formats
+from spaces import load_compressed
+from spaces.description import fingerprint_of
 from spaces.errors import CheckpointError, DataError
 
 
@@ -192,3 +197,52 @@ def test_a_model_of_features_or_of_other_channels_classifies_nothing(
     spectral = write_folder(tmp_path / "spectral", make_vit, wide, in_chans=4)
     with pytest.raises(DataError, match="takes images of 4 channels"):
         next(classify(spectral.path, [pictures]))
+
+
+@pytest.mark.parametrize("name", ["safetensors", "onnx", "pt2"])
+def test_outputs_that_are_no_numbers_are_an_error(
+    make_vit: MakeVit, images: Tensor, pictures: Path, tmp_path: Path, fails: Fails, name: Format
+) -> None:
+    """Weights that are finite, and whose sum is not."""
+    folder = write_folder(tmp_path / "model", make_vit, images).path
+    state = load_file(folder / "model.safetensors")
+    save_file({**state, "head.weight": torch.full_like(state["head.weight"], 3e38)}, folder / "model.safetensors")
+    as_exported(folder)
+    write_formats(folder, load_compressed(folder), [name], {})
+    as_exported(folder)
+    said = fails("predict", folder, pictures / "b.png", "--format", name)
+    assert "outputs for" in said and "that are no finite numbers" in said
+
+
+def test_outputs_of_another_number_of_classes_are_an_error(
+    folder: Folder, pictures: Path, tmp_path: Path, fails: Fails
+) -> None:
+    copy = Path(shutil.copytree(folder.path, tmp_path / "copy"))
+    write_formats(copy, load_compressed(copy), ["pt2"], {})
+    as_exported(copy)
+    changed(copy, lambda config: config.update(num_classes=7, label_names=list("abcdefg")))
+    assert "outputs of the shape [5] for an image, not of [7] classes" in fails(
+        "predict", copy, pictures / "b.png", "--format", "pt2"
+    )
+
+
+def test_names_cannot_steer_the_terminal(
+    folder: Folder, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(folder.path, tmp_path / "copy"))
+    names = ["\x1b[2Jred", "two\nlines", "\u202eback", "\ud800", "x" * 1000]
+    changed(copy, lambda config: config.update(label_names=names))
+    odd = pictures / "b.png"
+    (tmp_path / "odd\x1b[31m.png").write_bytes(odd.read_bytes())
+    assert run_search.main(["predict", str(copy), str(tmp_path / "odd\x1b[31m.png")]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.isprintable()
+    assert all(
+        text in line for text in (r"odd\x1b[31m.png: ", r"\x1b[2Jred (0) ", r"two\nlines (1) ", r"\u202eback", r"\ud800")
+    )
+    assert f"{'x' * 197}... (4) " in line
+
+
+def as_exported(folder: Path) -> None:
+    """Have config.json tell the hashes of the files that are there now."""
+    changed(folder, lambda config: config.update(files={path.name: fingerprint_of(path) for path in folder.glob("model.*")}))

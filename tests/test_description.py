@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import pickle
 import shutil
 import tracemalloc
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from spaces import load_compressed
+from spaces.compressed import dense_architecture
 from spaces.description import fingerprint_of
 from spaces.errors import CheckpointError
 
@@ -122,6 +124,23 @@ def within(key: str, name: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return lambda config: config[key].update({name: value})
 
 
+def images_of(side: int) -> Callable[[dict[str, Any]], None]:
+    """A model and its preprocessing that take images of this size."""
+
+    def change(config: dict[str, Any]) -> None:
+        config["model_args"]["img_size"] = side
+        config["pretrained_cfg"]["input_size"] = [3, side, side]
+
+    return change
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -139,7 +158,14 @@ def within(key: str, name: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (with_("allocation", {}), "no size for site"),
         (within("allocation", "blocks.9.attn.qk", 4), "unknown site"),
         (with_("space", "nonsense"), "unknown space"),
-        (with_("multiple", 0), "multiple of at least 1"),
+        (with_("multiple", 0), "multiple must be from 1 to 1,000,000, got 0"),
+        (with_("multiple", 10**40), "multiple must be from 1 to 1,000,000"),
+        (with_("num_classes", -5), "num_classes must be 0 or more, got -5"),
+        (with_("architecture", "x" * 10**6), "architecture must be the name of a model"),
+        (with_("architecture", "\ud800"), "timm has no model '\\ud800'"),
+        (with_("files", {"../model.safetensors": {}}), "files must be named model.safetensors, model.onnx and the like"),
+        (with_("files", {"/etc/passwd": {}}), "files must be named model.safetensors"),
+        (with_("files", {"model..": {}}), "files must be named model.safetensors"),
         (with_("dtype", "int8"), "dtype must be one of float32, bfloat16, float16, got 'int8'"),
         (with_("dtype", "float16"), "is stored in torch.float32, not in torch.float16"),
         (with_("pictures", None), "pictures must have mode, pixel_range and background, got None"),
@@ -153,19 +179,33 @@ def within(key: str, name: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (within("model_args", "checkpoint_path", "/etc/passwd"), "model_args must not have checkpoint_path"),
         (within("model_args", "pretrained", True), "model_args must not have pretrained"),
         (within("model_args", "nonsense", 1), "timm cannot create"),
-        (within("model_args", "depth", 10**9), "depth 1000000000, but"),
+        (within("model_args", "depth", 10**9), "depth 1000000000, and no vision transformer more than 1000 blocks"),
         (within("model_args", "embed_dim", 10**6), "cannot have become one of"),
-        (within("model_args", "img_size", 10**6), "cannot have become one of"),
+        (within("model_args", "img_size", 10**6), "the model takes images of [3, 1000000, 1000000]"),
+        (images_of(10**6), "are more than 4096 pixels wide, or give more than 65,536 patches"),
+        (images_of(2048), "are more than 4096 pixels wide, or give more than 65,536 patches"),
+        (within("model_args", "norm_layer", "nonsense"), "timm cannot create"),
+        (within("model_args", "act_layer", "nonsense"), "timm cannot create"),
+        (within("model_args", "drop_path_rate", [0] * 10**5), "timm cannot create"),
+        (within("model_args", "embed_dim", nested(900)), "timm cannot create"),
+        (within("model_args", "num_heads", 0), "timm cannot create"),
         (within("model_args", "mlp_ratio", 1e7), "cannot have become one of"),
         (within("model_args", "embed_dim", 10**30), "timm cannot create"),
-        (within("model_args", "img_size", 20), "does not fit"),
+        (within("model_args", "img_size", 20), "the model takes images of [3, 20, 20], but pretrained_cfg has"),
         (within("model_args", "patch_size", 0), "timm cannot create"),
-        (within("pretrained_cfg", "mean", [0.5]), "mean of pretrained_cfg must be 3 numbers"),
-        (within("pretrained_cfg", "std", [0.5, None, 0.5]), "std of pretrained_cfg must be 3 numbers"),
-        (within("pretrained_cfg", "input_size", [3, 16]), "input_size of pretrained_cfg must be three positive numbers"),
+        (within("pretrained_cfg", "mean", [0.5]), "mean must be 3 numbers"),
+        (within("pretrained_cfg", "std", [0.5, None, 0.5]), "std must be 3 numbers"),
+        (within("pretrained_cfg", "input_size", [3, 16]), "input_size must be three positive numbers"),
         (within("pretrained_cfg", "input_size", [3, 99999, 99999]), "the model takes images of [3, 16, 16]"),
-        (within("pretrained_cfg", "crop_pct", float("nan")), "crop_pct of pretrained_cfg must be a positive number"),
-        (within("pretrained_cfg", "interpolation", None), "interpolation of pretrained_cfg must be a text"),
+        (within("pretrained_cfg", "crop_pct", float("nan")), "NaN is no number of JSON"),
+        (within("pretrained_cfg", "crop_pct", 1e-9), "crop_pct must be a number from 0.1 to 10, got 1e-09"),
+        (within("pretrained_cfg", "crop_pct", 1e9), "crop_pct must be a number from 0.1 to 10"),
+        (within("pretrained_cfg", "mean", [10**4000, 0, 0]), "mean must be 3 numbers from -1e+06 to 1e+06"),
+        (within("pretrained_cfg", "std", [0.5, 0, 0.5]), "std must be 3 numbers from 1e-06 to 1e+06"),
+        (within("pretrained_cfg", "std", [0.5, -1, 0.5]), "std must be 3 numbers from 1e-06 to 1e+06"),
+        (within("pretrained_cfg", "interpolation", None), "interpolation must be one of nearest, bilinear"),
+        (within("pretrained_cfg", "interpolation", "random"), "interpolation must be one of nearest, bilinear"),
+        (within("pretrained_cfg", "crop_mode", "middle"), "crop_mode must be one of center, squash, border"),
     ],
     ids=lambda value: None if callable(value) else value[:40],
 )
@@ -181,14 +221,59 @@ def test_a_description_that_cannot_be_is_refused_before_memory_is_taken(
     finally:
         tracemalloc.stop()
     assert words in str(caught.value)
-    assert "\n" not in str(caught.value).strip() or "does not fit" in words
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", "null", "[" * 100_000, "\x00"])
-def test_what_is_no_json_object_is_refused(folder: Path, text: str) -> None:
-    (folder / "config.json").write_text(text)
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{", b"null", b"[" * 100_000, b"\x00", b"\xef\xbb\xbf{}", b"\xff\xfe{}", b"9" * 9999]
+)
+def test_what_is_no_json_object_is_refused(folder: Path, content: bytes) -> None:
+    (folder / "config.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"config\.json (cannot be read|lacks)"):
         load_compressed(folder)
+
+
+def test_a_description_that_is_no_file_or_has_no_end_is_not_read(folder: Path) -> None:
+    config = folder / "config.json"
+    with config.open("ab") as file:
+        file.truncate(16_000_001)
+    with pytest.raises(CheckpointError, match="it has 16,000,001 bytes, and no more than 16,000,000 are read"):
+        load_compressed(folder)
+    config.unlink()
+    config.symlink_to("/dev/zero")
+    with pytest.raises(CheckpointError, match="it is no file"):
+        load_compressed(folder)
+    config.unlink()
+    config.mkdir()
+    with pytest.raises(CheckpointError, match="it is no file"):
+        load_compressed(folder)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_no_numbers_are_refused(folder: Path, value: float) -> None:
+    state = load_file(folder / "model.safetensors")
+    state["blocks.1.mlp.fc1.bias"][3] = value
+    save_file(state, folder / "model.safetensors")
+    as_exported(folder)
+    with pytest.raises(CheckpointError, match=r"blocks\.1\.mlp\.fc1\.bias holds NaN or infinite weights"):
+        load_compressed(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.float64, torch.float8_e4m3fn])
+def test_weights_of_another_type_are_refused(folder: Path, dtype: torch.dtype) -> None:
+    state = load_file(folder / "model.safetensors")
+    state["head.bias"] = state["head.bias"].to(dtype)
+    save_file(state, folder / "model.safetensors")
+    as_exported(folder)
+    with pytest.raises(CheckpointError, match=rf"head\.bias is stored in {dtype}, not in torch\.float32"):
+        load_compressed(folder)
+
+
+def test_the_dense_model_of_absurd_size_is_not_made(folder: Path) -> None:
+    changed(folder, within("model_args", "embed_dim", 10**6))
+    with pytest.raises(CheckpointError, match=r"config\.json does not describe .* cannot have become one of"):
+        dense_architecture(folder)
 
 
 def test_weights_that_changed_on_the_way_are_refused(folder: Path) -> None:
@@ -216,8 +301,9 @@ def test_weights_of_other_shapes_or_names_are_refused_though_the_hash_fits(folde
     ):
         save_file(changed_state, weights)
         as_exported(folder)
-        with pytest.raises(CheckpointError, match=r"model\.safetensors does not fit .*config\.json"):
+        with pytest.raises(CheckpointError, match=r"model\.safetensors does not fit .*config\.json") as caught:
             load_compressed(folder)
+        assert "\n" not in str(caught.value)
 
 
 def test_timm_reads_the_description_as_its_own(folder: Path) -> None:

@@ -131,6 +131,16 @@ def test_the_card_of_timms_weights_names_them_and_their_licence(
     assert f"The base model is {hub}, under the licence {further or known}." in text
 
 
+def test_the_card_tells_times_in_seconds_and_what_their_ratio_is(report: dict[str, Any]) -> None:
+    timing = {"seconds": 4.2149, "quartiles": [4.183, 4.3], "of_dense": 0.77}
+    slow = {**report, "latency": {"1": dict.fromkeys(("dense", *FORMATS), timing)}, "command": "export `x`\n# y"}
+    options = {"model": "vit_tiny_patch16_224", "dataset": "digits"}
+    text = card(slow, SearchConfig.from_flat(options), nn.Identity(), "contract")
+    assert "| latency, batch 1, PyTorch | 4.21 s (4.18–4.3) | 4.21 s (4.18–4.3) | ×0.77 |" in text
+    assert "the median of the ratios of calls that were timed in turns, not the ratio of the two medians" in text
+    assert r"Made by `export 'x'\n# y`." in text
+
+
 def test_every_snippet_of_the_documentation_runs_and_answers_as_predict_does(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

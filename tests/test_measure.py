@@ -1,11 +1,12 @@
 """A folder's model is timed beside the dense architecture that it was made from."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import TINY
-from local_folders import Folder, write_folder
+from local_folders import Folder, changed, write_folder
 from local_runs import Fails
 from local_vits import MakeVit, parameters
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from objectives import measure as module
 from objectives.latency import Call, Setting, Timing
 from objectives.measure import Comparison, measure, rows_of
+from spaces.description import fingerprint_of
+from spaces.errors import CheckpointError
 
 CPU = torch.device("cpu")
 
@@ -73,10 +76,26 @@ def test_other_formats_are_timed_beside_the_dense_model_in_them(
     make_vit: MakeVit, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exported = write_folder(tmp_path / "exported", make_vit, images, formats=("safetensors", "pt2"))
-    files: list[Path] = []
-    load = torch.export.load
-    monkeypatch.setattr(torch.export, "load", lambda path: (files.append(Path(path)), load(path))[1])
-    found = measure(exported.path, CPU, batch_sizes=(2,), compiled=False, seconds=0.0)
+    folders: list[Path] = []
+    real = module.open_format
+    monkeypatch.setattr(module, "open_format", lambda folder, name: (folders.append(folder), real(folder, name))[1])
+    found = measure(exported.path, CPU, batch_sizes=(2,), compiled=False, seconds=0.0, formats=("safetensors", "pt2"))
     assert [entry.setting for entry in found][2:] == ["batch 2, torch.export"]
     assert found[2].ratio is not None
-    assert files[1] == exported.path / "model.pt2" != files[0]
+    assert folders[0] == exported.path != folders[1]
+    with pytest.raises(CheckpointError, match=r"has no model\.onnx"):
+        measure(exported.path, CPU, compiled=False, seconds=0.0, formats=("onnx",))
+
+
+def test_an_archive_of_torch_export_is_not_opened_unless_it_is_named(
+    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails
+) -> None:
+    there = Path(shutil.copytree(folder.path, tmp_path / "folder"))
+    (there / "model.pt2").write_bytes(b"no archive")
+    changed(there, lambda config: config["files"].update({"model.pt2": fingerprint_of(there / "model.pt2")}))
+    monkeypatch.setattr(torch.export, "load", None)
+    found = measure(there, CPU, batch_sizes=(1,), compiled=False, seconds=0.0)
+    assert [entry.setting for entry in found] == ["batch 1, float32, eager", "batch 1, AMP, eager"]
+    options = ("measure", there, "--no-compile", "--seconds", "0", "--batch-sizes", "1", "--device", "cpu")
+    assert "model.pt2 cannot be read" in fails(*options, "--format", "pt2")
+    assert "unknown format 'tflite'" in fails(*options, "--format", "tflite")

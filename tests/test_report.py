@@ -291,6 +291,11 @@ def test_trials_without_figures_are_listed_and_not_drawn(page: Any, value: float
     assert "1 trial stopped early trial MACs kept reason 6 25.0 % (−75.0 %) dominated by trial 2" in written.words
 
 
+def test_a_small_divergence_is_not_zero(page: Any) -> None:
+    shown = page(frame().assign(kl=0.000123, kl_before=0.1), summary()).data["points"]["2"]
+    assert shown["kl"] == "0.10 → 0.00012"
+
+
 def test_missing_side_figures_are_dashes(page: Any) -> None:
     trials = frame().assign(error_before=NAN, kl=NAN, seconds=NAN).drop(columns="kl_before")
     shown = page(trials, summary()).data["points"]["2"]

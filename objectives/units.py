@@ -1,0 +1,40 @@
+"""Times, sizes and divergences as people read them: the same digits and units wherever a figure is printed."""
+
+_TIMES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
+_SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))  # decimal, as disks are sold
+
+
+def format_time(seconds: float) -> str:
+    """0.00821 -> '8.21 ms': three digits."""
+    unit, name = _unit(seconds, _TIMES) if seconds else _TIMES[0]
+    return f"{_digits(seconds / unit)} {name}"
+
+
+def format_spread(middle: float, low: float, high: float) -> str:
+    """A median with its quartiles, in seconds: '4.21 s (4.18–4.3)'; the median's unit for all."""
+    unit, _ = _unit(middle, _TIMES)
+    return f"{format_time(middle)} ({_digits(low / unit)}–{_digits(high / unit)})"
+
+
+def format_size(count: float) -> str:
+    """Bytes: 1250000 -> '1.25 MB'."""
+    unit, name = _unit(count, _SIZES)
+    return f"{_digits(count / unit)} {name}"
+
+
+def format_divergence(nats: float) -> str:
+    """A KL divergence in nats, with two digits however small it is: '0.10', '0.00021', '3.1e-06'."""
+    if nats == 0:
+        return "0"
+    return f"{nats:#.2g}" if nats < 9.95 else f"{nats:.0f}"
+
+
+def _unit(value: float, units: tuple[tuple[float, str], ...]) -> tuple[float, str]:
+    """The largest unit of which there is one after rounding, or the smallest."""
+    rounded = float(f"{abs(value):.3g}")
+    return next((entry for entry in units if rounded >= entry[0]), units[-1])
+
+
+def _digits(value: float) -> str:
+    """Three digits and no zeros behind the point, or all digits of a thousand and more: never an exponent."""
+    return f"{value:.0f}" if abs(value) >= 999.5 else f"{float(f'{value:.3g}'):.12f}".rstrip("0").rstrip(".")
