@@ -77,6 +77,7 @@ class Evaluator:
         group: Group = ALONE,
     ) -> None:
         group.divide(objective.data.batch_size)
+        progress("loading", 0, 1)
         self.objective, self.group = objective, group
         self.device = resolve_device(objective.device)
         seed_everything(0)  # a model without weights is the same in every process
@@ -87,6 +88,7 @@ class Evaluator:
         self.space = describe(model, objective.space, objective.multiple)
         self.counted: CostModel = cost_model(model, self.space)
         self.fingerprint = self._fingerprint(model, objective.space)
+        progress("loading", 1, 1)
         accept(self)
         self._progress = progress
         self._kept: dict[tuple[object, ...], Factors] = {}

@@ -142,6 +142,7 @@ class _Measurement:
         """
         rng, passes, noise = random.Random(0), list[Floats](), math.inf
         while len(passes) < 2 or (noise > _NOISE and len(passes) < _PASSES):
+            self._total = max(2, len(passes) + 1) * len(allocations)
             passes.append(self._pass(allocations, rng.sample(range(len(allocations)), len(allocations))))
             if len(passes) > 1:
                 noise = float(np.sqrt(np.var(passes, axis=0, ddof=1).mean() / len(passes)))
@@ -150,7 +151,7 @@ class _Measurement:
     def _pass(self, allocations: Sequence[Allocation], order: Sequence[int]) -> Floats:
         """All of them once, a chunk after another."""
         found = np.zeros(len(allocations))
-        self._total += len(allocations)
+        self._progress(self._done, self._total)
         for start in range(0, len(order), _TOGETHER):
             chunk = order[start : start + _TOGETHER]
             found[chunk] = self._timed([allocations[index] for index in chunk])

@@ -2,7 +2,6 @@
 
 import shutil
 import socket
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from search.serve import hosts_of
 from search.storage import JOURNAL, masked, reason
 from spaces.errors import ConfigError, RunError
 from spaces.files import cut_torn_line
+from spaces.scratch import Scratch
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -97,8 +97,8 @@ def _guarded(application: Application, hosts: Sequence[str]) -> Application:
 def _copy_journal(path: Path, copies: BaseStorage, name: str) -> None:
     if not path.exists():
         raise RunError(f"no study in {path.parent} ({path.name} is missing): start a search with launch --output")
-    with tempfile.TemporaryDirectory() as folder:
-        copied = Path(folder) / path.name
+    with Scratch() as folder:
+        copied = folder / path.name
         shutil.copyfile(path, copied)
         cut_torn_line(copied)  # the search was writing it
         try:

@@ -1,4 +1,4 @@
-"""What a launch will take: machine time and disk, from one forecast trial."""
+"""What a launch will take: machine time and disk, from one forecast trial or from those that finished."""
 
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ class Outlook:
         seconds: of one trial.
         weights: bytes of one trial's weights.
         free: bytes of disk that are free.
+        recorded: finished trials whose time it was taken from; 0 where a trial was timed.
     """
 
     trials: int
@@ -22,6 +23,7 @@ class Outlook:
     seconds: float
     weights: int
     free: int
+    recorded: int = 0
 
     @property
     def machine_hours(self) -> float:

@@ -77,6 +77,8 @@ class RayRunner:
     def __init__(self, objective: Objective, config: MachineConfig, listener: Listener, worker: type[Worker] = Worker) -> None:
         self.limit: float | None = None
         self._listener = listener
+        listener.stage("workers", 0, 1)
+        self._starting = True  # until the first worker says something
         self._connection = Connection(config)
         self.plan = self._connection.plan
         self._objective = replace(objective, device=self.plan.device)
@@ -180,8 +182,12 @@ class RayRunner:
         except (RayError, StopIteration) as error:
             return self._lost(slot, first_sentence(error))
         job = slot.job
+        if self._starting:
+            self._starting = False
+            self._listener.stage("workers", 1, 1)
         if isinstance(event, Stage):
-            self._listener.stage(event.what, event.done, event.total)
+            if not self.devices:  # what later workers prepare, others need not wait for
+                self._listener.stage(event.what, event.done, event.total)
         elif isinstance(event, Ready):
             slot.events, slot.prepared = None, event
             if len(slot.team.actors) > 1:

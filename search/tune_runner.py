@@ -150,6 +150,7 @@ class TuneRunner:
     def __init__(self, objective: Objective, evaluator: Evaluator, config: MachineConfig, listener: Listener) -> None:
         self.limit: float | None = None
         self._evaluator, self._listener = evaluator, listener
+        listener.stage("workers", 0, 1)
         self._connection = Connection(config)
         self.plan = self._connection.plan
         self._objective = replace(objective, device=self.plan.device)
@@ -245,10 +246,13 @@ class TuneRunner:
     def _show(self, running: _Running, event: Any) -> bool:
         """Tell the listener of an event; whether it is a job's last."""
         if isinstance(event, _Started):
+            if not self._ready:
+                self._listener.stage("workers", 1, 1)
             running.actor = event.actor
             running.began = time.monotonic() if event.actor in self._ready else None
         elif isinstance(event, Stage):
-            self._listener.stage(event.what, event.done, event.total)
+            if not self._ready:  # what later workers prepare, others need not wait for
+                self._listener.stage(event.what, event.done, event.total)
         elif isinstance(event, Ready):
             self._ready[running.actor], running.began = event, time.monotonic()
         elif isinstance(event, Step) and running.job is not None:
