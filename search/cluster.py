@@ -21,13 +21,7 @@ from spaces.scratch import Scratch
 
 _LAST_LINES = 60
 _REACH_SECONDS = 10.0
-# Of a Ray that is started here.
-_OWN: dict[str, Any] = {
-    "address": "local",  # by its name: without one, Ray joins what was last started on this machine, or stands in RAY_ADDRESS
-    "include_dashboard": False,
-    "object_store_memory": 128 << 20,  # what passes through it are events: some hundred bytes each
-    "_system_config": {"worker_niceness": 0},  # above the launch's; by default 15, and then whatever else runs goes before
-}
+_OBJECT_STORE = 128 << 20  # what passes through it are events: some hundred bytes each
 _LONGEST = 26  # characters of the folder that Ray's is in: paths of sockets have 107 at most, and Ray's own part is 81
 
 
@@ -69,7 +63,13 @@ class Connection:
         self._scratch = Scratch(_parent())
         # CPUs here are a name for room: a search of more workers than cores is slow, not refused.
         cpus = max(int(there["CPU"]), plan.workers * plan.processes)
-        _init("Ray cannot be started", num_cpus=cpus, num_gpus=int(there["GPU"]), _temp_dir=str(self._scratch.path), **_OWN)
+        # By its name: without one, Ray joins whatever cluster was last started on this machine, or stands in RAY_ADDRESS.
+        own = {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
+        # By default workers run at 15 more than who starts them, and whatever else there is goes before.
+        system, folder = {"worker_niceness": 0}, str(self._scratch.path)  # a dictionary for each: Ray writes into it
+        _init(
+            "Ray cannot be started", num_cpus=cpus, num_gpus=int(there["GPU"]), _temp_dir=folder, _system_config=system, **own
+        )
         return plan
 
     def _joined(self, config: MachineConfig) -> Plan:

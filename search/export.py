@@ -26,7 +26,6 @@ from search.machines import MachineConfig
 from search.pick import Point
 from search.reference import read_reference, reference_mark, write_reference
 from search.run import Run
-from search.table import DENSE
 from search.targets import recipe_budgets
 from search.weights import read_weights, weights_in, weights_of
 from spaces.allocation import Allocation
@@ -203,7 +202,7 @@ class _Export:
             identity = self.evaluator.space.identity()
             model = copy.deepcopy(self.evaluator.model)
             if self.run.config.finetune.steps:
-                model = _filled(model, self._state(None, DENSE, lambda *made: self._evaluate(identity, *made)))
+                model = _filled(model, self._state(None, "dense", lambda *made: self._evaluate(identity, *made)))
             top1 = self._top1(model, "the dense model after the same fine-tune")
             write_reference(self.run.directory, mark, top1)
         return top1
@@ -240,7 +239,7 @@ class _Export:
         if state is None:
             made = weights_in(self.scratch, name)
             if not made.exists():
-                with told_steps(f"fine-tune of {name} again", self.run.config.finetune.steps, self.progress) as on_step:
+                with told_steps(f"short fine-tune of {name}", self.run.config.finetune.steps, self.progress) as on_step:
                     make(made, on_step)
             state = load_file(made)
         return state

@@ -13,6 +13,7 @@ from objectives.evaluator import Evaluator
 from objectives.formats import DTYPES, FILES
 from objectives.progress import Progress, told_steps
 from search.cost_columns import cost_cells, cost_columns
+from search.edge import lower_edges
 from search.environment import command_line
 from search.export import ExportOptions, write_export
 from search.long_finetune import described, long_finetune
@@ -237,6 +238,9 @@ class _Session:
         if best.target is None or not self.options.exact:
             if best.leaves_gap:
                 self.notice(f"{best.name}: {best.describe()}, uses {best.load:.1%} of the target; --exact builds a point on it")
+            for number, sentence in lower_edges(self.run.summary, self.run.config.study.band):
+                if best.target is not None and number == best.number:
+                    self.notice(sentence)
             return best
         with told_steps(f"fine-tune on {best.target}", self._steps, self.progress) as on_step:
             built = materialise(self.run, self.evaluator, best, self.scratch, on_step)

@@ -21,6 +21,7 @@ from objectives.recipes import RECIPES, check_reach, recipe_of
 from search.audit import audit
 from search.baselines import enqueue_baselines, recipes_of
 from search.config import SearchConfig
+from search.edge import lower_edges
 from search.environment import environment
 from search.forecast import Outlook
 from search.interrupts import Interrupts
@@ -28,6 +29,8 @@ from search.journal import lock_run
 from search.knapsack import knapsack_of
 from search.loop import Loop
 from search.machines import MachineConfig
+from search.opening import opening_of
+from search.pace import Pace, expect
 from search.parametrisation import Budgets, Limits, parametrise
 from search.run import (
     Run,
@@ -57,7 +60,8 @@ from search.targets import (
 from search.trial import Proposal, Trial
 from search.views import Views
 from spaces.errors import ConfigError, CountError, RunError, first_line
-from spaces.files import remove_partials, write_json
+from spaces.files import remove_partials
+from spaces.scratch import remove_abandoned
 from spaces.vit import describe
 
 _COLUMNS = {"error": "error", "flops": "macs", "params": "params", "latency": "latency"}
@@ -79,6 +83,8 @@ class Reporter(Protocol):
     def finished(self, trial: Trial, summary: dict[str, Any], count: int) -> None: ...
 
     def notice(self, text: str) -> None: ...
+
+    def say(self, text: str) -> None: ...
 
 
 def launch(config: SearchConfig, reporter: Reporter) -> Run:
@@ -108,6 +114,7 @@ def launch(config: SearchConfig, reporter: Reporter) -> Run:
 def _launch(config: SearchConfig, directory: Path, reporter: Reporter, began: float) -> bool:
     """What `launch` does while no other process may; whether the search is done."""
     remove_partials(directory)
+    remove_abandoned()
     try:
         search = _Search(config, directory, reporter, began)
     except BaseException:
@@ -237,11 +244,13 @@ class _Search:
     def run(self) -> None:
         """Propose and evaluate until the run has its number of trials, its time is up, or nothing new is left to propose."""
         wanted = len(self.study.proposals) if self.config.study.recipe else self.config.study.trials
-        outlook = self._outlook(wanted)
+        pace = Pace(self.directory, self.config, self.runner.devices)
+        outlook = self._outlook(wanted, pace.seconds(self.study.trials))
         self.config.dump(self.directory / "config.yaml")
         self.views.write()
-        write_json(self.directory / "env.json", environment(self.runner.devices))
+        pace.write(environment(self.runner.devices))
         self.reporter.began(self.directory, self.views.summary, outlook, self.config.finetune.steps)
+        self._tell_trials(wanted)
         with Interrupts(self._interrupted) as interrupts:
 
             def stopping() -> bool:
@@ -260,6 +269,8 @@ class _Search:
             self._show_all()
             if interrupts.asked:
                 raise KeyboardInterrupt
+        for _, sentence in lower_edges(self.views.summary, self.config.study.band):
+            self.reporter.notice(sentence)
         ended = len(self.study.trials)
         if not ended:
             raise RunError(f"no time was left for a single trial, of about {self._seconds:.1f} s: give more --max-hours")
@@ -275,15 +286,26 @@ class _Search:
         self.runner.close()
         self.study.close()
 
-    def _outlook(self, wanted: int) -> Outlook:
+    def _tell_trials(self, wanted: int) -> None:
+        opening = opening_of(self.study.proposals, wanted, len(self.limits), self.config.study.recipe is not None)
+        self.reporter.say(opening.text)
+        if opening.warning is not None:
+            self.reporter.notice(opening.warning)
+
+    def _outlook(self, wanted: int, recorded: Sequence[float]) -> Outlook:
         """What is ahead; sets the limit beyond which a trial is taken to hang.
+
+        Args:
+            wanted: trials in the run when it is done.
+            recorded: seconds of finished ones.
 
         Raises:
             RunError: the disk has no room for the weights of the trials that run at once.
         """
-        dense = self.evaluator.space.identity()
-        trial = self.runner.forecast(dense if self.config.study.recipe else self.budgets.uniform(1.0))
-        self._seconds = trial.seconds
+        typical = self.evaluator.space.identity() if self.config.study.recipe else self.budgets.uniform(1.0)
+        params = self.evaluator.costs.count(typical, "params")
+        trial = expect(self.runner, typical, params, recorded, self.reporter.stage)
+        self._seconds = trial.slowest
         self._set_limit()
         outlook = Outlook(
             trials=wanted,
@@ -292,6 +314,7 @@ class _Search:
             seconds=trial.seconds,
             weights=trial.weights,
             free=shutil.disk_usage(self.directory).free,
+            recorded=trial.recorded,
         )
         if outlook.least > outlook.free:
             raise RunError(

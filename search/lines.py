@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from search.targets import format_duration
 
 EVERY = 60.0  # seconds after which something is said again
+_LONG = 5.0  # seconds of a stage whose end is told: that of a shorter one is the beginning of the next
 _NAMED = 4  # of the trials that run
 
 
@@ -63,7 +64,7 @@ class Lines:
 
     def __init__(self, show: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._show, self._clock, self._lock = show, clock, threading.RLock()
-        self._current: _Stage | None = None
+        self._stages: list[_Stage] = []  # that go on, each within the one before
         self._trials: dict[int, _Trial] = {}
         self._steps, self._long = 0, False
         self._last, self._said = "", clock()  # what was said of the work last, and when
@@ -71,27 +72,29 @@ class Lines:
     def stage(self, name: str, done: int, total: int) -> None:
         """A stage began, went on, or ended."""
         with self._lock:
-            now, current = self._clock(), self._current
-            if current is None or current.name != name:
-                if done >= total:
-                    return self._say(f"{name}: done")
-                self._current = current = _Stage(name, now, done, done, total)
-                self._say(f"{name}: begins")
-            current.done, current.total = done, total
+            now = self._clock()
+            while name in (stage.name for stage in self._stages[:-1]):
+                self._stages.pop()
+            if not self._stages or self._stages[-1].name != name:
+                self._stages.append(_Stage(name, now, done, done, total))
+                self._say(f"{name}: begins" if done < total else f"{name}: done")
+            stage = self._stages[-1]
+            stage.done, stage.total = done, total
             if done >= total:
-                self._current = None
-                self._say(f"{name}: done in {format_duration(now - current.began)}")
-        return self.beat()
+                self._stages.pop()
+                if now - stage.began >= _LONG:
+                    self._say(f"{name}: done in {format_duration(now - stage.began)}")
+        self.beat()
 
     def search(self, steps: int, seconds: float) -> None:
         """Trials follow, of so many optimiser steps, which are expected to take so many seconds each."""
         with self._lock:
-            self._current, self._steps, self._long = None, steps, seconds >= EVERY
+            self._steps, self._long = steps, seconds >= EVERY
 
     def started(self, number: int, name: str) -> None:
         """A trial began; those that end within a minute are not told of before."""
         with self._lock:
-            self._current = None
+            self._stages.clear()
             self._trials[number] = _Trial(name, self._clock())
             if self._long:
                 self._say(f"{name}: begins")
@@ -117,8 +120,8 @@ class Lines:
                 self._say(self._work(now), again=True)
 
     def _work(self, now: float) -> str:
-        if self._current is not None:
-            return self._current.line(now)
+        if self._stages:
+            return self._stages[-1].line(now)
         if self._trials:
             running = [trial.text(now, self._steps) for trial in self._trials.values()]
             more = [f"and {len(running) - _NAMED} more"] if len(running) > _NAMED else []

@@ -39,6 +39,7 @@ class Silent:
     def __init__(self, stop_at: int | None = None) -> None:
         self.stop_at, self.trials, self.steps = stop_at, list[Trial](), 0
         self.notices: list[str] = []
+        self.said: list[str] = []
 
     def stage(self, what: str, done: int, total: int) -> None: ...
 
@@ -56,6 +57,9 @@ class Silent:
 
     def notice(self, text: str) -> None:
         self.notices.append(text)
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
 
 def config_of(folder: Path, **options: Any) -> SearchConfig:
