@@ -32,6 +32,7 @@ from search.inspect import describe_model, inspect_profile  # noqa: E402
 from search.journal import LOCK  # noqa: E402
 from search.overlay import fronts  # noqa: E402
 from search.pick import wishes  # noqa: E402
+from search.places import check_exported, check_run  # noqa: E402
 from search.progress import Display, audit_view, front_table, latency_table  # noqa: E402
 from search.run import stored_options, with_stored  # noqa: E402
 from search.serve import listen, serve  # noqa: E402
@@ -90,6 +91,8 @@ def _with_stored(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _inspect(arguments: argparse.Namespace, console: Console) -> None:
+    if Path(arguments.model).is_dir():  # else it is the name of a model
+        check_run(Path(arguments.model))
     stored, given = stored_options(Path(arguments.model)), given_options(arguments)
     if stored:
         given = {**stored, **given, "model": stored["model"], "output": arguments.model}
@@ -166,6 +169,7 @@ def _export(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def _measure(arguments: argparse.Namespace, console: Console) -> None:
+    check_exported(Path(arguments.folder), "measure")
     device, threads = resolve_device(arguments.device), arguments.threads or torch.get_num_threads()
     with Display(console) as display:
         found = measure(
@@ -175,6 +179,7 @@ def _measure(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def _predict(arguments: argparse.Namespace, console: Console) -> None:
+    check_exported(Path(arguments.folder), "predict")
     for answer in classify(Path(arguments.folder), arguments.images, arguments.format, arguments.top):
         console.print(f"{answer.image}: {answer.text}", markup=False, highlight=False, soft_wrap=True)
 

@@ -64,12 +64,10 @@ class Connection:
         # CPUs here are a name for room: a search of more workers than cores is slow, not refused.
         cpus = max(int(there["CPU"]), plan.workers * plan.processes)
         # By its name: without one, Ray joins whatever cluster was last started on this machine, or stands in RAY_ADDRESS.
-        own = {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
+        own = {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE, "num_cpus": cpus}
         # By default workers run at 15 more than who starts them, and whatever else there is goes before.
         system, folder = {"worker_niceness": 0}, str(self._scratch.path)  # a dictionary for each: Ray writes into it
-        _init(
-            "Ray cannot be started", num_cpus=cpus, num_gpus=int(there["GPU"]), _temp_dir=folder, _system_config=system, **own
-        )
+        _init("Ray cannot be started", num_gpus=int(there["GPU"]), _temp_dir=folder, _system_config=system, **own)
         return plan
 
     def _joined(self, config: MachineConfig) -> Plan:

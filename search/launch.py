@@ -32,6 +32,7 @@ from search.machines import MachineConfig
 from search.opening import opening_of
 from search.pace import Pace, expect
 from search.parametrisation import Budgets, Limits, parametrise
+from search.places import check_no_export
 from search.run import (
     Run,
     check_same_latencies,
@@ -97,6 +98,7 @@ def launch(config: SearchConfig, reporter: Reporter) -> Run:
     """
     began = time.monotonic()
     directory = Path(config.study.output or default_output(config))
+    check_no_export(directory)
     check_same_run(directory, config)
     check_same_latencies(directory, config)
     if config.machines.threads is not None:

@@ -18,6 +18,7 @@ from search.job import STDERR
 from search.journal import LOCK
 from search.machines import PLACEMENT, MachineConfig
 from search.pareto import best_under
+from search.places import check_run
 from search.running import running_of
 from search.storage import masked
 from search.table import read_space, read_tables, sites_of
@@ -182,6 +183,7 @@ def open_run(directory: str | Path) -> Run:
     Raises:
         RunError: there is none.
     """
+    check_run(Path(directory))
     return Run(directory)
 
 
