@@ -75,12 +75,10 @@ def _run_of(path: Path) -> Path | None:
     """The run that a path is or lies in."""
     if not path.exists():
         return None
+    if _is_run(path):
+        return path
     above = list(path.parents or path.absolute().parents)[:_ABOVE]
-    return (
-        path
-        if _is_run(path)
-        else next((folder for folder in above if any((folder / name).exists() for name in _RESULTS)), None)
-    )
+    return next((folder for folder in above if any((folder / name).exists() for name in _RESULTS)), None)
 
 
 def _exports_of(run: Path) -> Iterator[Path]:

@@ -111,9 +111,7 @@ def test_short_trials_are_told_of_when_they_end(said: Said) -> None:
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_a_display_looks_about_once_a_second_where_there_is_no_terminal(
-    monkeypatch: pytest.MonkeyPatch, terminal: bool
-) -> None:
+def test_a_display_looks_again_and_again_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
     """From a thread of its own: what works tells of nothing in the meantime."""
     looked = threading.Event()
     monkeypatch.setattr(progress, "_PULSE", 0.0)

@@ -1,5 +1,7 @@
 """What a launch says of its trials before the first one."""
 
+from dataclasses import replace
+
 import pytest
 
 from search.opening import opening_of
@@ -8,16 +10,9 @@ from spaces.allocation import Allocation
 
 
 def proposals(*labels: str | None) -> list[Proposal]:
-    allocation = Allocation({"b.qk": 8})
+    proposal = Proposal(number=0, allocation=Allocation({"b.qk": 8}), space="contract", seed=0)
     return [
-        Proposal(
-            number=number,
-            allocation=allocation,
-            space="contract",
-            seed=0,
-            label=label,
-            recipe=label if label == "vtp" else None,
-        )
+        replace(proposal, number=number, label=label, recipe=label if label == "vtp" else None)
         for number, label in enumerate(labels)
     ]
 
