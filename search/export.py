@@ -202,7 +202,7 @@ class _Export:
             identity = self.evaluator.space.identity()
             model = copy.deepcopy(self.evaluator.model)
             if self.run.config.finetune.steps:
-                model = _filled(model, self._state(None, "dense", lambda *made: self._evaluate(identity, *made)))
+                model = _filled(model, self._state(None, "the dense model", lambda *made: self._evaluate(identity, *made)))
             top1 = self._top1(model, "the dense model after the same fine-tune")
             write_reference(self.run.directory, mark, top1)
         return top1

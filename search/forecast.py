@@ -1,6 +1,11 @@
 """What a launch will take: machine time and disk, from one forecast trial or from those that finished."""
 
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
+
+from search.pace import Expected
+from spaces.errors import RunError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,3 +49,29 @@ class Outlook:
     def least(self) -> int:
         """Bytes without which the first trials cannot keep their weights."""
         return self.workers * self.weights
+
+
+def outlook_of(directory: Path, trial: Expected, trials: int, finished: int, workers: int) -> Outlook:
+    """The outlook of a launch.
+
+    Args:
+        directory: of the run.
+        trial: what one takes.
+        trials: in the run when it is done.
+        finished: of these, already.
+        workers: trials at once.
+
+    Raises:
+        RunError: the disk has no room for the weights of the trials that run at once.
+    """
+    free = shutil.disk_usage(directory).free
+    outlook = Outlook(
+        trials=trials, finished=finished, workers=workers,
+        seconds=trial.seconds, weights=trial.weights, free=free, recorded=trial.recorded,
+    )  # fmt: skip
+    if outlook.least > free:
+        raise RunError(
+            f"{directory} has {free / 1e9:.2f} GB free, {workers} trials at once need {outlook.least / 1e9:.2f} GB: "
+            "make room, or choose another --output"
+        )
+    return outlook

@@ -1,6 +1,5 @@
 """A search from its configuration to its results: prepare run and runner, loop, keep tables and weights up to date."""
 
-import shutil
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,7 +22,7 @@ from search.baselines import enqueue_baselines, recipes_of
 from search.config import SearchConfig
 from search.edge import lower_edges
 from search.environment import environment
-from search.forecast import Outlook
+from search.forecast import Outlook, outlook_of
 from search.interrupts import Interrupts
 from search.journal import lock_run
 from search.knapsack import knapsack_of
@@ -252,7 +251,8 @@ class _Search:
         self.views.write()
         pace.write(environment(self.runner.devices))
         self.reporter.began(self.directory, self.views.summary, outlook, self.config.finetune.steps)
-        self._tell_trials(wanted)
+        opening = opening_of(self.study.proposals, wanted, len(self.limits), self.config.study.recipe is not None)
+        opening.tell(self.reporter.say, self.reporter.notice)
         with Interrupts(self._interrupted) as interrupts:
 
             def stopping() -> bool:
@@ -288,18 +288,8 @@ class _Search:
         self.runner.close()
         self.study.close()
 
-    def _tell_trials(self, wanted: int) -> None:
-        opening = opening_of(self.study.proposals, wanted, len(self.limits), self.config.study.recipe is not None)
-        self.reporter.say(opening.text)
-        if opening.warning is not None:
-            self.reporter.notice(opening.warning)
-
     def _outlook(self, wanted: int, recorded: Sequence[float]) -> Outlook:
-        """What is ahead; sets the limit beyond which a trial is taken to hang.
-
-        Args:
-            wanted: trials in the run when it is done.
-            recorded: seconds of finished ones.
+        """What is ahead, from seconds of finished trials where there are some; sets the limit beyond which a trial hangs.
 
         Raises:
             RunError: the disk has no room for the weights of the trials that run at once.
@@ -309,21 +299,7 @@ class _Search:
         trial = expect(self.runner, typical, params, recorded, self.reporter.stage)
         self._seconds = trial.slowest
         self._set_limit()
-        outlook = Outlook(
-            trials=wanted,
-            finished=len(self.study.trials),
-            workers=self.runner.workers,
-            seconds=trial.seconds,
-            weights=trial.weights,
-            free=shutil.disk_usage(self.directory).free,
-            recorded=trial.recorded,
-        )
-        if outlook.least > outlook.free:
-            raise RunError(
-                f"{self.directory} has {outlook.free / 1e9:.2f} GB free, {outlook.workers} trials at once need "
-                f"{outlook.least / 1e9:.2f} GB: make room, or choose another --output"
-            )
-        return outlook
+        return outlook_of(self.directory, trial, wanted, len(self.study.trials), self.runner.workers)
 
     def _set_limit(self) -> None:
         self.runner.limit = self.config.machines.trial_timeout or max(_LEAST_LIMIT, _PATIENCE * self._seconds)

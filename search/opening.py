@@ -1,7 +1,7 @@
 """What the trials of a launch are: fixed from the start or proposed by the sampler, and whether few are left for that."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from search.table import DENSE
@@ -51,6 +51,12 @@ class Opening:
         fixed, enough = len(self.fixed), _ENOUGH * self.targets
         left = f"{self._proposals or 'none'} of {self.wanted} {'is' if self._proposals < 2 else 'are'} left to search with"
         return f"{_counted(fixed, 'trial')} are fixed before a search begins, {left}: --trials {fixed + enough} leaves {enough}"
+
+    def tell(self, say: Callable[[str], None], notice: Callable[[str], None]) -> None:
+        """Say what they are, and that few are left where they are."""
+        say(self.text)
+        if self.warning is not None:
+            notice(self.warning)
 
     @property
     def _proposals(self) -> int:

@@ -40,10 +40,14 @@ class Silent:
         self.stop_at, self.trials, self.steps = stop_at, list[Trial](), 0
         self.notices: list[str] = []
         self.said: list[str] = []
+        self.stages: dict[str, list[tuple[int, int]]] = {}  # done, and in all
+        self.outlook: Outlook | None = None
 
-    def stage(self, what: str, done: int, total: int) -> None: ...
+    def stage(self, what: str, done: int, total: int) -> None:
+        self.stages.setdefault(what, []).append((done, total))
 
-    def began(self, directory: Path, summary: dict[str, Any], outlook: Outlook, steps: int) -> None: ...
+    def began(self, directory: Path, summary: dict[str, Any], outlook: Outlook, steps: int) -> None:
+        self.outlook = outlook
 
     def started(self, proposal: Proposal) -> None:
         if proposal.number == self.stop_at:
