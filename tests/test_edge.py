@@ -3,8 +3,12 @@
 from typing import Any
 
 import pytest
+from local_pages import DENSE, made_up
 
+from search.content import content
 from search.edge import lower_edges
+from search.page import assemble, page
+from search.table import sites_of
 
 Bound = tuple[str, float, str, int]  # cost, limit, text, group
 
@@ -59,3 +63,13 @@ def test_nothing_is_said_where_there_is_nothing_to_try() -> None:
     assert [number for number, _ in lower_edges(summary(two, rows, [7, 8]), 0.5)] == [], "8 is not at its edge"
     rows = [row(7, 254), row(8, 151)]
     assert [number for number, _ in lower_edges(summary(two, rows, [7, 8]), 0.5)] == [8], "below 7 it is searched"
+
+
+def test_the_page_says_so() -> None:
+    summary, trials = made_up(30)
+    summary["reach"] = {"macs": [0.0, DENSE["macs"]]}
+    row = next(row for row in summary["front"] if row["number"] == summary["best"][0])
+    for macs, found in ((0.26, True), (0.4, False)):
+        row["macs"] = macs * DENSE["macs"]
+        (shown,) = [content(summary, trials, sites_of(summary), options={"band": 0.5})]
+        assert ("smaller models may do as well: try --target flops=25% " in page(assemble([shown]))) is found
