@@ -34,6 +34,7 @@ from search.journal import LOCK  # noqa: E402
 from search.masking import without_secrets  # noqa: E402
 from search.overlay import fronts, opened  # noqa: E402
 from search.pick import wishes  # noqa: E402
+from search.places import check_exported, check_run  # noqa: E402
 from search.progress import Display, audit_view, front_table, latency_table  # noqa: E402
 from search.run_model import model_of_run  # noqa: E402
 from search.serve import listen, serve  # noqa: E402
@@ -94,6 +95,8 @@ def _with_stored(given: dict[str, Any]) -> dict[str, Any]:
 
 def _inspect(arguments: argparse.Namespace, console: Console) -> None:
     directory, given = Path(arguments.model), given_options(arguments)
+    if directory.is_dir():  # else it is the name of a model
+        check_run(directory)
     stored = stored_config(directory).flat() if stored_options(directory) else {}
     if stored:
         given = {**stored, **given, "model": stored["model"], "output": arguments.model}
@@ -166,6 +169,7 @@ def _export(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def _measure(arguments: argparse.Namespace, console: Console) -> None:
+    check_exported(Path(arguments.folder), "measure")
     device, threads = resolve_device(arguments.device), arguments.threads or torch.get_num_threads()
     formats = arguments.format and named_formats(arguments.format)
     with Display(console) as display:
@@ -186,6 +190,7 @@ def _predict(arguments: argparse.Namespace, console: Console) -> int:
     def tell(text: str) -> None:
         problems.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    check_exported(Path(arguments.folder), "predict")
     problems, unread = Console(stderr=True), 0
     for answer in classify(Path(arguments.folder), arguments.images, arguments.format, arguments.top, tell):
         if isinstance(answer, Unread):

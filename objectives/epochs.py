@@ -131,11 +131,16 @@ class _Training:
             if self._ema is not None:
                 self._ema.update(self._model, step.step)
             losses.append(step.loss)
-            if self._group.leads:
-                self._progress("long fine-tune", step.step, course.steps)
+            if step.step < course.steps:
+                self._tell(step.step)
             if len(losses) == course.data.epoch_steps:
                 self._end_epoch(step, sum(losses) / len(losses), began)
                 losses, began = [], time.perf_counter()
+        self._tell(course.steps)  # the last epoch is measured too
+
+    def _tell(self, step: int) -> None:
+        if self._group.leads:
+            self._progress("long fine-tune", step, self._course.steps)
 
     def _resume(self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> int:
         self._optimizer, self._scaler = optimizer, scaler

@@ -79,6 +79,7 @@ class Evaluator:
         group: Group = ALONE,
     ) -> None:
         group.divide(objective.data.batch_size)
+        progress("loading", 0, 1)
         self.objective, self.group = objective, group
         self.device = resolve_device(objective.device)
         seed_everything(0)  # a model without weights is the same in every process
@@ -90,6 +91,7 @@ class Evaluator:
         self.data = Data(objective.data, self.preprocessing, getattr(model, "num_classes", None), checked, progress)
         _check_classes(model, self.data)
         self.fingerprint = self._fingerprint(model, objective.space)
+        progress("loading", 1, 1)
         accept(self)
         self.data.checked.save(checked)
         self._progress = progress

@@ -2,12 +2,12 @@
 
 import itertools
 import json
-import tempfile
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+
+from spaces.scratch import Scratch
 
 
 def weight_bytes(model: nn.Module) -> int:
@@ -43,8 +43,8 @@ def _peak_on_cuda(model: nn.Module, images: Tensor) -> int:
 def _peak_on_cpu(model: nn.Module, images: Tensor) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         model(images)
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
+    with Scratch() as folder:
+        trace = folder / "trace.json"
         profiler.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
     changes = sorted((event for event in events if event.get("name") == "[memory]"), key=lambda event: float(event["ts"]))

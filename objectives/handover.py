@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,21 @@ from safetensors.torch import save_file
 from torch import nn
 
 from objectives.data import Data
-from objectives.formats import DTYPES, FILES, Dtype, Format, FormatConfig, write_formats
+from objectives.formats import DTYPES, FILES, Dtype, FormatConfig, write_formats
 from objectives.picture_check import CHECKED
+from objectives.progress import Progress
 from spaces.allocation import Allocation
 from spaces.compressed import WEIGHTS, save_compressed
 from spaces.description import read_description
 from spaces.errors import RunError
+from spaces.scratch import Scratch
 
 # What outputs may differ by after reload: absolutely in fp32; as a share of the largest output where each operator rounds to
 # 11 or 8 bits, and another order of the same sums rounds otherwise.
 _TOLERANCE: dict[Dtype, float] = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.1}
 
 _PROBE_IMAGES = 32  # of the test split, on which outputs are compared
+_WRITING, _TOLD = "writing the files", '{"told"'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,7 @@ class Handover:
         data: images, of which the test split is measured on.
         device: where PyTorch is measured.
         output: formats and dtype.
+        progress: called with (what, done, in all).
     """
 
     model: nn.Module
@@ -51,6 +54,7 @@ class Handover:
     data: Data
     device: torch.device
     output: FormatConfig
+    progress: Progress = lambda what, done, total: None
 
     def write(self, folder: Path) -> dict[str, Any]:
         """Write the model's files into an existing folder, and measure what can be loaded from there.
@@ -66,18 +70,45 @@ class Handover:
         stored = copy.deepcopy(self.model).cpu().eval().to(DTYPES[self.output.dtype])
         told = {key: self.description[key] for key in ("label_names", "pictures") if key in self.description}
         facts = {**self.description["pretrained_cfg"], **told}
+        self.progress(_WRITING, 0, 1)
         write_formats(folder, stored, self.output.formats, facts)
         save_compressed(folder, stored, self.description)
-        with tempfile.TemporaryDirectory() as scratch:
-            dense = Path(scratch)
+        self.progress(_WRITING, 1, 1)
+        with Scratch() as dense:
             save_compressed(dense, self.dense, {**self.description, "allocation": dict(self.identity)})
-            measured = _verify_afresh(folder, dense, stored, self.data, self.output.formats, self.device)
+            measured = self._verified(folder, dense, stored)
             measured["dense_bytes"] = (dense / WEIGHTS).stat().st_size
         files = read_description(folder)["files"]
         for name, entry in measured["formats"].items():
             entry.update(file=FILES[name], **files[FILES[name]], tolerance=self._tolerance(measured["largest_output"]))
             _check(name, entry)
         return measured
+
+    def _verified(self, folder: Path, dense: Path, model: nn.Module) -> dict[str, Any]:
+        """`objectives.verify` in a process that knows the two folders and the data options only.
+
+        Args:
+            folder: of the model, as it will be handed over.
+            dense: the dense model, as another such folder.
+            model: what was saved in `folder`, on the CPU.
+
+        Raises:
+            RunError: the process failed; the message is the last line that it wrote.
+        """
+        images, _ = next(self.data.evaluation("test"))
+        images = images[:_PROBE_IMAGES].contiguous()
+        with Scratch() as scratch:
+            with torch.inference_mode():
+                logits = model(images.to(next(model.parameters()).dtype)).float().contiguous()
+            save_file({"images": images, "logits": logits}, scratch / "outputs.safetensors")
+            where = "cpu" if self.device.type == "mps" else str(self.device)  # whose memory nobody counts
+            check = {
+                "folder": str(folder), "dense": str(dense), "formats": list(self.output.formats), "device": where,
+                "data": asdict(replace(self.data.config, workers=0)), "checked": str(scratch / CHECKED),
+            }  # fmt: skip
+            self.data.checked.save(scratch / CHECKED)
+            (scratch / "check.json").write_text(json.dumps(check), encoding="utf-8")
+            return _in_fresh_process(scratch / "check.json", self.progress)
 
     def _tolerance(self, largest: float) -> float:
         share = _TOLERANCE[self.output.dtype]
@@ -92,43 +123,26 @@ def _check(name: str, entry: dict[str, Any]) -> None:
         )
 
 
-def _verify_afresh(
-    folder: Path, dense: Path, model: nn.Module, data: Data, formats: Sequence[Format], device: torch.device
-) -> dict[str, Any]:
-    """`objectives.verify` in a process that knows the two folders and the data options only.
-
-    Args:
-        folder: of the model, as it will be handed over.
-        dense: the dense model, as another such folder.
-        model: what was saved in `folder`, on the CPU.
-        data: images, for the model.
-        formats: what `folder` holds.
-        device: where PyTorch runs.
-
-    Raises:
-        RunError: the process failed; the message is the last line that it wrote.
-    """
-    images, _ = next(data.evaluation("test"))
-    images = images[:_PROBE_IMAGES].contiguous()
-    with tempfile.TemporaryDirectory() as scratch:
-        with torch.inference_mode():
-            logits = model(images.to(next(model.parameters()).dtype)).float().contiguous()
-        save_file({"images": images, "logits": logits}, Path(scratch) / "outputs.safetensors")
-        options = asdict(replace(data.config, workers=0))
-        where = "cpu" if device.type == "mps" else str(device)  # whose memory nobody counts
-        check = {"folder": str(folder), "dense": str(dense), "formats": list(formats), "device": where, "data": options}
-        check["checked"] = str(Path(scratch) / CHECKED)
-        data.checked.save(Path(scratch) / CHECKED)
-        (Path(scratch) / "check.json").write_text(json.dumps(check), encoding="utf-8")
-        return _in_fresh_process(Path(scratch) / "check.json")
-
-
-def _in_fresh_process(check: Path) -> dict[str, Any]:
+def _in_fresh_process(check: Path, progress: Progress) -> dict[str, Any]:
+    """What the process printed last; how far it is goes to `progress` before."""
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
-    command = [sys.executable, "-m", "objectives.verify", str(check)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environ, check=False)
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RunError(f"the exported folder does not load in a fresh process: {said}")
-    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    command, last = [sys.executable, "-m", "objectives.verify", str(check)], ""
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as stderr:
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=stderr, text=True, encoding="utf-8", env=environ
+        ) as process:
+            assert process.stdout is not None
+            try:
+                for line in process.stdout:
+                    last = line
+                    if line.startswith(_TOLD):
+                        progress(*json.loads(line)["told"])
+            except BaseException:
+                process.kill()
+                raise
+        if process.returncode:
+            stderr.seek(0)
+            said = (stderr.read().strip().splitlines() or ["no message"])[-1]
+            raise RunError(f"the exported folder does not load in a fresh process: {said}")
+    result: dict[str, Any] = json.loads(last)
     return result

@@ -141,21 +141,24 @@ class _Measurement:
         have nothing to do with each other, and the spread of the passes tells the noise.
         """
         rng, passes, noise = random.Random(0), list[Floats](), math.inf
+        self._progress(0, 2 * len(allocations))
         while len(passes) < 2 or (noise > _NOISE and len(passes) < _PASSES):
+            self._total = max(2, len(passes) + 1) * len(allocations)
             passes.append(self._pass(allocations, rng.sample(range(len(allocations)), len(allocations))))
             if len(passes) > 1:
                 noise = float(np.sqrt(np.var(passes, axis=0, ddof=1).mean() / len(passes)))
+        self._progress(self._done, self._total)
         return np.mean(passes, axis=0).tolist(), noise
 
     def _pass(self, allocations: Sequence[Allocation], order: Sequence[int]) -> Floats:
         """All of them once, a chunk after another."""
         found = np.zeros(len(allocations))
-        self._total += len(allocations)
         for start in range(0, len(order), _TOGETHER):
             chunk = order[start : start + _TOGETHER]
             found[chunk] = self._timed([allocations[index] for index in chunk])
             self._done += len(chunk)
-            self._progress(self._done, self._total)
+            if self._done < self._total:  # else it depends on the noise whether there is another pass
+                self._progress(self._done, self._total)
         return found
 
     def _timed(self, allocations: Sequence[Allocation]) -> list[float]:

@@ -1,7 +1,6 @@
 """The latency of an exported folder's model, beside that of the dense model that it was made from."""
 
 import itertools
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from spaces.compressed import dense_architecture, load_compressed, save_compress
 from spaces.description import read_description, stored_type
 from spaces.errors import first_line
 from spaces.models import input_size
+from spaces.scratch import Scratch
 from spaces.vit import describe
 
 Case = tuple[str, dict[str, Call]]  # how both models are run, and the calls that are timed: dense and compressed
@@ -77,8 +77,11 @@ def measure(
         ConfigError: a batch size below 1, or the package of a format is not installed.
     """
     torch.set_num_threads(threads or torch.get_num_threads())
-    with tempfile.TemporaryDirectory() as scratch:
-        cases = [*_settings(folder, device, batch_sizes, compiled), *_formats(folder, Path(scratch), batch_sizes, formats)]
+    with Scratch() as scratch:
+        progress("loading", 0, 1)
+        cases = [*_settings(folder, device, batch_sizes, compiled), *_formats(folder, scratch, batch_sizes, formats)]
+        progress("loading", 1, 1)
+        progress("latency", 0, len(cases))
         found = []
         for done, (setting, calls) in enumerate(cases, start=1):
             found.append(_compare(setting, calls, seconds))

@@ -123,6 +123,8 @@ def measure_profile(
     wanted = {name: informative(errors, sizes) if images else [] for name, errors in closed.items()}
     measured: dict[str, dict[int, float]] = {name: {} for name, chosen in wanted.items() if chosen}
     done, total = 0, sum(map(len, wanted.values()))
+    if total:
+        progress(done, total)
     with torch.inference_mode():
         dense = [outputs_of(model.eval(), batch) for batch in images]
         for block, sites in groupby((site for site in factors.space.sites if wanted[site.name]), key=_block):

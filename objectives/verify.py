@@ -1,6 +1,7 @@
 """An exported folder as its user would load it, checked and measured beside the dense model: run in a fresh process.
 
-``python -m objectives.verify CHECK.json`` prints one JSON object; `objectives.handover` starts it.
+``python -m objectives.verify CHECK.json`` prints JSON, an object a line: {"told": [what, done, in all]} as it goes on, and the
+figures last; `objectives.handover` starts it.
 """
 
 import json
@@ -22,19 +23,23 @@ from objectives.error import compare
 from objectives.footprint import peak_memory, weight_bytes
 from objectives.formats import Forward, open_format, portable
 from objectives.latency import Call, Setting, forward, time_calls
+from objectives.progress import Progress
 from objectives.splits import DataConfig
+from objectives.tested import tested
 from spaces.compressed import load_compressed
 
 BATCH_SIZES = (1, 32)  # for memory and latency
 _SECONDS = 0.5  # of timing, for each model and batch size
+_RELOAD, _FIGURES, _TIMING = "loading the exported files", "counting MACs and memory", "timing the reloaded models"
 
 
-def verify(check: dict[str, Any], outputs: Path) -> dict[str, Any]:
+def verify(check: dict[str, Any], outputs: Path, progress: Progress = lambda what, done, total: None) -> dict[str, Any]:
     """Figures of a folder's model in all its formats, and of the dense one.
 
     Args:
         check: folder, dense, formats, device, data (options), and checked, what is known of the pictures.
         outputs: safetensors with images [N, C, H, W] and the logits [N, classes] that they had before saving.
+        progress: called with (what, done, in all).
 
     Returns:
         dense and compressed: macs_fvcore, macs_torch, params, weight_bytes, peak_memory (batch size -> bytes), top1.
@@ -43,6 +48,7 @@ def verify(check: dict[str, Any], outputs: Path) -> dict[str, Any]:
         model's time, round by round. devices, threads and preprocessing: what it was measured with.
     """
     device = resolve_device(check["device"])
+    progress(_RELOAD, 0, 1)
     calls = {name: open_format(Path(check["folder"]), name) for name in check["formats"]}
     stored = load_file(outputs)
     differences = {name: float((call(stored["images"]) - stored["logits"]).abs().max()) for name, call in calls.items()}
@@ -53,17 +59,33 @@ def verify(check: dict[str, Any], outputs: Path) -> dict[str, Any]:
     listed: dict[str, Any] = check["data"]
     options: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in listed.items()}
     data = Data(DataConfig(**options), pre, checked=Path(check["checked"]))
-    size, top1 = tuple(pre["input_size"]), {name: _top1(call, data) for name, call in calls.items()}
+    progress(_RELOAD, 1, 1)
+    size, top1 = tuple(pre["input_size"]), {name: _top1(name, call, data, progress) for name, call in calls.items()}
+    progress(_FIGURES, 0, 1)
+    figures = {name: _figures(model, size) for name, model in models.items()}
+    progress(_FIGURES, 1, 1)
     return {
-        "dense": {**_figures(models["dense"], size), "top1": top1["dense"]},
-        "compressed": {**_figures(models["safetensors"], size), "top1": top1["safetensors"]},
+        "dense": {**figures["dense"], "top1": top1["dense"]},
+        "compressed": {**figures["safetensors"], "top1": top1["safetensors"]},
         "formats": {name: {"top1": top1[name], "max_output_difference": differences[name]} for name in check["formats"]},
         "largest_output": float(stored["logits"].abs().max()),
-        "latency": {str(batch): _latency(models, calls, torch.zeros(batch, *size)) for batch in BATCH_SIZES},
+        "latency": _latencies(models, calls, size, progress),
         "devices": {name: name_of(device if name in models else torch.device("cpu")) for name in calls},
         "threads": torch.get_num_threads(),
         "preprocessing": pre,
     }
+
+
+def _latencies(
+    models: dict[str, nn.Module], calls: dict[str, Forward], size: tuple[int, int, int], progress: Progress
+) -> dict[str, Any]:
+    """Batch size -> `_latency`."""
+    found = {}
+    for done, batch in enumerate(BATCH_SIZES):
+        progress(_TIMING, done, len(BATCH_SIZES))
+        found[str(batch)] = _latency(models, calls, torch.zeros(batch, *size))
+    progress(_TIMING, len(BATCH_SIZES), len(BATCH_SIZES))
+    return found
 
 
 def _latency(models: dict[str, nn.Module], calls: dict[str, Forward], images: Tensor) -> dict[str, Any]:
@@ -94,9 +116,9 @@ def _figures(model: nn.Module, size: tuple[int, int, int]) -> dict[str, Any]:
     }
 
 
-def _top1(call: Forward, data: Data) -> float:
+def _top1(name: str, call: Forward, data: Data, progress: Progress) -> float:
     def outputs() -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in data.evaluation("test"):
+        for images, labels in tested(data, f"the reloaded files: {name}", progress):
             yield call(images), labels
 
     return 1 - compare(outputs()).error
@@ -104,4 +126,6 @@ def _top1(call: Forward, data: Data) -> float:
 
 if __name__ == "__main__":
     path = Path(sys.argv[1])
-    print(json.dumps(verify(json.loads(path.read_text(encoding="utf-8")), path.with_name("outputs.safetensors"))))
+    given = json.loads(path.read_text(encoding="utf-8"))
+    figures = verify(given, path.with_name("outputs.safetensors"), lambda *told: print(json.dumps({"told": told}), flush=True))
+    print(json.dumps(figures))

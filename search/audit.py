@@ -6,7 +6,6 @@ measurement is appended to audit.jsonl as it is made, so that an audit goes on w
 
 import json
 import statistics
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from safetensors.torch import load_file
 from objectives.device import name_of, resolve_device
 from objectives.error import evaluate
 from objectives.evaluator import Evaluator, OnStep
-from objectives.progress import Progress
+from objectives.progress import Progress, told_steps
 from search.agreement import LEAST, agreement, candidates, similar, spread_over
 from search.environment import environment
 from search.journal import lock_run
@@ -29,6 +28,7 @@ from search.run import AUDIT, Run, check_same_model
 from spaces.errors import ConfigError, DivergedError, RunError
 from spaces.files import cut_torn_line, write_json
 from spaces.schema import NUMBER, WHOLE, check, parse_json
+from spaces.scratch import Scratch
 
 _LOG = "audit.jsonl"
 _LINE = {"trial": WHOLE, "seed": WHOLE, "steps": WHOLE, "error": NUMBER, "test_error": NUMBER, "seconds": NUMBER}
@@ -111,7 +111,8 @@ class _Audit:
             if index == 0:
                 evaluator = self._evaluator(progress)
                 warn(evaluator.data, notice)
-            entry = self._measure(evaluator, number, seed, lambda step, what=what: progress(what, step.step, self.steps))  # type: ignore[misc]
+            with told_steps(what, self.steps, progress) as on_step:
+                entry = self._measure(evaluator, number, seed, on_step)
             with path.open("a", encoding="utf-8") as log:
                 log.write(json.dumps(entry) + "\n")
             known[number, seed] = entry
@@ -128,8 +129,8 @@ class _Audit:
         allocation = self.run.allocation(self.run.trial(number))
         model = evaluator.build(allocation)
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                weights = Path(folder) / "weights.safetensors"
+            with Scratch() as folder:
+                weights = folder / "weights.safetensors"
                 score = evaluator.evaluate(allocation, seed, on_step, weights)
                 model.load_state_dict(load_file(weights))
         except DivergedError as error:

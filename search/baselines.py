@@ -5,6 +5,7 @@ from contextlib import suppress
 
 from objectives.cost import Cost
 from search.config import ALLOCATED, StudyConfig
+from search.opening import WARM_START
 from search.parametrisation import Parametrisation
 from search.study import Study
 from search.table import DENSE
@@ -47,7 +48,7 @@ def _enqueue_start(study: Study, parametrisation: Parametrisation, target: int) 
     low = parametrisation.budgets.lows[target]
     for share in (1.0, 0.5, 0.0):
         parameters = parametrisation.encode(target, low + share * (1 - low))
-        study.enqueue("warm start", parametrisation.decode(parameters), parameters)
+        study.enqueue(WARM_START, parametrisation.decode(parameters), parameters)
 
 
 def _enqueue_uniform(study: Study, parametrisation: Parametrisation, config: StudyConfig, target: int) -> None:

@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,35 +17,71 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from objectives.parallel import free_port
 from search.machines import MachineConfig, Plan, plan_workers
 from spaces.errors import RunError
+from spaces.scratch import Scratch
 
 _LAST_LINES = 60
 _REACH_SECONDS = 10.0
 _OBJECT_STORE = 128 << 20  # what passes through it are events: some hundred bytes each
+_LONGEST = 26  # characters of the folder that Ray's is in: paths of sockets have 107 at most, and Ray's own part is 81
 
 
-def connect(config: MachineConfig) -> Plan:
-    """Start Ray on this machine, or join a cluster, or take the one that this process is in already.
+class Connection:
+    """This process in Ray: one that it starts on this machine, a cluster that it joins, or the Ray that it is in already.
+
+    Args:
+        config: which machines.
+
+    Attributes:
+        plan: the workers that there is room for.
 
     Raises:
-        RunError: it cannot be started or reached.
+        RunError: Ray cannot be started or reached.
         ConfigError: more was asked for than there is.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if config.ray_address is None and not ray.is_initialized():
+
+    def __init__(self, config: MachineConfig) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        self._opens = not ray.is_initialized()
+        self._scratch: Scratch | None = None
+        try:
+            self.plan = self._started(config) if self._opens and config.ray_address is None else self._joined(config)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End what was started here, with all that it has written, or leave what was joined."""
+        if self._opens:
+            ray.shutdown()
+        if self._scratch is not None:
+            self._scratch.close()
+
+    def _started(self, config: MachineConfig) -> Plan:
         there = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
         plan = plan_workers(config, there)
+        self._scratch = Scratch(_parent())
         # CPUs here are a name for room: a search of more workers than cores is slow, not refused.
         cpus = max(int(there["CPU"]), plan.workers * plan.processes)
         # By its name: without one, Ray joins whatever cluster was last started on this machine, or stands in RAY_ADDRESS.
-        own = {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
-        _init("Ray cannot be started", num_cpus=cpus, num_gpus=int(there["GPU"]), **own)
+        own = {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE, "num_cpus": cpus}
+        # By default workers run at 15 more than who starts them, and whatever else there is goes before.
+        system, folder = {"worker_niceness": 0}, str(self._scratch.path)  # a dictionary for each: Ray writes into it
+        _init("Ray cannot be started", num_gpus=int(there["GPU"]), _temp_dir=folder, _system_config=system, **own)
         return plan
-    if not ray.is_initialized():
-        assert config.ray_address is not None
-        _check_reachable(config.ray_address)
-        _init(f"the cluster at {config.ray_address} cannot be reached", address=config.ray_address)
-    return plan_workers(config, ray.cluster_resources())  # type: ignore[no-untyped-call]
+
+    def _joined(self, config: MachineConfig) -> Plan:
+        if self._opens:
+            assert config.ray_address is not None
+            _check_reachable(config.ray_address)
+            _init(f"the cluster at {config.ray_address} cannot be reached", address=config.ray_address)
+        return plan_workers(config, ray.cluster_resources())  # type: ignore[no-untyped-call]
+
+
+def _parent() -> Path:
+    """Where a Ray that is started here keeps its files: the system's temporary folder, or one of a shorter name."""
+    wanted = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    return wanted if len(str(wanted)) <= _LONGEST else Path("/tmp")
 
 
 def _check_reachable(address: str) -> None:

@@ -10,6 +10,7 @@ from objectives.sensitivity import Profile
 from objectives.units import format_divergence
 from search.agreement import audit_tables
 from search.course import progress_of
+from search.edge import lower_edges
 from search.figure import Row, costs_of, figure_of, is_finite, reference_of, split_trials
 from search.heatmap import SHARES, conditions, grid_of
 from search.run import Run
@@ -73,6 +74,7 @@ def content(
         "summary": summary,
         "costs": {cost: WORDS[cost] for cost in costs_of(summary)},
         "bests": _bests(summary, points),
+        "edges": _edges(summary, (options or {}).get("band")),
         "reference": reference_of(summary["dense"])[1],
         "dense": _dense(summary),
         "rows": _table(summary, points),
@@ -137,6 +139,11 @@ def _bests(summary: Row, points: Sequence[Row]) -> list[dict[str, Any]]:
         for name, number in zip(names, summary["best"], strict=True)
         if number in shown
     ]
+
+
+def _edges(summary: Row, band: float | None) -> list[str]:
+    """Of the best trials that are among the smallest that the search proposes, what to try next."""
+    return [] if band is None else [sentence for _, sentence in lower_edges(summary, band)]
 
 
 def _spaces(summary: Row) -> dict[str, set[str]]:

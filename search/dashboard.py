@@ -2,7 +2,6 @@
 
 import shutil
 import socket
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from search.storage import JOURNAL, reason
 from search.stored import stored_options
 from spaces.errors import ConfigError, RunError, first_line
 from spaces.files import cut_torn_line
+from spaces.scratch import Scratch
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -98,8 +98,8 @@ def _copy_journal(path: Path, copies: BaseStorage, name: str) -> None:
     if not path.exists():
         raise RunError(f"no study in {path.parent} ({path.name} is missing): start a search with launch --output")
     journal_numbers(path)
-    with tempfile.TemporaryDirectory() as folder:
-        copied = Path(folder) / path.name
+    with Scratch() as folder:
+        copied = folder / path.name
         shutil.copyfile(path, copied)
         cut_torn_line(copied)  # the search was writing it
         try:

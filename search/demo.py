@@ -73,6 +73,7 @@ def train_dense(
     model = create_model(model_config)
     nn.init.normal_(model.get_parameter("pos_embed"), std=0.5)
     data = Data(data_config, preprocessing(model, model_config))
+    progress("training", 0, config.steps)
     for step in finetune(model, data.training(config.steps, seed), config):
         progress("training", step.step, config.steps)
     save_tensors(path, model.state_dict())

@@ -12,21 +12,23 @@ from torch import nn
 from objectives.cost import Cost, cost_model
 from objectives.device import name_of
 from objectives.error import evaluate
-from objectives.evaluator import Evaluator
+from objectives.evaluator import Evaluator, OnStep
 from objectives.formats import FormatConfig
 from objectives.handover import Handover
-from objectives.progress import Progress
+from objectives.progress import Progress, told_steps
 from objectives.recipes import RECIPES, evaluate_recipe, make_cut
+from objectives.tested import tested
 from objectives.training import Trained, TrainingConfig
 from search.card import card
 from search.environment import environment
 from search.long_finetune import described, long_finetune
 from search.machines import MachineConfig
 from search.pick import Point
+from search.reference import read_reference, reference_mark, write_reference
 from search.run import Run
-from search.table import DENSE
 from search.targets import recipe_budgets
 from search.weights import read_weights, weights_in, weights_of
+from spaces.allocation import Allocation
 from spaces.errors import RunError
 from spaces.files import write_json, write_text
 from spaces.vit import describe, resize
@@ -112,9 +114,7 @@ class _Export:
         model, trained = self._finetuned(), None
         if self.long.config.finetune_epochs:
             model, trained = self.long.run(self.evaluator, model, self.options.machines, self.progress)
-        self.progress("reload", 0, 1)
         measured = self._handover(model).write(folder)
-        self.progress("reload", 1, 1)
         report = self._report(model, measured, trained)
         write_json(folder / "report.json", report)
         write_text(folder / "README.md", card(report, self.run.config, self.evaluator.model, self.space.name))
@@ -141,7 +141,7 @@ class _Export:
         }
         return Handover(
             model=model, dense=dense, description=description, identity=self.space.identity(), data=data,
-            device=self.evaluator.device, output=self.options.output,
+            device=self.evaluator.device, output=self.options.output, progress=self.progress,
         )  # fmt: skip
 
     def _report(self, model: nn.Module, measured: dict[str, Any], trained: Trained | None) -> dict[str, Any]:
@@ -150,10 +150,10 @@ class _Export:
             raise RunError(f"the reloaded model is not the one that was saved: it has {reloaded['macs_fvcore']:,} MACs")
         top1 = {
             "dense": dense["top1"],
-            "dense_finetuned": self._top1(self._reference()),
-            "as_built": self._top1(self._built()),
-            "short_finetuned": self._top1(self._finetuned()) if trained else None,
-            "finetuned": self._top1(model),
+            "dense_finetuned": self._reference(),
+            "as_built": self._top1(self._built(), "the model as built"),
+            "short_finetuned": self._top1(self._finetuned(), "the model after its short fine-tune") if trained else None,
+            "finetuned": self._top1(model, "the model"),
         }
         errors = {name: 1 - value for name, value in top1.items() if value is not None}
         return {
@@ -195,39 +195,46 @@ class _Export:
         dense, compressed = self.costs.dense[cost], self.costs.count(self.allocation, cost)
         return {"dense": dense, "compressed": compressed, "kept": compressed / dense}
 
-    def _top1(self, model: nn.Module) -> float:
-        return 1 - evaluate(model.to(self.evaluator.device), self.evaluator.data.evaluation("test")).error
+    def _top1(self, model: nn.Module, what: str) -> float:
+        return 1 - evaluate(model.to(self.evaluator.device), tested(self.evaluator.data, what, self.progress)).error
 
-    def _reference(self) -> nn.Module:
-        """The dense model given the same fine-tune as the candidates."""
-        rows = self.run.trials[(self.run.trials["label"] == DENSE) & (self.run.trials["state"] == "COMPLETE")]
-        number = int(rows.iloc[0]["number"]) if len(rows) else None
-        identity = self.evaluator.space.identity()
-        model = copy.deepcopy(self.evaluator.model)
-        return self._filled(
-            model, number, DENSE, lambda weights: self.evaluator.evaluate(identity, self._seed, weights=weights)
-        )
+    def _reference(self) -> float:
+        """Top-1 of the dense model given the same fine-tune as the candidates: measured by the first export of a run."""
+        mark = reference_mark(self.evaluator, self._seed)
+        top1 = read_reference(self.run.directory, mark)
+        if top1 is None:
+            identity = self.evaluator.space.identity()
+            model = copy.deepcopy(self.evaluator.model)
+            if self.run.config.finetune.steps:
+                model = self._filled(model, None, "the dense model", lambda *made: self._evaluate(identity, *made))
+            top1 = self._top1(model, "the dense model after the same fine-tune")
+            write_reference(self.run.directory, mark, top1)
+        return top1
 
     def _built(self) -> nn.Module:
         """The trial's model before its fine-tune."""
         if self.recipe is not None:
-            return make_cut(self.evaluator, self.recipe, self._limits(), self._seed)[1].model
+            with told_steps(f"{self.recipe} again", self.run.config.finetune.steps, self.progress) as on_step:
+                return make_cut(self.evaluator, self.recipe, self._limits(), self._seed, on_step)[1].model
         return self.evaluator.build(self.allocation)
 
     def _finetuned(self) -> nn.Module:
         """The point's model: from weights that the search or this export has kept, else trained again with the same seed."""
 
-        def make(weights: Path) -> None:
+        def make(weights: Path, on_step: OnStep) -> None:
             if self.recipe is not None:
-                evaluate_recipe(self.evaluator, self.recipe, self._limits(), self._seed, weights=weights)
+                evaluate_recipe(self.evaluator, self.recipe, self._limits(), self._seed, on_step, weights)
             else:
-                self.evaluator.evaluate(self.allocation, self._seed, weights=weights)
+                self._evaluate(self.allocation, weights, on_step)
 
         model = copy.deepcopy(self.evaluator.model)
         resize(model, self.space, self.allocation)
         return self._filled(model, self.number, self.point.name, make)
 
-    def _filled(self, model: nn.Module, number: int | None, name: str, make: Callable[[Path], object]) -> nn.Module:
+    def _evaluate(self, allocation: Allocation, weights: Path, on_step: OnStep) -> None:
+        self.evaluator.evaluate(allocation, self._seed, on_step, weights)
+
+    def _filled(self, model: nn.Module, number: int | None, name: str, make: Callable[[Path, OnStep], object]) -> nn.Module:
         """A model with the weights of a trial that the search has kept, or with those that this export has made or makes now.
 
         A search that runs may drop a trial's weights at any moment; what is made is not left to the run.
@@ -236,7 +243,8 @@ class _Export:
         if state is None:
             made = weights_in(self.scratch, name)
             if not made.exists():
-                make(made)
+                with told_steps(f"short fine-tune of {name}", self.run.config.finetune.steps, self.progress) as on_step:
+                    make(made, on_step)
             state = load_file(made)
         model.load_state_dict(state, strict=True)
         return model.eval()

@@ -9,10 +9,11 @@ from types import TracebackType
 
 from rich.table import Table
 
-from objectives.evaluator import Evaluator, OnStep
+from objectives.evaluator import Evaluator
 from objectives.formats import DTYPES, FILES
-from objectives.progress import Progress
+from objectives.progress import Progress, told_steps
 from search.cost_columns import cost_cells, cost_columns
+from search.edge import lower_edges
 from search.environment import command_line
 from search.export import ExportOptions, write_export
 from search.judge import warn
@@ -235,13 +236,18 @@ class _Session:
     def _chosen(self, best: Point) -> Point:
         """The point itself; on its target, where that was asked for and is not worse; measured, where it is no trial."""
         if best.label == GIVEN:
-            progress = self._progress(f"fine-tune of {best.name}")
-            return measured(self.evaluator, best, self.run.config.study.seed, weights_in(self.scratch, best.name), progress)
+            weights = weights_in(self.scratch, best.name)
+            with told_steps(f"fine-tune of {best.name}", self._steps, self.progress) as on_step:
+                return measured(self.evaluator, best, self.run.config.study.seed, weights, on_step)
         if best.target is None or not self.options.exact:
             if best.leaves_gap:
                 self.notice(f"{best.name}: {best.describe()}, uses {best.load:.1%} of the target; --exact builds a point on it")
+            for number, sentence in lower_edges(self.run.summary, self.run.config.study.band):
+                if best.target is not None and number == best.number:
+                    self.notice(sentence)
             return best
-        built = materialise(self.run, self.evaluator, best, self.scratch, self._progress(f"fine-tune on {best.target}"))
+        with told_steps(f"fine-tune on {best.target}", self._steps, self.progress) as on_step:
+            built = materialise(self.run, self.evaluator, best, self.scratch, on_step)
         if built is None:
             self.notice(f"{best.name}: nothing new uses more of the target than trial {best.number}")
             return best
@@ -249,9 +255,9 @@ class _Session:
         self.notice(f"{built.name}: {built.describe()}; {'taken' if built.error <= best.error else 'the trial is taken'}")
         return built if built.error <= best.error else best
 
-    def _progress(self, what: str) -> OnStep:
-        steps = self.run.config.finetune.steps
-        return lambda step: self.progress(what, step.step, steps)
+    @property
+    def _steps(self) -> int:
+        return self.run.config.finetune.steps
 
     def _write(self, point: Point, wish: Wish) -> Path:
         folder = self.base / point.name

@@ -1,6 +1,5 @@
 """A search from its configuration to its results: prepare run and runner, loop, keep tables and weights up to date."""
 
-import shutil
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,12 +17,12 @@ from objectives.finetune import Step
 from objectives.objective import Objective
 from objectives.parallel import Group
 from objectives.recipes import RECIPES, check_reach, recipe_of
-from objectives.units import format_size
 from search.audit import audit
 from search.baselines import enqueue_baselines, recipes_of
 from search.config import SearchConfig
+from search.edge import lower_edges
 from search.environment import environment
-from search.forecast import Outlook
+from search.forecast import Outlook, outlook_of
 from search.interrupts import Interrupts
 from search.journal import lock_run
 from search.judge import judge, tell_found
@@ -31,7 +30,10 @@ from search.knapsack import knapsack_of
 from search.loop import Loop
 from search.losses import check_nothing_lost
 from search.machines import MachineConfig
+from search.opening import opening_of
+from search.pace import Pace, expect
 from search.parametrisation import Budgets, Limits, parametrise
+from search.places import check_no_export
 from search.replay import journal_numbers
 from search.run import (
     Run,
@@ -63,8 +65,9 @@ from search.targets import (
 from search.trial import Proposal, Trial
 from search.views import Views
 from spaces.errors import ConfigError, RunError, first_line
-from spaces.files import remove_partials, write_json
+from spaces.files import remove_partials
 from spaces.models import weights_of
+from spaces.scratch import remove_abandoned
 from spaces.vit import describe
 
 _COLUMNS = {"error": "error", "flops": "macs", "params": "params", "latency": "latency"}
@@ -101,6 +104,7 @@ def launch(config: SearchConfig, reporter: Reporter) -> Run:
     began = time.monotonic()
     config = model_of_run(config)
     directory = Path(config.study.output or default_output(config))
+    check_no_export(directory)
     check_same_run(directory, config)
     check_same_latencies(directory, config)
     if config.machines.threads is not None:
@@ -118,6 +122,7 @@ def launch(config: SearchConfig, reporter: Reporter) -> Run:
 def _launch(config: SearchConfig, directory: Path, reporter: Reporter, began: float) -> bool:
     """What `launch` does while no other process may; whether the search is done."""
     remove_partials(directory)
+    remove_abandoned()
     try:
         if config.study.storage is None:  # before anything is computed
             path = directory / JOURNAL
@@ -266,11 +271,14 @@ class _Search:
     def run(self) -> None:
         """Propose and evaluate until the run has its number of trials, its time is up, or nothing new is left to propose."""
         wanted = len(self.study.proposals) if self.config.study.recipe else self.config.study.trials
-        outlook = self._outlook(wanted)
+        pace = Pace(self.directory, self.config, self.runner.devices)
+        outlook = self._outlook(wanted, pace.seconds(self.study.trials))
         self.config.dump(self.directory / "config.yaml")
         self.views.write()
-        write_json(self.directory / "env.json", environment(self.runner.devices))
+        pace.write(environment(self.runner.devices))
         self.reporter.began(self.directory, self.views.summary, outlook, self.config.finetune.steps)
+        opening = opening_of(self.study.proposals, wanted, len(self.limits), self.config.study.recipe is not None)
+        opening.tell(self.reporter.say, self.reporter.notice)
         with Interrupts(self._interrupted) as interrupts:
 
             def stopping() -> bool:
@@ -289,6 +297,8 @@ class _Search:
             self._show_all()
             if interrupts.asked:
                 raise KeyboardInterrupt
+        for _, sentence in lower_edges(self.views.summary, self.config.study.band):
+            self.reporter.notice(sentence)
         ended = len(self.study.trials)
         if not ended:
             raise RunError(f"no time was left for a single trial, of about {self._seconds:.1f} s: give more --max-hours")
@@ -304,30 +314,18 @@ class _Search:
         self.runner.close()
         self.study.close()
 
-    def _outlook(self, wanted: int) -> Outlook:
-        """What is ahead; sets the limit beyond which a trial is taken to hang.
+    def _outlook(self, wanted: int, recorded: Sequence[float]) -> Outlook:
+        """What is ahead, from seconds of finished trials where there are some; sets the limit beyond which a trial hangs.
 
         Raises:
             RunError: the disk has no room for the weights of the trials that run at once.
         """
-        dense = self.evaluator.space.identity()
-        trial = self.runner.forecast(dense if self.config.study.recipe else self.budgets.uniform(1.0))
-        self._seconds = trial.seconds
+        typical = self.evaluator.space.identity() if self.config.study.recipe else self.budgets.uniform(1.0)
+        params = self.evaluator.costs.count(typical, "params")
+        trial = expect(self.runner, typical, params, recorded, self.reporter.stage)
+        self._seconds = trial.slowest
         self._set_limit()
-        outlook = Outlook(
-            trials=wanted,
-            finished=len(self.study.trials),
-            workers=self.runner.workers,
-            seconds=trial.seconds,
-            weights=trial.weights,
-            free=shutil.disk_usage(self.directory).free,
-        )
-        if outlook.least > outlook.free:
-            raise RunError(
-                f"{self.directory} has {format_size(outlook.free)} free, {outlook.workers} trials at once need "
-                f"{format_size(outlook.least)}: make room, or choose another --output"
-            )
-        return outlook
+        return outlook_of(self.directory, trial, wanted, len(self.study.trials), self.runner.workers)
 
     def _set_limit(self) -> None:
         self.runner.limit = self.config.machines.trial_timeout or max(_LEAST_LIMIT, _PATIENCE * self._seconds)

@@ -64,19 +64,21 @@ class LongFinetune:
         Raises:
             RunError: it diverged, or its processes were lost again and again.
         """
-        if machines.distributed and not self.done(evaluator):
+        done, course = self._epochs(evaluator), self.course(evaluator)
+        progress("long fine-tune", done * course.data.epoch_steps, course.steps)
+        if machines.distributed and done < self.config.finetune_epochs:
             from search.train_runner import train_together
 
             train_together(self, model.state_dict(), machines, progress)
         try:  # where others have trained, the checkpoint holds all of it
-            return train(model, self.course(evaluator), evaluator.teacher, self.checkpoint(evaluator), ALONE, progress)
+            return train(model, course, evaluator.teacher, self.checkpoint(evaluator), ALONE, progress)
         except DivergedError as error:
             raise RunError(f"the long fine-tune of {self.name} failed: {error}") from error
 
-    def done(self, evaluator: Evaluator) -> bool:
-        """Whether the checkpoint holds all epochs."""
+    def _epochs(self, evaluator: Evaluator) -> int:
+        """How many the checkpoint holds."""
         note = read_note(self.checkpoint(evaluator), self.course(evaluator).mark)
-        return note is not None and len(note["epochs"]) == self.config.finetune_epochs
+        return 0 if note is None else len(note["epochs"])
 
     def take_part(self, evaluator: Evaluator, progress: Progress, parts: int) -> None:
         """What every process of a group does; the result is in the checkpoint."""

@@ -1,5 +1,6 @@
 """What a search shows while it runs: a live table in a terminal, plain lines elsewhere."""
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,10 +19,12 @@ from objectives.units import format_size
 from search.agreement import audit_tables
 from search.cost_columns import cost_cells, cost_columns
 from search.forecast import Outlook
-from search.targets import format_cost, format_count, format_kept, names_of
+from search.lines import Lines
+from search.targets import format_cost, format_count, format_duration, format_kept, names_of
 from search.trial import Proposal, Trial
 
 _TERMINAL_ROWS = 12
+_PULSE = 1.0  # seconds between two looks at whether something should be said
 _STAGES = {
     "calibration": "calibration pass",
     "factors": "computing factors",
@@ -29,7 +32,9 @@ _STAGES = {
     "dense model": "evaluating the dense model",
     "training": "training the demo model",
     "latency": "measuring latency",
-    "reload": "measuring the reloaded model",
+    "forecast": "timing a trial",
+    "workers": "starting a worker",
+    "loading": "loading the model and the images",
 }
 
 
@@ -53,25 +58,38 @@ class Display:
         self._outlook: Outlook | None = None
         self._running: dict[int, Any] = {}  # number of a trial -> its bar
         self._live = Live(self._view(), console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        self._lines = Lines(self.say)
+        self._left_alone = threading.Event()
+        self._pulse = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> "Display":
         if self._live is not None:
             self._live.start()
+        else:
+            self._pulse.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._left_alone.set()
         if self._live is not None:
             self._live.stop()
+        else:
+            self._pulse.join()
+
+    def _beat(self) -> None:
+        """Have something said once a minute, also while the work that goes on tells of nothing."""
+        while not self._left_alone.wait(_PULSE):
+            self._lines.beat()
 
     def stage(self, what: str, done: int, total: int) -> None:
         description = _STAGES.get(what, what)
         if self._live is None:
-            if done == total and what not in self._tasks:
-                self._tasks[what] = True
-                self.console.print(f"{description}: done")
+            self._lines.stage(description, done, total)
             return
         if what not in self._tasks:
             self._tasks[what] = self._progress.add_task(description, total=total)
+        elif self._progress.tasks[self._progress.task_ids.index(self._tasks[what])].finished and done < total:
+            self._progress.reset(self._tasks[what])
         self._progress.update(self._tasks[what], completed=done, total=total, visible=done < total)
         self._refresh()
 
@@ -91,16 +109,21 @@ class Display:
             self.console.print(f"latency of the dense model {figure}; of cut ones by the table, within {latency['error']:.1%}")
         self.console.print(_forecast(outlook))
         self._summary, self._steps, self._outlook, self._began = summary, steps, outlook, time.monotonic()
+        self._lines.search(steps, outlook.seconds)
         if self._live is not None:
             self._tasks["trials"] = self._progress.add_task("trials", total=outlook.trials, completed=outlook.finished)
 
     def started(self, proposal: Proposal) -> None:
-        if self._live is not None:
-            self._running[proposal.number] = self._progress.add_task(f"trial {proposal.number}", total=self._steps)
-            self._refresh()
+        if self._live is None:
+            self._lines.started(proposal.number, _name(proposal))
+            return
+        self._running[proposal.number] = self._progress.add_task(f"trial {proposal.number}", total=self._steps)
+        self._refresh()
 
     def step(self, number: int, step: Step) -> None:
-        if self._live is not None and number in self._running:
+        if self._live is None:
+            self._lines.step(number, step.step, step.loss)
+        elif number in self._running:
             description = f"trial {number}: loss {step.loss:.3f}"
             self._progress.update(self._running[number], description=description, completed=step.step)
             self._refresh()
@@ -115,7 +138,7 @@ class Display:
         self._summary = summary
         self._rows = [*self._rows, trial][-_TERMINAL_ROWS:]
         if self._live is None:
-            self.console.print(f"{_line(trial, summary)}{self._left(count)}", soft_wrap=True)
+            self._lines.finished(trial.proposal.number, f"{_line(trial, summary)}{self._left(count)}")
             return
         if trial.proposal.number in self._running:
             self._progress.remove_task(self._running.pop(trial.proposal.number))
@@ -128,7 +151,7 @@ class Display:
         if outlook is None or not outlook.finished < count < outlook.trials:
             return ""
         pace = (time.monotonic() - self._began) / (count - outlook.finished)
-        return f"; {_duration(pace * (outlook.trials - count))} left"
+        return f"; {format_duration(pace * (outlook.trials - count))} left"
 
     def _refresh(self) -> None:
         if self._live is not None:
@@ -181,17 +204,13 @@ def latency_table(comparisons: Sequence[Comparison], where: str, threads: int) -
 
 def _forecast(outlook: Outlook) -> str:
     """What is ahead, in one line."""
-    left = outlook.left
+    left, hours = outlook.left, format_duration(3600 * outlook.hours)
     if not left:
         return f"{outlook.finished} trials are finished already, --trials {outlook.trials} asks for no more"
     workers = f"{outlook.workers} worker" + ("s" if outlook.workers > 1 else "")
-    whole = f"{left} trials on {workers} take {_duration(3600 * outlook.hours)} ({outlook.machine_hours:.2g} worker-hours)"
-    return f"forecast: {outlook.seconds:.1f} s a trial; {whole}; weights at most {format_size(outlook.most)}"
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{seconds:.0f} s" if seconds < 100 else f"{minutes} min" if minutes < 120 else f"{seconds / 3600:.1f} h"
+    whole = f"{left} trials on {workers} take {hours} ({outlook.machine_hours:.2g} worker-hours)"
+    source = f" from {outlook.recorded} finished trial{'s' if outlook.recorded > 1 else ''}" if outlook.recorded else ""
+    return f"forecast{source}: {outlook.seconds:.1f} s a trial; {whole}; weights at most {format_size(outlook.most)}"
 
 
 def _trial_table(rows: list[Trial], summary: dict[str, Any]) -> Table:
@@ -210,9 +229,12 @@ def _trial_table(rows: list[Trial], summary: dict[str, Any]) -> Table:
     return table
 
 
+def _name(proposal: Proposal) -> str:
+    return f"trial {proposal.number}" + (f" ({proposal.label})" if proposal.label else "")
+
+
 def _line(trial: Trial, summary: dict[str, Any]) -> str:
-    name = f"trial {trial.proposal.number}" + (f" ({trial.proposal.label})" if trial.proposal.label else "")
-    score = trial.score
+    name, score = _name(trial.proposal), trial.score
     if score is None:
         return f"{name}: failed: {trial.reason}"
     kept = f"{format_kept(score.macs / summary['dense']['macs'])} of MACs"

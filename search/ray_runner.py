@@ -16,7 +16,7 @@ from ray.exceptions import RayError, RayTaskError
 from objectives.finetune import Step
 from objectives.forecast import Forecast
 from objectives.objective import Objective
-from search.cluster import Team, check_alive, connect, first_sentence, last_lines
+from search.cluster import Connection, Team, check_alive, first_sentence, last_lines
 from search.job import Job, Outcome, Screened, keep_stderr
 from search.machines import MachineConfig
 from search.runner import Listener, Need
@@ -77,8 +77,10 @@ class RayRunner:
     def __init__(self, objective: Objective, config: MachineConfig, listener: Listener, worker: type[Worker] = Worker) -> None:
         self.limit: float | None = None
         self._listener = listener
-        self._started = not ray.is_initialized()
-        self.plan = connect(config)
+        listener.stage("workers", 0, 1)
+        self._starting = True  # until the first worker says something
+        self._connection = Connection(config)
+        self.plan = self._connection.plan
         self._objective = replace(objective, device=self.plan.device)
         self._worker = worker
         self._needs: Sequence[Need] = ()
@@ -150,8 +152,7 @@ class RayRunner:
     def close(self) -> None:
         for slot in self._slots:
             self._kill(slot)
-        if self._started:
-            ray.shutdown()
+        self._connection.close()
 
     def _start(self, slot: _Slot) -> None:
         slot.job, slot.began = None, time.monotonic()
@@ -181,8 +182,12 @@ class RayRunner:
         except (RayError, StopIteration) as error:
             return self._lost(slot, first_sentence(error))
         job = slot.job
+        if self._starting:
+            self._starting = False
+            self._listener.stage("workers", 1, 1)
         if isinstance(event, Stage):
-            self._listener.stage(event.what, event.done, event.total)
+            if not self.devices:  # what later workers prepare, others need not wait for
+                self._listener.stage(event.what, event.done, event.total)
         elif isinstance(event, Measured):
             self._listener.measured()
         elif isinstance(event, Ready):

@@ -19,6 +19,7 @@ from search.machines import MachineConfig
 from search.masking import is_masked
 from search.pareto import best_under
 from search.paths import placeless
+from search.places import check_run
 from search.running import running_of
 from search.schemas import AUDIT_SCHEMA
 from search.stored import comparable, stored_config, stored_options
@@ -187,6 +188,7 @@ def open_run(directory: str | Path) -> Run:
     Raises:
         RunError: there is none.
     """
+    check_run(Path(directory))
     return Run(directory)
 
 

@@ -129,6 +129,12 @@ def format_kept(share: float) -> str:
     return f"{share * 100:.1f} % ({'±0.0' if change[1:] == '0.0' else change} %)"
 
 
+def format_duration(seconds: float) -> str:
+    """72 -> '72 s', 300 -> '5 min', 7200 -> '2.0 h'."""
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 100 else f"{minutes} min" if minutes < 120 else f"{seconds / 3600:.1f} h"
+
+
 def check_jointly(targets: Sequence[Target], costs: CostModel, space: Space) -> None:
     """Raise unless one allocation keeps all bounds of a group at once.
 

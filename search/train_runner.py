@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 from ray.exceptions import RayError
 from ray.util.queue import Empty, Queue
@@ -21,7 +20,7 @@ from objectives.evaluator import Evaluator
 from objectives.memory import is_out_of_memory
 from objectives.parallel import Group
 from objectives.progress import Progress
-from search.cluster import connect, first_sentence
+from search.cluster import Connection, first_sentence
 from search.long_finetune import LongFinetune
 from search.machines import MachineConfig, Plan
 from spaces.errors import CompressionError, ConfigError, DivergedError, RunError, first_line
@@ -59,14 +58,12 @@ def train_together(job: LongFinetune, weights: Mapping[str, Tensor], machines: M
         RunError: Ray or a process cannot be started, processes were lost too often, or the training diverged.
         ConfigError: more was asked for than there is, ray[train] is missing, or a batch cannot be divided.
     """
-    started = not ray.is_initialized()
-    plan = connect(machines)
+    connection = Connection(machines)
     try:
         save_tensors(job.start, weights)
-        _until_done(job, plan, progress)
+        _until_done(job, connection.plan, progress)
     finally:
-        if started:
-            ray.shutdown()
+        connection.close()
 
 
 def _until_done(job: LongFinetune, plan: Plan, progress: Progress) -> None:

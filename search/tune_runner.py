@@ -26,7 +26,7 @@ from objectives.evaluator import Evaluator
 from objectives.finetune import Step
 from objectives.forecast import Forecast
 from objectives.objective import Objective
-from search.cluster import check_alive, connect, first_sentence, last_lines
+from search.cluster import Connection, check_alive, first_sentence, last_lines
 from search.exchange import Exchange
 from search.job import Job, Outcome, Screened, keep_stderr, run_job
 from search.machines import MachineConfig, Plan
@@ -150,8 +150,9 @@ class TuneRunner:
     def __init__(self, objective: Objective, evaluator: Evaluator, config: MachineConfig, listener: Listener) -> None:
         self.limit: float | None = None
         self._evaluator, self._listener = evaluator, listener
-        self._started = not ray.is_initialized()
-        self.plan = connect(config)
+        listener.stage("workers", 0, 1)
+        self._connection = Connection(config)
+        self.plan = self._connection.plan
         self._objective = replace(objective, device=self.plan.device)
         self._exchange = Exchange()
         self._running: dict[int, _Running] = {}
@@ -214,8 +215,7 @@ class TuneRunner:
         self._running.clear()
         if self._thread is not None:
             self._thread.join(_CLOSING_SECONDS)
-        if self._started:
-            ray.shutdown()
+        self._connection.close()
 
     def _call(self, config: dict[str, Any]) -> Any:
         """Have Tune run what is no trial of the search: its last event."""
@@ -246,10 +246,13 @@ class TuneRunner:
     def _show(self, running: _Running, event: Any) -> bool:
         """Tell the listener of an event; whether it is a job's last."""
         if isinstance(event, _Started):
+            if not self._ready:
+                self._listener.stage("workers", 1, 1)
             running.actor = event.actor
             running.began = time.monotonic() if event.actor in self._ready else None
         elif isinstance(event, Stage):
-            self._listener.stage(event.what, event.done, event.total)
+            if not self._ready:  # what later workers prepare, others need not wait for
+                self._listener.stage(event.what, event.done, event.total)
         elif isinstance(event, Measured):
             self._listener.measured()
         elif isinstance(event, Ready):

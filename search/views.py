@@ -85,11 +85,13 @@ class Views:
         self._reported = time.monotonic()
 
     def _keep_weights(self, shown: Sequence[Trial]) -> None:
-        """Those of the dense reference, of the best under every target, and of the front from its most accurate trial on."""
-        dense = [trial.proposal.number for trial in self._study.trials if trial.proposal.label == DENSE]
-        best = [number for number in self.summary["best"] if number is not None]
-        front = [row["number"] for row in sorted(self.summary["front"], key=lambda row: row["error"])]
-        kept = list(dict.fromkeys([number for number in best if number in front] + dense + front))
+        """Those of the best under every target, and of the front from its most accurate trial on.
+
+        Not of the dense reference: they are as large as the dense model, and seldom wanted.
+        """
+        rows = [row for row in self.summary["front"] if row["label"] != DENSE]
+        front = [row["number"] for row in sorted(rows, key=lambda row: row["error"])]
+        kept = list(dict.fromkeys([*(number for number in self.summary["best"] if number in front), *front]))
         self._weighed |= {trial.proposal.number for trial in shown}
         keep_weights(self._study.directory, sorted(self._weighed), kept, self._bytes)
         self._weighed.intersection_update(kept)

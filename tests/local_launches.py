@@ -39,11 +39,15 @@ class Silent:
     def __init__(self, stop_at: int | None = None) -> None:
         self.stop_at, self.trials, self.steps = stop_at, list[Trial](), 0
         self.notices, self.said, self.told = list[str](), list[str](), list[str]()
+        self.stages: dict[str, list[tuple[int, int]]] = {}  # done, and in all
+        self.outlook: Outlook | None = None
 
     def stage(self, what: str, done: int, total: int) -> None:
         self.told.append(what)
+        self.stages.setdefault(what, []).append((done, total))
 
-    def began(self, directory: Path, summary: dict[str, Any], outlook: Outlook, steps: int) -> None: ...
+    def began(self, directory: Path, summary: dict[str, Any], outlook: Outlook, steps: int) -> None:
+        self.outlook = outlook
 
     def started(self, proposal: Proposal) -> None:
         if proposal.number == self.stop_at:

@@ -15,10 +15,13 @@ import torch
 import yaml
 from huggingface_hub import ModelCard, metadata_load
 from local_runs import Fails
+from safetensors.torch import load_file
 from torch import nn
 
 import run_search
 from objectives.digits import Digits
+from objectives.error import evaluate
+from objectives.evaluator import Evaluator
 from objectives.formats import _traced as traced
 from search.card import card
 from search.cli import build_parser
@@ -89,6 +92,19 @@ def test_the_report_has_every_format_as_it_was_reloaded(folder: Path, report: di
     assert report["finetune"]["seed"] == 0
     assert report["environment"]["packages"]["onnxruntime"]
     assert report["measured_on"]["threads"] >= 1
+
+
+def test_the_dense_model_after_the_fine_tune_is_measured_once(report: dict[str, Any], run: Path, tmp_path: Path) -> None:
+    """As whoever fine-tunes it with the run's seed finds it; the run keeps the figure, and no weights of it."""
+    stored = open_run(run)
+    found = Evaluator(stored.config.objective(run))
+    found.evaluate(found.space.identity(), stored.config.study.seed, weights=tmp_path / "weights")
+    model = copy.deepcopy(found.model)
+    model.load_state_dict(load_file(tmp_path / "weights"))
+    top1 = 1 - evaluate(model, found.data.evaluation("test")).error
+    assert report["test_top1"]["dense_finetuned"] == pytest.approx(top1)
+    assert json.loads((run / "reference.json").read_text())["test_top1"] == report["test_top1"]["dense_finetuned"]
+    assert not (run / "front" / "0000.safetensors").exists()
 
 
 def test_the_command_in_the_report_makes_the_same_export(report: dict[str, Any], run: Path) -> None:

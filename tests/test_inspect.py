@@ -87,7 +87,7 @@ def test_inspect_needs_no_images(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_profile_of_a_model(capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path) -> None:
     arguments = [NAME, *KWARGS, "--checkpoint", checkpoint, *IMAGES, "--output", tmp_path / "out", "--profile"]
     text = inspected(capsys, *arguments)
-    assert "measuring one site at a time: done" in text
+    assert "measuring one site at a time: begins" in text
     assert "errors measured on 64 calibration images at up to 3 sizes of every site" in text
     (path,) = (tmp_path / "out" / "factors").glob("*.profile.json")
     profile = Profile.load(path, path.name.partition(".")[0])

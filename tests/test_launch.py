@@ -28,8 +28,14 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return launch(config_of(tmp_path_factory.mktemp("whole")), Silent())
+def watched() -> Silent:
+    """Who is told of the search and of the export."""
+    return Silent()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, watched: Silent) -> Run:
+    return launch(config_of(tmp_path_factory.mktemp("whole")), watched)
 
 
 def test_the_run_directory_is_complete(run: Run) -> None:
@@ -81,7 +87,8 @@ def test_the_front_and_the_best_follow_from_the_table(run: Run) -> None:
     assert best["error"] == run.trials[run.trials["macs_kept"] <= 0.6]["error"].min()
     assert run.summary["best"] == [best["number"]]
     weights = {path.stem for path in (run.directory / "front").glob("*.safetensors")}
-    assert weights == {f"{number:04d}" for number in {0, *front["number"]}}
+    assert 0 in set(run.trials["number"])
+    assert weights == {f"{number:04d}" for number in front["number"] if number}, "none of the dense reference"
     assert not list(run.directory.glob("trials/*/weights.safetensors"))
 
 
@@ -100,6 +107,9 @@ def test_interrupted_and_continued_equals_uninterrupted(run: Run, tmp_path: Path
     reporter = Silent()
     again = launch(config_of(tmp_path), reporter)
     assert [trial.proposal.number for trial in reporter.trials] == [6, 7]
+    assert reporter.outlook is not None
+    assert (reporter.outlook.recorded, "forecast" in reporter.stages) == (6, False)
+    assert reporter.outlook.seconds == pytest.approx(again.trials["seconds"][:6].median())
     pd.testing.assert_frame_equal(again.trials.drop(columns=TIMES), run.trials.drop(columns=TIMES))
     assert launch(config_of(tmp_path), Silent()).trials.equals(again.trials), "a finished run is left as it is"
 
@@ -224,8 +234,22 @@ def test_a_screened_search_goes_on_as_if_it_had_not_stopped(two: tuple[Run, str]
 
 
 @pytest.fixture(scope="module")
-def folder(run: Run) -> Path:
-    return export(run, target="flops=60%")
+def folder(run: Run, watched: Silent) -> Path:
+    return export(run, target="flops=60%", progress=watched.stage)
+
+
+def test_every_stage_says_that_it_begins_and_that_it_is_done(watched: Silent, folder: Path) -> None:
+    launched = {"loading", "dense model", "calibration", "factors", "forecast"}
+    exported = {
+        "writing the files", "loading the exported files", "testing the reloaded files: dense", "counting MACs and memory",
+        "timing the reloaded models", "short fine-tune of the dense model", "testing the model as built", "testing the model",
+    }  # fmt: skip
+    assert launched | exported <= set(watched.stages)
+    for what, told in watched.stages.items():
+        assert told[0][0] == 0 < told[0][1], what
+        assert told[-1][0] == told[-1][1], what
+    assert watched.said == ["8 trials: 1 dense reference, 3 warm starts, 3 baselines, 1 proposal of the sampler"]
+    assert "1 of 8 is left to search with: --trials 27 leaves 20" in watched.notices[0]
 
 
 def test_export_reloads_as_it_was_measured(run: Run, folder: Path) -> None:

@@ -71,6 +71,14 @@ class Place:
         self.asked.append((proposal.number, step, threading.get_ident()))
         return self.answer(proposal.number)
 
+    @property
+    def session(self) -> Path:
+        """Where the Ray that was started for it keeps its files."""
+        assert isinstance(self.runner, RayRunner | TuneRunner)
+        scratch = self.runner._connection._scratch
+        assert scratch is not None
+        return scratch.path
+
     def folder(self, number: int) -> Path:
         return self.directory / "trials" / f"{number:04d}"
 
@@ -178,6 +186,14 @@ def test_preparing_leaves_what_trials_share(place: Place, evaluator: Evaluator) 
     assert place.runner.workers == (1 if alone(place) else 2)
 
 
+def test_workers_run_at_the_niceness_of_who_started_them(place: Place) -> None:
+    """Ray's own default is 15 more: whatever else runs on the machine would go before."""
+    workers = [psutil.Process(pid) for pid in children()]
+    named = [worker for worker in workers if re.search("ray::(Worker|.*Trainable)", " ".join(worker.cmdline()))]
+    assert bool(named) is not alone(place)
+    assert {worker.nice() for worker in named} <= {os.getpriority(os.PRIO_PROCESS, 0)}
+
+
 def test_a_forecast_is_made_where_trials_run(place: Place, allocations: list[Allocation], expected: list[Score]) -> None:
     forecast = place.runner.forecast(allocations[0])
     assert forecast.parts == 1
@@ -280,12 +296,16 @@ def test_what_concerns_every_trial_is_raised(place: Place, allocations: list[All
         place.run(proposal(60, Allocation({**allocations[0], "blocks.0.mlp.hidden": 3})))
 
 
-def test_closing_leaves_no_process(place: Place) -> None:
+def test_closing_leaves_no_process_and_no_file(place: Place) -> None:
     """The last one of each runner."""
     before = children()
     assert bool(before) is not alone(place)
+    if not alone(place):
+        assert any(place.session.iterdir())
     place.runner.close()
     assert poll(lambda: not children())
+    if not alone(place):
+        assert not place.session.exists()
 
 
 def writer(path: Path) -> int:

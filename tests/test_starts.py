@@ -9,7 +9,8 @@ import pytest
 import ray
 from local_starts import Deaths, Mortal
 
-from search.cluster import connect
+from search import cluster
+from search.cluster import Connection
 from search.machines import MachineConfig
 from search.ray_runner import RayRunner
 from search.runner import Listener
@@ -25,9 +26,9 @@ def _started() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", "127.0.0.1:1")
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
-        connect(MachineConfig(parallel=2))
+        connection = Connection(MachineConfig(parallel=2))
         yield
-        ray.shutdown()
+        connection.close()
 
 
 def prepared(folder: Path, deaths: int, timings: int = 0) -> tuple[Any, Deaths, list[str]]:
@@ -49,6 +50,17 @@ def test_ray_is_that_of_this_search_alone() -> None:
     assert len([node for node in ray.nodes() if node["Alive"]]) == 1
 
 
+def test_its_files_lie_where_paths_of_sockets_are_short_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the 107 characters that Linux has for them: a socket is session_DATE_TIME_PID/sockets/plasma_store there."""
+    (session,) = Path(ray._private.worker._global_node.get_session_dir_path()).parent.glob("session_2*")
+    assert session.parent.name.startswith("vcs-")
+    for temporary in ("/tmp", "/" + 25 * "x", "/" + 26 * "x", "/scratch/of/a/very/long/name/of/a/job"):
+        monkeypatch.setenv("RAY_TMPDIR", temporary)
+        path = cluster._parent() / "vcs-12345678" / "session_2026-11-27_01-55-02_123456_1234567" / "sockets" / "plasma_store"
+        assert len(str(path)) <= 107
+        assert str(path).startswith(temporary if len(temporary) <= 26 else "/tmp/")
+
+
 def test_where_the_first_worker_is_given_up_the_second_goes_on(tmp_path: Path) -> None:
     """And is replaced when it dies while a trial is timed."""
     runner, deaths, notices = prepared(tmp_path, deaths=3, timings=1)
@@ -64,14 +76,17 @@ def test_without_any_worker_the_search_ends(tmp_path: Path) -> None:
     assert Deaths(tmp_path / "starts", 0).starts == 6, "three of each"
 
 
-def test_whatever_ray_raises_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whatever_ray_raises_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def slow(**options: Any) -> None:
         raise Exception("The current node timed out\nduring startup.")
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(ray, "init", slow)
+    monkeypatch.setattr(cluster, "_parent", lambda: tmp_path)
     with pytest.raises(RunError, match=r"^Ray cannot be started: The current node timed out during startup\.$"):
-        connect(MachineConfig(parallel=2))
+        Connection(MachineConfig(parallel=2))
+    assert not list(tmp_path.iterdir()), "nothing is left of what did not start"
     monkeypatch.setattr("search.cluster._check_reachable", lambda address: None)
     with pytest.raises(RunError, match=r"^the cluster at here:1 cannot be reached: The current node timed out during"):
-        connect(MachineConfig(ray_address="here:1"))
+        Connection(MachineConfig(ray_address="here:1"))

@@ -112,7 +112,7 @@ def until_done(monkeypatch: pytest.MonkeyPatch, evaluator: Evaluator, tmp_path: 
     def run(*ends: BaseException | None) -> list[int]:
         fits = Fits(*ends)
         monkeypatch.setattr(train_runner, "_fit", fits)
-        monkeypatch.setattr(train_runner, "connect", lambda machines: plan_workers(machines, {"CPU": 2}))
+        monkeypatch.setattr(train_runner, "Connection", lambda machines: Mock(plan=plan_workers(machines, {"CPU": 2})))
         monkeypatch.setattr(train_runner, "Queue", Mock)
         train_together(job_of(evaluator, tmp_path), evaluator.model.state_dict(), TWO, lambda *_: None)
         assert fits.ends == []

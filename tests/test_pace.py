@@ -1,0 +1,97 @@
+"""What trials are forecast from: those that finished where this launch runs, or one that is timed."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from objectives.score import Score
+from search.config import SearchConfig
+from search.forecast import Outlook
+from search.pace import ENVIRONMENT, Pace, expect
+from search.progress import _forecast
+from search.trial import Proposal, Trial
+from spaces.allocation import Allocation
+
+CONFIG, HERE = SearchConfig.from_flat({"device": "cpu", "parallel": 2}), ["host cpu (x86_64)"]
+SCORE = Score(error=0.25, error_before=0.4, kl=0.1, kl_before=0.2, macs=400, params=120, steps=100, seconds=3.0)
+PROPOSAL = Proposal(number=0, allocation=Allocation({"b.qk": 8}), space="contract", seed=0)
+
+
+def trial(seconds: float, ended: str | None = "2100-01-01T00:00:00+00:00", **changes: Any) -> Trial:
+    return replace(Trial(proposal=PROPOSAL, score=replace(SCORE, seconds=seconds), reason=None, ended=ended), **changes)
+
+
+TRIALS = [trial(3.0), trial(9.0), trial(4.0)]
+
+
+def seconds(run: Path, config: SearchConfig = CONFIG, devices: list[str] = HERE, trials: list[Trial] = TRIALS) -> list[float]:
+    """Of a launch, which writes down what it runs on."""
+    pace = Pace(run, config, devices)
+    found = pace.seconds(trials)
+    pace.write({"devices": devices})
+    return found
+
+
+def test_trials_that_ran_where_this_launch_runs_are_counted(tmp_path: Path) -> None:
+    assert seconds(tmp_path) == [], "nobody knows where they ran"
+    assert seconds(tmp_path) == [3.0, 9.0, 4.0]
+    assert json.loads((tmp_path / ENVIRONMENT).read_text())["devices"] == HERE
+
+
+@pytest.mark.parametrize(
+    ("options", "devices"),
+    [
+        ({}, ["host cuda:0 (NVIDIA H100)"]),
+        ({"parallel": 1}, HERE),
+        ({"threads": 4}, HERE),
+        ({"workers": 1}, HERE),
+    ],
+)
+def test_on_another_device_or_beside_others_they_say_nothing(
+    tmp_path: Path, options: dict[str, Any], devices: list[str]
+) -> None:
+    other = SearchConfig.from_flat({**CONFIG.flat(), **options})
+    seconds(tmp_path)
+    assert seconds(tmp_path, other, devices) == []
+    assert seconds(tmp_path, other, devices) == [3.0, 9.0, 4.0]
+    assert seconds(tmp_path) == [], "and back"
+
+
+def test_those_before_the_move_are_not_of_the_new_place(tmp_path: Path) -> None:
+    for devices in (["elsewhere"], HERE):
+        seconds(tmp_path, devices=devices)
+    assert seconds(tmp_path, trials=[trial(99.0, ended="2001-01-01T00:00:00+00:00"), trial(3.0)]) == [3.0]
+
+
+def test_trials_unlike_others_say_nothing(tmp_path: Path) -> None:
+    seconds(tmp_path)
+    recipe = trial(50.0, proposal=replace(PROPOSAL, recipe="vtp"))
+    stopped = trial(1.0, score=replace(SCORE, error=None), reason="stopped")
+    failed = trial(1.0, score=None, reason="failed")
+    assert seconds(tmp_path, trials=[recipe, stopped, failed, trial(2.0, ended=None), trial(5.0)]) == [5.0]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"since": 1}', "{}"])
+def test_an_old_or_broken_file_says_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / ENVIRONMENT).write_text(text)
+    assert seconds(tmp_path) == []
+
+
+def test_the_median_is_forecast_and_the_slowest_is_the_limit() -> None:
+    told: list[Any] = []
+    runner: Any = SimpleNamespace(forecast=lambda allocation: SimpleNamespace(seconds=2.5, weights=77))
+    found = expect(runner, Allocation({}), 100, [3.0, 9.0, 4.0], lambda *stage: told.append(stage))
+    assert (found.seconds, found.slowest, found.weights, found.recorded, told) == (4.0, 9.0, 400, 3, [])
+    timed = expect(runner, Allocation({}), 100, [], lambda *stage: told.append(stage))
+    assert (timed.seconds, timed.slowest, timed.weights, timed.recorded) == (2.5, 2.5, 77, 0)
+    assert told == [("forecast", 0, 1), ("forecast", 1, 1)]
+
+
+def test_the_launch_says_what_it_is_from() -> None:
+    for recorded, words in ((0, "forecast: 4.0 s"), (1, "forecast from 1 finished trial: "), (12, "from 12 finished trials: ")):
+        outlook = Outlook(trials=20, finished=12, workers=1, seconds=4.0, weights=400, free=10**9, recorded=recorded)
+        assert words in _forecast(outlook)

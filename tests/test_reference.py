@@ -1,0 +1,44 @@
+"""The figure of the dense model after the fine-tune is kept for the images and the training that it is of."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from objectives.evaluator import Evaluator
+from objectives.finetune import FinetuneConfig
+from search.reference import REFERENCE, read_reference, reference_mark, write_reference
+from spaces.errors import RunError
+
+
+def test_it_is_that_of_the_same_mark(tmp_path: Path) -> None:
+    assert read_reference(tmp_path, "one") is None
+    write_reference(tmp_path, "one", 0.75)
+    assert (read_reference(tmp_path, "one"), read_reference(tmp_path, "two")) == (0.75, None)
+    write_reference(tmp_path, "two", 0.5)
+    assert (read_reference(tmp_path, "one"), read_reference(tmp_path, "two")) == (None, 0.5)
+
+
+def test_a_mark_is_of_all_that_changes_the_figure(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = evaluator.objective
+    others = {
+        "seed": reference_mark(evaluator, 1),
+        "again": reference_mark(evaluator, 0),
+    }
+    for name, changed in {
+        "steps": replace(before, finetune=FinetuneConfig(steps=6)),
+        "images": replace(before, data=replace(before.data, data_dir="elsewhere")),
+        "how it runs": replace(before, data=replace(before.data, workers=7, eval_batch_size=3), device="elsewhere"),
+    }.items():
+        monkeypatch.setattr(evaluator, "objective", changed)
+        others[name] = reference_mark(evaluator, 0)
+    assert others["again"] == others["how it runs"]
+    assert len(set(others.values())) == len(others) - 1
+
+
+def test_a_file_that_cannot_be_read_or_written(tmp_path: Path) -> None:
+    (tmp_path / REFERENCE).write_text("{")
+    with pytest.raises(RunError, match=r"reference\.json cannot be read .*: delete it"):
+        read_reference(tmp_path, "one")
+    (tmp_path / "file").touch()
+    write_reference(tmp_path / "file", "one", 0.5)  # a run that nobody may write to is exported all the same
