@@ -73,7 +73,7 @@ class Data:
         lazy = {split: pictures for split, pictures in self._pictures.items() if not is_in_memory(self._bases[split])}
         self.checked = check_pictures(lazy, listed, self.reading, checked, progress)
         self._parts = self.checked.parts
-        self._check_first_image()
+        self._check_padding()
 
     @cached_property
     def found(self) -> Found:
@@ -249,18 +249,14 @@ class Data:
                 raise DataError(f"the {split} split has the label {low if low < 0 else high}: labels must be from 0{allowed}")
             yield images, labels
 
-    def _check_first_image(self) -> None:
-        part = self._parts["train"]
-        if part is None:
+    def _check_padding(self) -> None:
+        part, (_, height, width) = self._parts["train"], self.preprocessing["input_size"]
+        if part is None or not self.config.crop_padding:
             return
-        _, height, width = self.preprocessing["input_size"]
-        if self.config.crop_padding:
-            image, _ = self._pictures["train"].read(int(part[0]), self.reading)
-            if image.size != (width, height):
-                where, found = f"{self.config.dataset or 'images'} in {self.config.data_dir}", "x".join(map(str, image.size))
-                raise DataError(
-                    f"crop_padding is for images of the model's size, {width}x{height}, but the {where} have {found}"
-                )
+        image, _ = self._pictures["train"].read(int(part[0]), self.reading)
+        if image.size != (width, height):
+            where, found = f"{self.config.dataset or 'images'} in {self.config.data_dir}", "x".join(map(str, image.size))
+            raise DataError(f"crop_padding is for images of the model's size, {width}x{height}, but the {where} have {found}")
 
     def _transform(self, training: bool, **variation: Any) -> Callable[[Any], Tensor]:
         """timm's transform; `variation` are further arguments of its, for training images."""

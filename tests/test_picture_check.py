@@ -311,3 +311,22 @@ def test_a_refused_launch_leaves_no_run_behind(folder: Path, tmp_path: Path, fai
         picture(number).save(path)
     assert "target 'flops=1%'" in fails("launch", *model, *images, "--search-size", "20", "--target", "flops=1%")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_a_data_set_opens_itself_is_read_the_same_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torchvision's INaturalist: a loader of its own, and no list of paths."""
+
+    class Listed(Dataset[Any]):
+        def __init__(self) -> None:
+            self.loader: Callable[[str], Image.Image] = lambda path: Image.open(path).convert("RGB")
+
+        def __len__(self) -> int:
+            return 40
+
+        def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+            return self.loader(str(tmp_path / "deep.png")), index % 2
+
+    Image.fromarray(np.full((8, 8), 25_700, dtype=np.uint16)).save(tmp_path / "deep.png")
+    monkeypatch.setattr("objectives.splits.create_dataset", lambda *arguments, **options: Listed())
+    images, _ = next(opened(tmp_path, GREY, dataset="torch/any").evaluation("test"))
+    assert torch.unique(torch.round(images * 255)).tolist() == [100]
