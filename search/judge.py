@@ -80,15 +80,21 @@ def _name(order: str | None) -> str:
 
 
 def _way_out(fit: Fit, data: Data, directory: Path) -> str:
-    order, names = data.found.class_order, data.class_names
-    if fit.order is not None and order is not None:
-        without = " and no --class-map" if order.startswith("class map") else ""
+    """The order that fits, and the option that gives it."""
+    order, names, folders = data.found.class_order, data.class_names, data.found.class_folders
+    if fit.order is not None and folders and set(names or folders["train"].folders) == set(folders["train"].folders):
+        without = " and no --class-map" if order not in _ORDERS else ""
         return f"{fit.order}'s: stop it, and launch with --class-order {fit.order}{without}"
     outputs = [str(label) if names is None else names[label] for label in fit.labels]
     unsure = f" ({some((outputs[each] for each in fit.guessed), 5)}: guessed)" if fit.guessed else ""
-    told = f"this one, which is neither timm's nor torchvision's: {some(outputs, 20)}{unsure}"
-    if order is None or names is None or any(name != name.strip() or "\n" in name for name in names):
+    whose = (
+        "this one, which is neither timm's nor torchvision's" if fit.order is None else f"{fit.order}'s order of their names"
+    )
+    told = f"{whose}: {some(outputs, 20)}{unsure}"
+    if not folders or names is None:
         return told
+    if unfit := [name for name in names if name != name.strip() or "\n" in name]:
+        return f"{told}: a class map cannot name {some(map(repr, unfit))}: rename such folders, and launch again for one"
     path = directory / CLASS_MAP
     write_text(path, "".join(f"{name}\n" for name in outputs))
     return f"{told}: stop it, and launch with --class-map {shown(path)}"

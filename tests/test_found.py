@@ -232,6 +232,27 @@ def test_a_class_map_that_is_not_the_models_is_told(shapes: Path, tmp_path: Path
     assert "--class-order timm and no --class-map" in text
 
 
+def test_a_class_map_of_some_folders_gets_another_one_as_the_way_out(tmp_path: Path) -> None:
+    """--class-order would give labels to all of them."""
+    fill(tmp_path / "set", {name: range(2) for name in SHAPES})
+    names = list(SHAPES[1:])
+    (tmp_path / "wrong.txt").write_text("\n".join(reversed(names)))
+    dense = dense_of([(label, names.index(name), 20) for label, name in enumerate(reversed(names))])
+    (text,) = judge(dense, opened(tmp_path / "set", class_map=str(tmp_path / "wrong.txt")), tmp_path)
+    assert "0.0% in timm's order of their names: shape_2, shape_3" in text
+    assert (tmp_path / CLASS_MAP).read_text().split() == names
+
+
+def test_a_data_set_with_names_of_its_own_has_no_such_option(tmp_path: Path) -> None:
+    data = opened(None, GREY, dataset="digits")
+    data.class_names = ["ten", "nine", "8", "7", "6", "5", "4", "3", "2", "1"]
+    expected = sorted(data.class_names)
+    dense = dense_of([(label, expected.index(name), 20) for label, name in enumerate(data.class_names)])
+    (text,) = judge(dense, data, tmp_path)
+    assert text.endswith("in the data set's, and 0.0% in torchvision's order of their names: 1, 2, 3, 4, 5, 6, 7, 8, nine, ten")
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_order_without_a_name_is_written_as_a_class_map(shapes: Path, tmp_path: Path) -> None:
     """With the map the labels are those that the model was trained with."""
     order = [*reversed(SHAPES[:6]), *SHAPES[6:]]
@@ -239,6 +260,13 @@ def test_an_order_without_a_name_is_written_as_a_class_map(shapes: Path, tmp_pat
     assert "neither timm's nor torchvision's: shape_6, shape_5, shape_4" in text
     assert f"--class-map {tmp_path / CLASS_MAP}" in text
     assert opened(shapes, class_map=str(tmp_path / CLASS_MAP)).class_names == order
+
+
+def test_names_that_a_class_map_cannot_hold_are_told(tmp_path: Path) -> None:
+    fill(tmp_path / "set", {name: range(2) for name in ("a ", "b", "c", "d")})
+    (text,) = judge(dense_of([(label, 3 - label, 20) for label in range(4)]), opened(tmp_path / "set"), tmp_path)
+    assert "d, c, b, a : a class map cannot name 'a ': rename such folders" in text
+    assert not (tmp_path / CLASS_MAP).exists()
 
 
 def test_a_model_near_chance_is_told_what_may_be_why(shapes: Path, tmp_path: Path) -> None:
