@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
 def _launch(arguments: argparse.Namespace, console: Console) -> None:
     given = {**(read_options(Path(arguments.config)) if arguments.config else {}), **given_options(arguments)}
     options = _with_stored(given)
-    is_demo = not any(options.get(name) for name in ("model", "data_dir", "dataset"))
+    is_demo = not any(options.get(name) for name in ("model", "checkpoint", "data_dir", "dataset"))
     if is_demo:
         options = {**demo.OPTIONS, **_with_stored({"output": demo.OPTIONS["output"], **given})}
     config = SearchConfig.from_flat(options)

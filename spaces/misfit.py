@@ -83,14 +83,16 @@ def _sizes(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str
             arguments.append(f"{name}={value}")
     if not found:
         return ""
-    return f"it has {', '.join(found)}, the model {', '.join(own)} (--model-kwargs {' '.join(arguments)})"
+    if any(argument.startswith("embed_dim") for argument in arguments):
+        arguments.append("num_heads=...")  # which the shapes do not tell
+    return f"it has {', '.join(found)}, the model {', '.join(own)} (another --model, or --model-kwargs {' '.join(arguments)})"
 
 
 def _both(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Iterator[tuple[str, int, int, str]]:
     """Argument, its value in the checkpoint, its value in the model, and the text of a value."""
     depths = [len({match[1] for key in keys if (match := _BLOCK.match(key))}) for keys in (tensors, expected)]
     if all(depths):
-        yield "depth", depths[0], depths[1], "{} blocks"
+        yield "depth", depths[0], depths[1], "depth {}"
     for name, (text, key, axis) in _SIZES.items():
         if key in tensors and key in expected and tensors[key].ndim == expected[key].ndim == 4:
             yield name, tensors[key].shape[axis], expected[key].shape[axis], text

@@ -206,11 +206,12 @@ def sized(**sizes: Any) -> State:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (sized(depth=3), "it has 3 blocks, the model 1 blocks (--model-kwargs depth=3)"),
+        (sized(depth=3), "it has depth 3, the model depth 1 (another --model, or --model-kwargs depth=3)"),
         (sized(embed_dim=32, depth=2),
-         "2 blocks, width 32, the model 1 blocks, width 16 (--model-kwargs depth=2 embed_dim=32)"),
-        (sized(in_chans=3), "(--model-kwargs in_chans=3)"),
-        (sized(patch_size=4, img_size=16), "(--model-kwargs patch_size=4)"),
+         "depth 2, width 32, the model depth 1, width 16 "
+         "(another --model, or --model-kwargs depth=2 embed_dim=32 num_heads=...)"),
+        (sized(in_chans=3), "--model-kwargs in_chans=3)"),
+        (sized(patch_size=4, img_size=16), "--model-kwargs patch_size=4)"),
         (sized(img_size=16),
          "pos_embed is [1, 65, 16], not [1, 17, 16]: it was made for images of 16 px: --model-kwargs img_size=16"),
         (sized(num_classes=0), "a classifier is needed"),
