@@ -92,7 +92,10 @@ class Checkpoint:
 
     def _read(self) -> Passed | None:
         note = None if self._path is None else read_note(self._path, self._mark)
-        return None if note is None else _passed(note)
+        try:
+            return None if note is None else _passed(note)
+        except (KeyError, TypeError, ValueError, AttributeError):  # damaged: begun anew, nothing is lost but time
+            return None
 
 
 def _passed(entry: Mapping[str, Any]) -> Passed:

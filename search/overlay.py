@@ -10,6 +10,7 @@ from rich.table import Table
 
 from objectives.finetune import FinetuneConfig
 from search.figure import Row, costs_of
+from search.masking import without_secrets
 from search.progress import front_table
 from search.run import Run
 from search.stored import stored_options
@@ -62,7 +63,7 @@ def _values(options: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[
     """Of every run, those of the options that are not the same in all of them."""
     shared = [name for name in names if all(name in each for each in options)]
     different = [name for name in shared if any(each[name] != options[0][name] for each in options)]
-    return [", ".join(f"{name} {each[name]}" for name in different) for each in options]
+    return [", ".join(f"{name} {without_secrets(str(each[name]))}" for name in different) for each in options]
 
 
 def opened(directories: Sequence[Path]) -> tuple[list[Run], list[tuple[str, str]]]:

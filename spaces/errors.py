@@ -17,7 +17,7 @@ import re
 import reprlib
 import unicodedata
 
-_ELSEWHERE = "choose another place, for a run by --output"
+_ELSEWHERE = "choose another place (--output)"
 _REMEDIES = {
     errno.ENOSPC: "make room there, or " + _ELSEWHERE,
     errno.EDQUOT: "your share of that disk is used up: make room, or " + _ELSEWHERE,
@@ -27,7 +27,7 @@ _REMEDIES = {
     errno.EROFS: "that disk can only be read: " + _ELSEWHERE,
     errno.EMFILE: "raise the limit of open files (ulimit -n), or use fewer --workers",
     errno.ENFILE: "this machine has too many open files: end other programs",
-    errno.ENAMETOOLONG: "choose a shorter name, for a run by --output",
+    errno.ENAMETOOLONG: "choose a shorter name (--output)",
     errno.ENOENT: "correct the path, or " + _ELSEWHERE,
     errno.ENOTDIR: "a part of the path is a file, not a folder: " + _ELSEWHERE,
     errno.EISDIR: "this is a folder where a file belongs: move it away, or " + _ELSEWHERE,

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from local_damage import damaged_json
 from local_latency import FakeTimer, cut, seconds_of
 from torch import nn
 
@@ -173,6 +174,27 @@ def test_a_table_is_read_as_it_was_written(make_vit: Make, monkeypatch: pytest.M
     path.write_text(json.dumps(content))
     with pytest.raises(RunError, match=r"latency\.json cannot be read"):
         LatencyTable.load(path)
+
+
+def test_a_damaged_table_is_refused_in_one_line_or_read(
+    make_vit: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    FakeTimer(monkeypatch)
+    model = make_vit()
+    space, path = describe(model, "full"), tmp_path / "latency.json"
+    measured(model, space).save(path)
+    before, refused = path.read_bytes(), list[str]()
+    for seed in range(300):
+        path.write_bytes(damaged_json(before, seed))
+        try:
+            table = LatencyTable.load(path, "mark", space)
+        except RunError as error:
+            refused.append(str(error))
+            continue
+        if table.fingerprint == "mark":
+            assert np.isfinite([table.latency(space, drawn(space, choice)) for choice in range(3)]).all()
+    assert len(refused) > 100
+    assert all("latency.json cannot be read" in line and "\n" not in line for line in refused)
 
 
 def test_the_real_timer_measures_models_that_run(make_vit: Make, monkeypatch: pytest.MonkeyPatch) -> None:
