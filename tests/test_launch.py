@@ -248,7 +248,14 @@ def test_every_stage_says_that_it_begins_and_that_it_is_done(watched: Silent, fo
     for what, told in watched.stages.items():
         assert told[0][0] == 0 < told[0][1], what
         assert told[-1][0] == told[-1][1], what
-    assert watched.said == ["8 trials: 1 dense reference, 3 warm starts, 3 baselines, 1 proposal of the sampler"]
+    assert watched.said == [
+        "train: 1,140 images in digits",
+        "search: 297 images in digits",
+        "test: 360 images in digits",
+        watched.said[3],
+        "8 trials: 1 dense reference, 3 warm starts, 3 baselines, 1 proposal of the sampler",
+    ]
+    assert watched.said[3].startswith("weights: ")
     assert "1 of 8 is left to search with: --trials 27 leaves 20" in watched.notices[0]
 
 
