@@ -27,6 +27,7 @@ from search.card import read_summary  # noqa: E402
 from search.cli import build_parser, given_options, training_options  # noqa: E402
 from search.config import read_options  # noqa: E402
 from search.dashboard import check_installed, serve_dashboard, snapshot  # noqa: E402
+from search.environment import command_line  # noqa: E402
 from search.export import ExportOptions  # noqa: E402
 from search.exports import check_all, export_points, export_table  # noqa: E402
 from search.inspect import describe_model, inspect_profile  # noqa: E402
@@ -48,7 +49,7 @@ _WIDTH = 130  # of output that goes to a file
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 on success, 2 for what the user can put right, 130 after Ctrl-C."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    console, problems = Console(width=None if sys.stdout.isatty() else _WIDTH), Console(stderr=True)
+    console, problems = _console(), _console(stderr=True)
     arguments = argparse.Namespace()
     try:
         arguments = build_parser().parse_args(argv)
@@ -56,13 +57,19 @@ def main(argv: list[str] | None = None) -> int:
     except (CompressionError, OSError) as error:  # OSError: a full disk, no permission
         text = " ".join((explained(error) if isinstance(error, OSError) else str(error)).splitlines())
         text = printable(without_secrets(text, getattr(arguments, "storage", None)))
-        problems.print(f"error: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
+        problems.print(f"error: {text}", style="red", highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
         text = "interrupted; finished trials are kept: the same command continues the run"
-        problems.print(text, markup=False, soft_wrap=True)
+        problems.print(text, soft_wrap=True)
         return _INTERRUPTED
     return status or 0
+
+
+def _console(stderr: bool = False) -> Console:
+    """Prints names as they are: brackets in them are no markup, and colons no emoji."""
+    width = None if stderr or sys.stdout.isatty() else _WIDTH
+    return Console(stderr=stderr, width=width, markup=False, emoji=False)
 
 
 def _launch(arguments: argparse.Namespace, console: Console) -> None:
@@ -79,12 +86,12 @@ def _launch(arguments: argparse.Namespace, console: Console) -> None:
     console.print(front_table(run.summary))
     for table in audit_view(run.audit) if config.study.audit and run.audit else ():
         console.print(table)
-    console.print(f"report: {run.directory / 'report.html'}")
+    console.print(f"report: {run.directory / 'report.html'}", highlight=False, soft_wrap=True)
     if is_demo:
         _export(build_parser().parse_args(["export", str(run.directory)]), console)
     else:
         target = next(iter(config.study.target), "flops=50%")
-        console.print(f"next: python run_search.py export {run.directory} --target {target}")
+        console.print(f"next: {command_line('export', run.directory, target=target)}", highlight=False, soft_wrap=True)
 
 
 def _with_stored(given: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +131,7 @@ def _browse(arguments: argparse.Namespace, console: Console) -> None:
     name = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
     url = f"http://{name}:{listener.getsockname()[1]}/"
     what = f"{'a snapshot of ' if studies else ''}{', '.join(arguments.runs)}"
-    console.print(f"{what} at {url} (Ctrl-C ends it)", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{what} at {url} (Ctrl-C ends it)", highlight=False, soft_wrap=True)
     if not arguments.no_open:
         webbrowser.open(url)
     if studies is None:
@@ -139,7 +146,7 @@ def _audit(arguments: argparse.Namespace, console: Console) -> None:
         found = audit(run, arguments.points, arguments.factor, arguments.seeds, display.stage, display.notice)
     for table in audit_view(found):
         console.print(table)
-    console.print(f"report: {run.directory / 'report.html'}")
+    console.print(f"report: {run.directory / 'report.html'}", highlight=False, soft_wrap=True)
 
 
 def _export(arguments: argparse.Namespace, console: Console) -> None:
@@ -164,8 +171,8 @@ def _export(arguments: argparse.Namespace, console: Console) -> None:
         return
     folder = exported[0].folder
     assert folder is not None
-    console.print(str(folder), style="bold", markup=False, highlight=False, soft_wrap=True)
-    console.print(read_summary(folder), markup=False)
+    console.print(str(folder), style="bold", highlight=False, soft_wrap=True)
+    console.print(read_summary(folder))
 
 
 def _measure(arguments: argparse.Namespace, console: Console) -> None:
@@ -188,16 +195,16 @@ def _measure(arguments: argparse.Namespace, console: Console) -> None:
 
 def _predict(arguments: argparse.Namespace, console: Console) -> int:
     def tell(text: str) -> None:
-        problems.print(text, markup=False, highlight=False, soft_wrap=True)
+        problems.print(text, highlight=False, soft_wrap=True)
 
     check_exported(Path(arguments.folder), "predict")
-    problems, unread = Console(stderr=True), 0
+    problems, unread = _console(stderr=True), 0
     for answer in classify(Path(arguments.folder), arguments.images, arguments.format, arguments.top, tell):
         if isinstance(answer, Unread):
             unread += 1
             tell(f"error: {answer.problem}")
         else:
-            console.print(f"{printable(str(answer.image))}: {answer.text}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"{printable(str(answer.image))}: {answer.text}", highlight=False, soft_wrap=True)
     return 2 if unread else 0
 
 

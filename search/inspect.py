@@ -49,7 +49,7 @@ def describe_model(config: SearchConfig, watcher: Watcher) -> Iterator[Table | s
     preprocessing(model, config.model)
     costs = cost_model(model, space)
     check_count(model, costs)
-    yield f"[bold]{config.model.model}[/bold], space {space.name}: {len(space.sites)} sites in {len(space.branches)} branches"
+    yield f"{config.model.model}, space {space.name}: {len(space.sites)} sites in {len(space.branches)} branches"
     yield _reach(space, costs)
     yield _sites(space, costs)
     if space.skipped:

@@ -238,7 +238,8 @@ class _Search:
         """Tell what is odd about the dense model's figures, before factors are computed; once, whichever worker has them."""
         if not self._judged:
             self._judged = True
-            for text in judge(self.evaluator.dense, self.evaluator.data, self.directory):
+            trained = (getattr(self.evaluator.model, "pretrained_cfg", None) or {}).get("label_names") or ()
+            for text in judge(self.evaluator.dense, self.evaluator.data, self.directory, trained):
                 self.reporter.notice(text)
 
     def _settle_latency(self) -> None:

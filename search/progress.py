@@ -44,7 +44,7 @@ class Display:
     def __init__(self, console: Console) -> None:
         self.console = console
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -97,7 +97,7 @@ class Display:
         dense = summary["dense"]
         least, most = summary["reach"]["macs"]
         self.console.print(
-            f"[bold]{summary['model']}[/bold], space {summary['space']}: {format_count(dense['macs'])} MACs, "
+            f"{summary['model']}, space {summary['space']}: {format_count(dense['macs'])} MACs, "
             f"{format_count(dense['params'])} parameters, error {dense['error']:.2%}; "
             f"can keep {least / most:.1%} to 100% of MACs"
         )

@@ -223,6 +223,19 @@ def test_a_model_of_timms_order_is_told_where_torchvisions_was_asked_for(shapes:
     assert "in torchvision's order of class folders, and 0.0% in timm's: stop it, and launch with --class-order timm" in text
 
 
+def test_the_names_in_the_models_folder_tell_its_order_with_no_answer(shapes: Path, tmp_path: Path) -> None:
+    nothing = Evaluation(error=0.5, kl=0.0, count=100)
+    (text,) = judge(nothing, opened(shapes), tmp_path, sorted(SHAPES))
+    assert "output 1 is shape_10 there, label 1 is shape_2 here" in text
+    assert text.endswith("its order is torchvision's: stop it, and launch with --class-order torchvision")
+    mixed = [*reversed(SHAPES[:6]), *SHAPES[6:]]
+    (text,) = judge(nothing, opened(shapes), tmp_path, mixed)
+    assert text.endswith(f"launch with --class-map {tmp_path / CLASS_MAP}")
+    assert (tmp_path / CLASS_MAP).read_text().split() == mixed
+    for same in (SHAPES, (), [f"other {name}" for name in SHAPES]):
+        assert not list(judge(nothing, opened(shapes), tmp_path, same))
+
+
 def test_a_class_map_that_is_not_the_models_is_told(shapes: Path, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.txt"
     wrong.write_text("\n".join(reversed(SHAPES)))
