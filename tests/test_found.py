@@ -323,9 +323,9 @@ def test_an_export_says_which_order_its_names_are_in(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_inspect_tells_what_it_read(tmp_path: Path) -> None:
-    said: list[str] = []
-    list(inspect_profile(config_of(tmp_path, profile_images=32, calibration_size=32), lambda *stage: None, said.append))
-    assert said[0] == "train: 1,140 images in digits"
+    watcher = Silent()
+    list(inspect_profile(config_of(tmp_path, profile_images=32, calibration_size=32), watcher))
+    assert watcher.said[0] == "train: 1,140 images in digits"
 
 
 def test_lines_and_warnings_go_to_the_terminal_as_they_are() -> None:
