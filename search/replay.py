@@ -9,6 +9,8 @@ from typing import Any
 from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
 
+from objectives.recipes import recipe_of
+from search.trial import Proposal
 from spaces.errors import RunError
 from spaces.schema import (
     NUMBER,
@@ -25,7 +27,9 @@ from spaces.schema import (
     check,
     choice,
     parse_json,
+    read_json,
 )
+from spaces.sites import Space
 
 STUDY = "search"  # its name in a journal file
 SCREENED = "additive:screened"  # attribute of a trial: parameters and divergence of the candidates that it was chosen from
@@ -46,7 +50,7 @@ _PROPOSAL = {
     "number": _NUMBER, "allocation": Maybe(Each(SIZE)), "space": TEXT, "seed": _SEED, "label": Maybe(TEXT),
     "recipe": Maybe(TEXT), "limits": Each(POSITIVE),
 }  # fmt: skip
-PROPOSAL = {**_PROPOSAL, "parameters": Each(NUMBER), "attributes": {f"{SCREENED}?": [(Each(NUMBER), NUMBER)]}}
+_BEGUN = {**_PROPOSAL, "parameters": Each(NUMBER), "attributes": {f"{SCREENED}?": [(Each(NUMBER), NUMBER)]}}
 _SCORE = {
     "error": Maybe(NUMBER), "error_before": REAL, "kl": Maybe(REAL), "kl_before": REAL, "macs": SIZE, "params": SIZE,
     "steps": WHOLE, "seconds": NUMBER, "parts": SIZE, "latency": Maybe(NUMBER), "rungs": Each(REAL),
@@ -140,6 +144,38 @@ def check_parameters(
             raise SchemaError(f"the parameter {name} is {value!r}, which this search does not propose")
     if any(each.keys() != distributions.keys() for each in screened):
         raise SchemaError("candidates that were screened for it lack parameters")
+
+
+def check_allocation(proposal: Proposal, space: Space) -> None:
+    """Raise unless a proposal has a recipe, or an allocation of the searched space.
+
+    Raises:
+        ValueError: it has neither.
+    """
+    if proposal.recipe is not None:
+        if recipe_of(proposal.recipe).space != proposal.space:
+            raise ValueError(f"the recipe {proposal.recipe} makes no model of space {proposal.space}")
+    elif proposal.allocation is None or proposal.space != space.name:
+        raise ValueError(f"it has no allocation of space {space.name}")
+    if proposal.allocation is not None and proposal.space == space.name:
+        space.validate(proposal.allocation)
+
+
+def read_begun(path: Path, distributions: Mapping[str, BaseDistribution], space: Space) -> Proposal | None:
+    """The trial that a file says was started; None where the file is damaged: its number is then proposed again.
+
+    Args:
+        path: allocation.json in the folder of the trial.
+        distributions: of this search.
+        space: that is searched.
+    """
+    try:
+        proposal = Proposal.from_dict(read_json(path, _BEGUN))
+        check_parameters(proposal.parameters, proposal.attributes, distributions)
+        check_allocation(proposal, space)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return proposal if path.parent.name == f"{proposal.number:04d}" else None
 
 
 def _is_same(stored: float, expected: Any) -> bool:

@@ -25,12 +25,11 @@ from search.journal import Journal, thaw
 from search.losses import check_nothing_lost
 from search.memory import OrderedStorage
 from search.parametrisation import Parametrisation
-from search.replay import PROPOSAL, SCREENED, check_parameters, check_result
+from search.replay import SCREENED, check_allocation, check_parameters, check_result, read_begun
 from search.samplers import create_sampler
 from search.trial import Proposal, Screening, Trial
 from spaces.allocation import Allocation
 from spaces.files import write_json
-from spaces.schema import read_json
 
 _ATTEMPTS = 50
 _INSISTED = 5  # after so many repetitions in a row a sampler has nothing new to say, but the space may have
@@ -105,18 +104,7 @@ class Study:
         check_parameters(frozen.params, frozen.system_attrs, self.parametrisation.distributions)
         if any(other.proposal.number == trial.proposal.number for other in self.trials):
             raise ValueError("it is there twice")
-        self._check_allocation(trial.proposal)
-
-    def _check_allocation(self, proposal: Proposal) -> None:
-        """Raise where a proposal has neither a recipe nor an allocation of the searched space."""
-        space = self.parametrisation.budgets.space
-        if proposal.recipe is not None:
-            if recipe_of(proposal.recipe).space != proposal.space:
-                raise ValueError(f"the recipe {proposal.recipe} makes no model of space {proposal.space}")
-        elif proposal.allocation is None or proposal.space != space.name:
-            raise ValueError(f"it has no allocation of space {space.name}")
-        if proposal.allocation is not None and proposal.space == space.name:
-            space.validate(proposal.allocation)
+        check_allocation(trial.proposal, self.parametrisation.budgets.space)
 
     def check_nothing_lost(self) -> None:
         """Raise where the tables in the run directory have trials that this study lacks.
@@ -302,19 +290,10 @@ class Study:
     def _interrupted(self) -> list[Proposal]:
         """Trials that were started and never told, in the order of their numbers."""
         told = {trial.proposal.number for trial in self.trials}
-        found = [self._begun(path) for path in (self.directory / "trials").glob("*/allocation.json")]
+        distributions, space = self.parametrisation.distributions, self.parametrisation.budgets.space
+        found = [read_begun(path, distributions, space) for path in (self.directory / "trials").glob("*/allocation.json")]
         waiting = [proposal for proposal in found if proposal is not None and proposal.number not in told]
         return sorted(waiting, key=lambda proposal: proposal.number)
-
-    def _begun(self, path: Path) -> Proposal | None:
-        """The trial that a file says was started; None where the file is damaged: its number is then proposed again."""
-        try:
-            proposal = Proposal.from_dict(read_json(path, PROPOSAL))
-            check_parameters(proposal.parameters, proposal.attributes, self.parametrisation.distributions)
-            self._check_allocation(proposal)
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
-        return proposal if self.folder(proposal.number) == path.parent else None
 
     def _values(self, score: Score) -> list[float]:
         return [float(getattr(score, name)) for name in self.objectives]
