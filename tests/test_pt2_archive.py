@@ -259,6 +259,23 @@ def test_a_program_that_computes_more_than_the_model_is_refused(
         open_format(folder, "pt2")
 
 
+def test_a_program_that_does_not_run_is_one_line(
+    members: Mapping[str, bytes], original: Folder, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """torch logs a traceback of it, to a handler that was made before pytest's."""
+    evil = dict(members)
+
+    def split_elsewhere(graph: Any) -> None:
+        node = next(entry for entry in graph["nodes"] if entry["target"] == "torch.ops.aten.split_with_sizes.default")
+        next(entry for entry in node["inputs"] if entry["name"] == "split_sizes")["arg"]["as_ints"][0] += 1
+
+    in_graph(evil, split_elsewhere)
+    model = load_archive(written(tmp_path / "model.pt2", evil)).module()
+    with pytest.raises(RuntimeError, match="split_with_sizes expects"):
+        activations(model, (1, 3, 16, 16))
+    assert capfd.readouterr().err == ""
+
+
 def test_numbers_that_operators_give_are_counted_by_hand() -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 2, stride=2, bias=False), torch.nn.ReLU(), torch.nn.AvgPool2d(2))
     assert activations(model, (1, 3, 8, 8)) == 3 * 8 * 8 + 4 * 4 * 4 + 4 * 4 * 4 + 4 * 2 * 2
