@@ -10,11 +10,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from objectives.quiet import quiet
 from spaces.compressed import dense_shapes
 from spaces.description import read_description
 from spaces.errors import CheckpointError
 from spaces.models import input_size
 
+_LOG = "torch._subclasses.fake_tensor"
 _MORE = 4  # times those of the dense model: formats copy what PyTorch views, and factors are operators of their own
 _ALWAYS = 1_000_000  # for models of a few thousand numbers
 
@@ -34,7 +36,13 @@ class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def activations(model: nn.Module, shape: Sequence[int]) -> int:
     """Numbers that the operators of `model` give, in all, for images of this shape [B, C, H, W]; nothing is computed."""
-    with torch.inference_mode(False), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), _Count() as count:
+    with (
+        quiet(_LOG),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        FakeTensorMode(allow_non_fake_inputs=True),
+        _Count() as count,
+    ):
         model(torch.empty(*shape))
     return int(count.numbers)
 

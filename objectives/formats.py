@@ -229,7 +229,8 @@ def _open_onnx(path: Path, device: torch.device) -> Forward:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()  # as the formats that it is compared with
     options.log_severity_level = _FATAL  # what it raises is told once
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    quiet = {"enable_fallback": 0}  # to the providers that failed, which it prints
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], **quiet)
 
     def forward(images: Tensor) -> Tensor:
         check(len(images))

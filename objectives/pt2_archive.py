@@ -5,13 +5,11 @@ torch.export.load unpickles weights, constants and sample inputs, and opens comp
 
 import io
 import json
-import logging
 import math
 import re
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import torch
 from torch.export import ExportedProgram
 
 from objectives.pt2_graph import RefusedError, harmless, path, tensor, whole
+from objectives.quiet import quiet
 from spaces.errors import CheckpointError, first_line
 
 _PROGRAM, _SAMPLES = "models/model.json", "data/sample_inputs/model.pt"
@@ -42,7 +41,7 @@ def load_archive(file: Path) -> ExportedProgram:
     """
     try:
         content = _rewritten(file)
-        with _silent():
+        with quiet("torch.export"):
             return torch.export.load(content)
     except (OSError, MemoryError):
         raise
@@ -129,15 +128,3 @@ def _entry(entry: Any, kind: str, members: Mapping[str, zipfile.ZipInfo]) -> dic
     if meta["dtype"] not in _BYTES or numbers * _BYTES[meta["dtype"]] > members[prefix + name].file_size:
         raise RefusedError(f"a weight of {numbers:,} numbers is not what its member {name!r} has")
     return {"path_name": name, "is_param": entry.get("is_param") is True, "use_pickle": False, "tensor_meta": meta}
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Torch logs with a traceback what it then raises in other words."""
-    logger = logging.getLogger("torch.export")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

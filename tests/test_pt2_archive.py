@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import pickle
 import sys
@@ -257,6 +258,23 @@ def test_a_program_that_computes_more_than_the_model_is_refused(
     changed(folder, lambda config: config["files"].update({"model.pt2": fingerprint_of(folder / "model.pt2")}))
     with pytest.raises(CheckpointError, match=r"computes 10,000,\d+,\d+ numbers for 1 image"):
         open_format(folder, "pt2")
+
+
+def test_of_a_program_that_does_not_run_torch_logs_no_traceback(
+    members: Mapping[str, bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("torch._subclasses.fake_tensor"), "handlers", [caplog.handler])
+    evil = dict(members)
+
+    def split_elsewhere(graph: Any) -> None:
+        node = next(entry for entry in graph["nodes"] if entry["target"] == "torch.ops.aten.split_with_sizes.default")
+        next(entry for entry in node["inputs"] if entry["name"] == "split_sizes")["arg"]["as_ints"][0] += 1
+
+    in_graph(evil, split_elsewhere)
+    model = load_archive(written(tmp_path / "model.pt2", evil)).module()
+    with pytest.raises(RuntimeError, match="split_with_sizes expects"):
+        activations(model, (1, 3, 16, 16))
+    assert not [entry for entry in caplog.records if entry.levelno >= logging.ERROR]
 
 
 def test_numbers_that_operators_give_are_counted_by_hand() -> None:
