@@ -5,14 +5,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from objectives.finetune import FinetuneConfig
 from search.figure import Row, costs_of
 from search.masking import without_secrets
 from search.progress import front_table
-from search.run import Run
+from search.run import Run, open_run
 from search.stored import stored_options
 from search.targets import WORDS, format_cost
 from spaces.errors import CompressionError, RunError, explained
@@ -71,7 +70,7 @@ def opened(directories: Sequence[Path]) -> tuple[list[Run], list[tuple[str, str]
     runs, broken = list[Run](), list[tuple[str, str]]()
     for directory in directories:
         try:
-            runs.append(Run(directory))
+            runs.append(open_run(directory))
         except (CompressionError, OSError) as error:
             broken.append((str(directory), explained(error) if isinstance(error, OSError) else str(error)))
     return runs, broken
@@ -90,12 +89,12 @@ def fronts(directories: Sequence[Path]) -> Iterator[Table | str]:
     for name, run in zip(names_of([str(run.directory) for run in runs]), runs, strict=True):
         table = front_table(run.summary)
         if len(directories) > 1:
-            table.title = escape(f"{name}: {table.title}")
+            table.title = f"{name}: {table.title}"
         yield table
         try:
             options.append(stored_options(run.directory))
         except RunError as error:
             broken.append((str(run.directory), str(error)))
             options.append({})
-    yield from map(escape, differences([run.summary for run in runs], options))
-    yield from (escape(f"{directory} cannot be shown: {reason}") for directory, reason in broken)
+    yield from differences([run.summary for run in runs], options)
+    yield from (f"{directory} cannot be shown: {reason}" for directory, reason in broken)

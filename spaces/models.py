@@ -63,9 +63,9 @@ def instantiate(name: str, arguments: dict[str, Any], pretrained: bool = False) 
         if "/" in name or Path(name).is_dir():
             hint = f"local-dir:{name} is what save_for_hf wrote in a folder, hf-hub:{name} what is on the hub"
         raise ModelError(f"timm has no model {name!r}: {hint}")
-    arguments = tupled(arguments)
     with quick_hub() if pretrained else nullcontext():
         try:
+            arguments = tupled(arguments)
             model = timm.create_model(name, pretrained=pretrained, **arguments)
         except Exception as error:  # timm, the hub and torch raise what they like here; all of it means the same to the user
             what = "with its pretrained weights " if pretrained else ""

@@ -299,8 +299,8 @@ def _front_faults(run: Path, done: pd.DataFrame) -> Iterator[str]:
         yield f"the front is {sorted(front)}, pareto.json has {sorted(shown)}"
     dense = set(done[done["label"] == "dense"]["number"])
     kept = {int(path.stem) for path in (run / "front").glob("*.safetensors")}
-    if kept != front | dense:
-        yield f"weights of {sorted(kept)}, the front and the dense reference are {sorted(front | dense)}"
+    if kept != front - dense:
+        yield f"weights of {sorted(kept)}, the front without the dense reference is {sorted(front - dense)}"
     yield from (f"{path} is empty" for path in (run / "front").iterdir() if not load_file(path))
 
 

@@ -225,7 +225,7 @@ def sized(**sizes: Any) -> State:
         ({**STATE, "blocks.1.norm1.weight": torch.zeros(16)}, "blocks.1.norm1.weight is not in the model"),
         ({**STATE, "norm.weight": torch.zeros(0)}, "norm.weight is [0], not [16]"),
         ({**STATE, "head.weight": torch.tensor(1.0)}, "head.weight is [], not [1000, 16]"),
-        ({**STATE, "x\x1b[31m\ny": torch.zeros(1)}, "x\\x1b[31m y is not in the model"),
+        ({**STATE, "x\x1b[31m\ny": torch.zeros(1)}, "x\\x1b[31m\\ny is not in the model"),
         ({**STATE, "norm.weight": torch.ones(16, dtype=torch.int64)}, "holds norm.weight in torch.int64, where the model"),
         ({**STATE, "norm.weight": torch.ones(16) > 0}, "holds norm.weight in torch.bool"),
         ({**STATE, "norm.weight": torch.ones(16) * 1j}, "holds norm.weight in torch.complex64"),

@@ -30,10 +30,11 @@ from search.running import RUNNING, running_of
 from search.serve import Shown
 from search.stored import stored_config
 from search.study import Study
-from search.weights import read_weights
+from search.weights import read_weights, weights_of
 from spaces.errors import CheckpointError, CompressionError, RunError
 from spaces.factors import Factors
 from spaces.models import create_model
+from spaces.vit import describe, resize
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 MUTATIONS = 300
@@ -204,7 +205,11 @@ def test_what_is_computed_once_is_refused_or_read(whole: Path, tmp_path: Path, p
 
 
 def test_damaged_weights_are_made_again(whole: Path, tmp_path: Path) -> None:
-    model, before = create_model(Run(whole).config.model), (whole / "front" / "0000.safetensors").read_bytes()
+    run, model = Run(whole), create_model(Run(whole).config.model)
+    number = next(row["number"] for row in run.summary["front"] if row["label"] != "dense")
+    allocation = run.allocation(run.trial(number))
+    resize(model, describe(model, run.config.study.space, run.config.study.multiple), allocation)
+    before = weights_of(whole, number).read_bytes()
     path = tmp_path / "weights.safetensors"
     path.write_bytes(before)
     assert read_weights(path, model) is not None

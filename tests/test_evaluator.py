@@ -73,18 +73,21 @@ def test_screening_leaves_the_trial_as_it_is(evaluator: Evaluator) -> None:
 
 
 def test_preparing_says_how_far_it_is(evaluator: Evaluator, tmp_path: Path) -> None:
-    """256 calibration images in batches of 64, 6 sites, 297 search images in batches of 256. Nothing before its first use."""
+    """256 calibration images in batches of 64, 6 sites, 297 search images in batches of 256.
+
+    Nothing but loading before its first use.
+    """
     seen: dict[str, list[tuple[int, int]]] = {}
     objective = replace(evaluator.objective, factors=tmp_path / "run" / "factors")
     prepared = Evaluator(objective, lambda what, done, total: seen.setdefault(what, []).append((done, total)))
-    assert not seen
+    assert list(seen) == ["loading"]
     assert prepared.profile is prepared.profile
     assert prepared.dense is prepared.dense
-    assert list(seen) == ["calibration", "factors", "profile", "dense model"]
-    assert seen["calibration"] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert list(seen) == ["loading", "calibration", "factors", "profile", "dense model"]
+    assert seen["calibration"] == [(done, 4) for done in range(5)]
     assert seen["factors"] == [(done, 6) for done in range(7)]
     assert seen["profile"][-1] == (len(seen["profile"]), len(seen["profile"]))
-    assert seen["dense model"] == [(1, 2), (2, 2)]
+    assert seen["dense model"] == [(0, 2), (1, 2), (2, 2)]
 
 
 def test_factors_are_reused(evaluator: Evaluator, tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def searched(output: Path, trials: int, **options: Any) -> tuple[int, list[str]]
     rest = {key: value for key, value in OPTIONS.items() if key not in own}
     reporter = Silent()
     run = launch(SearchConfig.from_flat({**rest, **options, "steps": 1, "trials": trials, "output": str(output)}), reporter)
-    return len(run.trials), reporter.said
+    return len(run.trials), [text for text in reporter.said if text.startswith("weights: ")]
 
 
 def test_a_run_of_a_folder_goes_on_with_other_wrappers(digits: Path, tmp_path: Path) -> None:
