@@ -86,7 +86,7 @@ def test_preparing_says_how_far_it_is(evaluator: Evaluator, tmp_path: Path) -> N
     assert list(seen) == ["loading", "calibration", "factors", "profile", "dense model"]
     assert seen["calibration"] == [(done, 4) for done in range(5)]
     assert seen["factors"] == [(done, 6) for done in range(7)]
-    assert seen["profile"][-1] == (len(seen["profile"]), len(seen["profile"]))
+    assert seen["profile"] == [(done, len(seen["profile"]) - 1) for done in range(len(seen["profile"]))]
     assert seen["dense model"] == [(0, 2), (1, 2), (2, 2)]
 
 
