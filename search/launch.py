@@ -278,8 +278,9 @@ class _Search:
         self.views.write()
         pace.write(environment(self.runner.devices))
         self.reporter.began(self.directory, self.views.summary, outlook, self.config.finetune.steps)
-        opening = opening_of(self.study.proposals, wanted, len(self.limits), self.config.study.recipe is not None)
-        opening.tell(self.reporter.say, self.reporter.notice)
+        if outlook.left:
+            opening = opening_of(self.study.proposals, wanted, len(self.limits), self.config.study.recipe is not None)
+            opening.tell(self.reporter.say, self.reporter.notice)
         with Interrupts(self._interrupted) as interrupts:
 
             def stopping() -> bool:

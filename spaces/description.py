@@ -41,7 +41,9 @@ def read_description(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
         description = _json(path)
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or first_line(error)}") from error
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
     missing = [key for key in _TYPES if not isinstance(description, dict) or key not in description]
     if missing:
