@@ -8,7 +8,6 @@ import difflib
 import itertools
 import math
 import re
-import reprlib
 import types
 from collections.abc import Mapping
 from contextlib import suppress
@@ -30,7 +29,7 @@ from search.masking import masked
 from search.parametrisation import Name
 from search.paths import absolute
 from search.samplers import ADDITIVE, SAMPLERS
-from spaces.errors import ConfigError, explained
+from spaces.errors import ConfigError, explained, shown
 from spaces.files import write_text
 from spaces.models import ModelConfig
 from spaces.vit import SpaceName
@@ -252,7 +251,7 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
         return _coerce(name, value, next(argument for argument in arguments if argument is not type(None)))
     if origin is Literal:
         if value not in arguments:
-            raise ConfigError(f"{name} must be one of {', '.join(map(str, arguments))}, got {_shown(value)}")
+            raise ConfigError(f"{name} must be one of {', '.join(map(str, arguments))}, got {shown(value)}")
         return value
     if origin is tuple:
         if Ellipsis in arguments and value in ("none", ["none"], ("none",)):
@@ -261,9 +260,9 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
         if Ellipsis in arguments and get_origin(arguments[0]) is Literal and isinstance(values, list | tuple):
             values = [part.strip() for entry in values for part in str(entry).split(",") if part.strip()]  # error,latency
         if not isinstance(values, list | tuple):
-            raise ConfigError(f"{name} must be a list, got {_shown(value)}")
+            raise ConfigError(f"{name} must be a list, got {shown(value)}")
         if Ellipsis not in arguments and len(values) != len(arguments):
-            raise ConfigError(f"{name} must have {len(arguments)} values, got {_shown(value)}")
+            raise ConfigError(f"{name} must have {len(arguments)} values, got {shown(value)}")
         return tuple(_coerce(name, entry, arguments[0]) for entry in values)
     if origin is dict and isinstance(value, Mapping):
         return mended(dict(value))
@@ -276,17 +275,9 @@ def _scalar(name: str, value: Any, kind: type) -> Any:
             value = float(value)  # YAML reads 1e-3 as text
     if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool) and not _is_beyond(value):
         return value
-    raise ConfigError(f"{name} must be of type {kind.__name__}, got {_shown(value)}")
+    raise ConfigError(f"{name} must be of type {kind.__name__}, got {shown(value)}")
 
 
 def _is_beyond(value: Any) -> bool:
     """Whether it is a number that nothing can be done with."""
     return abs(value) >= 2**63 if isinstance(value, int) else isinstance(value, float) and not math.isfinite(value)
-
-
-def _shown(value: Any) -> str:
-    """A value in a message: a damaged file may hold one that is endless."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = short.maxlong = 200
-    short.maxlist = short.maxtuple = short.maxdict = 20
-    return short.repr(value)
