@@ -173,7 +173,7 @@ def _folder_splits(config: DataConfig) -> dict[SplitName, Dataset[Any]]:
     roots: dict[SplitName, Path | None] = {"train": folders.train, "search": folders.search, "test": folders.test}
     _check_apart({name: None if root is None else root.resolve() for name, root in roots.items()})
     found = {name: read_class_folders(root) for name, root in roots.items() if root is not None}
-    check_no_shared(found)
+    check_no_shared({str(name): split for name, split in found.items()})
     labels = _labels(config, found["train"])
     for name, split in found.items():
         if config.class_map is None:
