@@ -166,7 +166,8 @@ def _check_top(root: Path, top: Listing) -> None:
         )
     if not top.folders:
         found = f"{len(top.images)} images but no class folders" if top.images else "no folders"
-        raise DataError(f"{shown(root)} must have a folder of images for every class, but it has {found}")
+        others = f" and other files ({counted(top.left_out)})" if top.left_out else ""
+        raise DataError(f"{shown(root)} must have a folder of images for every class, but it has {found}{others}")
 
 
 def _check_depth(root: Path, inside: Mapping[str, Listing]) -> None:

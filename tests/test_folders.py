@@ -245,3 +245,10 @@ def test_a_class_map_with_a_name_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "map.csv").write_text("a\nb\n")
     with pytest.raises(DataError, match=r"map\.csv cannot be read: .* \(it must be a \.txt file"):
         bases_of(tmp_path / "images", class_map=str(tmp_path / "map.csv"))
+
+
+def test_archives_in_place_of_class_folders_are_told(tmp_path: Path) -> None:
+    for name in ("a.tar", "b.tar"):
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match=r"it has no folders and other files \(\.tar 2\)"):
+        bases_of(tmp_path)
