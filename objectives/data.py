@@ -83,7 +83,10 @@ class Data:
     @cached_property
     def mark(self) -> str | None:
         """Digest of the files of the training and the search split, and of their labels; None where they are no files."""
-        splits: tuple[SplitName, ...] = ("train", "search")
+        return self.mark_of("train", "search")
+
+    def mark_of(self, *splits: SplitName) -> str | None:
+        """Digest of the files of splits, with their sizes and labels; None where they are no files."""
         files = ((self._pictures.get(split), self._parts[split]) for split in splits)
         marks = [found.mark(part.tolist()) for found, part in files if isinstance(found, Files) and part is not None]
         return " ".join(marks) or None

@@ -28,12 +28,14 @@ class Listing:
         folders: that are not hidden.
         hidden: folders that are.
         images: files whose names are those of pictures.
+        links: those of them that are links.
         left_out: other files: their ending, or `hidden` -> how many.
     """
 
     folders: list[str] = field(default_factory=list)
     hidden: list[str] = field(default_factory=list)
     images: list[str] = field(default_factory=list)
+    links: set[str] = field(default_factory=set)
     left_out: Counter[str] = field(default_factory=Counter)
 
 
@@ -54,15 +56,24 @@ def listed(path: Path) -> Listing:
 
 
 def _sort_in(found: Listing, entry: os.DirEntry[str]) -> None:
-    if entry.is_dir():
+    if _is_folder(entry):
         is_no_class = is_hidden(entry.name) or entry.name.lower() in _SYSTEM
         (found.hidden if is_no_class else found.folders).append(entry.name)
     elif is_hidden(entry.name):
         found.left_out["hidden"] += 1
-    elif is_picture(entry.name) and (entry.is_file() or entry.is_symlink()):  # a link to nothing is an image that is missing
+    elif is_picture(entry.name) and (entry.is_symlink() or entry.is_file()):  # a link to nothing is an image that is missing
         found.images.append(entry.name)
+        if entry.is_symlink():
+            found.links.add(entry.name)
     else:
         found.left_out[printable(Path(entry.name).suffix.lower()) or "without an ending"] += 1
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def holds_images(path: Path, above: frozenset[Path] = frozenset()) -> bool:
@@ -94,6 +105,7 @@ class ClassFolders:
         images: name of a class -> its files; every class has some. A name is the folder's, in one of the forms that
             Unicode allows (NFC), and with bytes that are no text written out.
         folders: name of a class -> the folder's name as the file system has it.
+        links: name of a class -> those of its files that are links; classes without one are not there.
         empty: folders without an image, which are no classes.
         hidden: hidden folders in `root` and in class folders, as paths from `root`.
         left_out: files that are no images, as `Listing` counts them.
@@ -102,6 +114,7 @@ class ClassFolders:
     root: Path
     images: Mapping[str, list[str]]
     folders: Mapping[str, str]
+    links: Mapping[str, set[str]]
     empty: tuple[str, ...]
     hidden: tuple[str, ...]
     left_out: Counter[str]
@@ -133,6 +146,7 @@ def read_class_folders(root: Path) -> ClassFolders:
         root=root,
         images={key: inside[name].images for key, name in folders.items()},
         folders=folders,
+        links={key: inside[name].links for key, name in folders.items() if inside[name].links},
         empty=tuple(name for name, found in inside.items() if not found.images),
         hidden=(*top.hidden, *(f"{name}/{below}" for name, found in inside.items() for below in found.hidden)),
         left_out=sum((found.left_out for found in inside.values()), top.left_out),
@@ -152,7 +166,8 @@ def _check_top(root: Path, top: Listing) -> None:
         )
     if not top.folders:
         found = f"{len(top.images)} images but no class folders" if top.images else "no folders"
-        raise DataError(f"{shown(root)} must have a folder of images for every class, but it has {found}")
+        others = f" and other files ({counted(top.left_out)})" if top.left_out else ""
+        raise DataError(f"{shown(root)} must have a folder of images for every class, but it has {found}{others}")
 
 
 def _check_depth(root: Path, inside: Mapping[str, Listing]) -> None:
@@ -230,9 +245,14 @@ def mapped(path: str, root: Path) -> Labels:
     try:
         found = {str(name): int(label) for name, label in load_class_map(path, str(root)).items()}
     except Exception as error:  # timm asserts, pickle raises anything
-        raise DataError(f"the class map {shown(path)} cannot be read: {first_line(error)}") from error
+        kinds = "it must be a .txt file with a name a line, or a .pkl file with a dictionary"
+        raise DataError(f"the class map {shown(path)} cannot be read: {first_line(error)} ({kinds})") from error
     labels = {unicodedata.normalize("NFC", name.removeprefix("\ufeff")): label for name, label in found.items()}
     labels.pop("", None)  # an empty line at the end is no class
     if not labels or min(labels.values()) < 0:
         raise DataError(f"the class map {shown(path)} must give labels from 0 to the names of classes, got {some(labels)}")
+    lacking = sorted(set(range(max(labels.values()))) - set(labels.values()))
+    if lacking and path.endswith(".txt"):  # of two equal lines timm takes the last
+        why = "a name stands there twice, or a line is empty"
+        raise DataError(f"the class map {shown(path)} gives no name to label {lacking[0]}: {why}")
     return labels

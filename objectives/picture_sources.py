@@ -80,14 +80,18 @@ class Files:
         return reading.read(path), int(label)
 
     def mark(self, indices: Iterable[int]) -> str:
-        """Digest of the names and labels of these pictures, in this order, wherever the data set lies."""
-        digest, folders = hashlib.sha256(), dict[str, str]()
+        """Digest of the names, sizes and labels of these pictures, in this order, wherever the data set lies.
+
+        Times of change are not in it: a copy has others.
+        """
+        digest, folders, files = hashlib.sha256(), dict[str, str](), dict[str, dict[str, tuple[int, int]]]()
         for index in indices:
             path, label = self.samples[index]
             folder, name = os.path.split(path)
             if folder not in folders:
-                folders[folder] = os.path.relpath(folder, self.root)
-            digest.update(f"{folders[folder]}\0{name}\0{int(label)}\0".encode("utf-8", "surrogateescape"))
+                folders[folder], files[folder] = os.path.relpath(folder, self.root), _listed(folder)
+            size, _ = files[folder].get(name, (-1, 0))
+            digest.update(f"{folders[folder]}\0{name}\0{size}\0{int(label)}\0".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
 

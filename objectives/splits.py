@@ -14,6 +14,7 @@ from objectives.class_order import ClassOrder, in_order
 from objectives.digits import CLASSES, Digits
 from objectives.folders import ClassFolders, ImageFolder, Labels, mapped, read_class_folders, shown, some
 from objectives.pictures import Background, Mode, check_pixel_range
+from objectives.shared_images import check_no_shared
 from objectives.split_folders import TEST, TRAIN, find_split_folders
 from spaces.errors import ConfigError, DataError, first_line
 
@@ -172,6 +173,7 @@ def _folder_splits(config: DataConfig) -> dict[SplitName, Dataset[Any]]:
     roots: dict[SplitName, Path | None] = {"train": folders.train, "search": folders.search, "test": folders.test}
     _check_apart({name: None if root is None else root.resolve() for name, root in roots.items()})
     found = {name: read_class_folders(root) for name, root in roots.items() if root is not None}
+    check_no_shared({str(name): split for name, split in found.items()})
     labels = _labels(config, found["train"])
     for name, split in found.items():
         if config.class_map is None:

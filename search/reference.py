@@ -21,7 +21,14 @@ def reference_mark(evaluator: Evaluator, seed: int) -> str:
     """Hash of all that the figure depends on: the dense model, its fine-tune, and the images that it is measured on."""
     objective, data = evaluator.objective, evaluator.objective.data
     images = {name: value for name, value in asdict(data).items() if name not in ("workers", "eval_batch_size")}
-    fixed = (evaluator.fingerprint, asdict(objective.finetune), images, evaluator.data.size("test"), seed)
+    fixed = (
+        evaluator.fingerprint,
+        asdict(objective.finetune),
+        images,
+        evaluator.data.size("test"),
+        evaluator.data.mark_of("test"),
+        seed,
+    )
     return hashlib.sha256(repr(fixed).encode()).hexdigest()[:16]
 
 

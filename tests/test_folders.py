@@ -213,3 +213,42 @@ def test_splits_of_other_classes_name_the_folders(tmp_path: Path) -> None:
     fill(tmp_path, {"train/cat": [1], "train/dog": [2], "val/cat": [3], "val/dog": [], "val/eel": [4]})
     with pytest.raises(DataError, match=r"dog in train alone \(dog in val without images\); eel in val alone"):
         bases_of(tmp_path)
+
+
+def test_a_link_from_one_split_into_another_is_refused(tmp_path: Path) -> None:
+    """Else candidates would be reported on images that they were trained on."""
+    fill(tmp_path / "train", {"a": range(3), "b": range(3)})
+    fill(tmp_path / "val", {"a": range(3, 6)})
+    (tmp_path / "val" / "b").symlink_to(tmp_path / "train" / "b")
+    with pytest.raises(DataError, match=r"the train and test splits share 3 images, by links: .*train/b/\S+ is .*val/b/"):
+        bases_of(tmp_path)
+    (tmp_path / "val" / "b").unlink()
+    fill(tmp_path / "val", {"b": range(6, 9)})
+    bases_of(tmp_path)
+    (tmp_path / "val" / "a" / "extra.png").symlink_to(sorted((tmp_path / "train" / "b").iterdir())[0])
+    with pytest.raises(DataError, match=r"share 1 image, by links: .*train/b/\S+ is .*val/a/extra\.png: take them out"):
+        bases_of(tmp_path)
+
+
+def test_a_link_to_itself_does_not_keep_a_folder_from_being_listed(tmp_path: Path) -> None:
+    fill(tmp_path, {"a": range(2), "b": range(2)})
+    (tmp_path / "self").symlink_to("self")
+    assert listed(tmp_path).folders == ["a", "b"]
+
+
+def test_a_class_map_with_a_name_twice_is_refused(tmp_path: Path) -> None:
+    """timm would move the class to its last line."""
+    fill(tmp_path / "images", {"a": range(2), "b": range(2)})
+    (tmp_path / "map.txt").write_text("a\nb\na\n")
+    with pytest.raises(DataError, match=r"map\.txt gives no name to label 0: a name stands there twice, or a line is empty"):
+        bases_of(tmp_path / "images", class_map=str(tmp_path / "map.txt"))
+    (tmp_path / "map.csv").write_text("a\nb\n")
+    with pytest.raises(DataError, match=r"map\.csv cannot be read: .* \(it must be a \.txt file"):
+        bases_of(tmp_path / "images", class_map=str(tmp_path / "map.csv"))
+
+
+def test_archives_in_place_of_class_folders_are_told(tmp_path: Path) -> None:
+    for name in ("a.tar", "b.tar"):
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match=r"it has no folders and other files \(\.tar 2\)"):
+        bases_of(tmp_path)

@@ -1,5 +1,6 @@
 """Which images belong to which split: folders, named splits, hold-outs, and what is refused."""
 
+import shutil
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -211,3 +212,18 @@ def test_names_of_classes_are_in_the_order_of_their_labels(split_folder: Path, t
     other_order = tmp_path / "order.txt"
     other_order.write_text("dog\ncat\n")
     assert opened(split_folder, class_map=str(other_order)).class_names == ["dog", "cat"]
+
+
+def test_other_pictures_of_the_same_names_have_another_mark(split_folder: Path, tmp_path: Path) -> None:
+    """What was measured on the pictures before is not taken for what these would give; a copy of them has the same."""
+    before, copy = opened(split_folder), tmp_path / "copy"
+    marks = before.mark_of("train", "search"), before.mark_of("test")
+    shutil.copytree(split_folder, copy, copy_function=shutil.copyfile)
+    assert (opened(copy).mark, opened(copy).mark_of("test")) == marks
+    path = next((copy / "val").rglob("*.png"))
+    Image.effect_noise((SIZE, SIZE), 90).convert("RGB").save(path)
+    assert opened(copy).mark == marks[0]
+    assert opened(copy).mark_of("test") != marks[1]
+    path = next((copy / "train").rglob("*.png"))
+    Image.effect_noise((SIZE, SIZE), 90).convert("RGB").save(path)
+    assert opened(copy).mark != marks[0]
