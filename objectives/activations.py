@@ -62,7 +62,7 @@ def bound(file: Path, count: Callable[[tuple[int, ...]], int]) -> Callable[[int]
         CheckpointError: config.json describes no model, or one image is too much.
     """
     description = read_description(file.parent)
-    size, allowed, known = description["pretrained_cfg"]["input_size"], _allowed(file.parent), set[int]()
+    size, allowed, known = description["pretrained_cfg"]["input_size"], _allowed(file), set[int]()
 
     def check(batch: int) -> None:
         if batch in known:
@@ -77,9 +77,9 @@ def bound(file: Path, count: Callable[[tuple[int, ...]], int]) -> Callable[[int]
     return check
 
 
-def _allowed(folder: Path) -> int:
+def _allowed(file: Path) -> int:
     """How many numbers a file may compute for one image: several times those of the dense model that it was made from."""
-    dense = dense_shapes(folder)
+    dense = dense_shapes(file)
     for module in dense.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False  # type: ignore[assignment]  # as ONNX has it: with its matrix of weights

@@ -85,26 +85,29 @@ def dense_architecture(folder: str | Path) -> nn.Module:
         return _instantiate(description).eval()
 
 
-def dense_shapes(folder: str | Path) -> nn.Module:
-    """The dense model of a folder on torch's meta device: its shapes, without any memory.
+def dense_shapes(file: Path) -> nn.Module:
+    """The dense model that a model file's folder describes, on torch's meta device: its shapes, without any memory.
 
     Raises:
         CheckpointError: config.json is missing or corrupt, or tells no model, one that takes other images than its
-            preprocessing makes, or absurdly large ones.
+            preprocessing makes, absurdly large ones, or one too large to have become that of the file.
     """
-    description = read_description(Path(folder))
-    with _told(Path(folder)):
-        return _shapes(description)
+    folder, description = file.parent, read_description(file.parent)
+    stored = sum(part.stat().st_size for part in folder.glob(f"{file.name}*"))  # ONNX may keep weights in a file beside it
+    with _told(folder, file.name):
+        model = _shapes(description)
+        _check_size(model, stored // stored_type(description).itemsize)
+        return model
 
 
 @contextmanager
-def _told(folder: Path) -> Iterator[None]:
+def _told(folder: Path, file: str = WEIGHTS) -> Iterator[None]:
     """Errors say whose description is wrong, on one line of bounded length."""
     try:
         yield
     except CompressionError as error:
         words = printable(str(error), 500)
-        raise CheckpointError(f"{folder / CONFIG} does not describe the model of {WEIGHTS}: {words}") from error
+        raise CheckpointError(f"{folder / CONFIG} does not describe the model of {file}: {words}") from error
 
 
 def _shapes(description: Mapping[str, Any]) -> nn.Module:

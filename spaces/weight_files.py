@@ -5,6 +5,7 @@ import codecs
 import json
 import pathlib
 import pickle
+import types
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ _SCALAR = np.float64(0).__reduce__()[0]
 _ENCODE: Any = codecs.encode
 # What training scripts keep beside weights, and what runs nothing: options, best accuracies, paths.
 _HARMLESS: list[Any] = [
-    argparse.Namespace, np.dtype, *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"},
+    argparse.Namespace, types.SimpleNamespace, np.dtype, *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"},
     (_SCALAR, "numpy.core.multiarray.scalar"), (_SCALAR, "numpy._core.multiarray.scalar"), (_ENCODE, "_codecs.encode"),
     pathlib.PosixPath, (pathlib.PosixPath, "pathlib._local.PosixPath"), (pathlib.PosixPath, "pathlib.PosixPath"),
 ]  # fmt: skip

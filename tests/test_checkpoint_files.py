@@ -3,6 +3,7 @@
 import argparse
 import json
 import pathlib
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,9 @@ def test_weights_are_found(tmp_path: Path, content: Any, told: str) -> None:
 
 def test_what_scripts_keep_beside_weights_is_harmless(tmp_path: Path) -> None:
     beside = {"args": argparse.Namespace(lr=0.1), "best": np.float64(3.5), "out": pathlib.PosixPath("a"), "n": np.int64(2)}
-    assert "left aside: args, best, out, n" in weights_of(loaded(saved(tmp_path / "file.pth", {"model": STATE, **beside})))
+    beside["hparams"] = types.SimpleNamespace(lr=0.1)
+    found = loaded(saved(tmp_path / "file.pth", {"model": STATE, **beside}))
+    assert "left aside: args, best, out, n, hparams" in weights_of(found)
 
 
 def test_a_dict_that_holds_itself(tmp_path: Path) -> None:

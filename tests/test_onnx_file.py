@@ -160,6 +160,14 @@ def test_operators_that_give_more_for_a_batch_are_refused(original: Folder, tmp_
         forward(pictures)
 
 
+def test_a_description_larger_than_the_file_allows_no_more(original: Folder, tmp_path: Path) -> None:
+    """How much a file may compute is not what a description says of a model that its weights cannot have come from."""
+    folder = Path(shutil.copytree(original.path, tmp_path / "folder"))
+    changed(folder, lambda config: config["model_args"].update(embed_dim=96_000))
+    with pytest.raises(CheckpointError, match=r"does not describe the model of model\.onnx: a model of [\d,]+ parameters"):
+        open_format(folder, "onnx")
+
+
 def test_weights_beside_the_file_are_read_from_there_alone(original: Folder, tmp_path: Path) -> None:
     def split(model: Any) -> None:
         onnx.save_model(
