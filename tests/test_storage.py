@@ -320,6 +320,7 @@ def test_a_run_with_a_journal_file_is_not_continued_in_a_database(place: Place, 
         ("postgresql+psycopg://a:s3cret@127.0.0.1:1/y", "cannot be opened.*refused"),
         ("mysql+pymysql://a:s3cret@127.0.0.1:1/y", "cannot be opened.*refused"),
         ("postgresql+psycopg://127.0.0.1:1/y?user=a&password=s3cret", "cannot be opened.*refused"),
+        ("mysql+pymysql://127.0.0.1:1/y?user=a&pw=s3cret", "cannot be opened.*unexpected keyword argument"),
     ],
 )
 def test_a_storage_that_cannot_be_used_is_one_error(url: str, expected: str, directory: Path) -> None:
