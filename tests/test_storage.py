@@ -331,6 +331,16 @@ def test_a_storage_that_cannot_be_used_is_one_error(url: str, expected: str, dir
         assert "\n" not in str(caught.value)
 
 
+def test_a_file_of_which_pages_are_damaged_is_one_error(directory: Path, tmp_path: Path) -> None:
+    path = tmp_path / "damaged.db"
+    open_study(directory, f"sqlite:///{path}").close()
+    content = bytearray(path.read_bytes())
+    content[4096 * 3 : 4096 * 20] = b"\xff" * 4096 * 17
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=r"damaged\.db cannot be .*malformed"):
+        open_study(directory, f"sqlite:///{path}")
+
+
 @pytest.mark.parametrize(
     ("url", "extra"), [("postgresql+psycopg://u:p@h/d", "postgresql"), ("mysql+pymysql://u:p@h/d", "mysql")]
 )
