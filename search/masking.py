@@ -5,11 +5,12 @@ from collections.abc import Iterable, Iterator
 from urllib.parse import unquote, unquote_plus
 
 HIDDEN = "***"
-_NAMES = r"pass|pwd|secret|token|key|credential|auth|signature"
+_NAMES = r"pass|pwd|pw\b|secret|token|key|credential|auth|signature"
 _SECRET = re.compile(_NAMES, re.IGNORECASE)  # in the name of an option
 _HOLDS_SECRET = re.compile(rf"({_NAMES})\w*\s*=", re.IGNORECASE)  # in its value, as odbc_connect has it
+_WORDS = re.compile(rf"(\w*(?:{_NAMES})\w*\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&;]+)", re.IGNORECASE)  # host=H password=P, no URL
 _URL = re.compile(r"[A-Za-z][\w+.-]*://[^\s'\"]+")
-_LOGIN = re.compile(r"(?<![^\s'\"(=])[^\s/:@'\"]+:[^\s'\"]*@\S+")  # USER:PASSWORD@HOST, where the scheme was forgotten
+_LOGIN = re.compile(r"(?<![^\s'\"(=])(?://)?[^\s/:@'\"]+:[^\s'\"]*@\S+")  # USER:PASSWORD@HOST, where the scheme was forgotten
 
 
 def masked(url: str) -> str:
@@ -18,14 +19,13 @@ def masked(url: str) -> str:
     A password is all from the first ``:`` behind the scheme to the last ``@``, also where it should have been escaped; what is
     masked stays as it is when it is masked again.
     """
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        scheme, rest = "", url
+    scheme, rest = _split(url)
     start, end = _password(rest)
     if start < end:
         rest = f"{rest[:start]}{HIDDEN}{rest[end:]}"
-    head, mark, query = rest.partition("?")
-    return f"{scheme}{separator}{head}{mark}{''.join(_masked_options(query))}"
+    query = _query(rest)
+    text = f"{scheme}{rest.removesuffix(query)}{''.join(_masked_options(query))}"
+    return text if "://" in scheme else _WORDS.sub(rf"\1{HIDDEN}", text)
 
 
 def is_masked(url: str) -> bool:
@@ -35,10 +35,12 @@ def is_masked(url: str) -> bool:
 
 def secrets_of(url: str) -> list[str]:
     """All that `masked` leaves out, as it is written and as it is meant."""
-    rest = url.partition("://")[2] or url
+    scheme, rest = _split(url)
     start, end = _password(rest)
     found = [rest[start:end]] if start < end else []
-    for part in re.split("([&;])", rest[end:].partition("?")[2]):
+    if "://" not in scheme:
+        found += [match[2] for match in _WORDS.finditer(rest[end:])]
+    for part in re.split("([&;])", _query(rest[end:])):
         name, _, value = part.partition("=")
         if value and _is_secret(name, value):
             found.append(value)
@@ -72,6 +74,20 @@ def masked_command(words: Iterable[str]) -> list[str]:
 def _is_storage(option: str) -> bool:
     """Whether a word is the option, which argparse takes abbreviated too."""
     return len(option) > 3 and "--storage".startswith(option)
+
+
+def _split(url: str) -> tuple[str, str]:
+    """The scheme with its slashes, and what follows; slashes alone where the scheme was forgotten."""
+    scheme, separator, rest = url.partition("://")
+    if separator:
+        return scheme + separator, rest
+    slashes = "//" if url.startswith("//") else ""
+    return slashes, url.removeprefix(slashes)
+
+
+def _query(rest: str) -> str:
+    """The options in what follows the scheme, from behind the ``?``, or the ``;`` of other URLs than SQLAlchemy's."""
+    return "".join(re.split("[?;]", rest, maxsplit=1)[1:])
 
 
 def _password(rest: str) -> tuple[int, int]:

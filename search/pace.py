@@ -1,6 +1,5 @@
 """How long a trial takes: what those of the run took that ran as this launch's will, or a few timed steps."""
 
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from search.runner import Runner
 from search.trial import Trial
 from spaces.allocation import Allocation
 from spaces.files import write_json
+from spaces.schema import read_json
 
 ENVIRONMENT = "env.json"
 _WEIGHT_BYTES = 4  # of a parameter, as weights are kept
@@ -91,7 +91,7 @@ class Pace:
 def _read(path: Path) -> dict[str, Any]:
     """What env.json holds; empty where there is none, or none that can be read: it is written anew."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -208,7 +208,8 @@ def _forecast(outlook: Outlook) -> str:
     if not left:
         return f"{outlook.finished} trials are finished already, --trials {outlook.trials} asks for no more"
     workers = f"{outlook.workers} worker" + ("s" if outlook.workers > 1 else "")
-    whole = f"{left} trials on {workers} take {hours} ({outlook.machine_hours:.2g} worker-hours)"
+    trials = f"{left} trials on {workers} take" if left > 1 else f"1 trial on {workers} takes"
+    whole = f"{trials} {hours} ({outlook.machine_hours:.2g} worker-hours)"
     source = f" from {outlook.recorded} finished trial{'s' if outlook.recorded > 1 else ''}" if outlook.recorded else ""
     return f"forecast{source}: {outlook.seconds:.1f} s a trial; {whole}; weights at most {format_size(outlook.most)}"
 

@@ -5,7 +5,6 @@ they are as large as the dense model. The first export makes them again, with th
 """
 
 import hashlib
-import json
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 from objectives.evaluator import Evaluator
 from spaces.errors import RunError
 from spaces.files import write_json
+from spaces.schema import read_json
 
 REFERENCE = "reference.json"
 
@@ -40,7 +40,7 @@ def read_reference(directory: Path, mark: str) -> float | None:
     """
     path = directory / REFERENCE
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         return float(found["test_top1"]) if found["mark"] == mark else None
     except FileNotFoundError:
         return None

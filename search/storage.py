@@ -144,7 +144,7 @@ def _connect(url: str, directory: Path) -> BaseStorage:
         raise RunError(f"{shown} is not the URL of a database that is known here: write {_ALLOWED}") from error
     except RuntimeError as error:  # tables of another version of Optuna; what it says to do shows no URL
         raise RunError(f"{shown}: {reason(error, url)}") from error
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, StorageInternalError, TypeError) as error:  # TypeError: an option that its driver does not have
         raise RunError(f"{shown} cannot be opened ({reason(error, url)}): start its server, or correct --storage") from error
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from spaces.errors import AllocationError, shown
+from spaces.schema import parse_json
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ class Allocation(Mapping[str, int]):
             AllocationError: not a JSON object of positive integers.
         """
         try:
-            sizes = json.loads(text)
-        except json.JSONDecodeError as error:
+            sizes = parse_json(text)
+        except ValueError as error:
             raise AllocationError(f"allocation is not JSON: {error}") from error
         if not isinstance(sizes, dict):
             raise AllocationError(f"allocation must be a JSON object, got {type(sizes).__name__}")

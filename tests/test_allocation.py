@@ -35,7 +35,7 @@ def test_sizes_are_positive_integers(size: object) -> None:
         Allocation({"a": size})  # type: ignore[dict-item]
 
 
-@pytest.mark.parametrize("text", ["[1]", "{", '{"a": 0}', "3"])
+@pytest.mark.parametrize("text", ["[1]", "{", '{"a": 0}', "3", "[" * 10_000])
 def test_bad_json_is_refused(text: str) -> None:
     with pytest.raises(AllocationError):
         Allocation.from_json(text)

@@ -153,15 +153,26 @@ def test_other_images_or_sizes_make_another_profile(
     assert calls
 
 
-def test_a_damaged_profile_is_named_wherever_it_is(evaluator: Evaluator, tmp_path: Path) -> None:
-    _ = prepared(evaluator, tmp_path / "one").profile
+def test_a_damaged_profile_is_named_in_its_run_and_stops_no_other(evaluator: Evaluator, tmp_path: Path) -> None:
+    measured = prepared(evaluator, tmp_path / "one").profile
     (path,) = tmp_path.glob("one/factors/*.profile.json")
     path.write_text("{")
-    for run in ("one", "two"):
-        with pytest.raises(CheckpointError, match=f"{path} cannot be read"):
-            _ = prepared(evaluator, tmp_path / run).profile
+    with pytest.raises(CheckpointError, match=f"{path} cannot be read"):
+        _ = prepared(evaluator, tmp_path / "one").profile
+    assert prepared(evaluator, tmp_path / "two").profile == measured
     path.unlink()
-    assert prepared(evaluator, tmp_path / "two").profile.measured
+    path.mkdir()
+    assert prepared(evaluator, tmp_path / "three").profile == measured, "read in the second run"
+
+
+def test_damaged_factors_of_another_run_are_computed_again(evaluator: Evaluator, tmp_path: Path) -> None:
+    path = tmp_path / "one" / "factors" / f"{evaluator.fingerprint}.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=f"{path} cannot be read"):
+        _ = prepared(evaluator, tmp_path / "one").factors
+    _ = prepared(evaluator, tmp_path / "two").factors
+    assert (tmp_path / "two" / "factors" / path.name).stat().st_size > len(b"damaged")
 
 
 def test_dense_figures_are_measured_once(evaluator: Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,10 @@ URLS = {
         "mysql://h/d?access_token=***&api_key=***&client_secret=***",
     "mssql+pyodbc:///?odbc_connect=UID%3Du%3BPWD%3Ds3cret": "mssql+pyodbc:///?odbc_connect=***",
     "u:s3cret@h/d": "u:***@h/d",
+    "//u:s3cret@h/d": "//u:***@h/d",
+    "postgresql://h/d;password=s3cret": "postgresql://h/d;password=***",
+    "mysql://h/d?pw=s3cret": "mysql://h/d?pw=***",
+    "sqlite:////data/key=3/a.db": "sqlite:////data/key=3/a.db",
     "postgresql://h:5432/d?user=me@there": "postgresql://h:5432/d?user=me@there",
     "postgresql://h/d": "postgresql://h/d",
     "sqlite:////data/a:b@c.db": "sqlite:////data/a:b@c.db",
@@ -48,6 +52,15 @@ def test_a_url_is_shown_without_what_is_secret_in_it(url: str) -> None:
     assert masked(url) == URLS[url] == masked(masked(url))
     assert is_masked(masked(url)) == (masked(url) != url)
     assert not is_masked(url)
+
+
+@pytest.mark.parametrize(
+    ("words", "secret"), [("host=h password=s3cret user=u", "s3cret"), ("h PWD = 's3 cret' u", "'s3 cret'")]
+)
+def test_words_in_place_of_a_url_are_shown_without_a_password(words: str, secret: str) -> None:
+    assert masked(words) == words.replace(secret, "***") == masked(masked(words))
+    assert secret in secrets_of(words) and is_masked(masked(words)) and not is_masked(words)
+    assert masked_command(["--storage", words]) == ["--storage", masked(words)]
 
 
 @pytest.mark.parametrize("form", ["--storage {}", "--storage={}", "--stor {}", "launch {}", "--config=x={}"])

@@ -75,7 +75,7 @@ def test_trials_unlike_others_say_nothing(tmp_path: Path) -> None:
     assert seconds(tmp_path, trials=[recipe, stopped, failed, trial(2.0, ended=None), trial(5.0)]) == [5.0]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"since": 1}', "{}"])
+@pytest.mark.parametrize("text", ["{", "[]", '{"since": 1}', "{}", "[" * 10_000])
 def test_an_old_or_broken_file_says_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / ENVIRONMENT).write_text(text)
     assert seconds(tmp_path) == []
@@ -95,3 +95,8 @@ def test_the_launch_says_what_it_is_from() -> None:
     for recorded, words in ((0, "forecast: 4.0 s"), (1, "forecast from 1 finished trial: "), (12, "from 12 finished trials: ")):
         outlook = Outlook(trials=20, finished=12, workers=1, seconds=4.0, weights=400, free=10**9, recorded=recorded)
         assert words in _forecast(outlook)
+
+
+def test_one_trial_is_no_plural() -> None:
+    outlook = Outlook(trials=13, finished=12, workers=2, seconds=4.0, weights=400, free=10**9, recorded=0)
+    assert "1 trial on 2 workers takes " in _forecast(outlook)

@@ -37,8 +37,9 @@ def test_a_mark_is_of_all_that_changes_the_figure(evaluator: Evaluator, monkeypa
 
 
 def test_a_file_that_cannot_be_read_or_written(tmp_path: Path) -> None:
-    (tmp_path / REFERENCE).write_text("{")
-    with pytest.raises(RunError, match=r"reference\.json cannot be read .*: delete it"):
-        read_reference(tmp_path, "one")
+    for text in ("{", "[" * 10_000):
+        (tmp_path / REFERENCE).write_text(text)
+        with pytest.raises(RunError, match=r"reference\.json cannot be read .*: delete it"):
+            read_reference(tmp_path, "one")
     (tmp_path / "file").touch()
     write_reference(tmp_path / "file", "one", 0.5)  # a run that nobody may write to is exported all the same

@@ -320,6 +320,7 @@ def test_a_run_with_a_journal_file_is_not_continued_in_a_database(place: Place, 
         ("postgresql+psycopg://a:s3cret@127.0.0.1:1/y", "cannot be opened.*refused"),
         ("mysql+pymysql://a:s3cret@127.0.0.1:1/y", "cannot be opened.*refused"),
         ("postgresql+psycopg://127.0.0.1:1/y?user=a&password=s3cret", "cannot be opened.*refused"),
+        ("mysql+pymysql://127.0.0.1:1/y?user=a&pw=s3cret", "cannot be opened.*unexpected keyword argument"),
     ],
 )
 def test_a_storage_that_cannot_be_used_is_one_error(url: str, expected: str, directory: Path) -> None:
@@ -328,6 +329,16 @@ def test_a_storage_that_cannot_be_used_is_one_error(url: str, expected: str, dir
             open_study(directory, url)
         assert "s3cret" not in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_which_pages_are_damaged_is_one_error(directory: Path, tmp_path: Path) -> None:
+    path = tmp_path / "damaged.db"
+    open_study(directory, f"sqlite:///{path}").close()
+    content = bytearray(path.read_bytes())
+    content[4096 * 3 : 4096 * 20] = b"\xff" * 4096 * 17
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=r"damaged\.db cannot be .*malformed"):
+        open_study(directory, f"sqlite:///{path}")
 
 
 @pytest.mark.parametrize(
