@@ -273,6 +273,8 @@ def _scalar(name: str, value: Any, kind: type) -> Any:
     if kind is float and not isinstance(value, bool):
         with suppress(TypeError, ValueError, OverflowError):
             value = float(value)  # YAML reads 1e-3 as text
+    if isinstance(value, str) and "\0" in value:
+        raise ConfigError(f"{name} must not hold a NUL character, got {shown(value)}")
     if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool) and not _is_beyond(value):
         return value
     raise ConfigError(f"{name} must be of type {kind.__name__}, got {shown(value)}")

@@ -79,6 +79,7 @@ def test_latency_is_measured_where_it_is_asked_for(words: str) -> None:
         ({"band": 1.5}, "band must be between"),
         ({"distillation": 2}, "distillation must be between"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"output": "runs/a\0b"}, r"output must not hold a NUL character, got 'runs/a\\x00b'"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, object], message: str) -> None:
