@@ -40,7 +40,7 @@ from search.progress import Display, audit_view, front_table, latency_table  # n
 from search.run_model import model_of_run  # noqa: E402
 from search.serve import listen, serve  # noqa: E402
 from search.stored import stored_config, stored_options, with_stored  # noqa: E402
-from spaces.errors import CompressionError, RunError, explained, printable  # noqa: E402
+from spaces.errors import CompressionError, printable, told  # noqa: E402
 
 _INTERRUPTED = 130
 _WIDTH = 130  # of output that goes to a file
@@ -55,8 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments = build_parser().parse_args(argv)
         status: int | None = _COMMANDS[arguments.command](arguments, console)
     except (CompressionError, OSError) as error:  # OSError: a full disk, no permission
-        text = " ".join((explained(error) if isinstance(error, OSError) else str(error)).splitlines())
-        text = printable(without_secrets(text, getattr(arguments, "storage", None)))
+        text = printable(without_secrets(told(error), getattr(arguments, "storage", None)))
         problems.print(f"error: {text}", style="red", highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
@@ -123,9 +122,7 @@ def _browse(arguments: argparse.Namespace, console: Console) -> None:
     if arguments.dashboard:
         check_installed()
     if not any((directory / LOCK).exists() for directory in directories):  # a run that is being started has that alone
-        runs, broken = opened(directories)
-        if not runs:
-            raise RunError(broken[0][1])
+        opened(directories)
     studies = snapshot(directories, arguments.storage) if arguments.dashboard else None
     listener = listen(arguments.host, arguments.port)
     name = f"[{arguments.host}]" if ":" in arguments.host else arguments.host

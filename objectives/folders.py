@@ -51,7 +51,7 @@ def listed(path: Path) -> Listing:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 _sort_in(found, entry)
     except OSError as error:
-        raise DataError(f"{shown(path)} cannot be listed: {error.strerror or error}") from error
+        raise DataError(f"{path_text(path)} cannot be listed: {error.strerror or error}") from error
     return found
 
 
@@ -85,14 +85,14 @@ def holds_images(path: Path, above: frozenset[Path] = frozenset()) -> bool:
     return bool(found.images) or any(holds_images(path / name, above | {here}) for name in found.folders)
 
 
-def shown(path: str | os.PathLike[str]) -> str:
+def path_text(path: str | os.PathLike[str]) -> str:
     """A path or name for one line of a message."""
     return printable(os.fspath(path))
 
 
 def some(names: Iterable[str], most: int = 3) -> str:
     """The first of many names, and how many more there are."""
-    given = [shown(name) for name in names]
+    given = [path_text(name) for name in names]
     return ", ".join(given[:most]) + (f" and {len(given) - most} more" if len(given) > most else "")
 
 
@@ -139,9 +139,9 @@ def read_class_folders(root: Path) -> ClassFolders:
     folders: dict[str, str] = {}
     for name in (name for name, found in inside.items() if found.images):
         if (other := folders.setdefault(_name_of(name), name)) != name:
-            raise DataError(f"{shown(root)} has two folders {shown(name)} ({other!a} and {name!a}): rename one of them")
+            raise DataError(f"{path_text(root)} has two folders {path_text(name)} ({other!a} and {name!a}): rename one of them")
     if not folders:
-        raise DataError(f"found 0 images in {shown(root)}: {_empty(inside)}")
+        raise DataError(f"found 0 images in {path_text(root)}: {_empty(inside)}")
     return ClassFolders(
         root=root,
         images={key: inside[name].images for key, name in folders.items()},
@@ -161,13 +161,13 @@ def _check_top(root: Path, top: Listing) -> None:
     if top.images and top.folders:
         count = f"{len(top.images)} image{'s' if len(top.images) > 1 else ''}"
         raise DataError(
-            f"{shown(root)} has {count} beside its class folders ({some(top.images)}): "
+            f"{path_text(root)} has {count} beside its class folders ({some(top.images)}): "
             "move each into the folder of its class, or out of the way"
         )
     if not top.folders:
         found = f"{len(top.images)} images but no class folders" if top.images else "no folders"
         others = f" and other files ({counted(top.left_out)})" if top.left_out else ""
-        raise DataError(f"{shown(root)} must have a folder of images for every class, but it has {found}{others}")
+        raise DataError(f"{path_text(root)} must have a folder of images for every class, but it has {found}{others}")
 
 
 def _check_depth(root: Path, inside: Mapping[str, Listing]) -> None:
@@ -177,11 +177,11 @@ def _check_depth(root: Path, inside: Mapping[str, Listing]) -> None:
     nested = [name for name, below in deeper.items() if below is not None]
     if not nested:
         return
-    example = shown(Path(nested[0]) / str(deeper[nested[0]]))
+    example = path_text(Path(nested[0]) / str(deeper[nested[0]]))
     raise DataError(
-        f"{shown(root)} must have a folder of images for every class, or train/ and val/ with such folders, but {some(nested)} "
-        f"hold{'s' if len(nested) == 1 else ''} folders in turn ({example}): move the images up into the folders of their "
-        "classes, or name the folders that hold the class folders with --train-split and --val-split"
+        f"{path_text(root)} must have a folder of images for every class, or train/ and val/ with such folders, but "
+        f"{some(nested)} hold{'s' if len(nested) == 1 else ''} folders in turn ({example}): move the images up "
+        "into the folders of their classes, or name the folders that hold the class folders with --train-split and --val-split"
     )
 
 
@@ -246,13 +246,13 @@ def mapped(path: str, root: Path) -> Labels:
         found = {str(name): int(label) for name, label in load_class_map(path, str(root)).items()}
     except Exception as error:  # timm asserts, pickle raises anything
         kinds = "it must be a .txt file with a name a line, or a .pkl file with a dictionary"
-        raise DataError(f"the class map {shown(path)} cannot be read: {first_line(error)} ({kinds})") from error
+        raise DataError(f"the class map {path_text(path)} cannot be read: {first_line(error)} ({kinds})") from error
     labels = {unicodedata.normalize("NFC", name.removeprefix("\ufeff")): label for name, label in found.items()}
     labels.pop("", None)  # an empty line at the end is no class
     if not labels or min(labels.values()) < 0:
-        raise DataError(f"the class map {shown(path)} must give labels from 0 to the names of classes, got {some(labels)}")
+        raise DataError(f"the class map {path_text(path)} must give labels from 0 to the names of classes, got {some(labels)}")
     lacking = sorted(set(range(max(labels.values()))) - set(labels.values()))
     if lacking and path.endswith(".txt"):  # of two equal lines timm takes the last
         why = "a name stands there twice, or a line is empty"
-        raise DataError(f"the class map {shown(path)} gives no name to label {lacking[0]}: {why}")
+        raise DataError(f"the class map {path_text(path)} gives no name to label {lacking[0]}: {why}")
     return labels

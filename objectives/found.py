@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from objectives.class_order import first_difference, in_order, natural_key
-from objectives.folders import ImageFolder, counted, listed, shown, some
+from objectives.folders import ImageFolder, counted, listed, path_text, some
 from objectives.split_folders import SPLIT_FOLDERS, SplitFolders, has_classes, ignored_folders
 from objectives.splits import DIGITS, DataConfig, SplitName
 from spaces.errors import DataError
@@ -89,7 +89,7 @@ class Found:
         """What is read, a line for every split, and what is not."""
         for name, split in self.splits.items():
             yield f"{name}: {split.text}"
-        hidden = [shown(Path(split.root.name) / name) for split in self.class_folders.values() for name in split.hidden]
+        hidden = [path_text(Path(split.root.name) / name) for split in self.class_folders.values() for name in split.hidden]
         ignored = [*self.ignored, *hidden, *self._beside]
         if ignored:
             yield f"not read: {some(ignored, 8)}{self._use_of_ignored}"
@@ -106,7 +106,7 @@ class Found:
         for found in self.class_folders.values():
             if found.empty and self.config.class_map is None:
                 yield (
-                    f"{shown(found.root)} has folders without images, which are no classes: {some(found.empty)} "
+                    f"{path_text(found.root)} has folders without images, which are no classes: {some(found.empty)} "
                     "(where the model has outputs for them, name all classes with --class-map)"
                 )
         if self.config.class_map is not None and self.config.class_order != "timm":
@@ -178,14 +178,14 @@ class Found:
             other = in_order(names, "torchvision")[label]
             yield (
                 "the labels follow timm's order of class folders, and torchvision's ImageFolder has another: "
-                f"label {label} is {shown(names[label])} here and {shown(other)} there: a model that was trained with "
+                f"label {label} is {path_text(names[label])} here and {path_text(other)} there: a model that was trained with "
                 "ImageFolder needs --class-order torchvision (one with another order: --class-map FILE)"
             )
         for one, other in pairwise(names):
             if natural_key(one) == natural_key(other):
                 yield (
-                    f"timm leaves open whether {shown(one)} or {shown(other)} has the lower label; "
-                    f"here it is {shown(one)} (else: --class-map FILE)"
+                    f"timm leaves open whether {path_text(one)} or {path_text(other)} has the lower label; "
+                    f"here it is {path_text(one)} (else: --class-map FILE)"
                 )
 
     def _unmapped(self) -> Iterator[str]:
@@ -196,10 +196,10 @@ class Found:
             unknown = {name: len(files) for name, files in found.images.items() if name not in self._labels}
             if unknown:
                 images = f"{sum(unknown.values())} images of {some(unknown)}"
-                yield f"{shown(found.root)}: {images} are left out, which {self.config.class_map} does not name"
+                yield f"{path_text(found.root)}: {images} are left out, which {self.config.class_map} does not name"
             lacking = [name for name in self._labels if name not in found.folders]
             if lacking:
-                yield f"{shown(found.root)} has no images of {some(lacking)}, which {self.config.class_map} names"
+                yield f"{path_text(found.root)} has no images of {some(lacking)}, which {self.config.class_map} names"
 
 
 def _split(config: DataConfig, name: SplitName, bases: Mapping[SplitName, Dataset[Any]], part: Tensor | None) -> FoundSplit:
@@ -209,7 +209,7 @@ def _split(config: DataConfig, name: SplitName, bases: Mapping[SplitName, Datase
     where = config.dataset if config.dataset == DIGITS else f"{config.dataset} ({config.train_split if held_out else named})"
     classes = None
     if isinstance(base, ImageFolder):
-        where = shown(base.found.root)
+        where = path_text(base.found.root)
         assert part is not None
         classes = Counter(base.samples[index][1] for index in part.tolist())
     return FoundSplit(where=where, images=None if part is None else len(part), classes=classes, held_out=held_out)

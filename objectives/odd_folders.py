@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from objectives.folders import shown, some
+from objectives.folders import path_text, some
 from objectives.found import Found
 from objectives.split_folders import SPLIT_FOLDERS
 
@@ -32,12 +32,12 @@ def _superfluous(found: Found) -> Iterator[str]:
     median = sorted(images.values())[len(images) // 2]
     few = [name for name, count in images.items() if count < _FAR_FEWER * median]
     if few:
-        counts = some(f"{shown(name)} {images[name]}" for name in few)
+        counts = some(f"{path_text(name)} {images[name]}" for name in few)
         folders = "folders have" if len(few) > 1 else "a folder has"
         yield f"{folders} far fewer images than the others ({counts}; median {median})"
     fewest = min(images, key=lambda name: images[name])
     if not named and not few and images[fewest] < median:
-        yield f"{shown(fewest)} has the fewest images ({images[fewest]}; median {median})"
+        yield f"{path_text(fewest)} has the fewest images ({images[fewest]}; median {median})"
 
 
 def _is_no_class(name: str) -> bool:

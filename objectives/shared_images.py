@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 
-from objectives.folders import ClassFolders, shown, some
+from objectives.folders import ClassFolders, path_text, some
 from spaces.errors import DataError
 
 
@@ -39,5 +39,5 @@ def _real_files(split: ClassFolders) -> dict[str, str]:
         for file in split.images[name]:
             linked = file in split.links.get(name, ())
             origin = os.path.realpath(f"{path}/{file}") if linked else f"{real}/{file}"
-            found[origin] = shown(f"{path}/{file}")
+            found[origin] = path_text(f"{path}/{file}")
     return found

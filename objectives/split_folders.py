@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from objectives.folders import holds_images, listed, shown, some
+from objectives.folders import holds_images, listed, path_text, some
 from spaces.errors import DataError
 
 TRAIN, TEST = "train", "validation"  # timm's names, and the options' defaults
@@ -38,10 +38,10 @@ def find_split_folders(root: Path, train: str, search: str | None, test: str) ->
         DataError: no such folder, or none that can be trained on.
     """
     if not root.is_dir():
-        raise DataError(f"no folder at {shown(root)}")
+        raise DataError(f"no folder at {path_text(root)}")
     for split, name, default in (("train", train, TRAIN), ("search", search, None), ("test", test, TEST)):
         if name is not None and name != default and _folder(root, name) is None:
-            raise DataError(f"{shown(root)} has no folder {name!r} for the {split} split: it has {_listed(root)}")
+            raise DataError(f"{path_text(root)} has no folder {name!r} for the {split} split: it has {_listed(root)}")
     searched = None if search is None else _folder(root, search)
     trained = next(filter(None, (_folder(root, name) for name in (train, *_TRAIN_FOLDERS))), None)
     if trained is None:
@@ -80,7 +80,7 @@ def _check_flat(root: Path, *named: str | None) -> None:
     """Raise where the folders of an image folder without `train` are no classes either."""
     names = listed(root).folders
     if named or (names and all(name.casefold() in SPLIT_FOLDERS for name in names)):
-        raise DataError(f"{shown(root)} has no folder to train on: it has {_listed(root)}: name one with --train-split")
+        raise DataError(f"{path_text(root)} has no folder to train on: it has {_listed(root)}: name one with --train-split")
 
 
 def _listed(root: Path) -> str:

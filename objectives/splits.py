@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from objectives.class_order import ClassOrder, in_order
 from objectives.digits import CLASSES, Digits
-from objectives.folders import ClassFolders, ImageFolder, Labels, mapped, read_class_folders, shown, some
+from objectives.folders import ClassFolders, ImageFolder, Labels, mapped, path_text, read_class_folders, some
 from objectives.pictures import Background, Mode, check_pixel_range
 from objectives.shared_images import check_no_shared
 from objectives.split_folders import TEST, TRAIN, find_split_folders
@@ -179,7 +179,7 @@ def _folder_splits(config: DataConfig) -> dict[SplitName, Dataset[Any]]:
         if config.class_map is None:
             _check_same_classes(name, split, found["train"])
         elif not any(key in labels for key in split.folders):
-            raise DataError(f"{config.class_map} names none of the folders of {shown(split.root)}: it has {some(labels)}")
+            raise DataError(f"{config.class_map} names none of the folders of {path_text(split.root)}: it has {some(labels)}")
     return {name: ImageFolder(split, labels) for name, split in found.items()}
 
 
@@ -206,8 +206,8 @@ def _alone(one: ClassFolders, other: ClassFolders) -> str:
     """What one split has and another lacks."""
     missing = sorted(set(one.folders) - set(other.folders))
     empty = [name for name in missing if one.folders[name] in other.empty]
-    told = f" ({some(empty)} in {shown(other.root.name)} without images)" if empty else ""
-    return f"{some(missing)} in {shown(one.root.name)} alone{told}" if missing else ""
+    told = f" ({some(empty)} in {path_text(other.root.name)} without images)" if empty else ""
+    return f"{some(missing)} in {path_text(one.root.name)} alone{told}" if missing else ""
 
 
 def _open(config: DataConfig, split: str, mode: Mode, training: bool) -> Dataset[Any]:

@@ -24,7 +24,7 @@ from search.run import Run, check_same_model
 from search.weights import weights_in
 from spaces.allocation import Allocation
 from spaces.description import CONFIG, checked_file, read_description, stored_type
-from spaces.errors import CompressionError, ConfigError, DataError, DivergedError, RunError, explained
+from spaces.errors import CompressionError, ConfigError, DataError, DivergedError, RunError, told
 from spaces.files import partial_beside, remove_partials, replacing
 
 Notice = Callable[[str], None]
@@ -207,8 +207,7 @@ class _Session:
                 error = RunError(f"the fine-tune of {point.name} failed: {error}")
             if alone:
                 raise error from None
-            problem = explained(error) if isinstance(error, OSError) else str(error)
-            return Exported(wish=wish.text, point=point, problem=" ".join(problem.splitlines()))
+            return Exported(wish=wish.text, point=point, problem=told(error))
 
     def _take(self, name: str, wish: Wish) -> None:
         """Raise where another point of this session goes to a folder of this name."""

@@ -7,7 +7,7 @@ from objectives.chance import near_chance
 from objectives.class_order import ClassOrder, find_fit, in_order
 from objectives.data import Data
 from objectives.error import Evaluation
-from objectives.folders import shown, some
+from objectives.folders import path_text, some
 from spaces.files import write_text
 
 CLASS_MAP = "class_map_that_fits.txt"
@@ -82,7 +82,7 @@ def _told_order(trained: Sequence[str], data: Data, directory: Path) -> str | No
     way = _way_out(order, tuple(map(names.index, trained)), (), data, directory)
     return (
         f"the model's own folder names its classes in another order than these labels: output {first} is "
-        f"{shown(trained[first])} there, label {first} is {shown(names[first])} here; its order is {way}"
+        f"{path_text(trained[first])} there, label {first} is {path_text(names[first])} here; its order is {way}"
     )
 
 
@@ -119,4 +119,4 @@ def _way_out(order: ClassOrder | None, labels: Sequence[int], guessed: Sequence[
         return f"{told}: a class map cannot name {some(map(repr, unfit))}: rename such folders, and launch again for one"
     path = directory / CLASS_MAP
     write_text(path, "".join(f"{name}\n" for name in outputs))
-    return f"{told}: stop it, and launch with --class-map {shown(path)}"
+    return f"{told}: stop it, and launch with --class-map {path_text(path)}"

@@ -14,7 +14,7 @@ from search.progress import front_table
 from search.run import Run, open_run
 from search.stored import stored_options
 from search.targets import WORDS, format_cost
-from spaces.errors import CompressionError, RunError, explained
+from spaces.errors import CompressionError, RunError, told
 
 _IMAGES = (
     "dataset", "data_dir", "train_split", "search_split", "search_size", "holdout", "class_order", "class_map", "split_seed",
@@ -66,13 +66,19 @@ def _values(options: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[
 
 
 def opened(directories: Sequence[Path]) -> tuple[list[Run], list[tuple[str, str]]]:
-    """The runs in some directories, and the directories of those that cannot be read, each with the reason."""
+    """The runs in some directories, and the directories of those that cannot be read, each with the reason.
+
+    Raises:
+        RunError: none of them can be read.
+    """
     runs, broken = list[Run](), list[tuple[str, str]]()
     for directory in directories:
         try:
             runs.append(open_run(directory))
         except (CompressionError, OSError) as error:
-            broken.append((str(directory), explained(error) if isinstance(error, OSError) else str(error)))
+            broken.append((str(directory), told(error)))
+    if not runs:
+        raise RunError(broken[0][1])
     return runs, broken
 
 
@@ -83,8 +89,6 @@ def fronts(directories: Sequence[Path]) -> Iterator[Table | str]:
         RunError: none of them can be read.
     """
     runs, broken = opened(directories)
-    if not runs:
-        raise RunError(broken[0][1])
     options = []
     for name, run in zip(names_of([str(run.directory) for run in runs]), runs, strict=True):
         table = front_table(run.summary)

@@ -24,7 +24,7 @@ from search.run import AUDIT, Run
 from search.running import RUNNING, running_of
 from search.stored import CONFIG
 from search.table import SUMMARY, TRIALS
-from spaces.errors import CompressionError, RunError, explained, first_line
+from spaces.errors import CompressionError, RunError, first_line, told
 
 _FILES = (TRIALS, SUMMARY, CONFIG, AUDIT, RUNNING)
 _HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY"}
@@ -62,10 +62,8 @@ class Shown:
         for directory in self._directories:
             try:
                 contents.append(content_of(Run(directory), live=True))
-            except CompressionError as error:
-                waiting.append((str(directory), str(error)))
-            except OSError as error:
-                waiting.append((str(directory), explained(error)))
+            except (CompressionError, OSError) as error:
+                waiting.append((str(directory), told(error)))
             except Exception as error:  # a fault of this program in one run must not take the page of the others away
                 waiting.append((str(directory), f"it cannot be shown ({type(error).__name__}: {first_line(error)})"))
         return assemble(contents, waiting)

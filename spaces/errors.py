@@ -116,6 +116,11 @@ def explained(error: OSError) -> str:
     return f"{paths[0]}: {why}" if paths else why
 
 
+def told(error: Exception) -> str:
+    """An error for a person, in one line: this project's in its own words, the system's explained."""
+    return " ".join((explained(error) if isinstance(error, OSError) else str(error)).splitlines())
+
+
 def why_not(error: OSError) -> str:
     """Why the system could not do something, and what to do."""
     code = error.errno if error.errno is not None else code_in(str(error))
