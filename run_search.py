@@ -18,28 +18,29 @@ import optuna  # noqa: E402
 import torch  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-from objectives.classify import Unread, classify  # noqa: E402
-from objectives.device import name_of, resolve_device  # noqa: E402
-from objectives.formats import FormatConfig, named_formats  # noqa: E402
-from objectives.measure import measure  # noqa: E402
-from search import SearchConfig, audit, demo, launch, open_run  # noqa: E402
-from search.card import read_summary  # noqa: E402
-from search.cli import build_parser, given_options, training_options  # noqa: E402
+from objectives.deploy.classify import Unread, classify  # noqa: E402
+from objectives.deploy.compare_latency import measure  # noqa: E402
+from objectives.deploy.formats import FormatConfig, named_formats  # noqa: E402
+from objectives.runtime.device import name_of, resolve_device  # noqa: E402
+from search import SearchConfig, audit, launch, open_run  # noqa: E402
+from search.browse.optuna_dashboard import check_installed, serve_dashboard, snapshot  # noqa: E402
+from search.browse.server import listen, serve  # noqa: E402
 from search.config import read_options  # noqa: E402
-from search.dashboard import check_installed, serve_dashboard, snapshot  # noqa: E402
-from search.environment import command_line  # noqa: E402
-from search.export import ExportOptions  # noqa: E402
-from search.exports import check_all, export_points, export_table  # noqa: E402
-from search.inspect import describe_model, inspect_profile  # noqa: E402
-from search.journal import LOCK  # noqa: E402
+from search.deploy.model_card import read_summary  # noqa: E402
+from search.deploy.model_folder import ExportOptions  # noqa: E402
+from search.deploy.points import wishes  # noqa: E402
+from search.deploy.session import check_all, export_points, export_table  # noqa: E402
+from search.driver import demo  # noqa: E402
 from search.masking import without_secrets  # noqa: E402
-from search.overlay import fronts, opened  # noqa: E402
-from search.pick import wishes  # noqa: E402
-from search.places import check_exported, check_run  # noqa: E402
-from search.progress import Display, audit_view, front_table, latency_table  # noqa: E402
-from search.run_model import model_of_run  # noqa: E402
-from search.serve import listen, serve  # noqa: E402
-from search.stored import stored_config, stored_options, with_stored  # noqa: E402
+from search.report.comparison import fronts, opened  # noqa: E402
+from search.run.model import model_of_run  # noqa: E402
+from search.run.options import stored_config, stored_options, with_stored  # noqa: E402
+from search.run.places import check_exported, check_run  # noqa: E402
+from search.run.provenance import command_line  # noqa: E402
+from search.study.journal import LOCK  # noqa: E402
+from search.terminal.display import Display, audit_view, front_table, latency_table  # noqa: E402
+from search.terminal.inspect_model import describe_model, inspect_profile  # noqa: E402
+from search.terminal.parser import build_parser, given_options, training_options  # noqa: E402
 from spaces.errors import CompressionError, printable, told  # noqa: E402
 
 _INTERRUPTED = 130

@@ -15,9 +15,9 @@ import timm
 import torch
 from torch import nn
 
-from objectives.cost import cost_model
+from objectives.cost.closed_form import cost_model
 from spaces.factors import Factors
-from spaces.models import input_size
+from spaces.models.create import input_size
 from spaces.sites import Space
 from spaces.statistics import collect
 from spaces.vit import describe

@@ -19,13 +19,13 @@ import torch
 from rich.console import Console
 
 from objectives.evaluator import Evaluator
-from objectives.latency import forward, time_calls
-from objectives.latency_probe import CLOCKS, clock_of
-from objectives.latency_table import LATENCY, LatencyTable
+from objectives.latency.probe import CLOCKS, clock_of
+from objectives.latency.table import LATENCY, LatencyTable
+from objectives.latency.timing import forward, time_calls
 from search import SearchConfig, launch
-from search.progress import Display
-from search.run import Run
-from search.targets import format_cost
+from search.budgets.targets import format_cost
+from search.run.run import Run
+from search.terminal.display import Display
 
 SECONDS, SITTINGS, POINTS = 2.0, 8, 4
 

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from timm.utils import ParseKwargs
 from torch import nn
 
-from objectives.epochs import train
 from objectives.error import evaluate
 from objectives.evaluator import Evaluator
-from objectives.training import Course, TrainingConfig
+from objectives.training.epochs import train
+from objectives.training.long_finetune import Course, TrainingConfig
 from search import open_run
 from spaces.allocation import Allocation
 

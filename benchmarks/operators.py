@@ -26,12 +26,12 @@ import vit_small
 from torch import Tensor, nn
 from torchvision.datasets import FashionMNIST
 
-from objectives.cost import CostModel, cost_model
+from objectives.cost.closed_form import CostModel, cost_model
 from spaces.factors import Factors
-from spaces.linalg import blended, roots
-from spaces.operators import METRIC_DAMPING, input_of, variant_of
-from spaces.pruning import prefix_factors
-from spaces.selection import linear_of, magnitude, select
+from spaces.operators.linalg import blended, roots
+from spaces.operators.neurons import prefix_factors
+from spaces.operators.registry import METRIC_DAMPING, input_of, variant_of
+from spaces.operators.selection import linear_of, magnitude, select
 from spaces.sites import Site, Space
 from spaces.statistics import Moments, collect
 from spaces.vit import describe

@@ -27,12 +27,12 @@ from surrogate import Surrogate
 
 from objectives.evaluator import Evaluator
 from search import launch
+from search.budgets.knapsack import Knapsack
+from search.budgets.parametrisation import Budgets, Multipliers
 from search.config import SearchConfig
-from search.draw import SCORE
-from search.knapsack import Knapsack
-from search.parametrisation import Budgets, Multipliers
-from search.progress import Display
-from search.samplers import create_sampler
+from search.samplers.candidates import SCORE
+from search.samplers.registry import create_sampler
+from search.terminal.display import Display
 from spaces.allocation import Allocation
 
 FINISHED = (100, 1000, 5000)

@@ -29,16 +29,17 @@ import torch
 from recipes_report import DENSE, Result, read, report
 from torch import nn
 
-from objectives.cost import Cost, cost_model
+from objectives.cost.closed_form import Cost, cost_model
 from objectives.error import evaluate
 from objectives.evaluator import Evaluator
-from objectives.finetune import finetune
-from objectives.recipes import RECIPES, check_reach, make_cut
-from objectives.seeding import seed_everything
-from search import demo, launch, open_run
+from objectives.recipes.registry import RECIPES, check_reach, make_cut
+from objectives.runtime.seeding import seed_everything
+from objectives.training.finetune import finetune
+from search import launch, open_run
+from search.budgets.knapsack import Knapsack
 from search.config import SearchConfig
-from search.knapsack import Knapsack
-from search.progress import Display
+from search.driver import demo
+from search.terminal.display import Display
 from spaces.allocation import Allocation
 from spaces.errors import CompressionError
 from spaces.sites import Space

@@ -35,25 +35,25 @@ from rich.console import Console
 from simulated import SPREAD, SimulatedRunner, Sleep, Sleeper, Span
 from surrogate import DENSE_ERROR, REFERENCE, Surrogate
 
+from objectives.data.splits import DataConfig
 from objectives.objective import Objective
-from objectives.splits import DataConfig
-from search import demo
+from search.budgets.knapsack import Knapsack
+from search.budgets.parametrisation import Budgets, Multipliers
 from search.config import SearchConfig
-from search.job import WEIGHTS, Job, Outcome, Screened
-from search.knapsack import Knapsack
-from search.launch import launch
-from search.loop import Loop
-from search.machines import MachineConfig
-from search.parametrisation import Budgets, Multipliers
+from search.driver import demo
+from search.driver.loop import Loop
+from search.driver.publisher import Views
+from search.driver.session import launch
 from search.pareto import hypervolume
-from search.progress import Display
-from search.runner import Listener, Runner
-from search.study import Study
-from search.table import describe_space
+from search.run.tables import describe_space
+from search.runners.base import Listener, Runner
+from search.runners.job import WEIGHTS, Job, Outcome, Screened
+from search.runners.resources import MachineConfig
+from search.study.study import Study
+from search.terminal.display import Display
 from search.trial import Proposal, Screening, Trial
-from search.views import Views
 from spaces.allocation import Allocation
-from spaces.models import ModelConfig
+from spaces.models.create import ModelConfig
 
 OBJECTIVES = ("error", "macs")
 LEAST, STARTS = 0.2, 7  # the lowest budget, and allocations of the profile alone that are tried first
@@ -130,7 +130,7 @@ def simulated(arguments: argparse.Namespace) -> None:
 
 
 def on_ray(arguments: argparse.Namespace) -> None:
-    from search.ray_runner import RayRunner
+    from search.runners.ray_actors import RayRunner
 
     nothing = Objective(model=ModelConfig(model="none"), data=DataConfig(dataset="digits"), factors=Path("none/factors"))
     for workers in arguments.workers:
@@ -248,7 +248,7 @@ def sleep_of(arguments: argparse.Namespace) -> Sleep:
 
 
 def search(runner: Any, trials: int, url: str | None) -> Watched:
-    """A search as `search.launch` makes it."""
+    """A search as `search.driver.session` makes it."""
     surrogate = runner.sleep.surrogate
     with tempfile.TemporaryDirectory() as folder:
         study = study_of(Path(folder), surrogate, "additive", url)

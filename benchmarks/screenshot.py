@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from local_browser import browser
 
 from search import open_run
-from search.report import render
+from search.report.write import render
 
 
 def main() -> None:

@@ -33,13 +33,15 @@ from searches_report import Search, read, report
 from surrogate import Surrogate
 
 from objectives.evaluator import Evaluator
-from search import demo, draw, posterior
-from search.additive import Screen
+from search.budgets.knapsack import Knapsack
+from search.budgets.parametrisation import Budgets, Parametrisation, parametrise
 from search.config import SearchConfig
-from search.draw import SCORE
-from search.knapsack import Knapsack
-from search.parametrisation import Budgets, Parametrisation, parametrise
-from search.samplers import ADDITIVE, create_sampler
+from search.driver import demo
+from search.samplers import candidates as draw
+from search.samplers import error_posterior as posterior
+from search.samplers.additive import Screen
+from search.samplers.candidates import SCORE
+from search.samplers.registry import ADDITIVE, create_sampler
 from spaces.allocation import Allocation
 from spaces.sites import Space
 
@@ -211,7 +213,7 @@ def problem_of(name: str, seed: int, arguments: argparse.Namespace) -> Problem:
 
 
 def search(problem: Any, problem_name: str, name: str, seed: int, trials: int) -> Search:
-    """One search, as `search.study.Study` makes it, without its files."""
+    """One search, as `search.study.study.Study` makes it, without its files."""
     method, rng = METHODS[name], np.random.default_rng(1000 + seed)
     limits = {"macs": problem.costs.dense["macs"]}
     least = problem.costs.load(problem.space.smallest(partial(problem.costs.load, limits=limits)), limits)

@@ -26,8 +26,8 @@ from torch import Tensor
 from objectives.error import predict
 from objectives.evaluator import Evaluator
 from objectives.sensitivity import Errors, Profile, measure_profile
+from search.budgets.knapsack import Knapsack
 from search.config import SearchConfig
-from search.knapsack import Knapsack
 from spaces.allocation import Allocation
 
 BUDGETS = (20, 12, 8, 6)

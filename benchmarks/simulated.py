@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from surrogate import Surrogate
 
-from objectives.finetune import Step
 from objectives.forecast import Forecast
 from objectives.score import Score
-from search.job import Job, Outcome, Screened
-from search.runner import Need
+from objectives.training.finetune import Step
+from search.runners.base import Need
+from search.runners.job import Job, Outcome, Screened
+from search.runners.worker import Ready
 from search.trial import Screening
-from search.worker import Ready
 from spaces.allocation import Allocation
 
 Span = tuple[float, float, bool]  # when a job began and ended, by the monotonic clock, and whether it was a trial
@@ -56,7 +56,7 @@ class Sleep:
 
 
 class SimulatedRunner:
-    """Implements `search.runner.Runner`: every worker is a deadline.
+    """Implements `search.runners.base.Runner`: every worker is a deadline.
 
     Attributes:
         spans: of the jobs that have ended.
@@ -100,7 +100,7 @@ class SimulatedRunner:
 
 
 class Sleeper:
-    """An actor with the methods of `search.worker.Worker` that `RayRunner` calls; subclasses set `sleep`.
+    """An actor with the methods of `search.runners.worker.Worker` that `RayRunner` calls; subclasses set `sleep`.
 
     Like a real worker it tells of an optimiser step once a second.
     """

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from objectives.cost import CostModel
-from search.knapsack import Knapsack
+from objectives.cost.closed_form import CostModel
+from search.budgets.knapsack import Knapsack
 from search.pareto import hypervolume
 from spaces.allocation import Allocation
 from spaces.sites import Operator, Site, Space

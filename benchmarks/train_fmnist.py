@@ -13,12 +13,12 @@ from pathlib import Path
 from fashion_mnist import OPTIONS
 from rich.progress import Progress
 
-from objectives.data import Data
+from objectives.data.loaders import Data
 from objectives.error import evaluate
-from objectives.finetune import FinetuneConfig
+from objectives.training.finetune import FinetuneConfig
 from search.config import SearchConfig
-from search.demo import train_dense
-from spaces.models import create_model, preprocessing
+from search.driver.demo import train_dense
+from spaces.models.create import create_model, preprocessing
 
 _TRAINING_IMAGES = 55_000
 _BATCH = 256

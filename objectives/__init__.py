@@ -1,11 +1,11 @@
 """What a candidate costs and how wrong it is."""
 
-from objectives.cost import CostModel, cost_model
-from objectives.data import Data
+from objectives.cost.closed_form import CostModel, cost_model
+from objectives.data.loaders import Data
+from objectives.data.splits import DataConfig
 from objectives.evaluator import Evaluator
-from objectives.finetune import FinetuneConfig, finetune
 from objectives.objective import Objective
 from objectives.score import Score
-from objectives.splits import DataConfig
+from objectives.training.finetune import FinetuneConfig, finetune
 
 __all__ = ["CostModel", "Data", "DataConfig", "Evaluator", "FinetuneConfig", "Objective", "Score", "cost_model", "finetune"]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from objectives.parallel import ALONE, Group
+from objectives.runtime.distributed import ALONE, Group
 from spaces.errors import CheckpointError, DataError, DivergedError
 from spaces.files import write_json
 from spaces.schema import NUMBER, SHARE, SIZE, WHOLE, Maybe, read_json

@@ -12,30 +12,30 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from objectives.checkpoint import Checkpoint, Passed
-from objectives.cost import Cost, CostModel, cost_model
-from objectives.data import CALIBRATION_BATCH, Data
-from objectives.device import resolve_device
+from objectives.cost.closed_form import Cost, CostModel, cost_model
+from objectives.data.loaders import CALIBRATION_BATCH, Data
+from objectives.data.odd_folders import odd_folders
 from objectives.error import Evaluation, compare, confusion, evaluate, predict
-from objectives.finetune import Step, finetune
-from objectives.latency_probe import measure_latency, share_of_latency
-from objectives.latency_table import LATENCY, LatencyTable
-from objectives.memory import within_memory
+from objectives.latency.probe import measure_latency, share_of_latency
+from objectives.latency.table import LATENCY, LatencyTable
 from objectives.objective import Objective
-from objectives.odd_folders import odd_folders
-from objectives.parallel import ALONE, Group
-from objectives.picture_check import CHECKED
-from objectives.progress import Progress, counted
+from objectives.pictures.check import CHECKED
+from objectives.runtime.device import resolve_device
+from objectives.runtime.distributed import ALONE, Group
+from objectives.runtime.out_of_memory import within_memory
+from objectives.runtime.progress import Progress, counted
+from objectives.runtime.seeding import seed_everything
 from objectives.score import Score
-from objectives.seeding import seed_everything
 from objectives.sensitivity import SIZES, Profile, divergence, measure_profile, profile_name
 from objectives.store import read_stored
+from objectives.training.checkpoint import Checkpoint, Passed
+from objectives.training.finetune import Step, finetune
 from spaces.allocation import Allocation
 from spaces.errors import DataError, DivergedError
 from spaces.factors import Factors, fingerprint
 from spaces.files import save_tensors
-from spaces.models import create_model, input_size, preprocessing
-from spaces.operators import Variants
+from spaces.models.create import create_model, input_size, preprocessing
+from spaces.operators.registry import Variants
 from spaces.sites import Space
 from spaces.statistics import has_classes, outputs_of
 from spaces.vit import describe

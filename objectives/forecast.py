@@ -9,8 +9,8 @@ from torch import nn
 
 from objectives.error import evaluate
 from objectives.evaluator import RUNG_IMAGES, Evaluator
-from objectives.finetune import finetune
-from objectives.memory import within_memory
+from objectives.runtime.out_of_memory import within_memory
+from objectives.training.finetune import finetune
 from spaces.allocation import Allocation
 
 _TIMED = 2  # optimiser steps, after one to warm up

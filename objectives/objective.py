@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from objectives.finetune import FinetuneConfig
-from objectives.latency_table import LatencyConfig
-from objectives.splits import DataConfig
-from spaces.models import ModelConfig
+from objectives.data.splits import DataConfig
+from objectives.latency.table import LatencyConfig
+from objectives.training.finetune import FinetuneConfig
+from spaces.models.create import ModelConfig
 from spaces.vit import SpaceName
 
 

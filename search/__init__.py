@@ -1,9 +1,9 @@
 """How points are chosen, run, compared and handed over."""
 
-from search.audit import audit
 from search.config import SearchConfig
-from search.exports import export
-from search.launch import launch
-from search.run import Run, open_run
+from search.deploy.session import export
+from search.driver.session import launch
+from search.fidelity.audit import audit
+from search.run.run import Run, open_run
 
 __all__ = ["Run", "SearchConfig", "audit", "export", "launch", "open_run"]

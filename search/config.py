@@ -17,21 +17,21 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from objectives.finetune import FinetuneConfig
-from objectives.latency_table import LatencyConfig
+from objectives.data.splits import DataConfig
+from objectives.latency.table import LatencyConfig
 from objectives.objective import Objective
-from objectives.recipes import RECIPES
-from objectives.splits import DataConfig
-from search.agreement import LEAST
-from search.key_values import mended
-from search.machines import ONE_LAUNCH, MachineConfig
+from objectives.recipes.registry import RECIPES
+from objectives.training.finetune import FinetuneConfig
+from search.budgets.parametrisation import Name
+from search.fidelity.rank_correlation import LEAST
 from search.masking import masked
-from search.parametrisation import Name
-from search.paths import absolute
-from search.samplers import ADDITIVE, SAMPLERS
+from search.run.paths import absolute
+from search.runners.resources import ONE_LAUNCH, MachineConfig
+from search.samplers.registry import ADDITIVE, SAMPLERS
+from search.terminal.key_values import mended
 from spaces.errors import ConfigError, explained, shown
 from spaces.files import write_text
-from spaces.models import ModelConfig
+from spaces.models.create import ModelConfig
 from spaces.vit import SpaceName
 
 ObjectiveName = Literal["error", "flops", "params", "latency"]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from objectives.cost import Cost
+from objectives.cost.closed_form import Cost
 from objectives.score import Score
 from spaces.allocation import Allocation
 

@@ -1,9 +1,9 @@
 """What can be compressed in a timm vision transformer, and how a point of the search becomes a model."""
 
 from spaces.allocation import Allocation
-from spaces.compressed import load_compressed, save_compressed
 from spaces.factors import Factors
-from spaces.models import ModelConfig, create_model
+from spaces.folder.compressed import load_compressed, save_compressed
+from spaces.models.create import ModelConfig, create_model
 from spaces.sites import Operator, Site, Skipped, Space
 from spaces.vit import describe
 

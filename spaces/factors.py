@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from spaces.allocation import Allocation
 from spaces.errors import CheckpointError
 from spaces.files import save_tensors
-from spaces.filling import FILL
-from spaces.operators import Variants, input_of, variant_of
-from spaces.selection import Tensors, select
+from spaces.operators.filling import FILL
+from spaces.operators.registry import Variants, input_of, variant_of
+from spaces.operators.selection import Tensors, select
 from spaces.sites import Site, Space
 from spaces.statistics import collect
 from spaces.vit import resize
@@ -56,7 +56,7 @@ class Factors:
             device: where the pass and the decompositions run.
             progress: called with (sites done, sites in all).
             variants: kind of site -> name of a variant in spaces/operators.py; the engine's own where none is given.
-            scores: name of a site -> importance of what it may keep (`spaces.selection.select`): such a site is sliced by
+            scores: name of a site -> importance of what it may keep (`selection.select`): such a site is sliced by
                 these scores, with no correction.
             gradients: weigh tokens and outputs by what they cost at the model's output; without, as in most papers, every
                 layer is approximated for itself.

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 import run_search
 from objectives.evaluator import Evaluator
-from objectives.finetune import FinetuneConfig
-from objectives.recipes import open_workbench
-from objectives.workbench import Workbench
-from spaces.models import create_model
+from objectives.recipes.registry import open_workbench
+from objectives.recipes.workbench import Workbench
+from objectives.training.finetune import FinetuneConfig
+from spaces.models.create import create_model
 
 # Files that take long and would come late: begun last, one of them would be waited for by the other worker.
 EARLY = ("chaos", "train_runner", "starts")

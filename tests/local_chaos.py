@@ -24,7 +24,7 @@ from optuna.storages.journal import JournalFileBackend
 from safetensors.torch import load_file
 
 from spaces.files import save_tensors
-from spaces.models import ModelConfig, create_model
+from spaces.models.create import ModelConfig, create_model
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "depth": 2, "num_heads": 2}

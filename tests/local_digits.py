@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import nn
 
-from objectives.cost import Cost
+from objectives.cost.closed_form import Cost
+from objectives.data.splits import DataConfig
 from objectives.evaluator import Evaluator
 from objectives.objective import Objective
-from objectives.splits import DataConfig
-from objectives.workbench import Workbench
+from objectives.recipes.workbench import Workbench
 from spaces.files import save_tensors
-from spaces.models import ModelConfig
+from spaces.models.create import ModelConfig
 from spaces.sites import Site
 
 SIZE = (1, 8, 8)

@@ -11,11 +11,11 @@ from conftest import TINY
 from local_vits import KINDS, MakeVit, factors_of
 from torch import Tensor, nn
 
-from objectives.classify import preprocessing_of
-from objectives.digits import Digits
-from objectives.formats import Format, write_formats
+from objectives.deploy.classify import preprocessing_of
+from objectives.deploy.formats import Format, write_formats
+from objectives.pictures.digits import Digits
 from spaces import Allocation, save_compressed
-from spaces.description import read_description
+from spaces.folder.description import read_description
 from spaces.sites import Space
 
 MEAN, STD = [0.3, 0.35, 0.4], [0.37, 0.36, 0.35]

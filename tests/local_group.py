@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from local_patience import PATIENCE
 
-from objectives.parallel import Group, free_port, join_group, leave_group
+from objectives.runtime.distributed import Group, free_port, join_group, leave_group
 
 SIZE = 2
 Job = Callable[..., Any]  # called with the group, and arguments

@@ -9,10 +9,10 @@ import torch
 from timm.layers import Mlp
 from torch import nn
 
-from objectives import latency_probe
-from objectives.latency import Timing
-from search.runner import Need
-from search.worker import Ready, Stage, Worker
+from objectives.latency import probe as latency_probe
+from objectives.latency.timing import Timing
+from search.runners.base import Need
+from search.runners.worker import Ready, Stage, Worker
 from spaces.allocation import Allocation
 from spaces.modules import ContractedAttention, LowRankLinear
 from spaces.sites import Space

@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 
-from objectives.finetune import Step
+from objectives.training.finetune import Step
 from search import SearchConfig
-from search.forecast import Outlook
+from search.driver.forecast import Outlook
 from search.trial import Proposal, Trial
 from spaces.files import save_tensors
-from spaces.models import ModelConfig, create_model
+from spaces.models.create import ModelConfig, create_model
 
 OPTIONS: dict[str, Any] = {
     "model": "vit_tiny_patch16_224",

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from search.content import content
-from search.page import assemble, page
-from search.table import describe_space, sites_of, summarise
-from search.targets import Target
+from search.budgets.targets import Target
+from search.report.html import assemble, page
+from search.report.page_data import content
+from search.run.tables import describe_space, sites_of, summarise
 from spaces.files import write_text
 from spaces.sites import Operator, Site, Space
 

@@ -6,12 +6,12 @@ import numpy as np
 import optuna
 from local_searches import BRANCH, FINE, scored, searched, space_of
 
-from objectives.cost import Cost
+from objectives.cost.closed_form import Cost
 from objectives.score import Score
-from search.additive import Screen
-from search.draw import SCORE
 from search.pareto import hypervolume
-from search.samplers import create_sampler
+from search.samplers.additive import Screen
+from search.samplers.candidates import SCORE
+from search.samplers.registry import create_sampler
 from spaces.allocation import Allocation
 from spaces.sites import Space
 

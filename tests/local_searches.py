@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from objectives.cost import Cost, CostModel
+from objectives.cost.closed_form import Cost, CostModel
 from objectives.score import Score
 from objectives.sensitivity import Errors
-from search.knapsack import Knapsack
-from search.parametrisation import Budgets, Multipliers
-from search.study import Study
+from search.budgets.knapsack import Knapsack
+from search.budgets.parametrisation import Budgets, Multipliers
+from search.study.study import Study
 from search.trial import Proposal, Screening
 from spaces.allocation import Allocation
 from spaces.sites import Operator, Site, Space

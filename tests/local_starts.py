@@ -27,7 +27,7 @@ class Deaths:
 
 
 class Mortal:
-    """A worker of `search.ray_runner`, as far as it is prepared and asked for a forecast."""
+    """A worker of `search.runners.ray_actors`, as far as it is prepared and asked for a forecast."""
 
     def __init__(self, deaths: Deaths, *_: object) -> None:
         self._deaths = deaths
@@ -37,7 +37,7 @@ class Mortal:
             file.write(".")
         if self._deaths.starts <= self._deaths.deaths:
             os._exit(1)
-        from search.worker import Ready
+        from search.runners.worker import Ready
 
         yield Ready(host="here", pid=os.getpid(), device="cpu", stderr="")
 

@@ -16,9 +16,9 @@ from optuna.samplers import BaseSampler
 from optuna.testing.pytest_samplers import BasicSamplerTestCase, MultiObjectiveSamplerTestCase, RelativeSamplerTestCase
 from optuna.trial import TrialState
 
-from search.additive import AdditiveSampler
-from search.parametrisation import BUDGET
-from search.posterior import ErrorPosterior
+from search.budgets.parametrisation import BUDGET
+from search.samplers.additive import AdditiveSampler
+from search.samplers.error_posterior import ErrorPosterior
 from spaces.allocation import Allocation
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -40,7 +40,7 @@ def test_our_packages_are_imported(package: str) -> None:
 
 
 def test_nothing_is_pickled() -> None:
-    for path in [*ROOT.glob("spaces/*.py"), *ROOT.glob("objectives/*.py"), *ROOT.glob("search/*.py")]:
+    for path in (path for package in ORDER[:3] for path in ROOT.glob(f"{package}/**/*.py")):
         assert "cloudpickle" not in imported(path)
         assert "pickle.load" not in path.read_text(encoding="utf-8")
         assert "torch.save" not in path.read_text(encoding="utf-8")

@@ -15,9 +15,9 @@ from test_report import Page, frame, summary
 
 import run_search
 from search import SearchConfig, audit, launch, open_run
-from search.agreement import BAND, agreement, audit_tables, candidates, similar, spread_over, tau
-from search.run import Run
-from search.table import figures_of, write_tables
+from search.fidelity.rank_correlation import BAND, agreement, audit_tables, candidates, similar, spread_over, tau
+from search.run.run import Run
+from search.run.tables import figures_of, write_tables
 from spaces.errors import ConfigError, RunError
 
 NAN = float("nan")

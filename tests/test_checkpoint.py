@@ -13,14 +13,14 @@ from safetensors.torch import load_file, save_file
 from timm.optim import create_optimizer_v2
 from torch import nn
 
-from objectives.checkpoint import Checkpoint, Passed
 from objectives.error import Evaluation
 from objectives.evaluator import Evaluator
-from objectives.finetune import FinetuneConfig, Step
 from objectives.score import Score
+from objectives.training.checkpoint import Checkpoint, Passed
+from objectives.training.finetune import FinetuneConfig, Step
 from spaces.allocation import Allocation
 from spaces.errors import DivergedError
-from spaces.models import create_model
+from spaces.models.create import create_model
 
 
 class Killed(BaseException):

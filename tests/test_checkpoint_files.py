@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.models import VisionTransformer
 
 from spaces.errors import CheckpointError
-from spaces.models import ModelConfig, create_model, weights_of
+from spaces.models.create import ModelConfig, create_model, weights_of
 
 NAME = "vit_tiny_patch16_224"
 State = dict[str, Tensor]

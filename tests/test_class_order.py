@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import cohen_kappa_score
 from timm.utils.misc import natural_key as timms_key
 
-from objectives.chance import near_chance
-from objectives.class_order import Counts, find_fit, first_difference, in_order, kappa, natural_key
+from objectives.data.chance import near_chance
+from objectives.data.class_order import Counts, find_fit, first_difference, in_order, kappa, natural_key
 
 SHAPES = [f"shape_{number}" for number in range(1, 13)]
 TORCHVISION = ["shape_1", "shape_10", "shape_11", "shape_12", *(f"shape_{number}" for number in range(2, 10))]

@@ -19,12 +19,12 @@ from test_pictures import bomb
 from torch import Tensor
 
 import run_search
-from objectives.classify import Answer, Unread, classify
-from objectives.digits import Digits
-from objectives.formats import Format, write_formats
+from objectives.deploy.classify import Answer, Unread, classify
+from objectives.deploy.formats import Format, write_formats
+from objectives.pictures.digits import Digits
 from spaces import load_compressed
-from spaces.description import fingerprint_of
 from spaces.errors import CheckpointError, DataError
+from spaces.folder.description import fingerprint_of
 
 
 @pytest.fixture(scope="module")

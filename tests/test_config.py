@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 import timm
 
-from search.cli import build_parser, given_options
 from search.config import OWNERS, SearchConfig, option_help, option_types, read_options
+from search.terminal.parser import build_parser, given_options
 from spaces.errors import ConfigError
-from spaces.models import ModelConfig
+from spaces.models.create import ModelConfig
 
 
 def test_round_trip_through_yaml(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ import timm
 import torch
 from torch import nn
 
-from objectives.cost import cost_model
-from objectives.count import fvcore_macs, torch_macs
+from objectives.cost.closed_form import cost_model
+from objectives.cost.tracing import fvcore_macs, torch_macs
 from spaces.allocation import Allocation
 from spaces.errors import CountError
-from spaces.models import input_size
+from spaces.models.create import input_size
 from spaces.vit import describe, resize
 
 MODELS = [

@@ -20,20 +20,20 @@ import run_search
 from objectives.error import Evaluation
 from objectives.sensitivity import Profile
 from search import launch
-from search.content import content_of
-from search.losses import check_nothing_lost
-from search.overlay import fronts
-from search.page import assemble
-from search.pick import wishes
-from search.run import AUDIT, Run
-from search.running import RUNNING, running_of
-from search.serve import Shown
-from search.stored import stored_config
-from search.study import Study
-from search.weights import read_weights, weights_of
+from search.browse.server import Shown
+from search.deploy.points import wishes
+from search.report.comparison import fronts
+from search.report.html import assemble
+from search.report.page_data import content_of
+from search.run.activity import RUNNING, running_of
+from search.run.losses import check_nothing_lost
+from search.run.options import stored_config
+from search.run.run import AUDIT, Run
+from search.run.weights import read_weights, weights_of
+from search.study.study import Study
 from spaces.errors import CheckpointError, CompressionError, RunError
 from spaces.factors import Factors
-from spaces.models import create_model
+from spaces.models.create import create_model
 from spaces.vit import describe, resize
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 import yaml
 
-from search.cli import build_parser, given_options
 from search.config import SearchConfig
+from search.terminal.parser import build_parser, given_options
 from spaces.errors import CompressionError
 
 ROOT = Path(__file__).parent.parent

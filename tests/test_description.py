@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from spaces import load_compressed
-from spaces.compressed import dense_architecture
-from spaces.description import fingerprint_of
 from spaces.errors import CheckpointError
+from spaces.folder.compressed import dense_architecture
+from spaces.folder.description import fingerprint_of
 
 ROOT = Path(__file__).parents[1]
 PICTURES = {"mode": "RGB", "pixel_range": None, "background": "white"}

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from local_pages import DENSE, made_up
 
-from search.content import content
-from search.edge import lower_edges
-from search.page import assemble, page
-from search.table import sites_of
+from search.driver.edge import lower_edges
+from search.report.html import assemble, page
+from search.report.page_data import content
+from search.run.tables import sites_of
 
 Bound = tuple[str, float, str, int]  # cost, limit, text, group
 

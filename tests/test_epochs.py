@@ -14,13 +14,13 @@ from local_digits import MODEL as DIGITS_MODEL
 from timm.layers import DropPath
 from torch import nn
 
-from objectives.epochs import train
 from objectives.error import evaluate
 from objectives.evaluator import Evaluator
-from objectives.finetune import FinetuneConfig
-from objectives.training import Course, Trained, TrainingConfig
+from objectives.training.epochs import train
+from objectives.training.finetune import FinetuneConfig
+from objectives.training.long_finetune import Course, Trained, TrainingConfig
 from spaces.errors import ConfigError, DivergedError
-from spaces.models import create_model
+from spaces.models.create import create_model
 
 STEPS = 8  # of an epoch: 1,140 images in batches of 128
 
@@ -176,7 +176,7 @@ def test_drop_path_rises_along_the_blocks(
         rates.append([module.drop_prob for module in model.modules() if isinstance(module, DropPath)])
         return iter(())
 
-    monkeypatch.setattr("objectives.epochs.finetune", watch)
+    monkeypatch.setattr("objectives.training.epochs.finetune", watch)
     run(evaluator, course(drop_path=0.3), tmp_path / "state")
     assert rates == [pytest.approx([0.3, 0.3])]  # attention and FFN of the second block; the first one's are 0
 

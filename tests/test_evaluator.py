@@ -10,16 +10,16 @@ import torch
 from local_digits import DATA, MODEL, evaluator_of
 from torch import Tensor, nn
 
-from objectives.data import Data
-from objectives.device import resolve_device
+from objectives.data.loaders import Data
 from objectives.error import evaluate, predict
 from objectives.evaluator import Evaluator
-from objectives.finetune import FinetuneConfig, finetune
 from objectives.objective import Objective
+from objectives.runtime.device import resolve_device
+from objectives.training.finetune import FinetuneConfig, finetune
 from spaces.allocation import Allocation
 from spaces.errors import CheckpointError, ConfigError, DataError, DivergedError
 from spaces.factors import fingerprint
-from spaces.models import create_model, preprocessing
+from spaces.models.create import create_model, preprocessing
 
 
 @pytest.fixture(scope="module")

@@ -18,20 +18,21 @@ from local_runs import Fails, content
 from torch import nn
 
 import run_search
-from objectives.data import Data
+from objectives.data.loaders import Data
+from objectives.deploy.formats import FormatConfig
 from objectives.error import evaluate
-from objectives.formats import FormatConfig
-from search import SearchConfig, export, exports, launch
-from search.cli import build_parser
-from search.export import ExportOptions
-from search.pick import Point, wishes
-from search.run import Run
+from search import SearchConfig, export, launch
+from search.deploy import session as exports
+from search.deploy.model_folder import ExportOptions
+from search.deploy.points import Point, wishes
+from search.run.run import Run
+from search.terminal.parser import build_parser
 from search.trial import Trial
 from spaces import load_compressed
-from spaces.compressed import save_compressed
 from spaces.errors import RunError
 from spaces.files import save_tensors
-from spaces.models import ModelConfig, create_model, preprocessing
+from spaces.folder.compressed import save_compressed
+from spaces.models.create import ModelConfig, create_model, preprocessing
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent

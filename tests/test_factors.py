@@ -10,8 +10,8 @@ from torch import Tensor
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError, CheckpointError
 from spaces.factors import Factors, fingerprint
-from spaces.linalg import blended
-from spaces.operators import METRIC_DAMPING
+from spaces.operators.linalg import blended
+from spaces.operators.registry import METRIC_DAMPING
 from spaces.sites import Site
 from spaces.statistics import _probe, _weights
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from objectives import forecast as forecast_module
 from objectives.evaluator import Evaluator
-from objectives.finetune import FinetuneConfig
 from objectives.forecast import forecast
+from objectives.training.finetune import FinetuneConfig
 from spaces.allocation import Allocation
-from spaces.models import create_model
+from spaces.models.create import create_model
 
 
 @pytest.fixture(scope="module")

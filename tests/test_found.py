@@ -13,13 +13,13 @@ from local_launches import Silent, config_of
 from local_runs import MODEL, SHORT, Fails
 from rich.console import Console
 
-from objectives.data import Data
+from objectives.data.loaders import Data
+from objectives.data.odd_folders import odd_folders
 from objectives.error import Evaluation
-from objectives.odd_folders import odd_folders
 from search import export, launch
-from search.inspect import inspect_profile
-from search.judge import CLASS_MAP, judge, tell_found
-from search.progress import Display
+from search.driver.judge import CLASS_MAP, judge, tell_found
+from search.terminal.display import Display
+from search.terminal.inspect_model import inspect_profile
 from spaces.errors import DataError
 
 SHAPES = tuple(f"shape_{number}" for number in range(1, 13))

@@ -14,11 +14,11 @@ from local_vits import MakeVit
 from PIL import Image
 from torch import Tensor
 
-from objectives.classify import classify
-from search.card import read_summary
-from spaces.compressed import dense_architecture, load_compressed
-from spaces.description import fingerprint_of, read_description
+from objectives.deploy.classify import classify
+from search.deploy.model_card import read_summary
 from spaces.errors import CompressionError
+from spaces.folder.compressed import dense_architecture, load_compressed
+from spaces.folder.description import fingerprint_of, read_description
 
 ODD: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 3, 2**31, 2**63, 10**30, -(10**400), 0.5, -0.0, 1e-300, 1e300, float("nan"), float("inf"), "",

@@ -10,10 +10,10 @@ from local_launches import config_of
 from local_patience import poll
 
 from objectives.evaluator import Evaluator
-from search.job import WEIGHTS, Outcome, Screened
-from search.machines import MachineConfig
-from search.ray_runner import RayRunner
-from search.runner import Listener
+from search.runners.base import Listener
+from search.runners.job import WEIGHTS, Outcome, Screened
+from search.runners.ray_actors import RayRunner
+from search.runners.resources import MachineConfig
 from search.trial import Proposal, Screening
 from spaces.allocation import Allocation
 

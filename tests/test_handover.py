@@ -19,14 +19,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 import run_search
-from objectives.digits import Digits
+from objectives.deploy.formats import _traced as traced
 from objectives.error import evaluate
 from objectives.evaluator import Evaluator
-from objectives.formats import _traced as traced
-from search.card import card
-from search.cli import build_parser
+from objectives.pictures.digits import Digits
 from search.config import SearchConfig
-from search.run import open_run
+from search.deploy.model_card import card
+from search.run.run import open_run
+from search.terminal.parser import build_parser
 from spaces import load_compressed
 
 pytestmark = pytest.mark.slow
@@ -200,7 +200,7 @@ def test_a_file_that_gives_other_outputs_fails_the_export(
             other.head.bias.add_(torch.arange(10) / 1000)  # type: ignore[union-attr, operator]
         return traced(other)
 
-    monkeypatch.setattr("objectives.formats._traced", of_another)
+    monkeypatch.setattr("objectives.deploy.formats._traced", of_another)
     line = fails("export", run, "--trial", "1", "--format", "pt2", "--force")
     assert "the model reloaded from model.pt2 is not the one that was saved: its outputs on test images differ by" in line
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before, "the earlier export stays"
@@ -223,7 +223,7 @@ def test_what_cannot_be_written_is_told_before_anything_is_computed(
     def never(*arguments: Any) -> None:
         raise AssertionError("computed")
 
-    monkeypatch.setattr(sys.modules["search.exports"], "Evaluator", never)
+    monkeypatch.setattr(sys.modules["search.deploy.session"], "Evaluator", never)
     assert "unknown format 'tensorrt'" in fails("export", run, "--trial", "1", "--format", "tensorrt")
     assert "with onnx" in fails("export", run, "--trial", "1", "--format", "onnx", "--dtype", "bf16")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spaces.head_graph import graph_scores, similarity, stationary, transition
+from spaces.operators.head_graph import graph_scores, similarity, stationary, transition
 
 
 def matrix(*rows: tuple[float, ...]) -> Tensor:

@@ -7,7 +7,7 @@ from local_samples import covariance, mixed
 from local_vits import MakeVit, factors_of, order_of, relative_error, site_of, with_four_heads
 from torch import Tensor
 
-from spaces.heads import elimination_scores, energy_scores, magnitude_scores, taylor_scores
+from spaces.operators.heads import elimination_scores, energy_scores, magnitude_scores, taylor_scores
 
 
 @pytest.mark.parametrize("ranking", ["elimination", "energy", "taylor"])

@@ -20,12 +20,12 @@ from local_vits import (
 )
 from torch import Tensor
 
-from objectives.cost import cost_model
-from objectives.count import fvcore_macs, torch_macs
+from objectives.cost.closed_form import cost_model
+from objectives.cost.tracing import fvcore_macs, torch_macs
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError
 from spaces.factors import Factors
-from spaces.operators import VARIANTS
+from spaces.operators.registry import VARIANTS
 from spaces.vit import describe, resize
 
 SIZE = (3, 16, 16)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import run_search
 from objectives.sensitivity import Profile
-from search.heatmap import format_error, grid_of, heat_table, write_heat_maps
+from search.report.heat_map import format_error, grid_of, heat_table, write_heat_maps
 from spaces.sites import Operator, Site, Space
 
 NAME, KWARGS = MODEL[1], MODEL[2:]

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 
-from search.interrupts import Interrupts
+from search.driver.interrupts import Interrupts
 
 
 @pytest.fixture

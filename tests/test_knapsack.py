@@ -14,9 +14,9 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import block_diag
 from torch import Tensor, nn
 
-from objectives.cost import COSTS, Cost, CostModel, cost_model
+from objectives.cost.closed_form import COSTS, Cost, CostModel, cost_model
 from objectives.sensitivity import Errors
-from search.knapsack import Knapsack
+from search.budgets.knapsack import Knapsack
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError
 from spaces.factors import Factors

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from objectives.latency import Setting, Timing, forward, time_calls
+from objectives.latency.timing import Setting, Timing, forward, time_calls
 from spaces.errors import ConfigError
 
 

@@ -13,16 +13,16 @@ from ray import cloudpickle
 from rich.console import Console
 from torch import nn
 
-from objectives.latency_table import LATENCY, LatencyTable
+from objectives.latency.table import LATENCY, LatencyTable
 from search import launch
-from search.job import Outcome
-from search.progress import Display, front_table
-from search.ray_runner import RayRunner
-from search.run import Run
-from search.runner import Listener
+from search.run.run import Run
+from search.runners.base import Listener
+from search.runners.job import Outcome
+from search.runners.ray_actors import RayRunner
+from search.terminal.display import Display, front_table
 from search.trial import Proposal
 from spaces.errors import RunError, TargetError
-from spaces.models import create_model
+from spaces.models.create import create_model
 from spaces.vit import describe
 
 pytestmark = pytest.mark.slow

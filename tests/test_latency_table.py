@@ -13,11 +13,12 @@ from local_damage import damaged_json
 from local_latency import FakeTimer, cut, seconds_of
 from torch import nn
 
-from objectives import latency, latency_probe
-from objectives.cost import cost_model
-from objectives.latency_probe import clock_of, measure_latency
-from objectives.latency_smoothing import monotone, smoothed
-from objectives.latency_table import Grid, LatencyConfig, LatencyTable
+from objectives.cost.closed_form import cost_model
+from objectives.latency import probe as latency_probe
+from objectives.latency import timing as latency
+from objectives.latency.probe import clock_of, measure_latency
+from objectives.latency.smoothing import monotone, smoothed
+from objectives.latency.table import Grid, LatencyConfig, LatencyTable
 from spaces.allocation import Allocation
 from spaces.errors import ConfigError, RunError
 from spaces.sites import Space

@@ -15,14 +15,14 @@ from rich.console import Console
 from torch import nn
 
 from objectives import evaluator
-from objectives.data import Data
+from objectives.data.loaders import Data
 from objectives.error import evaluate
 from search import export, launch, open_run
-from search.progress import Display
-from search.run import Run
+from search.run.run import Run
+from search.terminal.display import Display
 from spaces import load_compressed
 from spaces.errors import CheckpointError, RunError, TargetError
-from spaces.models import create_model, preprocessing
+from spaces.models.create import create_model, preprocessing
 
 pytestmark = pytest.mark.slow
 
@@ -220,7 +220,9 @@ def test_two_targets_have_their_best(two: tuple[Run, str]) -> None:
 def test_an_export_takes_the_first_target_unless_told(two: tuple[Run, str], monkeypatch: pytest.MonkeyPatch) -> None:
     run, _ = two
     written: list[int] = []
-    monkeypatch.setattr(sys.modules["search.export"]._Export, "write", lambda work, folder: written.append(work.number))
+    monkeypatch.setattr(
+        sys.modules["search.deploy.model_folder"]._Export, "write", lambda work, folder: written.append(work.number)
+    )
     assert [export(run).name, export(run, target="flops=40%").name] == ["flops70", "flops40"]
     assert written == [run.best("flops=70%")["number"], run.best("flops=40%")["number"]]
 
@@ -301,19 +303,16 @@ def test_export_of_a_trial_off_the_front(run: Run) -> None:
 
 
 def test_a_failed_export_leaves_no_half_folder(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from search import export as module
-
     target = run.directory / "export" / "trial0"
 
     def fail(*arguments: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("objectives.handover.save_compressed", fail)
+    monkeypatch.setattr("objectives.deploy.folder.save_compressed", fail)
     with pytest.raises(OSError, match="No space"):
         export(run, trial=0)
     assert not target.exists()
     assert not list(target.parent.glob(".*partial"))
-    assert module is export
 
 
 def test_broken_folders_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ class Hourly(Silent):
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
         self.now = 0.0
-        monkeypatch.setattr(sys.modules["search.launch"], "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(sys.modules["search.driver.session"], "time", SimpleNamespace(monotonic=lambda: self.now))
 
     def started(self, proposal: Proposal) -> None:
         super().started(proposal)

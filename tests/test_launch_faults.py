@@ -15,13 +15,14 @@ from local_runs import Fails
 from torch import nn
 
 from objectives.evaluator import Evaluator
-from objectives.finetune import Step
-from search import SearchConfig, job, launch, open_run
-from search.run import Run
+from objectives.training.finetune import Step
+from search import SearchConfig, launch, open_run
+from search.run.run import Run
+from search.runners import job
 from search.trial import Proposal, Trial
 from spaces.errors import DataError, RunError
 from spaces.files import save_tensors
-from spaces.models import ModelConfig, create_model
+from spaces.models.create import ModelConfig, create_model
 
 pytestmark = pytest.mark.slow
 
@@ -162,7 +163,7 @@ def test_weights_without_room_end_the_search_until_there_is_some(tmp_path: Path,
 
 def test_a_trial_beyond_its_time_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr("search.runner.time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr("search.runners.base.time", SimpleNamespace(monotonic=lambda: clock.now))
 
     class Hangs(Silent):
         def step(self, number: int, step: Step) -> None:

@@ -6,9 +6,9 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from search import progress
-from search.lines import Lines
-from search.progress import Display
+from search.terminal import display as progress
+from search.terminal.display import Display
+from search.terminal.lines import Lines
 
 
 class Said:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from local_runs import Fails
 
-from objectives.training import TrainingConfig
+from objectives.training.long_finetune import TrainingConfig
 from search import export, open_run
-from search.cli import build_parser, training_options
-from search.export import ExportOptions
-from search.machines import MachineConfig
+from search.deploy.model_folder import ExportOptions
+from search.runners.resources import MachineConfig
+from search.terminal.parser import build_parser, training_options
 from spaces import load_compressed
 from spaces.errors import DivergedError, RunError
 

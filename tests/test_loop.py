@@ -9,12 +9,12 @@ from local_problems import Problem
 from local_searches import opened, scored, searched, space_of
 
 from objectives.forecast import Forecast
-from search.additive import FEWEST
-from search.job import Job, Outcome, Screened
-from search.loop import Loop
-from search.parametrisation import Multipliers
-from search.runner import Need
-from search.study import Study
+from search.budgets.parametrisation import Multipliers
+from search.driver.loop import Loop
+from search.runners.base import Need
+from search.runners.job import Job, Outcome, Screened
+from search.samplers.additive import FEWEST
+from search.study.study import Study
 from search.trial import Proposal, Screening, Trial
 from spaces.allocation import Allocation
 from spaces.errors import RunError

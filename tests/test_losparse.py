@@ -9,11 +9,11 @@ from local_digits import limits_of, sites_of
 from local_vits import parameters
 from torch import Tensor, nn
 
-from objectives import losparse
 from objectives.evaluator import Evaluator
-from objectives.losparse import LowRankPlusRows, _rebuilt, cubic, decompose, keep_rows
-from objectives.recipes import make_cut
-from objectives.workbench import Workbench
+from objectives.recipes import losparse
+from objectives.recipes.losparse import LowRankPlusRows, _rebuilt, cubic, decompose, keep_rows
+from objectives.recipes.registry import make_cut
+from objectives.recipes.workbench import Workbench
 
 
 def test_the_decomposition_starts_exact(bench: Callable[[str], Workbench], digits: Tensor) -> None:

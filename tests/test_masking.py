@@ -13,7 +13,7 @@ import run_search
 from search import launch
 from search.config import SearchConfig
 from search.masking import is_masked, masked, masked_command, secrets_of, without_secrets
-from search.storage import open_study, reason
+from search.study.database import open_study, reason
 from spaces.errors import RunError
 
 URLS = {

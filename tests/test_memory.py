@@ -12,15 +12,15 @@ import torch
 from local_digits import DATA, MODEL, evaluator_of, limits_of
 from torch import Tensor, nn
 
-from objectives.data import Data
+from objectives.data.loaders import Data
 from objectives.error import evaluate, predict
 from objectives.evaluator import Evaluator
-from objectives.finetune import FinetuneConfig, finetune
-from objectives.memory import is_out_of_memory, within_memory
-from objectives.recipes import evaluate_recipe
-from search import journal
+from objectives.recipes.registry import evaluate_recipe
+from objectives.runtime.out_of_memory import is_out_of_memory, within_memory
+from objectives.training.finetune import FinetuneConfig, finetune
+from search.study import journal
 from spaces.errors import DivergedError
-from spaces.models import create_model, preprocessing
+from spaces.models.create import create_model, preprocessing
 
 
 def failure(size: int) -> RuntimeError:

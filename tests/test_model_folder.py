@@ -18,11 +18,11 @@ from torch import nn
 
 import run_search
 from search import SearchConfig, launch
-from search.run import open_run
-from spaces.compressed import load_compressed, save_compressed
+from search.run.run import open_run
 from spaces.errors import CompressionError, ModelError
-from spaces.model_folder import settled
-from spaces.models import ModelConfig, create_model, preprocessing, weights_of
+from spaces.folder.compressed import load_compressed, save_compressed
+from spaces.models.create import ModelConfig, create_model, preprocessing, weights_of
+from spaces.models.timm_folder import settled
 from spaces.vit import describe
 
 NAME = "vit_tiny_patch16_224"

@@ -11,7 +11,7 @@ from local_folders import PREPROCESSING
 from torch import Tensor, nn
 
 from spaces.allocation import Allocation
-from spaces.compressed import load_compressed, save_compressed
+from spaces.folder.compressed import load_compressed, save_compressed
 from spaces.modules import LowRankSparseLinear, SelectedLinear, selected_linear
 from spaces.vit import describe, resize
 

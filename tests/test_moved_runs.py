@@ -15,9 +15,9 @@ from local_runs import Fails
 import run_search
 from objectives.evaluator import Evaluator
 from search import SearchConfig, export, launch
-from search.paths import absolute, moved, placeless
-from search.run import Run, check_same_run, identity_of
-from search.stored import stored_config, stored_options, with_stored
+from search.run.options import stored_config, stored_options, with_stored
+from search.run.paths import absolute, moved, placeless
+from search.run.run import Run, check_same_run, identity_of
 from spaces.errors import RunError, explained, named
 from spaces.files import replacing, save_tensors
 
@@ -60,7 +60,9 @@ def test_a_run_that_was_moved_goes_on_and_is_exported(
     assert "continuing after 2" in capsys.readouterr().out
     assert yaml.safe_load((elsewhere / "config.yaml").read_text())["checkpoint"] == str(elsewhere / "dense.safetensors")
     exported: list[Evaluator] = []
-    monkeypatch.setattr("search.exports.write_export", lambda folder, run, point, evaluator, *rest: exported.append(evaluator))
+    monkeypatch.setattr(
+        "search.deploy.session.write_export", lambda folder, run, point, evaluator, *rest: exported.append(evaluator)
+    )
     export(Run("else where/renamed"), trial=1)
     assert exported[0].fingerprint == Run(elsewhere).summary["fingerprint"]
     assert not (started / "run").exists()
@@ -154,7 +156,7 @@ def test_what_the_system_refuses_is_told_with_the_path_and_what_to_do(
     def refuse(*arguments: Any) -> Any:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("search.journal.fcntl.flock", refuse)
+    monkeypatch.setattr("search.study.journal.fcntl.flock", refuse)
     line = fails("launch", "--model", OPTIONS["model"], "--dataset", "digits", "--output", tmp_path / "run")
     assert f"{tmp_path / 'run' / '.lock'}: {os.strerror(code)}: " in line and KINDS[code] in line and "Errno" not in line
 

@@ -13,10 +13,10 @@ from local_vits import MakeVit
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from objectives.formats import open_format
-from objectives.onnx_file import checked_onnx
-from spaces.description import fingerprint_of
+from objectives.deploy.formats import open_format
+from objectives.deploy.onnx_file import checked_onnx
 from spaces.errors import CheckpointError
+from spaces.folder.description import fingerprint_of
 
 SHAPE = (1, 3, 16, 16)
 Change = Callable[[Any], object]  # of an onnx.ModelProto

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from search.opening import opening_of
+from search.driver.opening import opening_of
 from search.trial import Proposal
 from spaces.allocation import Allocation
 

@@ -7,10 +7,10 @@ from local_samples import covariance
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spaces.contraction import query_key, value_output
-from spaces.linalg import roots
-from spaces.low_rank import LowRankFactors, factorise
-from spaces.pruning import DAMPING, elimination_order, prefix_factors, prefix_weight, subset_weight, variance_order
+from spaces.operators.contraction import query_key, value_output
+from spaces.operators.linalg import roots
+from spaces.operators.low_rank import LowRankFactors, factorise
+from spaces.operators.neurons import DAMPING, elimination_order, prefix_factors, prefix_weight, subset_weight, variance_order
 
 
 def squared_error(a: Tensor, b: Tensor) -> float:

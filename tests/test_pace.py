@@ -10,9 +10,9 @@ import pytest
 
 from objectives.score import Score
 from search.config import SearchConfig
-from search.forecast import Outlook
-from search.pace import ENVIRONMENT, Pace, expect
-from search.progress import _forecast
+from search.driver.forecast import Outlook
+from search.driver.pace import ENVIRONMENT, Pace, expect
+from search.terminal.display import _forecast
 from search.trial import Proposal, Trial
 from spaces.allocation import Allocation
 

@@ -11,8 +11,8 @@ from local_launches import Silent, config_of
 from playwright.sync_api import expect
 
 from search import launch
-from search.report import render
-from search.run import Run
+from search.report.write import render
+from search.run.run import Run
 
 pytestmark = [pytest.mark.slow, needs_chromium]
 

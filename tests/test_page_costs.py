@@ -10,9 +10,9 @@ from local_pages import DENSE, made_up, write_made_up, write_report
 from playwright.sync_api import expect
 
 from objectives.sensitivity import Profile, profile_name
-from search.content import content_of, sensitivity_of
-from search.run import Run
-from search.table import read_space, sites_of, write_tables
+from search.report.page_data import content_of, sensitivity_of
+from search.run.run import Run
+from search.run.tables import read_space, sites_of, write_tables
 from spaces.sites import Space
 
 MANY = 2000

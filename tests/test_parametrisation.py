@@ -8,8 +8,8 @@ import pytest
 from local_searches import BRANCH, COARSE, FINE, costs_of, searched, space_of
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
-from search.knapsack import Knapsack
-from search.parametrisation import BUDGET, SPAN, Budgets, Multipliers, Sizes, parametrise
+from search.budgets.knapsack import Knapsack
+from search.budgets.parametrisation import BUDGET, SPAN, Budgets, Multipliers, Sizes, parametrise
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError
 

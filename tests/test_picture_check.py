@@ -15,9 +15,9 @@ from PIL import Image
 from test_pictures import bomb, saved, with_text
 from torch.utils.data import Dataset
 
-from objectives import picture_check
-from objectives.data import Data
-from objectives.splits import DataConfig
+from objectives.data.loaders import Data
+from objectives.data.splits import DataConfig
+from objectives.pictures import check as picture_check
 from spaces.errors import DataError
 
 NUMBERS = range(0, 200, 2)
@@ -251,7 +251,7 @@ def test_what_a_reader_of_timm_opens_is_never_replaced_by_its_neighbour(folder: 
     for index in (20, 60):
         spoil(files[index])
     made = ImageDataset("", reader=Reader(files))
-    monkeypatch.setattr("objectives.splits.create_dataset", lambda *a, split, **b: made if split == "train" else
+    monkeypatch.setattr("objectives.data.splits.create_dataset", lambda *a, split, **b: made if split == "train" else
                         ImageDataset("", reader=Reader(paths(folder, "val"))))  # fmt: skip
     data = opened(folder, dataset="hfds/any")
     train, search, test = splits_of(data)
@@ -276,7 +276,7 @@ def test_items_of_a_data_set_that_fail_are_named(tmp_path: Path, monkeypatch: py
                 raise RuntimeError("no such thing")
             return picture(index), index % 2
 
-    monkeypatch.setattr("objectives.splits.create_dataset", lambda *arguments, **options: Odd())
+    monkeypatch.setattr("objectives.data.splits.create_dataset", lambda *arguments, **options: Odd())
     data = opened(tmp_path, dataset="torch/any", holdout="end")
     assert data.checked.left_out == {
         "train": {"image 3 of torch/any": "no such thing"},
@@ -327,6 +327,6 @@ def test_what_a_data_set_opens_itself_is_read_the_same_way(tmp_path: Path, monke
             return self.loader(str(tmp_path / "deep.png")), index % 2
 
     Image.fromarray(np.full((8, 8), 25_700, dtype=np.uint16)).save(tmp_path / "deep.png")
-    monkeypatch.setattr("objectives.splits.create_dataset", lambda *arguments, **options: Listed())
+    monkeypatch.setattr("objectives.data.splits.create_dataset", lambda *arguments, **options: Listed())
     images, _ = next(opened(tmp_path, GREY, dataset="torch/any").evaluation("test"))
     assert torch.unique(torch.round(images * 255)).tolist() == [100]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from objectives.pictures import ENDINGS, Reading, is_picture, printable, quiet, reading_for
+from objectives.pictures.reading import ENDINGS, Reading, is_picture, printable, quiet, reading_for
 from spaces.errors import ConfigError, DataError
 
 RGB, GREY = Reading(mode="RGB"), Reading(mode="L")
@@ -236,7 +236,7 @@ def test_what_is_no_fault_of_the_picture_is_raised(tmp_path: Path, monkeypatch: 
     def down(*arguments: object, **options: object) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("objectives.pictures.Image.open", down)
+    monkeypatch.setattr("objectives.pictures.reading.Image.open", down)
     with pytest.raises(DataError, match=r"a\.png cannot be read: Input/output error"):
         RGB.probe(path, decode=False)
 

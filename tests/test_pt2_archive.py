@@ -17,11 +17,11 @@ from local_folders import Folder, changed, write_folder
 from local_vits import MakeVit
 from torch import Tensor
 
-from objectives.activations import activations
-from objectives.formats import open_format
-from objectives.pt2_archive import load_archive
-from spaces.description import fingerprint_of
+from objectives.deploy.activations import activations
+from objectives.deploy.formats import open_format
+from objectives.deploy.pt2_archive import load_archive
 from spaces.errors import CheckpointError
+from spaces.folder.description import fingerprint_of
 
 PROGRAM, WEIGHTS, CONSTANTS = (
     "models/model.json", "data/weights/model_weights_config.json", "data/constants/model_constants_config.json",

@@ -12,12 +12,12 @@ from test_report import Page
 from torch import nn
 
 import run_search
-from objectives.data import Data
+from objectives.data.loaders import Data
 from objectives.error import evaluate
 from search import export, launch, open_run
-from search.run import Run
+from search.run.run import Run
 from spaces import load_compressed
-from spaces.models import create_model, preprocessing
+from spaces.models.create import create_model, preprocessing
 from spaces.vit import describe
 
 HALF = ["flops=50%"]
@@ -135,7 +135,7 @@ def test_interrupted_before_a_recipe_and_continued(run: Run, tmp_path: Path) -> 
 
 
 def test_a_recipe_that_fails_is_one_failed_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from objectives import workbench
+    from objectives.recipes import workbench
 
     def fail(*arguments: Any) -> None:
         raise RuntimeError("out of memory")

@@ -12,9 +12,9 @@ from local_digits import MODEL, SIZE, limits_of, sites_of
 from local_vits import KINDS, parameters
 from torch import Tensor
 
-from objectives.count import torch_macs
+from objectives.cost.tracing import torch_macs
 from objectives.evaluator import Evaluator
-from objectives.recipes import RECIPES, check_reach, evaluate_recipe, make_cut, open_workbench, recipe_of
+from objectives.recipes.registry import RECIPES, check_reach, evaluate_recipe, make_cut, open_workbench, recipe_of
 from spaces.errors import AllocationError, CompressionError, ConfigError
 from spaces.factors import fingerprint
 from spaces.vit import resize

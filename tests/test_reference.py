@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from objectives.evaluator import Evaluator
-from objectives.finetune import FinetuneConfig
-from search.reference import REFERENCE, read_reference, reference_mark, write_reference
+from objectives.training.finetune import FinetuneConfig
+from search.deploy.reference import REFERENCE, read_reference, reference_mark, write_reference
 from spaces.errors import RunError
 
 

@@ -17,7 +17,7 @@ from local_pages import write_report
 from matplotlib.image import imread
 from plotly.offline import get_plotlyjs
 
-from search.picture import write_pictures
+from search.report.front_image import write_pictures
 from spaces.sites import Site
 
 NAN = float("nan")

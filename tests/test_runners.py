@@ -21,18 +21,18 @@ from local_patience import poll
 
 from objectives.error import Evaluation
 from objectives.evaluator import Evaluator
-from objectives.finetune import FinetuneConfig, Step
 from objectives.score import Score
+from objectives.training.finetune import FinetuneConfig, Step
 from search import launch
-from search.job import METRICS, STDERR, WEIGHTS, Job, Outcome, Screened
-from search.machines import MachineConfig
-from search.ray_runner import RayRunner
-from search.runner import InProcessRunner, Listener, Runner, compute
+from search.runners.base import InProcessRunner, Listener, Runner, compute
+from search.runners.job import METRICS, STDERR, WEIGHTS, Job, Outcome, Screened
+from search.runners.ray_actors import RayRunner
+from search.runners.resources import MachineConfig
+from search.runners.tune import TuneRunner
 from search.trial import Proposal, Screening
-from search.tune_runner import TuneRunner
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError
-from spaces.models import create_model
+from spaces.models.create import create_model
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ import pytest
 from local_problems import Problem
 from optuna.trial import create_trial
 
-from search.additive import SCREENED
+from search.samplers.additive import SCREENED
 from spaces.allocation import Allocation
 from spaces.errors import DataError
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from spaces.errors import AllocationError
 from spaces.factors import Factors
-from spaces.selection import magnitude, select
+from spaces.operators.selection import magnitude, select
 from spaces.sites import Site
 from spaces.vit import describe
 

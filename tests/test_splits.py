@@ -13,7 +13,7 @@ from local_images import GREY, SIZE, fill, numbers_of, opened, picture, splits_o
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from objectives.splits import DataConfig
+from objectives.data.splits import DataConfig
 from spaces.errors import ConfigError, DataError
 
 
@@ -120,7 +120,7 @@ def test_classes_in_another_order_are_refused(tmp_path: Path, monkeypatch: pytes
     def create(name: str, split: str, **options: Any) -> Listed:
         return Listed("ab" if split == "train" else "ba")
 
-    monkeypatch.setattr("objectives.splits.create_dataset", create)
+    monkeypatch.setattr("objectives.data.splits.create_dataset", create)
     with pytest.raises(DataError, match="the same in another order"):
         opened(tmp_path, dataset="hfds/any")
 

@@ -9,11 +9,11 @@ import pytest
 import ray
 from local_starts import Deaths, Mortal
 
-from search import cluster
-from search.cluster import Connection
-from search.machines import MachineConfig
-from search.ray_runner import RayRunner
-from search.runner import Listener
+from search.runners import ray_cluster as cluster
+from search.runners.base import Listener
+from search.runners.ray_actors import RayRunner
+from search.runners.ray_cluster import Connection
+from search.runners.resources import MachineConfig
 from spaces.allocation import Allocation
 from spaces.errors import RunError
 
@@ -87,6 +87,6 @@ def test_whatever_ray_raises_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_pa
     with pytest.raises(RunError, match=r"^Ray cannot be started: The current node timed out during startup\.$"):
         Connection(MachineConfig(parallel=2))
     assert not list(tmp_path.iterdir()), "nothing is left of what did not start"
-    monkeypatch.setattr("search.cluster._check_reachable", lambda address: None)
+    monkeypatch.setattr("search.runners.ray_cluster._check_reachable", lambda address: None)
     with pytest.raises(RunError, match=r"^the cluster at here:1 cannot be reached: The current node timed out during"):
         Connection(MachineConfig(ray_address="here:1"))

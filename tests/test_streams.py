@@ -11,8 +11,8 @@ import pytest
 import torch
 from local_images import fill, numbers_of, opened, picture, same, splits_of
 
-from objectives.data import Data
-from objectives.parallel import Group
+from objectives.data.loaders import Data
+from objectives.runtime.distributed import Group
 from spaces.errors import DataError
 
 

@@ -12,10 +12,10 @@ import pytest
 from local_searches import asked, opened, score_of, searched, space_of
 
 from objectives.score import Score
-from search.journal import lock_run
-from search.parametrisation import Multipliers
-from search.samplers import OPTUNA, SAMPLERS, create_sampler
-from search.study import Study
+from search.budgets.parametrisation import Multipliers
+from search.samplers.registry import OPTUNA, SAMPLERS, create_sampler
+from search.study.journal import lock_run
+from search.study.study import Study
 from search.trial import Proposal
 from spaces.allocation import Allocation
 from spaces.errors import ConfigError, RunError
@@ -260,7 +260,7 @@ def test_an_exhausted_space_ends_the_search(tmp_path: Path) -> None:
 
 def test_a_sampler_that_repeats_itself_does_not_end_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(OPTUNA, "stuck", lambda seed: optuna.samplers.RandomSampler(seed=0))
-    monkeypatch.setattr("search.samplers.SAMPLERS", (*SAMPLERS, "stuck"))
+    monkeypatch.setattr("search.samplers.registry.SAMPLERS", (*SAMPLERS, "stuck"))
     study = open_study(tmp_path, sampler="stuck")
     run(study, 5)
     assert len({allocation for _, allocation in history(study)}) == 5

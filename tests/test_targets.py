@@ -2,8 +2,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from objectives.cost import CostModel
-from search.targets import (
+from objectives.cost.closed_form import CostModel
+from search.budgets.targets import (
     Reach,
     budgets_of,
     check_jointly,

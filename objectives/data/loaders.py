@@ -1,0 +1,303 @@
+"""Images: train, search and test splits kept apart, with the transforms of the model's own data configuration.
+
+Candidates are fine-tuned on `train` and selected on `search`; `test` is touched by reports only.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sized
+from functools import cached_property
+from itertools import count, islice
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from timm.data import create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.transforms import Compose, RandomCrop
+
+from objectives.data.batches import Shuffled, View, loaded
+from objectives.data.found import Found
+from objectives.data.splits import DataConfig, SplitName, count_classes, name_classes, open_splits
+from objectives.pictures.check import check_pictures
+from objectives.pictures.reading import reading_for
+from objectives.pictures.sources import Files, is_in_memory, pictures_of_splits
+from objectives.runtime.distributed import ALONE, Group
+from objectives.runtime.progress import Progress
+from objectives.runtime.seeding import drawn_apart
+from spaces.errors import DataError, printable
+
+CALIBRATION_BATCH = 64
+_CACHE_BYTES = 1 << 30
+_EPOCH_SEEDS = 7919  # apart from the seeds of a run, which count up from its own
+
+
+class Data:
+    """The three splits of one data set for one model.
+
+    Args:
+        config: which images.
+        preprocessing: `spaces.models.create.preprocessing` of the model.
+        classes: of the model; bounds the labels of a data set that does not tell its classes.
+        checked: where an earlier check of the pictures was saved, which is not done again for files that have not changed.
+        progress: called with (what, done, in all) while pictures are checked.
+
+    Attributes:
+        reading: how a picture becomes what the model's transform takes.
+        checked: what of the pictures is left out, and what was made of the others.
+        num_classes: of the data set; None where it does not tell.
+        class_names: in the order of their labels; None where the data set does not tell, or not one for each.
+
+    Raises:
+        DataError: no images, fewer than two classes, splits of different classes or of the same images, an unknown split, more
+            than 5 % of a split that cannot be read.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        preprocessing: dict[str, Any],
+        classes: int | None = None,
+        checked: Path | None = None,
+        progress: Progress = lambda what, done, total: None,
+    ) -> None:
+        self.config = config
+        self.preprocessing = preprocessing
+        self.reading = reading_for(preprocessing["input_size"][0], config.pixel_range, config.background)
+        self._bases, listed = open_splits(config, self.reading.mode)
+        self.num_classes = count_classes(self._bases, config)
+        self.class_names = name_classes(self._bases, config)
+        self._limit = classes if self.num_classes is None else self.num_classes
+        self._cache: dict[tuple[SplitName, int | None, Group], list[tuple[Tensor, Tensor]]] = {}
+        self._pictures = pictures_of_splits(self._bases, config.dataset or "the image folder", config.data_dir, self.reading)
+        lazy = {split: pictures for split, pictures in self._pictures.items() if not is_in_memory(self._bases[split])}
+        self.checked = check_pictures(lazy, listed, self.reading, checked, progress)
+        self._parts = self.checked.parts
+        self._check_padding()
+
+    @cached_property
+    def found(self) -> Found:
+        """What is read, and what is not."""
+        return Found(self.config, self._bases, self._parts)
+
+    @cached_property
+    def mark(self) -> str | None:
+        """Digest of the files of the training and the search split, and of their labels; None where they are no files."""
+        return self.mark_of("train", "search")
+
+    def mark_of(self, *splits: SplitName) -> str | None:
+        """Digest of the files of splits, with their sizes and labels; None where they are no files."""
+        files = ((self._pictures.get(split), self._parts[split]) for split in splits)
+        marks = [found.mark(part.tolist()) for found, part in files if isinstance(found, Files) and part is not None]
+        return " ".join(marks) or None
+
+    def size(self, split: SplitName) -> int | None:
+        """Images in a split; None where it is streamed."""
+        part = self._parts[split]
+        return None if part is None else len(part)
+
+    def training(
+        self, steps: int, seed: int, batch_size: int | None = None, group: Group = ALONE
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """`steps` batches of varied training images ([B, C, H, W] float32, labels [B] int64).
+
+        The same for the same seed, number of workers and group, whatever else draws random numbers in between.
+
+        Args:
+            steps: how many.
+            seed: of the order and of the variation.
+            batch_size: images of a batch; the configuration's by default.
+            group: the processes that share every batch: together they see the images that one would see. Each reads its
+                own alone, and varies them in its own way; but of a stream it reads whole batches and keeps its share, as
+                large as the others', for which it drops what is left over of a batch that is not full.
+
+        Raises:
+            ConfigError: a batch cannot be shared evenly.
+            DataError: a label that is no class.
+        """
+        transform = self._transform(training=True)
+        return self._training(transform, steps, seed, batch_size or self.config.batch_size, group)
+
+    @property
+    def epoch_steps(self) -> int:
+        """Batches of one pass over the training images, without what is left for a last one that is not full; at least one.
+
+        Raises:
+            DataError: the split is streamed and does not tell how many images it has.
+        """
+        images = self.size("train") or len(cast(Sized, self._bases["train"]))
+        if not images:
+            raise DataError(f"{self.config.dataset} does not tell how many images its training split has: epochs need that")
+        return max(1, images // self.config.batch_size)
+
+    def epoch(
+        self, number: int, seed: int, aa: str | None = None, reprob: float = 0.0, group: Group = ALONE
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """`epoch_steps` batches: one pass over the training images, varied more strongly than `training` does.
+
+        The same for the same number and seed, whatever was drawn before: what was interrupted can begin an epoch anew.
+
+        Args:
+            number: of the epoch, from 0; each has its own order and variation.
+            seed: as of `training`.
+            aa: timm's auto-augment policy, in place of the configuration's; None for none.
+            reprob: probability that a part of an image is erased (timm's random erasing, filled with noise).
+            group: as of `training`.
+
+        Raises:
+            ConfigError: a batch cannot be shared evenly.
+            DataError: a label that is no class, or no number of images.
+        """
+        transform = self._transform(training=True, auto_augment=aa, re_prob=reprob, re_mode="pixel")
+        return self._training(transform, self.epoch_steps, seed + _EPOCH_SEEDS * number, self.config.batch_size, group, number)
+
+    def _training(
+        self, transform: Callable[[Any], Tensor], steps: int, seed: int, batch: int, group: Group, begin: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        share, part = group.divide(batch), self._parts["train"]
+        batches: Iterator[Any]
+        if part is None:
+            batches = islice(_shares(self._endless(transform, batch, seed, begin), group), steps)
+        else:
+            view = self._view("train", part, transform)
+            sampler = Shuffled(len(view), steps * batch, seed, group)
+            seed = group.seed(seed)
+            batches = self._loader(view, share, sampler=sampler, generator=torch.Generator().manual_seed(seed))
+        return self._labelled(drawn_apart(batches, seed), "train")
+
+    def calibration(self, limit: int | None = None) -> Iterator[Tensor]:
+        """Batches of unvaried training images without labels, [B, C, H, W]; `calibration_size` in all, or all there are.
+
+        Args:
+            limit: give the first so many alone.
+        """
+        size = self.config.calibration_size if limit is None else min(limit, self.config.calibration_size)
+        transform, part = self._transform(training=False), self._parts["train"]
+        batch, seed = CALIBRATION_BATCH, self.config.split_seed
+        if part is None:
+            return (images for images, _ in _first(self._stream("train", transform, batch, seed), size))
+        return (images for images, _ in self._loader(self._view("train", _drawn(part, size, seed), transform), batch))
+
+    def evaluation(self, split: SplitName, most: int | None = None, group: Group = ALONE) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of a split in a fixed order; kept in memory after the first pass where they fit in 1 GiB.
+
+        No random number is drawn for them that anybody else would see.
+
+        Args:
+            split: which.
+            most: take so many images of it at most: always the same ones, drawn with `split_seed`; of a stream the first ones.
+            group: the processes that take turns at the batches. Each reads its own alone, but of a stream all.
+        """
+        size = self.size(split)
+        most = None if most is None or (size is not None and size <= most) else most
+        key = split, most, group
+        if key in self._cache:
+            return iter(self._cache[key])
+        batches, images = self._evaluation_batches(*key), most or size
+        channels, height, width = self.preprocessing["input_size"]
+        if images is None or images * channels * height * width * 4 > _CACHE_BYTES:
+            return batches
+        self._cache[key] = list(batches)
+        return iter(self._cache[key])
+
+    def _evaluation_batches(self, split: SplitName, most: int | None, group: Group) -> Iterator[tuple[Tensor, Tensor]]:
+        transform, batch, part = self._transform(training=False), self.config.eval_batch_size, self._parts[split]
+        if part is None:
+            stream = self._stream(split, transform, batch, seed=0)
+            taken = islice(stream if most is None else _first(stream, most), group.rank, None, group.size)
+            return self._labelled(taken, split)
+        if most is not None:
+            part = _drawn(part, most, self.config.split_seed).sort().values
+        part = part[torch.arange(len(part)) // batch % group.size == group.rank]
+        return self._labelled(self._loader(self._view(split, part, transform), batch), split)
+
+    def _view(self, split: SplitName, part: Tensor, transform: Callable[[Any], Tensor]) -> View:
+        return View(self._pictures[split], part, self.reading, transform)
+
+    def _loader(self, view: View, batch: int, **options: Any) -> Iterator[Any]:
+        workers = self.config.workers
+        if workers is None:
+            workers = 0 if is_in_memory(self._bases["train"]) else min(4, os.cpu_count() or 1)
+        options.setdefault("generator", torch.Generator().manual_seed(0))  # else a pass draws from the one that dropouts use
+        return loaded(view, batch_size=batch, num_workers=workers, pin_memory=torch.cuda.is_available(), **options)
+
+    def _stream(self, split: SplitName, transform: Callable[[Any], Tensor], batch: int, seed: int) -> Iterator[Any]:
+        """One pass over a streamed split, in a process of its own, so that every pass begins anew."""
+        base = cast(Any, self._bases[split])
+        base.transform = transform
+        generator = torch.Generator().manual_seed(seed)
+        batches = iter(DataLoader(base, batch_size=batch, num_workers=self.config.workers or 1, generator=generator))
+        try:
+            yield from batches
+        except Exception as error:  # every reader raises its own kind, and the loader adds where
+            said = str(error).strip().splitlines() or [type(error).__name__]
+            raise DataError(f"{self.config.dataset} in {self.config.data_dir} cannot be read: {printable(said[-1])}") from error
+
+    def _endless(self, transform: Callable[[Any], Tensor], batch: int, seed: int, begin: int = 0) -> Iterator[Any]:
+        """Passes over the streamed training split, each in another order, from the one of this number on."""
+        for epoch in count(begin):
+            cast(Any, self._bases["train"]).set_epoch(epoch)
+            batches = self._stream("train", transform, batch, seed + epoch)
+            if (first := next(batches, None)) is None:
+                raise DataError(f"no images in {self.config.data_dir} (split {self.config.train_split!r})")
+            yield first
+            yield from batches
+
+    def _labelled(self, batches: Iterator[Any], split: SplitName) -> Iterator[tuple[Tensor, Tensor]]:
+        """`batches`, after a look at their labels."""
+        for images, labels in batches:
+            low, high = int(labels.min()), int(labels.max())
+            if low < 0 or (self._limit is not None and high >= self._limit):
+                allowed = "" if self._limit is None else f" to {self._limit - 1}"
+                raise DataError(f"the {split} split has the label {low if low < 0 else high}: labels must be from 0{allowed}")
+            yield images, labels
+
+    def _check_padding(self) -> None:
+        part, (_, height, width) = self._parts["train"], self.preprocessing["input_size"]
+        if part is None or not self.config.crop_padding:
+            return
+        image, _ = self._pictures["train"].read(int(part[0]), self.reading)
+        if image.size != (width, height):
+            where, found = f"{self.config.dataset or 'images'} in {self.config.data_dir}", "x".join(map(str, image.size))
+            raise DataError(f"crop_padding is for images of the model's size, {width}x{height}, but the {where} have {found}")
+
+    def _transform(self, training: bool, **variation: Any) -> Callable[[Any], Tensor]:
+        """timm's transform; `variation` are further arguments of its, for training images."""
+        pre = self.preprocessing
+        options: dict[str, Any] = {"interpolation": pre["interpolation"], "mean": pre["mean"], "std": pre["std"]}
+        config, size = self.config, tuple(pre["input_size"])
+        steps: list[Callable[[Any], Any]] = [self.reading.convert]
+        if training:
+            options.update(is_training=True, hflip=config.hflip, auto_augment=config.aa, scale=config.scale)
+            options.update(color_jitter=config.color_jitter or None)
+            options.update(variation)
+        else:
+            options.update(crop_pct=pre["crop_pct"], crop_mode=pre["crop_mode"])
+        if training and config.crop_padding:
+            steps.append(RandomCrop(size[1:], padding=config.crop_padding))
+            whole = size[2] / size[1]  # the aspect ratio whose only crop is the whole image
+            options.update(scale=(1.0, 1.0), ratio=(whole, whole))
+        composed: Callable[[Any], Tensor] = Compose([*steps, create_transform(size, **options)])
+        return composed
+
+
+def _drawn(part: Tensor, wanted: int, seed: int) -> Tensor:
+    """So many of these indices, or all there are, in random order."""
+    return part[torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))[:wanted]]
+
+
+def _shares(batches: Iterator[Any], group: Group) -> Iterator[tuple[Tensor, Tensor]]:
+    """A process's share of every batch, as many images as the others get of it."""
+    for images, labels in batches:
+        shared = len(labels) // group.size * group.size
+        if shared:
+            yield images[group.rank : shared : group.size], labels[group.rank : shared : group.size]
+
+
+def _first(batches: Iterator[Any], wanted: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The first `wanted` images, and their labels."""
+    for images, labels in batches:
+        yield images[:wanted], labels[:wanted]
+        wanted -= len(images)
+        if wanted <= 0:
+            return

@@ -1,0 +1,128 @@
+"""How long a call takes: warmed up, synchronised, in inference mode, beside the calls that it is compared with.
+
+A time says something of the device, the threads, the precision and the batch that it was measured with, and of nothing else.
+Calls are timed in turns, round after round, so that what else the machine does falls on all of them; ratios are taken within
+rounds. Timed by torch.utils.benchmark.
+"""
+
+import logging
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from time import monotonic
+
+import torch
+from torch import Tensor, nn
+
+# Importing the timers looks for a compiler of CUDA, and says so where there is one without a GPU: nothing to do with timing.
+_building = logging.getLogger("torch.utils.cpp_extension")
+_level = _building.level
+_building.setLevel(logging.ERROR)
+from torch.utils.benchmark import Timer  # noqa: E402
+from torch.utils.benchmark.utils import timer as _timer  # noqa: E402
+
+_building.setLevel(_level)
+
+from objectives.runtime.device import half_type  # noqa: E402
+from spaces.errors import ConfigError  # noqa: E402
+
+Call = Callable[[], object]
+
+wall_clock: Callable[[], float] = _timer.timer  # waits for a GPU before it looks
+
+_SHORTEST = 0.002  # seconds of one round of one call: the clock and the loop are then below 0.1 %
+_FEWEST, _MOST = 9, 1000  # rounds
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What was measured of one call.
+
+    Attributes:
+        rounds: seconds a call took, mean within each round; rounds of the calls that were timed together belong to each other.
+    """
+
+    rounds: tuple[float, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Median over the rounds."""
+        return statistics.median(self.rounds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """First and third quartile of the rounds, in seconds; the median for fewer than two."""
+        if len(self.rounds) < 2:
+            return self.seconds, self.seconds
+        low, _, high = statistics.quantiles(self.rounds, n=4, method="inclusive")
+        return low, high
+
+    def ratio(self, other: "Timing") -> "Timing":
+        """Time over that of another call of the same rounds, round by round."""
+        return Timing(tuple(own / its for own, its in zip(self.rounds, other.rounds, strict=True)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """How a model is run while it is timed.
+
+    Attributes:
+        batch_size: images in a call.
+        amp: mixed precision, in `objectives.runtime.device.half_type`; else in the type of the weights.
+        compiled: by torch.compile, for this shape.
+    """
+
+    batch_size: int = 1
+    amp: bool = False
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"the batch size of a latency must be at least 1, got {self.batch_size}")
+
+    @property
+    def text(self) -> str:
+        """For tables: `batch 1, fp32, eager`."""
+        return f"batch {self.batch_size}, {'AMP' if self.amp else 'fp32'}, {'compiled' if self.compiled else 'eager'}"
+
+
+def time_calls(
+    calls: Mapping[str, Call], seconds: float = 1.0, threads: int | None = None, clock: Callable[[], float] = wall_clock
+) -> dict[str, Timing]:
+    """Time several calls in turns.
+
+    Args:
+        calls: name -> what is timed; run in inference mode. Work that it starts on a GPU is waited for.
+        seconds: to spend on each call; at least nine rounds are measured, however long they take.
+        threads: of torch on the CPU, while it is measured; by default as they are.
+        clock: seconds since any moment; by default wall time, after work on a GPU is done.
+    """
+    threads = threads or torch.get_num_threads()
+    timers = {name: Timer("call()", globals={"call": call}, timer=clock, num_threads=threads) for name, call in calls.items()}
+    with torch.inference_mode():
+        # What is compiled, allocated or tuned at a first call is paid for in the first of these.
+        once = {name: [timer.timeit(1).median for _ in range(3)][-1] for name, timer in timers.items()}
+        numbers = {name: max(1, round(_SHORTEST / taken)) for name, taken in once.items()}
+        rounds: list[dict[str, float]] = []
+        end = monotonic() + seconds * len(calls)
+        while len(rounds) < _FEWEST or (monotonic() < end and len(rounds) < _MOST):
+            rounds.append({name: timer.timeit(numbers[name]).median for name, timer in timers.items()})
+    return {name: Timing(tuple(entry[name] for entry in rounds)) for name in calls}
+
+
+def forward(model: nn.Module, images: Tensor, setting: Setting) -> Call:
+    """A forward pass of `model`, which is put in evaluation mode, on these images of its device.
+
+    Args:
+        model: images [B, C, H, W] -> anything.
+        images: a batch of `setting.batch_size`.
+        setting: how to run it.
+    """
+    model = model.eval()
+    run = torch.compile(model, dynamic=False) if setting.compiled else model
+
+    def call() -> object:
+        with torch.autocast(images.device.type, half_type(images.device), enabled=setting.amp):
+            return run(images)
+
+    return call

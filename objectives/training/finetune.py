@@ -1,0 +1,158 @@
+"""Fine-tuning with distillation from the dense model: the short one of every trial, and the long one before export."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch import Tensor, nn
+
+from objectives.runtime.device import half_type
+from objectives.runtime.distributed import ALONE, Group
+from spaces.errors import ConfigError, DivergedError
+
+Resume = Callable[[nn.Module, torch.optim.Optimizer, torch.amp.GradScaler], int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """How a candidate is fine-tuned. Names are timm's where timm has one.
+
+    Attributes:
+        steps: optimiser steps of the short fine-tune; 0 evaluates candidates as built.
+        lr: peak learning rate, after a linear warm-up over the first tenth of the steps, before a cosine decay to 0.
+        opt: timm optimiser name.
+        weight_decay: weight decay of matrices (not of biases and normalisations).
+        clip_grad: largest gradient norm.
+        distillation: weight of the dense model's soft labels in the loss; 1 - this of the true labels.
+        temperature: softmax temperature of the soft labels.
+        amp: mixed precision: auto (on a GPU), on, or off. bfloat16 where the device has it, else float16 with loss scaling.
+        recipe_share: share of the steps that a recipe which trains (vtp, gohsp, losparse, kumar-hybrid) spends before the
+            cut; the fine-tune gets the others, so that every trial costs the same number of steps.
+    """
+
+    steps: int = 100
+    lr: float = 5e-4
+    opt: str = "adamw"
+    weight_decay: float = 0.05
+    clip_grad: float = 1.0
+    distillation: float = 0.7
+    temperature: float = 2.0
+    amp: str = "auto"
+    recipe_share: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise ConfigError(f"steps must be at least 0, got {self.steps}")
+        if not self.lr > 0:
+            raise ConfigError(f"lr must be positive, got {self.lr}")
+        if not 0 <= self.distillation <= 1:
+            raise ConfigError(f"distillation must be between 0 and 1, got {self.distillation}")
+        if not 0 < self.recipe_share < 1:
+            raise ConfigError(f"recipe_share must be between 0 and 1, got {self.recipe_share}")
+        if self.amp not in ("auto", "on", "off"):
+            raise ConfigError(f"amp must be auto, on or off, got {self.amp!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One optimiser step: its number from 1, the loss before it, and the learning rate."""
+
+    step: int
+    loss: float
+    lr: float
+
+
+def finetune(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    config: FinetuneConfig,
+    teacher: nn.Module | None = None,
+    penalty: Callable[[], Tensor] | None = None,
+    parts: int = 1,
+    resume: Resume = lambda model, optimizer, scaler: 0,
+    group: Group = ALONE,
+) -> Iterator[Step]:
+    """Train `model` in place, one step for every value taken from the iterator.
+
+    Args:
+        model: on its device; left in training mode until the iterator is exhausted, then in evaluation mode.
+        batches: images [B, C, H, W] and labels [B]; `config.steps` of them.
+        config: how to train.
+        teacher: dense model on the same device, in evaluation mode; None trains on the labels alone.
+        penalty: a scalar that is added to the loss of every step; for a group of one.
+        parts: split every batch in so many and accumulate their gradients, for as much less memory: the same step up to
+            rounding, in a model whose outputs for an image do not depend on the others. For a group of one.
+        resume: called before the first step; may bring model, optimizer and loss scaling to where another fine-tune was, and
+            gives the steps that were taken there. `batches` are those that follow.
+        group: the processes that train this model, each with its share of every batch, as many images as the others'. Losses
+            and gradients are means over all of them.
+
+    Raises:
+        DivergedError: the loss is NaN or infinite, of whichever process.
+    """
+    device = next(model.parameters()).device
+    cast, scaler = _precision(config, device)
+    optimizer = create_optimizer_v2(model, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay)
+    warmup = max(1, config.steps // 10)
+    scheduler, _ = create_scheduler_v2(
+        optimizer, sched="cosine", num_epochs=config.steps, warmup_epochs=warmup, warmup_lr=config.lr / (warmup + 1),
+        step_on_epochs=False, updates_per_epoch=1,
+    )  # fmt: skip
+    model.train()
+    if taken := resume(model, optimizer, scaler):
+        scheduler.step_update(taken)
+    trained = group.wrap(model)
+    for step, (images, labels) in enumerate(batches, start=taken + 1):
+        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        value = 0.0
+        for some, their in zip(images.chunk(parts), labels.chunk(parts), strict=True):
+            with cast:
+                loss = _loss(trained(some), their, _soft_labels(teacher, some), config)
+            if penalty is not None:
+                loss = loss + penalty()
+            loss = loss * (len(some) / len(images))
+            value += group.mean(float(loss.detach()))
+            if not math.isfinite(value):
+                raise DivergedError(f"the loss became {value} at step {step} of {config.steps}: lower --lr")
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        yield Step(step=step, loss=value, lr=optimizer.param_groups[0]["lr"])
+        scheduler.step_update(step)
+    model.eval()
+
+
+def _soft_labels(teacher: nn.Module | None, images: Tensor) -> Tensor | None:
+    if teacher is None:
+        return None
+    with torch.no_grad():
+        return teacher(images).float()  # type: ignore[no-any-return]
+
+
+def _loss(logits: Tensor, labels: Tensor, soft: Tensor | None, config: FinetuneConfig) -> Tensor:
+    """Cross-entropy with the labels, and T^2-scaled KL divergence to the teacher (Hinton et al. 2015)."""
+    logits = logits.float()
+    hard = F.cross_entropy(logits, labels)
+    if soft is None or config.distillation == 0:
+        return hard
+    t = config.temperature
+    divergence = F.kl_div(
+        F.log_softmax(logits / t, dim=-1), F.log_softmax(soft / t, dim=-1), reduction="batchmean", log_target=True
+    )
+    return config.distillation * t * t * divergence + (1 - config.distillation) * hard
+
+
+def _precision(config: FinetuneConfig, device: torch.device) -> tuple[torch.autocast | nullcontext[None], torch.amp.GradScaler]:
+    wanted = device.type == "cuda" if config.amp == "auto" else config.amp == "on"
+    if not wanted:
+        return nullcontext(), torch.amp.GradScaler(device.type, enabled=False)
+    dtype = half_type(device)
+    return torch.autocast(device.type, dtype=dtype), torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)

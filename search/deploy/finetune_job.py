@@ -1,0 +1,147 @@
+"""The long fine-tune of one point before its export: here, or by several processes; kept until the export is whole."""
+
+import copy
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import nn
+
+from objectives.evaluator import Evaluator
+from objectives.objective import Objective
+from objectives.runtime.distributed import ALONE
+from objectives.runtime.progress import Progress
+from objectives.training.epochs import train
+from objectives.training.long_finetune import Course, Trained, TrainingConfig
+from objectives.training.state import read_note
+from search.deploy.points import Point
+from search.run.run import Run
+from search.runners.resources import MachineConfig
+from spaces.allocation import Allocation
+from spaces.errors import DivergedError, RunError
+from spaces.vit import describe, resize
+
+FOLDER = ".training"  # of the checkpoints, in the folder of the exports
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongFinetune:
+    """A picklable value from which any process that sees the run's files takes part in the long fine-tune of one point.
+
+    Attributes:
+        objective: of the run.
+        config: how to train.
+        space, allocation: shapes of the model.
+        seed: of the run.
+        label: of the point, which tells the recipe that made it, if one did.
+        name: of the point, for files.
+        folder: of the checkpoint, absolute.
+    """
+
+    objective: Objective
+    config: TrainingConfig
+    space: str
+    allocation: Mapping[str, int]
+    seed: int
+    label: str | None
+    name: str
+    folder: Path
+
+    def run(
+        self, evaluator: Evaluator, model: nn.Module, machines: MachineConfig, progress: Progress
+    ) -> tuple[nn.Module, Trained]:
+        """The model after the long fine-tune, from its checkpoint on where there is one.
+
+        Args:
+            evaluator: of the objective, in this process.
+            model: the point's, with the weights of its short fine-tune.
+            machines: with `gpus_per_trial` above 1, or `gpus`, so many processes train, through Ray Train.
+            progress: called with (what, optimiser steps done, in all).
+
+        Raises:
+            RunError: it diverged, or its processes were lost again and again.
+        """
+        done, course = self._epochs(evaluator), self.course(evaluator)
+        progress("long fine-tune", done * course.data.epoch_steps, course.steps)
+        if machines.distributed and done < self.config.finetune_epochs:
+            from search.deploy.ray_train import train_together
+
+            train_together(self, model.state_dict(), machines, progress)
+        try:  # where others have trained, the checkpoint holds all of it
+            return train(model, course, evaluator.teacher, self.checkpoint(evaluator), ALONE, progress)
+        except DivergedError as error:
+            raise RunError(f"the long fine-tune of {self.name} failed: {error}") from error
+
+    def _epochs(self, evaluator: Evaluator) -> int:
+        """How many the checkpoint holds."""
+        note = read_note(self.checkpoint(evaluator), self.course(evaluator).mark)
+        return 0 if note is None else len(note["epochs"])
+
+    def take_part(self, evaluator: Evaluator, progress: Progress, parts: int) -> None:
+        """What every process of a group does; the result is in the checkpoint."""
+        model = copy.deepcopy(evaluator.model)
+        resize(model, describe(evaluator.model, self.space, self.objective.multiple), Allocation(self.allocation))
+        model.load_state_dict(load_file(self.start))
+        checkpoint = self.checkpoint(evaluator)
+        train(model, self.course(evaluator), evaluator.teacher, checkpoint, evaluator.group, progress, parts)
+
+    def report(self, trained: Trained) -> dict[str, Any]:
+        """What an export says of it, as JSON values."""
+        lr = self.config.finetune_lr or self.objective.finetune.lr
+        return {**asdict(self.config), "finetune_lr": lr, **asdict(trained), "seconds": trained.seconds, "seed": self.seed}
+
+    def remove(self, evaluator: Evaluator) -> None:
+        """The export is whole: its checkpoint is not needed any more."""
+        self.checkpoint(evaluator).unlink(missing_ok=True)
+        self.start.unlink(missing_ok=True)
+        shutil.rmtree(self.notes, ignore_errors=True)
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def course(self, evaluator: Evaluator) -> Course:
+        """All that it follows from besides the weights that it begins with, which the conditions determine."""
+        return Course(
+            config=self.config,
+            finetune=self.objective.finetune,
+            data=evaluator.data,
+            classes=int(evaluator.model.num_classes),  # type: ignore[arg-type]
+            seed=self.seed,
+            conditions=(evaluator.fingerprint, self.space, sorted(self.allocation.items()), self.label),
+        )
+
+    def checkpoint(self, evaluator: Evaluator) -> Path:
+        """Named for the trial and all that its state depends on, so that the same command finds it again."""
+        return self.folder / f"{self.name}-{self.course(evaluator).mark[:12]}.safetensors"
+
+    @property
+    def start(self) -> Path:
+        """File of the weights that it begins with, for other processes."""
+        return self.folder / f"{self.name}-start.safetensors"
+
+    @property
+    def notes(self) -> Path:
+        """Where Ray Train keeps its own: nothing that is needed afterwards."""
+        return self.folder / f"{self.name}-ray"
+
+
+def long_finetune(run: Run, point: Point, config: TrainingConfig) -> LongFinetune:
+    """The long fine-tune of a point of a run."""
+    return LongFinetune(
+        objective=replace(run.config.objective(run.directory), factors=(run.directory / "factors").absolute()),
+        config=config,
+        space=point.space,
+        allocation=dict(point.allocation),
+        seed=run.config.study.seed,
+        label=point.label,
+        name=point.name if point.number is None else f"trial{point.number}",
+        folder=(run.directory / "export" / FOLDER).absolute(),
+    )
+
+
+def described(config: TrainingConfig) -> dict[str, Any] | None:
+    """The options that are not the default's, as JSON has them; None for no long fine-tune."""
+    default = asdict(TrainingConfig())
+    return {name: value for name, value in asdict(config).items() if value != default[name]} or None

@@ -1,0 +1,253 @@
+"""Which points of a run are exported, from its tables: the best under a target, trials, the front, or a given allocation."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from objectives.cost.closed_form import COSTS, Cost
+from search.budgets.targets import budgets_of
+from search.run.run import Run
+from spaces.allocation import Allocation
+from spaces.errors import AllocationError, RunError
+from spaces.schema import read_json
+
+GIVEN, MATERIALISED = "given", "materialised"  # labels of points that are no trials
+
+# Below this share of a budget its best trial leaves a gap that is worth telling.
+GAP = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A point of a run that can be exported.
+
+    Attributes:
+        name: of its folder.
+        allocation: its sizes.
+        space: name of their space.
+        number: of the trial; None where the search has not evaluated it.
+        label: of the trial, or what the point is in place of one: `GIVEN` or `MATERIALISED`.
+        target: what it was picked for, as text; None where it was asked for itself.
+        limits: of the target: cost -> bound.
+        load: how much of the target it uses; 1 is all of it.
+        costs: its MACs and parameters; empty where they have not been counted yet.
+        error: on the search split after the short fine-tune; None where it has not been measured yet.
+        between: trials whose multipliers it was decoded from.
+        instead_of: the best trial under its target, and its error; of a materialised point.
+    """
+
+    name: str
+    allocation: Allocation
+    space: str
+    number: int | None = None
+    label: str | None = None
+    target: str | None = None
+    limits: Mapping[Cost, float] = field(default_factory=dict)
+    load: float | None = None
+    costs: Mapping[Cost, float] = field(default_factory=dict)
+    error: float | None = None
+    between: tuple[int, ...] = ()
+    instead_of: tuple[int, float] | None = None
+
+    @property
+    def leaves_gap(self) -> bool:
+        """Whether much of its target is unused."""
+        return self.load is not None and self.load < GAP
+
+    def origin(self, fingerprint: str) -> dict[str, Any]:
+        """Where it comes from, as report.json and config.json keep it; `fingerprint` is of its run."""
+        return {
+            "run": fingerprint,
+            "description": self.describe(),
+            "trial": self.number,
+            "label": self.label,
+            "evaluated_by_search": self.number is not None,
+            "target": self.target,
+            "limits": dict(self.limits),
+            "budget_used": self.load,
+            "costs": dict(self.costs),
+            "search_error": self.error,
+            "between_trials": list(self.between),
+            "instead_of": None
+            if self.instead_of is None
+            else {"trial": self.instead_of[0], "search_error": self.instead_of[1]},
+        }
+
+    def describe(self) -> str:
+        """Where it comes from, in words."""
+        error = "" if self.error is None else f" (error {self.error:.2%} on the search split)"
+        if self.number is not None:
+            return f"trial {self.number}{f', the best under {self.target}' if self.target else ''}{error}"
+        if self.instead_of is None:
+            return f"an allocation that was given, not evaluated by the search{error}"
+        number, best = self.instead_of
+        source = f"the multipliers of trial {' and trial '.join(map(str, self.between))}" if self.between else "the profile"
+        return (
+            f"built on {self.target} from {source}, not evaluated by the search{error}, "
+            f"in place of trial {number}, the best under {self.target} (error {best:.2%})"
+        )
+
+    def restored(self, origin: Mapping[str, Any], allocation: Allocation, fingerprint: str) -> "Point | None":
+        """This point with what an export has found out, from the `origin` that it kept; None if it exported another one.
+
+        Args:
+            origin: of the export.
+            allocation: of the export.
+            fingerprint: of the run that it should be from.
+
+        Raises:
+            KeyError, TypeError: `origin` is none.
+        """
+        found = self
+        if self.number is None:
+            found = replace(
+                self,
+                allocation=allocation if self.label == MATERIALISED else self.allocation,
+                load=origin["budget_used"],
+                costs=origin["costs"],
+                error=origin["search_error"],
+                between=tuple(origin["between_trials"]),
+            )
+        return found if found.origin(fingerprint) == origin and found.allocation == allocation else None
+
+
+class Wish(NamedTuple):
+    """A point that was asked for: by which option of `export` and what it was given, and what finds the point."""
+
+    option: str
+    given: str
+    pick: Callable[[], Point]
+
+    @property
+    def text(self) -> str:
+        """For messages."""
+        return self.given if self.option == "allocation" else f"{self.option} {self.given}"
+
+
+def wishes(
+    run: Run,
+    targets: Sequence[str] = (),
+    trials: Sequence[int] = (),
+    allocations: Sequence[Path] = (),
+    front: bool = False,
+) -> list[Wish]:
+    """What was asked for, each once; by default what the run was searched for.
+
+    Raises:
+        RunError: nothing was asked for and the run has no target, or the front was and there is none.
+    """
+    if not (targets or trials or allocations or front):
+        targets = run.config.study.target
+        if not targets:
+            raise RunError("say which points to export: --target flops=50%, --trial N, --all-front or --allocation FILE")
+    numbers = [*trials, *(_front(run) if front else ())]
+    return [
+        *(Wish("target", text, partial(pick_target, run, text)) for text in dict.fromkeys(targets)),
+        *(Wish("trial", str(number), partial(pick_trial, run, number)) for number in dict.fromkeys(numbers)),
+        *(Wish("allocation", str(path), partial(pick_file, run, path)) for path in dict.fromkeys(allocations)),
+    ]
+
+
+def pick_target(run: Run, target: str) -> Point:
+    """The trial of the smallest error under a target.
+
+    Raises:
+        TargetError, RunError: `Run.best`'s.
+    """
+    row, (limits,) = run.best(target), budgets_of(run.targets(target))
+    load = load_of(row, limits)
+    return _point(run, row, name=name_of(target), target=target, limits=limits, load=load)
+
+
+def pick_trial(run: Run, number: int) -> Point:
+    """One trial.
+
+    Raises:
+        RunError: `Run.trial`'s.
+    """
+    return _point(run, run.trial(number), name=f"trial{number}")
+
+
+def pick_file(run: Run, path: Path) -> Point:
+    """The allocation in a file: what the page's "Allocation as JSON" saves, or an object of site names and sizes.
+
+    Where a trial of the run had this allocation, it is that trial.
+
+    Raises:
+        AllocationError: the file cannot be read, or holds no allocation of the run's space or of one of its trials.
+    """
+    allocation, space = _read(path)
+    space = space or run.space.name
+    name = f"allocation-{_safe(path.stem).removeprefix('allocation-')}"
+    rows = run.trials[(run.trials["state"] == "COMPLETE") & (run.trials["space"] == space)]
+    for _, row in rows.iterrows():
+        if run.allocation(row) == allocation:
+            return _point(run, row, name=name)
+    if space != run.space.name:
+        raise AllocationError(f"{path} is of space {space!r}, and no trial of {run.directory} in it has these sizes")
+    try:
+        run.space.validate(allocation)
+    except AllocationError as error:
+        raise AllocationError(f"{path}: {error}") from error
+    return Point(name=name, allocation=allocation, space=space, label=GIVEN)
+
+
+def name_of(target: str) -> str:
+    """Name of the folder of a target: ``flops=50%`` -> flops50, ``flops=50%,params=11M`` -> flops50-params11M."""
+    return "-".join(_safe(re.sub(r"[=%\s]", "", bound)) for bound in target.split(","))
+
+
+def load_of(row: "pd.Series[Any]", limits: Mapping[Cost, float]) -> float:
+    """How much of a target a trial uses; 1 is all of it."""
+    return max(float(row[cost]) / limit for cost, limit in limits.items())
+
+
+def _point(run: Run, row: "pd.Series[Any]", name: str, **picked: Any) -> Point:
+    label = row["label"] if isinstance(row["label"], str) else None
+    return Point(
+        name=name,
+        allocation=run.allocation(row),
+        space=str(row["space"]),
+        number=int(row["number"]),
+        label=label,
+        costs={cost: _number(row[cost]) for cost in COSTS if cost in row and pd.notna(row[cost])},
+        error=float(row["error"]),
+        **picked,
+    )
+
+
+def _number(value: float) -> float:
+    """Counts as they were: a table with failed trials has them as floats."""
+    return int(value) if float(value).is_integer() else float(value)
+
+
+def _front(run: Run) -> list[int]:
+    if run.front.empty:
+        raise RunError(f"no trial of {run.directory} has finished")
+    return [int(number) for number in run.front["number"]]
+
+
+def _read(path: Path) -> tuple[Allocation, str | None]:
+    """Allocation, and the name of its space where the file says it."""
+    try:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        raise AllocationError(f"{path} cannot be read as JSON: {getattr(error, 'strerror', None) or error}") from error
+    sizes = content.get("allocation", content) if isinstance(content, dict) else None
+    if not isinstance(sizes, dict) or not isinstance(space := content.get("space"), str | None):
+        raise AllocationError(
+            f"{path} holds no allocation: it must be an object of site names and sizes, or hold one as allocation"
+        )
+    try:
+        return Allocation(sizes), space if sizes is not content else None
+    except AllocationError as error:
+        raise AllocationError(f"{path}: {error}") from error
+
+
+def _safe(text: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", text).strip(".-") or "unnamed"

@@ -1,0 +1,79 @@
+"""The built-in demo: a small vision transformer trained on the digits in the run itself, so that nothing is downloaded."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from objectives.data.loaders import Data
+from objectives.data.splits import DIGITS, DataConfig
+from objectives.pictures.digits import CLASSES
+from objectives.runtime.progress import Progress
+from objectives.runtime.seeding import seed_everything
+from objectives.training.finetune import FinetuneConfig, finetune
+from search.config import SearchConfig
+from spaces.files import save_tensors
+from spaces.models.create import ModelConfig, create_model, preprocessing
+
+# 202,186 parameters: 8x8 images in 16 patches.
+_MODEL: dict[str, Any] = {
+    "img_size": 8,
+    "patch_size": 2,
+    "in_chans": 1,
+    "embed_dim": 64,
+    "depth": 4,
+    "num_heads": 4,
+    "weight_init": "reset",
+}
+OPTIONS: dict[str, Any] = {
+    "model": "vit_tiny_patch16_224",
+    "model_kwargs": _MODEL,
+    "num_classes": CLASSES,
+    "mean": (0.305,),
+    "std": (0.376,),
+    "crop_pct": 1.0,
+    "dataset": DIGITS,
+    "batch_size": 64,
+    "hflip": 0.0,
+    "crop_padding": 1,
+    "steps": 40,
+    "target": ("flops=50%",),
+    "band": 0.4,
+    "trials": 16,
+    "threads": 1,
+    "output": "runs/demo",
+}
+_DENSE = FinetuneConfig(steps=1800, lr=2e-3)
+_DENSE_BATCH = 32
+
+
+def with_dense_model(config: SearchConfig, progress: Progress) -> SearchConfig:
+    """`config` with a checkpoint: the demo's model, trained into the run directory unless it is there already."""
+    path = Path(config.study.output) / "dense.safetensors"
+    if not path.exists():
+        train_dense(config.model, replace(config.data, batch_size=_DENSE_BATCH), _DENSE, path, config.study.seed, progress)
+    return replace(config, model=replace(config.model, checkpoint=str(path)))
+
+
+def train_dense(
+    model_config: ModelConfig,
+    data_config: DataConfig,
+    config: FinetuneConfig,
+    path: Path,
+    seed: int = 0,
+    progress: Progress = lambda what, done, total: None,
+) -> None:
+    """Train a model from its random initialisation on the true labels and write its weights.
+
+    The position embedding starts as large as the patches' embeddings: from timm's 0.02 a small model sees a bag of
+    patches for its first thousand steps.
+    """
+    seed_everything(seed)
+    model = create_model(model_config)
+    nn.init.normal_(model.get_parameter("pos_embed"), std=0.5)
+    data = Data(data_config, preprocessing(model, model_config))
+    progress("training", 0, config.steps)
+    for step in finetune(model, data.training(config.steps, seed), config):
+        progress("training", step.step, config.steps)
+    save_tensors(path, model.state_dict())

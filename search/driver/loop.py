@@ -1,0 +1,103 @@
+"""The loop of a search: ask, run, tell, until there are enough trials. The only one who asks and tells the study."""
+
+from collections.abc import Callable, Sequence
+
+from search.driver.failure_policy import Faults
+from search.runners.base import Runner
+from search.runners.job import Job, Outcome, Screened
+from search.study.study import Study
+from search.trial import Proposal, Trial
+
+
+class Loop:
+    """Keeps a runner's workers busy with the trials of a study.
+
+    Args:
+        study: asked and told.
+        runner: prepared.
+        wanted: trials in the study when the loop ends, unless it is stopped or nothing new is left to propose.
+        stopping: whether no further job should be begun.
+        started: called before a trial is run.
+        ended: called when the study has been told.
+        notice: told what a person should know.
+        filled: called when all workers were given work, before more is waited for: about once a second, where the runner
+            returns that often.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        runner: Runner,
+        wanted: int,
+        stopping: Callable[[], bool],
+        started: Callable[[Proposal], None],
+        ended: Callable[[Trial], None],
+        notice: Callable[[str], None],
+        filled: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._study, self._runner, self._wanted = study, runner, wanted
+        self._stopping, self._started, self._ended = stopping, started, ended
+        self._notice, self._filled = notice, filled
+        self._jobs: dict[int, Job] = {}
+        self._waiting: list[Job] = []  # for a worker
+        self._faults = Faults()
+        self._exhausted = False
+
+    def run(self) -> None:
+        """Run trials.
+
+        Raises:
+            RunError: the same cause has failed three trials in a row.
+            CompressionError: what concerns every trial.
+        """
+        while True:
+            self._fill()
+            self._filled()
+            if not self._jobs and not self._wanting:
+                return
+            ended = self._runner.wait()
+            if ended is not None:
+                self._end(self._jobs.pop(ended.number), ended)
+
+    @property
+    def _wanting(self) -> bool:
+        """Whether another job should be begun, if there is room for it."""
+        if self._stopping():
+            return False
+        return bool(self._waiting) or (not self._exhausted and len(self._study.trials) + len(self._jobs) < self._wanted)
+
+    def _fill(self) -> None:
+        while self._runner.free > 0 and self._wanting:
+            if not self._waiting:
+                self._take(self._study.ask())
+            if self._waiting:
+                self._submit(self._waiting.pop(0))
+
+    def _submit(self, job: Job) -> None:
+        self._jobs[job.number] = job
+        self._runner.submit(job, self._study.folder(job.number))
+
+    def _take(self, job: Job | None) -> None:
+        self._exhausted = job is None
+        if job is not None:
+            self._waiting.append(job)
+        if isinstance(job, Proposal):
+            self._started(job)
+
+    def _end(self, job: Job, ended: Outcome | Screened) -> None:
+        if isinstance(ended, Screened):
+            self._choose(ended.number, ended.divergences)
+        elif self._faults.again(ended):
+            what = "trial" if isinstance(job, Proposal) else "the screening for trial"
+            self._notice(f"{what} {ended.number} is run again: {ended.reason}")
+            self._waiting.append(job)
+        elif isinstance(job, Proposal):
+            trial = self._study.tell(ended.number, ended.score, ended.reason, ended.allocation)
+            self._ended(trial)
+            self._faults.ended(trial)
+        else:  # screening was lost every time: its candidates are chosen from as if they had not been measured
+            self._choose(ended.number, [float("nan")] * len(job.candidates))
+
+    def _choose(self, number: int, divergences: Sequence[float]) -> None:
+        if not self._stopping():  # else its number is proposed again when the run goes on
+            self._take(self._study.choose(number, divergences))

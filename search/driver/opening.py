@@ -1,0 +1,80 @@
+"""What the trials of a launch are: fixed from the start or proposed by the sampler, and whether few are left for that."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from search.run.tables import DENSE
+from search.trial import Proposal
+
+WARM_START = "warm start"
+
+_KINDS = ("dense reference", "warm start", "baseline", "recipe")
+
+# Proposals for each target. The engine's sampler has after some twenty what Optuna's has after a hundred
+# (benchmarks/results/searches_cpu_202611.md); with a handful it has hardly begun to learn.
+_FEW, _ENOUGH = 8, 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """The trials of a run, as its launch begins.
+
+    Attributes:
+        wanted: in the run when it is done.
+        fixed: those that need no sampler, in the order in which they run.
+        proposed: those that the sampler has proposed in earlier launches.
+        targets: budgets that are searched in turn.
+        recipe: whether a recipe was asked for alone, and no search.
+    """
+
+    wanted: int
+    fixed: Sequence[Proposal]
+    proposed: int
+    targets: int
+    recipe: bool = False
+
+    @property
+    def text(self) -> str:
+        """How many there are of each kind."""
+        counts = Counter(map(_kind, self.fixed[: max(self.wanted - self.proposed, 0)]))
+        texts = [_counted(counts[kind], kind) for kind in _KINDS if counts[kind]]
+        if not self.recipe:
+            texts.append(_counted(self._proposals, "proposal") + " of the sampler")
+        return f"{_counted(self.wanted, 'trial')}: {', '.join(texts)}"
+
+    @property
+    def warning(self) -> str | None:
+        """That few of the trials are left to search with, and how many to ask for; None where they are not."""
+        if self.recipe or self._proposals >= _FEW * self.targets:
+            return None
+        fixed, enough = len(self.fixed), _ENOUGH * self.targets
+        left = f"{self._proposals or 'none'} of {self.wanted} {'is' if self._proposals < 2 else 'are'} left to search with"
+        return f"{_counted(fixed, 'trial')} are fixed before a search begins, {left}: --trials {fixed + enough} leaves {enough}"
+
+    def tell(self, say: Callable[[str], None], notice: Callable[[str], None]) -> None:
+        """Say what they are, and that few are left where they are."""
+        say(self.text)
+        if self.warning is not None:
+            notice(self.warning)
+
+    @property
+    def _proposals(self) -> int:
+        return max(self.wanted - len(self.fixed), self.proposed)
+
+
+def opening_of(proposals: Sequence[Proposal], wanted: int, targets: int, recipe: bool) -> Opening:
+    """The trials of a run from those that are finished, running or waiting, in their order."""
+    fixed = [proposal for proposal in proposals if proposal.label is not None]
+    proposed = len(proposals) - len(fixed)
+    return Opening(wanted=wanted, fixed=fixed, proposed=proposed, targets=targets, recipe=recipe)
+
+
+def _kind(proposal: Proposal) -> str:
+    if proposal.label in (DENSE, WARM_START):
+        return "dense reference" if proposal.label == DENSE else "warm start"
+    return "baseline" if proposal.recipe is None else "recipe"
+
+
+def _counted(count: int, name: str) -> str:
+    return f"{count} {name}" + ("" if count == 1 else "s")

@@ -1,0 +1,97 @@
+"""What is shown of a run: its tables, its report and the weights of its front, kept up to date with the study.
+
+All of it can be made again from the journal, so it may lag behind: with many workers trials end faster than tables of
+thousands of rows are worth writing.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from search.budgets.targets import Target
+from search.report.write import render
+from search.run.run import Run
+from search.run.tables import DENSE, sites_of, summarise, trial_table, write_tables
+from search.run.weights import keep_weights
+from search.study.study import Study
+from search.trial import Trial
+
+_SHARE = 0.1  # of the driver's time that tables may take
+_REPORT_SECONDS = 20.0
+
+
+class Views:
+    """The views of one study.
+
+    Args:
+        study: to show.
+        targets: of the run.
+        facts: `summarise`'s.
+        disk_limit: GB of weights that are kept.
+
+    Attributes:
+        summary: the content of pareto.json when it was written last.
+    """
+
+    def __init__(self, study: Study, targets: Sequence[Target], facts: dict[str, Any], disk_limit: float | None) -> None:
+        self.summary: dict[str, Any] = {}
+        self._study, self._targets, self._facts = study, targets, facts
+        self._sites = sites_of(facts)
+        self._bytes = None if disk_limit is None else disk_limit * 1e9
+        self._new: list[Trial] = []
+        self._weighed = {trial.proposal.number for trial in study.trials}  # whose weights may be there
+        self._due = self._reported = 0.0
+
+    def ended(self, trial: Trial) -> None:
+        """Take note that the study was told of a trial."""
+        self._new.append(trial)
+
+    def update(self, at_once: bool) -> list[Trial]:
+        """Show the trials that have ended, unless tables were written so lately that it would take too much time.
+
+        Args:
+            at_once: whether to do it in any case.
+
+        Returns:
+            The trials that are shown for the first time.
+        """
+        if not self._new or (time.monotonic() < self._due and not at_once):
+            return []
+        began = time.monotonic()
+        shown, self._new = self._new, []
+        self.write_tables()
+        self._keep_weights(shown)
+        now = time.monotonic()
+        self._due = now + (now - began) * (1 / _SHARE - 1)
+        if now - self._reported > _REPORT_SECONDS:
+            self.write_report()
+        return shown
+
+    def write(self) -> None:
+        """Bring everything up to date with the journal: a launch that was killed may not have come to it."""
+        self.write_tables()
+        self._keep_weights(())
+        self.write_report()
+
+    def write_tables(self) -> None:
+        """Write trials.csv, pareto.csv and pareto.json."""
+        trials = trial_table(self._study.trials, self._facts["dense"], self._sites)
+        self.summary = summarise(trials, self._study.objectives, self._targets, self._facts)
+        write_tables(self._study.directory, trials, self.summary)
+
+    def write_report(self) -> None:
+        """Write report.html, pareto.png and pareto.svg from the tables."""
+        render(Run(self._study.directory))
+        self._reported = time.monotonic()
+
+    def _keep_weights(self, shown: Sequence[Trial]) -> None:
+        """Those of the best under every target, and of the front from its most accurate trial on.
+
+        Not of the dense reference: they are as large as the dense model, and seldom wanted.
+        """
+        rows = [row for row in self.summary["front"] if row["label"] != DENSE]
+        front = [row["number"] for row in sorted(rows, key=lambda row: row["error"])]
+        kept = list(dict.fromkeys([*(number for number in self.summary["best"] if number in front), *front]))
+        self._weighed |= {trial.proposal.number for trial in shown}
+        keep_weights(self._study.directory, sorted(self._weighed), kept, self._bytes)
+        self._weighed.intersection_update(kept)

@@ -1,0 +1,193 @@
+"""Audit: whether the short fine-tune ranks candidates as a long one does.
+
+Points of the front and trials of similar cost are fine-tuned again, with many times the steps and other seeds. Every
+measurement is appended to audit.jsonl as it is made, so that an audit goes on where it was; audit.json holds what follows.
+"""
+
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file
+
+from objectives.error import evaluate
+from objectives.evaluator import Evaluator, OnStep
+from objectives.runtime.device import name_of, resolve_device
+from objectives.runtime.progress import Progress, told_steps
+from search.driver.judge import warn
+from search.fidelity.rank_correlation import LEAST, agreement, candidates, similar, spread_over
+from search.report.write import render
+from search.run.provenance import environment
+from search.run.run import AUDIT, Run, check_same_model
+from search.study.journal import lock_run
+from spaces.errors import ConfigError, DivergedError, RunError
+from spaces.files import cut_torn_line, write_json
+from spaces.schema import NUMBER, WHOLE, check, parse_json
+from spaces.scratch import Scratch
+
+_LOG = "audit.jsonl"
+_LINE = {"trial": WHOLE, "seed": WHOLE, "steps": WHOLE, "error": NUMBER, "test_error": NUMBER, "seconds": NUMBER}
+
+
+def audit(
+    run: Run,
+    points: int = 8,
+    factor: int = 10,
+    seeds: int = 2,
+    progress: Progress = lambda what, done, total: None,
+    notice: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Fine-tune trials of a run for longer, and compare their order with that of the search. Goes on where it was.
+
+    Args:
+        run: a finished search.
+        points: trials along the front, by their cost, and as many of similar cost, by their error. The dense model
+            and what recipes made are left out. Where fewer than three are left, a group has no tau.
+        factor: steps of the long fine-tune over those of the search's.
+        seeds: long fine-tunes of every trial: with the run's seed + 1, + 2 and so on, never with its own.
+        progress: called with (what, optimiser steps done, in all).
+        notice: called with what makes errors on these images mean less than they seem, in a sentence.
+
+    Returns:
+        The content of audit.json: factor, steps, seeds, cost, points (a trial each: errors on the search split, and on the
+        test split beside), and front and similar, the `search.fidelity.rank_correlation.agreement` of each group.
+
+    Raises:
+        ConfigError: fewer than three points, two seeds or twice the steps.
+        RunError: fewer than three trials have finished, the run's trials are not fine-tuned, or a long fine-tune diverged.
+    """
+    _check(run, points, factor, seeds)
+    lock = lock_run(run.directory)
+    try:
+        work = _Audit(run, points, factor, seeds)
+        result = work.result(work.measured(progress, notice))
+        write_json(run.directory / AUDIT, result)
+        render(run)
+    finally:
+        lock.close()
+    return result
+
+
+def _check(run: Run, points: int, factor: int, seeds: int) -> None:
+    for name, value, least in (("points", points, LEAST), ("factor", factor, 2), ("seeds", seeds, 2)):
+        if value < least:
+            raise ConfigError(f"{name} of an audit must be at least {least}, got {value}")
+    if run.config.finetune.steps == 0:
+        raise RunError(f"the trials of {run.directory} were measured as built: there is no short fine-tune to audit")
+
+
+class _Audit:
+    """The parts of one audit."""
+
+    def __init__(self, run: Run, points: int, factor: int, seeds: int) -> None:
+        self.run, self.factor, self.config = run, factor, run.config
+        self.steps = factor * self.config.finetune.steps
+        self.seeds = [self.config.study.seed + 1 + index for index in range(seeds)]
+        self.cost = next(name for name in run.summary["objectives"] if name != "error")
+        finished = candidates(run.trials)
+        if len(finished) < LEAST:
+            raise RunError(
+                f"an audit needs {LEAST} finished trials besides the dense model and recipes, but {run.directory} has "
+                f"{len(finished)}: search with more --trials"
+            )
+        self.front = spread_over(finished[finished["number"].isin(run.front["number"])], self.cost, points)
+        self.similar = spread_over(similar(finished, self.cost), "error", points)
+        self.rows = pd.concat([self.front, self.similar]).drop_duplicates("number").sort_values([self.cost, "number"])
+
+    def measured(self, progress: Progress, notice: Callable[[str], None]) -> dict[tuple[int, int], dict[str, Any]]:
+        """(trial, seed) -> its line of the log; what is missing there is measured first."""
+        path = self.run.directory / _LOG
+        cut_torn_line(path)
+        known = {(entry["trial"], entry["seed"]): entry for entry in _read(path) if entry["steps"] == self.steps}
+        wanted = [(int(number), seed) for seed in self.seeds for number in self.rows["number"]]
+        missing = [pair for pair in wanted if pair not in known]
+        for index, (number, seed) in enumerate(missing):
+            what = f"audit {len(wanted) - len(missing) + index + 1} of {len(wanted)}: trial {number}, seed {seed}"
+            if index == 0:
+                evaluator = self._evaluator(progress)
+                warn(evaluator.data, notice)
+            with told_steps(what, self.steps, progress) as on_step:
+                entry = self._measure(evaluator, number, seed, on_step)
+            with path.open("a", encoding="utf-8") as log:
+                log.write(json.dumps(entry) + "\n")
+            known[number, seed] = entry
+        return known
+
+    def _evaluator(self, progress: Progress) -> Evaluator:
+        if self.config.machines.threads is not None:
+            torch.set_num_threads(self.config.machines.threads)
+        objective = self.config.objective(self.run.directory)
+        objective = replace(objective, finetune=replace(objective.finetune, steps=self.steps))
+        return Evaluator(objective, progress, lambda found: check_same_model(self.run.directory, found.fingerprint))
+
+    def _measure(self, evaluator: Evaluator, number: int, seed: int, on_step: OnStep) -> dict[str, Any]:
+        allocation = self.run.allocation(self.run.trial(number))
+        model = evaluator.build(allocation)
+        try:
+            with Scratch() as folder:
+                weights = folder / "weights.safetensors"
+                score = evaluator.evaluate(allocation, seed, on_step, weights)
+                model.load_state_dict(load_file(weights))
+        except DivergedError as error:
+            raise RunError(f"the long fine-tune of trial {number} with seed {seed} failed: {error}") from error
+        test = evaluate(model.to(evaluator.device), evaluator.data.evaluation("test"))
+        figures = {"error": score.error, "test_error": test.error, "seconds": score.seconds}
+        return {"trial": number, "seed": seed, "steps": self.steps, **figures}
+
+    def result(self, measured: dict[tuple[int, int], dict[str, Any]]) -> dict[str, Any]:
+        """The content of audit.json."""
+        points = [self._point(row, measured) for _, row in self.rows.iterrows()]
+        groups = {name: _agreement([point for point in points if point[name]]) for name in ("front", "similar")}
+        return {
+            "factor": self.factor,
+            "steps": {"short": self.config.finetune.steps, "long": self.steps},
+            "seeds": self.seeds,
+            "cost": self.cost,
+            "points": points,
+            **groups,
+            "environment": environment([name_of(resolve_device(self.config.machines.device))]),
+        }
+
+    def _point(self, row: "pd.Series[Any]", measured: dict[tuple[int, int], dict[str, Any]]) -> dict[str, Any]:
+        number = int(row["number"])
+        long, test = ([measured[number, seed][name] for seed in self.seeds] for name in ("error", "test_error"))
+        return {
+            "number": number,
+            "label": row["label"] if isinstance(row["label"], str) else None,
+            "macs_kept": float(row["macs_kept"]),
+            "params_kept": float(row["params_kept"]),
+            "front": number in set(self.front["number"]),
+            "similar": number in set(self.similar["number"]),
+            "short": float(row["error"]),
+            "long": long,
+            "mean": statistics.mean(long),
+            "spread": statistics.stdev(long),
+            "test": test,
+            "test_mean": statistics.mean(test),
+            "test_spread": statistics.stdev(test),
+        }
+
+
+def _agreement(points: list[dict[str, Any]]) -> dict[str, Any]:
+    long = list(zip(*(point["long"] for point in points), strict=True))
+    return agreement([point["short"] for point in points], long, [point["test_mean"] for point in points])
+
+
+def _read(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of the log.
+
+    Raises:
+        RunError: one of them is no measurement.
+    """
+    for index, line in enumerate(path.read_bytes().splitlines() if path.exists() else (), start=1):
+        try:
+            entry = parse_json(line)
+            check(entry, _LINE)
+        except ValueError as error:
+            raise RunError(f"{path}, line {index} cannot be read ({error}): remove this line, to measure it again") from error
+        yield entry

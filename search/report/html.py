@@ -1,0 +1,97 @@
+"""The page that shows runs: the front, its allocations, what runs and what went wrong. One file that requests nothing.
+
+It is written as report.html (search/report.py), and served while a search runs (search/serve.py): the same page, whose script
+then asks for new content.
+"""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from search.budgets.targets import WORDS
+from search.report.comparison import differences, names_of
+from search.report.heat_map import SHARES
+from search.report.page_data import Content
+
+_TEMPLATES = Path(__file__).with_name("templates")
+_PARTS = ("head", "rows", "notes")  # of the page, by the ids of their elements; each has a template
+_SCRIPTS = ("front.js", "charts.js", "sensitivity.js", "allocation.js", "page.js")
+
+
+def assemble(contents: Sequence[Content], waiting: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
+    """All that changes on the page, as JSON values. Any text of a search is shown as text, never as markup.
+
+    Args:
+        contents: of the runs that it shows together, in the order of their colours.
+        waiting: directories of runs that cannot be read, or not yet, each with the reason.
+
+    Returns:
+        title; data, what the page's script reads of every run, None without a trial to draw; costs, that all runs have; parts,
+        element id -> HTML.
+    """
+    names = names_of([content["run"] for content in contents])
+    runs = [{**content, "name": name} for name, content in zip(names, contents, strict=True)]
+    costs = {cost: name for cost, name in WORDS.items() if runs and all(cost in run["costs"] for run in runs)}
+    shown = {
+        "runs": runs,
+        "costs": costs,
+        "differences": differences([run["summary"] for run in runs], [run["options"] for run in runs]),
+        "waiting": waiting,
+    }
+    templates = _environment()
+    parts = {name: templates.get_template(f"{name}.html.j2").render(shown) for name in _PARTS}
+    data = [{**run["data"], "name": run["name"]} for run in runs] if any(run["data"]["points"] for run in runs) else None
+    return {"title": _title(contents, waiting), "data": data, "costs": costs, "parts": parts}
+
+
+def page(assembled: dict[str, Any], live: bool = False) -> str:
+    """The whole page.
+
+    Args:
+        assembled: by `assemble`.
+        live: whether its script asks for new content, at content.json beside the page, every two seconds.
+    """
+    names = [*(_SCRIPTS if live or assembled["data"] else ()), *(["live.js"] if live else [])]
+    scripts = [get_plotlyjs(), "\n".join(map(_read, names))] if names else []
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            **{**assembled, "parts": {name: Markup(html) for name, html in assembled["parts"].items()}},
+            live=live,
+            shares=[f"{100 * share:.0f}" for share in SHARES],
+            style=Markup(_read("page.css")),
+            scripts=[Markup(text) for text in scripts],
+            # Only these scripts may run, so markup that slipped through could not.
+            policy=" ".join(_digest(text) for text in scripts) or "'none'",
+        )
+    )
+
+
+def _title(contents: Sequence[Content], waiting: Sequence[tuple[str, str]]) -> str:
+    models = list(dict.fromkeys(content["summary"]["model"] for content in contents))
+    if not models:
+        return ", ".join(directory for directory, _ in waiting)
+    return f"{', '.join(models)}: {'front' if len(contents) == 1 else 'fronts'} of error and MACs"
+
+
+def _read(name: str) -> str:
+    return (_TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def _digest(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _environment() -> jinja2.Environment:
+    loader = jinja2.FileSystemLoader(_TEMPLATES)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "ensure_ascii": False, "separators": (",", ":")}
+    return environment

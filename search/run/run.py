@@ -1,0 +1,291 @@
+"""A run directory as a value: what it holds, what is best in it, and whether a configuration belongs to it."""
+
+import hashlib
+import json
+from dataclasses import fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from objectives.cost.closed_form import COSTS
+from objectives.latency.table import LATENCY, LatencyTable
+from objectives.sensitivity import Profile, profile_name
+from search.budgets.targets import Target, format_cost, parse_targets
+from search.config import SearchConfig
+from search.masking import is_masked
+from search.pareto import best_under
+from search.run.activity import running_of
+from search.run.options import comparable, stored_config, stored_options
+from search.run.paths import placeless
+from search.run.places import check_run
+from search.run.schemas import AUDIT_SCHEMA
+from search.run.tables import read_space, read_summary, read_tables, sites_of
+from search.runners.job import STDERR
+from search.runners.resources import MachineConfig
+from search.study.journal import LOCK
+from spaces.allocation import Allocation
+from spaces.errors import RunError, TargetError, why_not
+from spaces.schema import read_json
+from spaces.sites import Site, Space
+
+AUDIT = "audit.json"
+_STDERR = 4000  # characters
+
+# What may differ between two launches of one run; everything else changes what its trials mean.
+_FREE = frozenset(
+    (
+        "trials",
+        "sampler",
+        "screening",
+        "baselines",
+        "recipe",
+        "rungs",
+        "audit",
+        *(field.name for field in fields(MachineConfig)),
+        "workers",
+        "eval_batch_size",
+        "least_images",
+        "output",
+        "checkpoint",
+        "data_dir",
+        "dataset_download",
+    )
+)
+
+
+class Run:
+    """A search's results, read from its tables; safe while a search writes them.
+
+    Attributes:
+        directory: the run directory.
+        trials: a row per finished trial.
+        summary: the content of pareto.json.
+
+    Raises:
+        RunError: there is no run.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        self.trials, self.summary = read_tables(self.directory)
+
+    @cached_property
+    def config(self) -> SearchConfig:
+        """The options that the run was launched with."""
+        return stored_config(self.directory)
+
+    @cached_property
+    def space(self) -> Space:
+        """The space that was searched."""
+        return read_space(self.summary)
+
+    @cached_property
+    def profile(self) -> Profile | None:
+        """The sensitivity profile, where it was measured: by `inspect --profile` or for a search that starts from it."""
+        fingerprint = self.summary["fingerprint"]
+        path = self.directory / "factors" / profile_name(fingerprint)
+        return Profile.load(path, fingerprint, self.space) if path.exists() else None
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """All sites that a trial has a size for: those of the searched space, and those of the recipes' spaces."""
+        return sites_of(self.summary)
+
+    def space_of(self, row: "pd.Series[Any]") -> Space:
+        """The space of one trial's allocation."""
+        return read_space(self.summary, str(row["space"]))
+
+    @property
+    def audit(self) -> dict[str, Any] | None:
+        """What `search.fidelity.audit.audit` found last; None before there was one.
+
+        Raises:
+            RunError: it cannot be read.
+        """
+        path = self.directory / AUDIT
+        try:
+            found: dict[str, Any] | None = read_json(path, AUDIT_SCHEMA) if path.exists() else None
+        except ValueError as error:
+            raise RunError(f"{path} cannot be read ({error}): remove it, and audit the run again") from error
+        return found
+
+    @property
+    def running(self) -> list[dict[str, Any]]:
+        """`search.run.activity.running_of`: what runs now."""
+        return running_of(self.directory)
+
+    def stderr(self, number: int) -> str:
+        """The last lines that a trial left where it failed; '' where it left none."""
+        path = self.directory / "trials" / f"{number:04d}" / STDERR
+        try:
+            return path.read_text(encoding="utf-8", errors="replace")[-_STDERR:]
+        except OSError:
+            return ""
+
+    @property
+    def front(self) -> pd.DataFrame:
+        """The rows of the trials on the front, in ascending order of MACs."""
+        numbers = [row["number"] for row in self.summary["front"]]
+        return self.trials.set_index("number", drop=False).loc[numbers]
+
+    def targets(self, *texts: str) -> tuple[Target, ...]:
+        """Parse targets for this run's model.
+
+        Raises:
+            TargetError: malformed, or outside what the space reaches.
+        """
+        return parse_targets(texts, {cost: (ends[0], ends[1]) for cost, ends in self.summary["reach"].items()})
+
+    def best(self, target: str) -> "pd.Series[Any]":
+        """The finished trial of the smallest error under a target.
+
+        Raises:
+            TargetError: no finished trial keeps the target; the message names the nearest one.
+            RunError: no trial finished.
+        """
+        targets = self.targets(target)
+        done = self.trials[self.trials["state"] == "COMPLETE"]
+        if done.empty:
+            raise RunError(f"no trial of {self.directory} has finished")
+        costs = done[[entry.cost for entry in targets]]
+        index = best_under(list(done["error"]), list(costs.itertuples(index=False)), [entry.limit for entry in targets])
+        if index is None:
+            over = (costs / [entry.limit for entry in targets]).max(axis=1)
+            nearest = done.iloc[int(over.to_numpy().argmin())]
+            raise TargetError(
+                f"no trial of {self.directory} keeps {target}: the nearest is trial {nearest['number']:.0f} with "
+                f"{' and '.join(format_cost(cost, nearest[cost]) for cost in COSTS if cost in nearest.index)}; "
+                f"search again with --target {target}"
+            )
+        return done.iloc[index]
+
+    def trial(self, number: int) -> "pd.Series[Any]":
+        """The row of one finished trial.
+
+        Raises:
+            RunError: there is no such trial, it failed, or it was stopped before its end.
+        """
+        rows = self.trials[self.trials["number"] == number]
+        if rows.empty:
+            raise RunError(f"{self.directory} has no trial {number}: it has {len(self.trials)}, see trials.csv")
+        row = rows.iloc[0]
+        if row["state"] == "PRUNED":
+            raise RunError(f"trial {number} of {self.directory} was not finished ({row['reason']}): choose one of the front")
+        if row["state"] != "COMPLETE":
+            raise RunError(f"trial {number} of {self.directory} failed ({row['reason']})")
+        return row
+
+    def allocation(self, row: "pd.Series[Any]") -> Allocation:
+        """The sizes of a row of `trials`."""
+        return Allocation({site.name: int(row[site.name]) for site in self.space_of(row).sites})
+
+
+def open_run(directory: str | Path) -> Run:
+    """The run in a directory.
+
+    Raises:
+        RunError: there is none.
+    """
+    check_run(Path(directory))
+    return Run(directory)
+
+
+def default_output(config: SearchConfig) -> str:
+    """runs/MODEL-SPACE, or runs/MODEL-RECIPE."""
+    return f"runs/{config.model.model}-{config.study.recipe or config.study.space}"
+
+
+def make_directory(directory: Path) -> None:
+    """Make a run directory that can be written to.
+
+    Raises:
+        RunError: it cannot.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RunError(f"cannot write to {directory}: {why_not(error)}") from error
+
+
+def remove_if_empty(directory: Path) -> None:
+    """Remove a run directory that holds nothing but its lock; factors, for one, are something that another try can use."""
+    if [path.name for path in directory.iterdir()] == [LOCK]:
+        (directory / LOCK).unlink()
+        directory.rmdir()
+
+
+def check_same_run(directory: Path, config: SearchConfig) -> None:
+    """Raise unless `config` may continue what is in `directory`.
+
+    Raises:
+        RunError: the directory holds a run with another value of an option that its trials depend on.
+    """
+    if not stored_options(directory):
+        return
+    if config.study.storage is not None and is_masked(config.study.storage):
+        raise RunError(f"{directory} does not keep the password of {config.study.storage}: give --storage with it again")
+    before, now = comparable(stored_config(directory).flat()), comparable(config.flat())
+    for name, value in now.items():
+        if name not in _FREE and before[name] != value and not _is_same_file(name, before[name], value):
+            raise RunError(f"{directory} was searched with {name}={before[name]!r}, not {value!r}: choose another --output")
+
+
+def _is_same_file(name: str, before: Any, now: Any) -> bool:
+    """Whether the file that an option names has only moved: it has the same name and, where both are there, content."""
+    if placeless(name, before) == before or placeless(name, before) != placeless(name, now):
+        return False
+    try:
+        return Path(before).read_bytes() == Path(now).read_bytes()
+    except OSError:  # one of them is gone, or a folder
+        return not Path(before).exists()
+
+
+def check_same_latencies(directory: Path, config: SearchConfig, fingerprint: str | None = None) -> None:
+    """Raise where a run that has latencies has lost the table of them.
+
+    Args:
+        directory: of the run.
+        config: of the launch.
+        fingerprint: of its model and space, as soon as that is known.
+
+    Raises:
+        RunError: measured anew, they would not be those of its trials.
+    """
+    path = directory / LATENCY
+    if not config.study.times or not stored_options(directory):
+        return
+    if not path.exists():
+        raise RunError(f"{path} is missing: restore it, or choose another --output")
+    table = LatencyTable.load(path)
+    if fingerprint is not None and (table.fingerprint, table.config) != (fingerprint, config.latency):
+        raise RunError(f"{path} has latencies of another model or of other options: restore it, or choose another --output")
+
+
+def identity_of(config: SearchConfig, fingerprint: str) -> str:
+    """Hash of all that a run's trials depend on: the same for all launches of one search, wherever its directory is.
+
+    Args:
+        config: of the launch.
+        fingerprint: of the weights, the space and the calibration images.
+    """
+    fixed = {name: placeless(name, value) for name, value in config.flat().items() if name not in _FREE and name != "storage"}
+    return hashlib.sha256(json.dumps([fingerprint, fixed], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_same_model(directory: Path, fingerprint: str) -> None:
+    """Raise unless the run in `directory`, if there is one, was made from the weights and images of this fingerprint.
+
+    Raises:
+        RunError: it was made from others.
+    """
+    try:
+        before = read_summary(directory)["fingerprint"]
+    except FileNotFoundError:
+        return
+    if before != fingerprint:
+        raise RunError(f"{directory} was searched with other weights or images than these: choose another --output")

@@ -1,0 +1,150 @@
+"""One job of a worker: a trial evaluated, or candidates screened. Whatever ends it is its result."""
+
+import json
+import math
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+from objectives.evaluator import Evaluator, OnRung, OnStep
+from objectives.recipes.registry import evaluate_recipe
+from objectives.runtime.out_of_memory import is_out_of_memory
+from objectives.score import Score
+from objectives.training.finetune import Step
+from search.trial import Proposal, Screening
+from spaces.allocation import Allocation
+from spaces.errors import CompressionError
+from spaces.files import cut_torn_line
+
+WEIGHTS, METRICS, STDERR, CHECKPOINT = "weights.safetensors", "metrics.jsonl", "stderr.log", "checkpoint.safetensors"
+
+Job = Proposal | Screening
+
+# Asked at a rung, in the process that tells the study: proposal, optimiser step, error there -> why to stop, or None.
+AskRung = Callable[[Proposal, int, float], str | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a trial ended.
+
+    Attributes:
+        number: of the trial.
+        score: its figures; None where it failed.
+        reason: why it failed or was stopped.
+        allocation: what a recipe made.
+        starved: it ran out of memory, also with its batches in parts. What its worker holds is better given back.
+        lost: it did not fail itself: its worker ended, or was ended because it hung. The same job may succeed elsewhere.
+    """
+
+    number: int
+    score: Score | None
+    reason: str | None = None
+    allocation: Allocation | None = None
+    starved: bool = False
+    lost: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Screened:
+    """Divergences of the candidates of a trial to be, in nats; NaN where it could not be measured."""
+
+    number: int
+    divergences: tuple[float, ...]
+
+
+def run_job(evaluator: Evaluator, job: Job, folder: Path, on_step: OnStep, ask_rung: AskRung) -> Outcome | Screened:
+    """Run a job in this process.
+
+    Raises:
+        CompressionError: what concerns every trial.
+    """
+    if isinstance(job, Screening):
+        return Screened(number=job.number, divergences=screen(evaluator, job.candidates))
+    return run_trial(evaluator, job, folder, on_step, ask_rung)
+
+
+def run_trial(evaluator: Evaluator, proposal: Proposal, folder: Path, on_step: OnStep, ask_rung: AskRung) -> Outcome:
+    """Evaluate one proposal; leaves metrics.jsonl and, on success, weights.safetensors or, on failure, stderr.log."""
+    reason: str | None = None
+
+    def on_rung(step: int, error: float) -> bool:
+        nonlocal reason
+        reason = ask_rung(proposal, step, error)
+        return reason is not None
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _metrics(folder) as metrics:
+
+            def record(step: Step) -> None:
+                metrics.write(json.dumps(asdict(step)) + "\n")
+                on_step(step)
+
+            score, allocation = _score(evaluator, proposal, record, on_rung, folder)
+            metrics.write(json.dumps(asdict(score)) + "\n")
+    except CompressionError:
+        raise
+    except Exception as error:  # whatever ends a trial is that trial's result, not the search's end
+        return failed(proposal.number, error, folder)
+    return Outcome(number=proposal.number, score=score, reason=reason, allocation=allocation)
+
+
+def _metrics(folder: Path) -> IO[str]:
+    """The trial's steps, a line each as they are taken; a fine-tune that goes on from a rung adds to those before."""
+    cut_torn_line(folder / METRICS)
+    mode = "a" if (folder / CHECKPOINT).exists() else "w"
+    return (folder / METRICS).open(mode, buffering=1, encoding="utf-8")
+
+
+def failed(number: int, error: Exception, folder: Path) -> Outcome:
+    """The outcome of a trial that raised; its traceback is kept in stderr.log, unless that cannot be written either."""
+    text = "".join(traceback.format_exception(error))
+    reason = f"{type(error).__name__}: {_said(error)[:300]}"
+    return Outcome(number=number, score=None, reason=reason + keep_stderr(folder, text), starved=is_out_of_memory(error))
+
+
+def _said(error: Exception) -> str:
+    """In one line; of what torch brings from another process, where it was and the end of the traceback that it quotes."""
+    text = str(error)
+    where, quoted, _ = text.partition("\nOriginal Traceback")
+    return " ".join((f"{where} {text.splitlines()[-1]}" if quoted else text).split())
+
+
+def keep_stderr(folder: Path, text: str) -> str:
+    """Write what a trial left on stderr; returns what to add to its reason where that cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / STDERR).write_text(text, encoding="utf-8")
+    except OSError as error:
+        return f" ({STDERR} could not be written: {error.strerror or error})"
+    return ""
+
+
+def _score(
+    evaluator: Evaluator, proposal: Proposal, on_step: OnStep, on_rung: OnRung, folder: Path
+) -> tuple[Score, Allocation]:
+    weights = folder / WEIGHTS
+    if proposal.recipe is not None:  # trains otherwise than a candidate: its error at a rung could be compared with nothing
+        return evaluate_recipe(evaluator, proposal.recipe, proposal.limits, proposal.seed, on_step, weights)
+    assert proposal.allocation is not None
+    checkpoint = folder / CHECKPOINT if evaluator.rungs else None
+    score = evaluator.evaluate(proposal.allocation, proposal.seed, on_step, weights, on_rung, checkpoint)
+    return score, proposal.allocation
+
+
+def screen(evaluator: Evaluator, candidates: Sequence[Allocation]) -> tuple[float, ...]:
+    """Divergences of candidates as built, in nats; NaN where it could not be measured."""
+    return tuple(_divergence(evaluator, each) for each in candidates)
+
+
+def _divergence(evaluator: Evaluator, allocation: Allocation) -> float:
+    """What screening measures; a candidate that cannot be measured is the sampler's to avoid, and ends nothing."""
+    try:
+        return evaluator.divergence(allocation)
+    except CompressionError:
+        raise
+    except Exception:
+        return math.nan

@@ -1,0 +1,217 @@
+"""Candidates of one trial to be, and how they compare.
+
+Models of the divergence before the fine-tune and of the error after it are fitted to what was measured (search/posterior.py).
+The knapsack answers draws of their multipliers, and those of trials on the front with a few sites moved, so that cost goes from
+some sites to others, on many budgets. Candidates are compared by their expected gain of hypervolume; a measured divergence
+makes it more certain.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.trial import FrozenTrial
+
+from search.budgets.knapsack import Indices
+from search.budgets.parametrisation import SPAN, Multipliers
+from search.pareto import staircase
+from search.samplers.ehvi import expected_gain
+from search.samplers.error_posterior import ErrorPosterior
+from spaces.allocation import Allocation
+
+Floats = NDArray[np.float64]
+Parameters = Mapping[str, Any]
+Screened = list[tuple[Parameters, float]]  # parameters of candidates, and their divergences in nats
+
+SCORE = "score"  # of a finished trial: holds kl_before, the divergence that screening would have measured
+FEWEST = 4  # finished trials before anything can be learnt
+
+_DRAWS, _MOVES, _LOADS = 8, 8, 10  # draws of the models, moves from the front, and budgets of each
+_MOVED, _DISTANCE = 3, 0.7  # sites that a move changes on average, and by how much
+_SCREENED = 8  # candidates per proposal
+_MARGIN = 1.02  # of the hypervolume's reference beyond the worst point
+
+
+@dataclass(frozen=True)
+class _Points:
+    """Parameters and what they decode to.
+
+    Attributes:
+        multipliers: [points, sites].
+        loads: how much of the target is used, [points].
+        features: errors of the sites by the profile, [points, sites].
+    """
+
+    multipliers: Floats
+    loads: Floats
+    features: Floats
+
+    def __getitem__(self, rows: Any) -> "_Points":
+        return _Points(self.multipliers[rows], self.loads[rows], self.features[rows])
+
+
+class Draw:
+    """Candidates for one trial to be, drawn from what is known now; what is learnt later does not change them.
+
+    Args:
+        parametrisation: what parameters mean.
+        rng: of the draws.
+        target: index of the target that they are for.
+        done: trials whose error was measured, at least `FEWEST`.
+        unfinished: parameters of trials without an error: they count as finished with the error that is expected of them.
+        screened: what was measured of candidates before.
+    """
+
+    def __init__(
+        self,
+        parametrisation: Multipliers,
+        rng: np.random.Generator,
+        target: int,
+        done: Sequence[FrozenTrial],
+        unfinished: Sequence[Parameters],
+        screened: Screened,
+    ) -> None:
+        self._parametrisation, self._rng, self._target = parametrisation, rng, target
+        self._tried = self._decoded([*(entry.params for entry in done), *unfinished])
+        self._screened = self._decoded([parameters for parameters, _ in screened])
+        divergences, values = np.array([_divergence_of(entry) for entry in done]), np.array([value for _, value in screened])
+        self._divergence = self._divergence_model(divergences, values)
+        self._fit(np.array([entry.values[0] for entry in done]), divergences)
+        self._pool, self._shares = self._candidates(len(done), values)
+        self._expected, self._spreads = self._predict(self._pool)
+        self._gains = self._gains_of(self._pool, self._expected, self._spreads)
+
+    @cached_property
+    def parameters(self) -> list[dict[str, float]]:
+        """Of the candidates."""
+        return [self._name(row) for row in self._promising]
+
+    @property
+    def candidates(self) -> tuple[Allocation, ...]:
+        """What is worth to be screened, the most promising one first; at most eight."""
+        return tuple(self._parametrisation.decode(entry) for entry in self.parameters)
+
+    def best(self) -> dict[str, float]:
+        """Parameters of the largest expected gain, by the models alone: those of the first candidate."""
+        return self._name(int(self._gains.argmax()))
+
+    def choose(self, divergences: Sequence[float]) -> dict[str, float]:
+        """Parameters of the candidate of the largest expected gain, given all divergences.
+
+        Args:
+            divergences: of `candidates` as built, in nats; one that is not finite was not measured, and its candidate is
+                chosen only where none was.
+        """
+        measured, pool = np.array(divergences, dtype=float), self._pool[self._promising]
+        gains = self._gains_of(pool, *self._predict(pool, measured))
+        if np.isfinite(measured).any():
+            gains[~np.isfinite(measured)] = -np.inf
+        return self.parameters[int(gains.argmax())]
+
+    def measured(self, divergences: Sequence[float]) -> Screened:
+        """Parameters and divergences of the candidates that were measured, for draws to come."""
+        pairs = zip(self.parameters, map(float, divergences), strict=True)
+        return [(parameters, value) for parameters, value in pairs if np.isfinite(value)]
+
+    def _divergence_model(self, done: Floats, screened: Floats) -> ErrorPosterior | None:
+        """Of 1 - exp(-divergence) before the fine-tune; None where too few were measured."""
+        values = np.concatenate([done, screened])
+        known = np.isfinite(values)
+        if known.sum() < FEWEST:
+            return None
+        features = np.concatenate([self._tried.features[: len(done)], self._screened.features])[known]
+        return ErrorPosterior(features, -np.expm1(-values[known]))
+
+    def _fit(self, errors: Floats, divergences: Floats) -> None:
+        """The model of the error, and what it expects of all that was tried."""
+        unknown = np.full(len(self._tried.loads) - len(errors), np.nan)
+        features, _ = self._scaled(self._tried, np.concatenate([divergences, unknown]))
+        self._error = ErrorPosterior(features[: len(errors)], errors)
+        self._means, _ = self._error.predict(features)
+        self._reference = _MARGIN, _MARGIN * float(max(self._means.max(), errors.max()))
+
+    def _scaled(self, points: _Points, measured: Floats | None = None) -> tuple[Floats, Floats]:
+        """Features with the multipliers of the divergence, so scaled that they add up to it, measured or expected.
+
+        And by what share of it an expected divergence is uncertain, [points].
+        """
+        if self._divergence is None:
+            return points.features, np.zeros(len(points.loads))
+        shrunk, uncertain = self._divergence.predict(points.features)
+        totals, shares = -np.log1p(-np.clip(shrunk, 1e-9, 1 - 1e-9)), uncertain / np.maximum(shrunk, 1e-9)
+        if measured is not None:
+            known = np.isfinite(measured)
+            totals, shares = np.where(known, measured, totals), np.where(known, 0.0, shares)
+        weighted = points.features * np.exp(self._divergence.multipliers)
+        return weighted * (totals / np.maximum(weighted.sum(1), 1e-12))[:, None], shares
+
+    def _predict(self, points: _Points, measured: Floats | None = None) -> tuple[Floats, Floats]:
+        """Mean and standard deviation of errors; an uncertain divergence is an uncertain error."""
+        features, uncertain = self._scaled(points, measured)
+        means, spreads = self._error.predict(features)
+        moved, _ = self._error.predict(features * (1 + uncertain)[:, None])
+        return means, np.hypot(spreads, moved - means)
+
+    def _candidates(self, done: int, divergences: Floats) -> tuple[_Points, Floats]:
+        """Draws of the models and moves from the front, on many shares of the target each; none that was tried."""
+        drawn = self._error.draw(self._rng, _DRAWS)
+        if self._divergence is not None:
+            drawn = drawn + self._divergence.draw(self._rng, _DRAWS)
+        multipliers = np.clip(np.concatenate([drawn, self._moved(done, divergences)]), -SPAN, SPAN)
+        shares = self._rng.uniform(self._parametrisation.budgets.lows[self._target], 1.0, (len(multipliers), _LOADS))
+        answers = zip(multipliers, shares, strict=True)
+        chosen = np.concatenate([self._parametrisation.choose(self._target, row, wanted.tolist()) for row, wanted in answers])
+        pool, seen = self._of(np.repeat(multipliers, _LOADS, axis=0), chosen), set(map(bytes, self._tried.features))
+        new = np.array([bytes(row) not in seen for row in pool.features])
+        return (pool[new], shares.ravel()[new]) if new.any() else (pool, shares.ravel())
+
+    def _moved(self, done: int, divergences: Floats) -> Floats:
+        """Multipliers of trials on the front, finished or screened, a few of which are changed, [moves, sites]."""
+        known = self._tried[:done]
+        features, _ = self._scaled(self._screened, divergences)
+        loads = np.concatenate([known.loads, self._screened.loads])
+        means = np.concatenate([self._means[:done], self._error.predict(features)[0]])
+        rows = self._rng.choice(staircase(loads, means), _MOVES)
+        parents = np.concatenate([known.multipliers, self._screened.multipliers])[rows]
+        moved = self._rng.random(parents.shape) < _MOVED / parents.shape[1]
+        children: Floats = parents + moved * self._rng.normal(0, _DISTANCE, parents.shape)
+        return children
+
+    def _gains_of(self, points: _Points, means: Floats, spreads: Floats) -> Floats:
+        return expected_gain(points.loads, means, spreads, self._tried.loads, self._means, self._reference)
+
+    @cached_property
+    def _promising(self) -> list[int]:
+        """Rows of the pool to screen: the largest expected gain, then the largest beside those that were taken."""
+        gains, rows = self._gains.copy(), list[int]()
+        for _ in range(min(_SCREENED, len(gains))):
+            rows.append(int(gains.argmax()))
+            loads = np.append(self._tried.loads, self._pool.loads[rows])
+            means = np.append(self._means, self._expected[rows])
+            gains = expected_gain(self._pool.loads, self._expected, self._spreads, loads, means, self._reference)
+            gains[rows] = -1.0
+        return rows
+
+    def _decoded(self, parameters: Sequence[Parameters]) -> _Points:
+        found = [self._parametrisation.decoded(entry) for entry in parameters]
+        shape = len(found), len(self._parametrisation.knapsack.sites)
+        return _Points(
+            multipliers=np.array([entry.multipliers for entry in found]).reshape(shape),
+            loads=np.array([entry.loads[self._target] for entry in found]),
+            features=np.array([entry.features for entry in found]).reshape(shape),
+        )
+
+    def _of(self, multipliers: Floats, chosen: Indices) -> _Points:
+        knapsack = self._parametrisation.knapsack
+        return _Points(multipliers, self._parametrisation.loads(chosen, self._target), knapsack.features(chosen))
+
+    def _name(self, row: int) -> dict[str, float]:
+        return self._parametrisation.name(self._target, float(self._shares[row]), self._pool.multipliers[row])
+
+
+def _divergence_of(trial: FrozenTrial) -> float:
+    """What was measured before the fine-tune; NaN where it was not."""
+    return float((trial.user_attrs.get(SCORE) or {}).get("kl_before", np.nan))

@@ -1,0 +1,299 @@
+"""The trials of one search: asked, told, kept in a journal, and taken up again after any end.
+
+The journal, a file or a database, is the only truth. Sampling happens in an in-memory study, and every finished trial is
+mirrored into the journal by a single append, so that a kill at any moment loses running trials only. One process writes a
+run: it holds `search.study.journal.lock_run`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from objectives.cost.closed_form import Cost
+from objectives.recipes.registry import recipe_of
+from objectives.score import Score
+from search.budgets.parametrisation import Parametrisation
+from search.run.losses import check_nothing_lost
+from search.samplers.additive import AdditiveSampler
+from search.samplers.candidates import SCORE, Draw
+from search.samplers.registry import create_sampler
+from search.study.journal import Journal, thaw
+from search.study.ordered_storage import OrderedStorage
+from search.study.replay import SCREENED, check_allocation, check_parameters, check_result, read_begun
+from search.trial import Proposal, Screening, Trial
+from spaces.allocation import Allocation
+from spaces.files import write_json
+
+_ATTEMPTS = 50
+_INSISTED = 5  # after so many repetitions in a row a sampler has nothing new to say, but the space may have
+
+
+class Study:
+    """Ask, tell and resume.
+
+    Proposals depend on the seed, the trial's number, and the finished and running trials alone, so a resumed study proposes
+    what an uninterrupted one would have, also where several trials run at once.
+
+    Args:
+        directory: the run directory; holds trials/, and study.journal where there is no database.
+        parametrisation: from what the sampler sees to allocations.
+        objectives: fields of `Score` to be minimised, "error" first.
+        sampler: name of the sampler.
+        seed: of the sampler and of every fine-tune.
+        screening: whether a sampler that can have candidates screened before it proposes one does so.
+        storage: URL of a database that keeps the finished trials, in a study of the directory's name.
+        identity: says which search it is, so that a study of another one is not continued.
+
+    Raises:
+        RunError: the journal cannot be read, or it is of another search.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        parametrisation: Parametrisation,
+        objectives: tuple[str, ...],
+        sampler: str,
+        seed: int,
+        screening: bool = False,
+        storage: str | None = None,
+        identity: str | None = None,
+    ) -> None:
+        self.directory = directory
+        self.parametrisation = parametrisation
+        self.objectives = objectives
+        self.sampler = sampler
+        self.seed = seed
+        self.screening = screening
+        self._journal = Journal(directory, len(objectives), storage, identity)
+        self._seen = OrderedStorage()
+        self._memory = optuna.create_study(storage=self._seen, directions=["minimize"] * len(objectives))
+        self.trials: list[Trial] = []
+        for frozen in self._journal.frozen():
+            self._take_up(frozen)
+        self._running: dict[int, Proposal] = {}
+        self._queue = self._interrupted()
+        self._screenings: dict[int, tuple[int, Draw]] = {}  # number -> attempt, and what was drawn in it
+        # Allocations that need no further trial; what a recipe made has other weights, and does not count.
+        self._known = {entry.allocation for entry in self.proposals if entry.allocation is not None and entry.recipe is None}
+        self._taken = {proposal.number for proposal in self.proposals}
+        self._least = 0  # all numbers below are taken
+
+    def _take_up(self, frozen: FrozenTrial) -> None:
+        """Take a trial from the journal."""
+        try:
+            trial = thaw(frozen)
+            self._check(trial, frozen)
+            if frozen.params:
+                self._show(trial.proposal.number, frozen)
+        except (ValueError, TypeError, KeyError, ArithmeticError) as error:
+            self.close()
+            raise self._journal.damaged(frozen, error) from error
+        self.trials.append(trial)
+
+    def _check(self, trial: Trial, frozen: FrozenTrial) -> None:
+        """Raise where a trial of the journal cannot be one of this search."""
+        check_result(frozen, frozen.user_attrs, self.objectives)
+        check_parameters(frozen.params, frozen.system_attrs, self.parametrisation.distributions)
+        if any(other.proposal.number == trial.proposal.number for other in self.trials):
+            raise ValueError("it is there twice")
+        check_allocation(trial.proposal, self.parametrisation.budgets.space)
+
+    def check_nothing_lost(self) -> None:
+        """Raise where the tables in the run directory have trials that this study lacks.
+
+        Raises:
+            RunError: they have.
+        """
+        numbers = [trial.proposal.number for trial in self.trials]
+        check_nothing_lost(self.directory, numbers, self._journal.where, self._journal.backup)
+
+    def enqueue(self, label: str, allocation: Allocation, parameters: Mapping[str, float] | None = None) -> None:
+        """Propose this baseline next, unless its allocation was already tried or is waiting.
+
+        Args:
+            label: its name.
+            allocation: what to build.
+            parameters: what the sampler is told that it was; without, the sampler does not see the trial.
+        """
+        if allocation not in self._known:
+            self._queue.append(self._propose(self._next_number(), allocation, label, parameters or {}))
+
+    def enqueue_recipe(self, name: str, limits: Mapping[Cost, float]) -> None:
+        """Propose this recipe next, unless it was already tried on this budget or is waiting."""
+        if not any(entry.recipe == name and dict(entry.limits) == dict(limits) for entry in self.proposals):
+            proposal = self._propose(self._next_number(), None, name, {})
+            self._queue.append(replace(proposal, space=recipe_of(name).space, recipe=name, limits=dict(limits)))
+
+    def ask(self) -> Proposal | Screening | None:
+        """The next trial: what was interrupted or enqueued first, then the sampler's. None if it finds nothing new.
+
+        Or candidates of it, whose divergences `choose` is to be told before or after other trials are asked for and told. They
+        have the trial's number; where the process ends before that, the number is asked for again, with the same seed.
+        """
+        if self._queue:
+            proposal = self._queue.pop(0)
+            if proposal.parameters:
+                self._show(proposal.number, self._running_trial(proposal))
+            return self._start(proposal)
+        return self._sought(self._next_number())
+
+    def choose(self, number: int, divergences: Sequence[float]) -> Proposal | Screening | None:
+        """The trial that was screened for, or other candidates where the best is known by now. None if there is nothing new.
+
+        Args:
+            number: of the screening.
+            divergences: of its candidates as built, in nats; one that is not finite was not measured.
+
+        Raises:
+            KeyError: no screening of this number waits.
+            ValueError: not one divergence for every candidate.
+        """
+        _, draw = self._screenings[number]
+        screened = draw.measured(divergences)
+        attempt, _ = self._screenings.pop(number)
+        parameters = draw.choose(divergences)
+        allocation = self.parametrisation.decode(parameters)
+        if allocation in self._known:
+            return self._sought(number, attempt + 1)
+        proposal = replace(self._propose(number, allocation, None, parameters), attributes={SCREENED: screened})
+        self._show(number, self._running_trial(proposal))
+        return self._start(proposal)
+
+    def tell(self, number: int, score: Score | None, reason: str | None = None, allocation: Allocation | None = None) -> Trial:
+        """Record the score of a running trial, why it has none or was stopped, and the allocation that a recipe made."""
+        proposal = self._running.pop(number)
+        if allocation is not None:
+            proposal = replace(proposal, allocation=allocation)
+        values = None if score is None or score.error is None else self._values(score)
+        if values is not None and not all(map(math.isfinite, values)):
+            reason, score, values = f"the score is not finite: {values}", None, None
+        ended = datetime.now(UTC).isoformat(timespec="seconds")
+        trial = Trial(proposal=proposal, score=score, reason=None if values else reason or "no reason was given", ended=ended)
+        attributes: dict[str, Any] = {}
+        if proposal.parameters:
+            sampled = self._seen.get_trial_id_from_study_id_trial_number(self._memory._study_id, number)
+            self._seen.set_trial_user_attr(sampled, SCORE, None if score is None else asdict(score))
+            attributes = self._memory.tell(number, values, state=TrialState[trial.state]).system_attrs
+        self._journal.append(trial, values, self.parametrisation.distributions, attributes)
+        self.trials.append(trial)
+        return trial
+
+    @property
+    def proposals(self) -> list[Proposal]:
+        """All trials that are finished, running or waiting."""
+        return [*(trial.proposal for trial in self.trials), *self._running.values(), *self._queue]
+
+    def close(self) -> None:
+        """Give the connections of a database back."""
+        self._journal.close()
+
+    def folder(self, number: int) -> Path:
+        """Where one trial keeps its files."""
+        return self.directory / "trials" / f"{number:04d}"
+
+    def _sought(self, number: int, first: int = 0) -> Proposal | Screening | None:
+        """What the sampler has for a number, from this attempt on: a trial of a new allocation, or candidates of it."""
+        repetitions: list[int] = []
+        self._taken.add(number)
+        try:
+            for attempt in range(first, _ATTEMPTS):
+                sampler = self._sampler(number, attempt)
+                if (draw := self._draw(sampler, attempt)) is not None:
+                    if self._known.issuperset(draw.candidates):
+                        continue
+                    self._screenings[number] = attempt, draw
+                    return Screening(number=number, candidates=draw.candidates)
+                sampled = self._sample(number, sampler)
+                allocation = self.parametrisation.decode(sampled.params)
+                if allocation not in self._known:
+                    proposal = self._propose(number, allocation, None, sampled.params)
+                    return self._start(replace(proposal, attributes=self._attributes(sampled)))
+                self._memory.tell(sampled, state=TrialState.FAIL)  # a repetition is not paid for, and must not count
+                repetitions.append(sampled._trial_id)
+        finally:
+            for repetition in repetitions:
+                self._seen.forget(repetition)
+        self._release(number)
+        return None
+
+    def _release(self, number: int) -> None:
+        """Nothing was found for this number: it is the next one's again."""
+        self._taken.discard(number)
+        self._least = min(self._least, number)
+
+    def _draw(self, sampler: BaseSampler, attempt: int) -> Draw | None:
+        """Candidates to be screened; what others are being screened for is taken to become what is expected now."""
+        if not self.screening or not isinstance(sampler, AdditiveSampler):
+            return None
+        return sampler.draw(self._memory, [draw.best() for _, draw in self._screenings.values()], skipped=attempt)
+
+    def _sampler(self, number: int, attempt: int) -> BaseSampler:
+        seed = (self.seed * 1_000_003 + number * _ATTEMPTS + attempt) % 2**31
+        name = self.sampler if attempt < _INSISTED else "random"
+        return create_sampler(name, seed, self.parametrisation)
+
+    def _sample(self, number: int, sampler: BaseSampler) -> optuna.Trial:
+        self._memory.sampler, self._seen.next_number = sampler, number
+        return self._memory.ask(self.parametrisation.distributions)
+
+    def _show(self, number: int, trial: FrozenTrial) -> None:
+        """Let the sampler see a trial that it did not propose, or not in this process."""
+        self._seen.next_number = number
+        self._memory.add_trial(trial)
+
+    def _running_trial(self, proposal: Proposal) -> FrozenTrial:
+        """A trial of the parameters of a proposal, with what its sampler noted."""
+        return create_trial(
+            state=TrialState.RUNNING,
+            params=dict(proposal.parameters),
+            distributions={name: self.parametrisation.distributions[name] for name in proposal.parameters},
+            system_attrs=dict(proposal.attributes),
+        )
+
+    def _attributes(self, sampled: optuna.Trial) -> dict[str, Any]:
+        return dict(self._seen.get_trial_system_attrs(sampled._trial_id))
+
+    def _propose(
+        self, number: int, allocation: Allocation | None, label: str | None, parameters: Mapping[str, float]
+    ) -> Proposal:
+        self._taken.add(number)
+        if allocation is not None:
+            self._known.add(allocation)
+        return Proposal(
+            number=number,
+            allocation=allocation,
+            space=self.parametrisation.budgets.space.name,
+            seed=self.seed,
+            label=label,
+            parameters=dict(parameters),
+        )
+
+    def _start(self, proposal: Proposal) -> Proposal:
+        write_json(self.folder(proposal.number) / "allocation.json", proposal.to_dict())
+        self._running[proposal.number] = proposal
+        return proposal
+
+    def _next_number(self) -> int:
+        """The smallest that no trial has: one whose proposing was interrupted is given again, with the same seed."""
+        while self._least in self._taken:
+            self._least += 1
+        return self._least
+
+    def _interrupted(self) -> list[Proposal]:
+        """Trials that were started and never told, in the order of their numbers."""
+        told = {trial.proposal.number for trial in self.trials}
+        distributions, space = self.parametrisation.distributions, self.parametrisation.budgets.space
+        found = [read_begun(path, distributions, space) for path in (self.directory / "trials").glob("*/allocation.json")]
+        waiting = [proposal for proposal in found if proposal is not None and proposal.number not in told]
+        return sorted(waiting, key=lambda proposal: proposal.number)
+
+    def _values(self, score: Score) -> list[float]:
+        return [float(getattr(score, name)) for name in self.objectives]

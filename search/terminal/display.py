@@ -1,0 +1,263 @@
+"""What a search shows while it runs: a live table in a terminal, plain lines elsewhere."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from objectives.deploy.compare_latency import Comparison, rows_of
+from objectives.training.finetune import Step
+from objectives.units import format_size
+from search.budgets.targets import format_cost, format_count, format_duration, format_kept, names_of
+from search.driver.forecast import Outlook
+from search.fidelity.rank_correlation import audit_tables
+from search.terminal.cost_columns import cost_cells, cost_columns
+from search.terminal.lines import Lines
+from search.trial import Proposal, Trial
+
+_TERMINAL_ROWS = 12
+_PULSE = 1.0  # seconds between two looks at whether something should be said
+_STAGES = {
+    "calibration": "calibration pass",
+    "factors": "computing factors",
+    "profile": "measuring one site at a time",
+    "dense model": "evaluating the dense model",
+    "training": "training the demo model",
+    "latency": "measuring latency",
+    "forecast": "timing a trial",
+    "workers": "starting a worker",
+    "loading": "loading the model and the images",
+}
+
+
+class Display:
+    """Implements `search.driver.session.Reporter` with rich; a context manager, so that the terminal is always given back."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(*columns, console=console)
+        self._tasks: dict[str, Any] = {}
+        self._summary: dict[str, Any] | None = None
+        self._rows: list[Trial] = []
+        self._steps, self._began = 0, 0.0
+        self._outlook: Outlook | None = None
+        self._running: dict[int, Any] = {}  # number of a trial -> its bar
+        self._live = Live(self._view(), console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        self._lines = Lines(self.say)
+        self._left_alone = threading.Event()
+        self._pulse = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> "Display":
+        if self._live is not None:
+            self._live.start()
+        else:
+            self._pulse.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._left_alone.set()
+        if self._live is not None:
+            self._live.stop()
+        else:
+            self._pulse.join()
+
+    def _beat(self) -> None:
+        """Have something said once a minute, also while the work that goes on tells of nothing."""
+        while not self._left_alone.wait(_PULSE):
+            self._lines.beat()
+
+    def stage(self, what: str, done: int, total: int) -> None:
+        description = _STAGES.get(what, what)
+        if self._live is None:
+            self._lines.stage(description, done, total)
+            return
+        if what not in self._tasks:
+            self._tasks[what] = self._progress.add_task(description, total=total)
+        elif self._progress.tasks[self._progress.task_ids.index(self._tasks[what])].finished and done < total:
+            self._progress.reset(self._tasks[what])
+        self._progress.update(self._tasks[what], completed=done, total=total, visible=done < total)
+        self._refresh()
+
+    def began(self, directory: Path, summary: dict[str, Any], outlook: Outlook, steps: int) -> None:
+        dense = summary["dense"]
+        least, most = summary["reach"]["macs"]
+        self.console.print(
+            f"{summary['model']}, space {summary['space']}: {format_count(dense['macs'])} MACs, "
+            f"{format_count(dense['params'])} parameters, error {dense['error']:.2%}; "
+            f"can keep {least / most:.1%} to 100% of MACs"
+        )
+        target = "; ".join(names_of(summary["targets"])) or "none: the whole front"
+        continued = f", continuing after {outlook.finished}" if outlook.finished and outlook.left else ""
+        self.console.print(f"target {target}; {max(outlook.trials, outlook.finished)} trials in {directory}{continued}")
+        if latency := summary.get("latency"):
+            figure = f"{format_cost('latency', dense['latency'])} for {latency['text']}"
+            self.console.print(f"latency of the dense model {figure}; of cut ones by the table, within {latency['error']:.1%}")
+        self.console.print(_forecast(outlook))
+        self._summary, self._steps, self._outlook, self._began = summary, steps, outlook, time.monotonic()
+        self._lines.search(steps, outlook.seconds)
+        if self._live is not None:
+            self._tasks["trials"] = self._progress.add_task("trials", total=outlook.trials, completed=outlook.finished)
+
+    def started(self, proposal: Proposal) -> None:
+        if self._live is None:
+            self._lines.started(proposal.number, _name(proposal))
+            return
+        self._running[proposal.number] = self._progress.add_task(f"trial {proposal.number}", total=self._steps)
+        self._refresh()
+
+    def step(self, number: int, step: Step) -> None:
+        if self._live is None:
+            self._lines.step(number, step.step, step.loss)
+        elif number in self._running:
+            description = f"trial {number}: loss {step.loss:.3f}"
+            self._progress.update(self._running[number], description=description, completed=step.step)
+            self._refresh()
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def notice(self, text: str) -> None:
+        self.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    def finished(self, trial: Trial, summary: dict[str, Any], count: int) -> None:
+        self._summary = summary
+        self._rows = [*self._rows, trial][-_TERMINAL_ROWS:]
+        if self._live is None:
+            self._lines.finished(trial.proposal.number, f"{_line(trial, summary)}{self._left(count)}")
+            return
+        if trial.proposal.number in self._running:
+            self._progress.remove_task(self._running.pop(trial.proposal.number))
+        self._progress.update(self._tasks["trials"], completed=count)
+        self._refresh()
+
+    def _left(self, count: int) -> str:
+        """Time left, from the trials of this launch."""
+        outlook = self._outlook
+        if outlook is None or not outlook.finished < count < outlook.trials:
+            return ""
+        pace = (time.monotonic() - self._began) / (count - outlook.finished)
+        return f"; {format_duration(pace * (outlook.trials - count))} left"
+
+    def _refresh(self) -> None:
+        if self._live is not None:
+            self._live.update(self._view())
+
+    def _view(self) -> RenderableType:
+        if self._summary is None:
+            return self._progress
+        summary = self._summary
+        states = ", ".join(f"{count} {state.lower()}" for state, count in summary["states"].items()) or "no trial yet"
+        status = f"{states}; {len(summary['front'])} on the front; hypervolume {summary['hypervolume']:.4f}; {_best(summary)}"
+        return Group(_trial_table(self._rows, summary) if self._rows else Text(""), Text(status), self._progress)
+
+
+def front_table(summary: dict[str, Any]) -> Table:
+    """The front as a table for the terminal."""
+    table, dense = Table(title="Pareto front (errors on the search split)", title_justify="left"), summary["dense"]
+    for name in ("trial", "label", *cost_columns(dense), "error as built", "error fine-tuned"):
+        table.add_column(name, justify="left" if name == "label" else "right", no_wrap=True)
+    for row in summary["front"]:
+        style = "bold green" if row["number"] in summary["best"] else None
+        before = "–" if row["error_before"] is None else f"{row['error_before']:.2%}"
+        errors = before, f"{row['error']:.2%}"
+        table.add_row(str(row["number"]), row["label"] or "", *cost_cells(row, dense), *errors, style=style)
+    return table
+
+
+def audit_view(audit: dict[str, Any]) -> Iterator[Table]:
+    """An audit as tables for the terminal."""
+    for title, columns, rows in audit_tables(audit):
+        table = Table(title=title, title_justify="left")
+        for index, name in enumerate(columns):
+            table.add_column(name, justify="left" if index == 0 else "right")
+        for row in rows:
+            table.add_row(*row)
+        yield table
+
+
+def latency_table(comparisons: Sequence[Comparison], where: str, threads: int) -> Table:
+    """Timings of an exported model beside the dense one, for the terminal."""
+    title = f"median (quartiles) of one call on {where}, {threads} thread" + ("s" if threads > 1 else "")
+    caption = "this / dense: the median of the ratios of calls that followed each other, not the ratio of the medians"
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    for name in ("setting", "dense", "this model", "this / dense"):
+        table.add_column(name, justify="left" if name == "setting" else "right")
+    for row in rows_of(comparisons):
+        table.add_row(*row)
+    return table
+
+
+def _forecast(outlook: Outlook) -> str:
+    """What is ahead, in one line."""
+    left, hours = outlook.left, format_duration(3600 * outlook.hours)
+    if not left:
+        return f"{outlook.finished} trials are finished already, --trials {outlook.trials} asks for no more"
+    workers = f"{outlook.workers} worker" + ("s" if outlook.workers > 1 else "")
+    trials = f"{left} trials on {workers} take" if left > 1 else f"1 trial on {workers} takes"
+    whole = f"{trials} {hours} ({outlook.machine_hours:.2g} worker-hours)"
+    source = f" from {outlook.recorded} finished trial{'s' if outlook.recorded > 1 else ''}" if outlook.recorded else ""
+    return f"forecast{source}: {outlook.seconds:.1f} s a trial; {whole}; weights at most {format_size(outlook.most)}"
+
+
+def _trial_table(rows: list[Trial], summary: dict[str, Any]) -> Table:
+    table = Table()
+    for name in ("trial", "label", "keeps of MACs", "error as built", "error fine-tuned", "seconds"):
+        table.add_column(name, justify="left" if name == "label" else "right", no_wrap=True)
+    for trial in rows:
+        number, label, score = str(trial.proposal.number), trial.proposal.label or "", trial.score
+        if score is None:
+            table.add_row(number, label, "failed", Text(trial.reason or "", style="red", overflow="ellipsis"), "", "")
+            continue
+        kept = format_kept(score.macs / summary["dense"]["macs"])
+        final = f"stopped at {score.steps}" if score.error is None else f"{score.error:.2%}"
+        style = "dim" if score.error is None else None
+        table.add_row(number, label, kept, f"{score.error_before:.2%}", final, f"{score.seconds:.1f}", style=style)
+    return table
+
+
+def _name(proposal: Proposal) -> str:
+    return f"trial {proposal.number}" + (f" ({proposal.label})" if proposal.label else "")
+
+
+def _line(trial: Trial, summary: dict[str, Any]) -> str:
+    name, score = _name(trial.proposal), trial.score
+    if score is None:
+        return f"{name}: failed: {trial.reason}"
+    kept = f"{format_kept(score.macs / summary['dense']['macs'])} of MACs"
+    if score.latency is not None:
+        kept += f" and {format_kept(score.latency / summary['dense']['latency'])} of latency"
+    if score.error is None:
+        return f"{name}: keeps {kept}, {trial.reason}; {score.seconds:.1f} s"
+    errors = f"error {score.error_before:.2%} as built, {score.error:.2%} fine-tuned"
+    return f"{name}: keeps {kept}, {errors}, {score.seconds:.1f} s; {_best(summary)}"
+
+
+def _best(summary: dict[str, Any]) -> str:
+    if not summary["best"]:
+        return f"{len(summary['front'])} on the front"
+    rows, texts = {row["number"]: row for row in summary["front"]}, []
+    for name, number in zip(names_of(summary["targets"]), summary["best"], strict=True):
+        under = name if len(summary["best"]) > 1 else "the target"
+        if number is None:
+            texts.append(f"none under {under} yet")
+        elif number not in rows:  # beaten in the objectives, but not within a bound on another cost
+            texts.append(f"best under {under}: trial {number}, not on the front")
+        else:
+            row, kept = rows[number], rows[number]["macs"] / summary["dense"]["macs"]
+            texts.append(f"best under {under}: {row['error']:.2%} at {kept:.1%} of MACs (trial {number})")
+    return "; ".join(texts)

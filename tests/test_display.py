@@ -1,0 +1,98 @@
+"""What a search shows while it runs, of one target and of several."""
+
+from io import StringIO
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from objectives.score import Score
+from search.driver.forecast import Outlook
+from search.terminal.display import Display, front_table
+from search.trial import Proposal, Trial
+from spaces.allocation import Allocation
+
+ROWS = [
+    {"number": 4, "label": None, "macs": 300, "params": 150, "error": 0.4, "error_before": 0.7},
+    {"number": 2, "label": "uniform", "macs": 400, "params": 120, "error": 0.25, "error_before": 0.4},
+]
+BOUNDS = (("macs", 450, "flops=45%", 0), ("macs", 350, "flops=35%", 1), ("params", 160, "params=80%", 1))
+TARGETS = [dict(zip(("cost", "limit", "text", "group"), bound, strict=True)) for bound in BOUNDS]
+
+
+def summary(targets: list[dict[str, Any]], best: list[int | None]) -> dict[str, Any]:
+    return {
+        "model": "vit_tiny",
+        "space": "contract",
+        "classes": 10,
+        "dense": {"macs": 1000, "params": 200, "error": 0.2, "error_finetuned": 0.2},
+        "reach": {"macs": [100, 1000], "params": [20, 200]},
+        "targets": targets,
+        "states": {"COMPLETE": 5},
+        "hypervolume": 0.5,
+        "best": best,
+        "front": ROWS,
+    }
+
+
+@pytest.fixture(autouse=True)
+def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six seconds pass between two looks at it."""
+    monkeypatch.setattr("search.terminal.display.time", SimpleNamespace(monotonic=count(100.0, 6.0).__next__))
+
+
+def shown(found: dict[str, Any], width: int = 250) -> str:
+    """The first lines of a search that goes on, and that of a trial which finishes."""
+    text = StringIO()
+    with Display(Console(file=text, width=width)) as display:
+        outlook = Outlook(trials=20, finished=5, workers=1, seconds=3.0, weights=1000, free=10**12)
+        display.began(Path("runs/one"), found, outlook, 100)
+        score = Score(error=0.25, error_before=0.4, kl=0.1, kl_before=0.2, macs=400, params=120, steps=100, seconds=3.0)
+        proposal = Proposal(number=5, allocation=Allocation({"b.qk": 8}), space="contract", seed=0)
+        display.finished(Trial(proposal=proposal, score=score, reason=None), found, 6)
+    return text.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("targets", "best", "target", "words"),
+    [
+        ([], [], "target none: the whole front;", "2 on the front"),
+        (TARGETS[:1], [2], "target flops=45%;", "best under the target: 25.00% at 40.0% of MACs (trial 2)"),
+        (TARGETS[:1], [None], "target flops=45%;", "none under the target yet"),
+        (TARGETS[1:], [4], "target flops=35% and params=80%;", "best under the target: 40.00% at 30.0% of MACs (trial 4)"),
+        (
+            TARGETS,
+            [2, 4],
+            "target flops=45%; flops=35% and params=80%;",
+            "best under flops=45%: 25.00% at 40.0% of MACs (trial 2); "
+            "best under flops=35% and params=80%: 40.00% at 30.0% of MACs (trial 4)",
+        ),
+        (
+            TARGETS,
+            [2, None],
+            "target flops=45%; flops=35% and params=80%;",
+            "best under flops=45%: 25.00% at 40.0% of MACs (trial 2); none under flops=35% and params=80% yet",
+        ),
+    ],
+    ids=["none", "one", "none kept", "two bounds", "two", "one of two kept"],
+)
+def test_targets_and_their_best_are_shown(targets: list[Any], best: list[int | None], target: str, words: str) -> None:
+    text = shown(summary(targets, best))
+    assert "forecast: 3.0 s a trial; 15 trials on 1 worker take 45 s (0.013 worker-hours); weights at most 15 kB" in text
+    assert f"{target} 20 trials in runs/one, continuing after 5" in text
+    assert text.splitlines()[-1] == (
+        f"trial 5: keeps 40.0 % (−60.0 %) of MACs, error 40.00% as built, 25.00% fine-tuned, 3.0 s; {words}; 84 s left"
+    )
+
+
+def test_a_best_trial_off_the_front_is_named() -> None:
+    """Beaten in error and MACs by one that breaks a bound on parameters."""
+    assert "best under the target: trial 3, not on the front" in shown(summary(TARGETS[2:], [3]))
+
+
+def test_every_target_has_a_line_of_the_table_in_colour() -> None:
+    for best, styles in (([2, None], [None, "bold green"]), ([2, 4], ["bold green"] * 2), ([], [None, None])):
+        assert [row.style for row in front_table(summary(TARGETS, best)).rows] == styles
