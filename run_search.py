@@ -29,18 +29,25 @@ from search.config import read_options  # noqa: E402
 from search.deploy.model_card import read_summary  # noqa: E402
 from search.deploy.model_folder import ExportOptions  # noqa: E402
 from search.deploy.points import wishes  # noqa: E402
-from search.deploy.session import check_all, export_points, export_table  # noqa: E402
+from search.deploy.session import check_all, export_points  # noqa: E402
 from search.driver import demo  # noqa: E402
+from search.layout import LOCK  # noqa: E402
 from search.masking import without_secrets  # noqa: E402
-from search.report.comparison import fronts, opened  # noqa: E402
+from search.report.comparison import opened  # noqa: E402
 from search.run.model import model_of_run  # noqa: E402
 from search.run.options import stored_config, stored_options, with_stored  # noqa: E402
 from search.run.places import check_exported, check_run  # noqa: E402
 from search.run.provenance import command_line  # noqa: E402
-from search.study.journal import LOCK  # noqa: E402
-from search.terminal.display import Display, audit_view, front_table, latency_table  # noqa: E402
+from search.terminal.display import Display  # noqa: E402
 from search.terminal.inspect_model import describe_model, inspect_profile  # noqa: E402
 from search.terminal.parser import build_parser, given_options, training_options  # noqa: E402
+from search.terminal.tables import (  # noqa: E402
+    audit_view,
+    export_table,
+    front_table,
+    fronts,
+    latency_table,
+)
 from spaces.errors import CompressionError, printable, told  # noqa: E402
 
 _INTERRUPTED = 130

@@ -23,9 +23,9 @@ from objectives.latency.probe import CLOCKS, clock_of
 from objectives.latency.table import LATENCY, LatencyTable
 from objectives.latency.timing import forward, time_calls
 from search import SearchConfig, launch
-from search.budgets.targets import format_cost
 from search.run.run import Run
 from search.terminal.display import Display
+from search.units import format_cost
 
 SECONDS, SITTINGS, POINTS = 2.0, 8, 4
 

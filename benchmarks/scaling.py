@@ -44,10 +44,11 @@ from search.driver import demo
 from search.driver.loop import Loop
 from search.driver.publisher import Views
 from search.driver.session import launch
+from search.layout import WEIGHTS
 from search.pareto import hypervolume
 from search.run.tables import describe_space
 from search.runners.base import Listener, Runner
-from search.runners.job import WEIGHTS, Job, Outcome, Screened
+from search.runners.job import Job, Outcome, Screened
 from search.runners.resources import MachineConfig
 from search.study.study import Study
 from search.terminal.display import Display

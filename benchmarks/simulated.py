@@ -12,10 +12,9 @@ import numpy as np
 from surrogate import Surrogate
 
 from objectives.forecast import Forecast
+from objectives.runtime.progress import Step
 from objectives.score import Score
-from objectives.training.finetune import Step
-from search.runners.base import Need
-from search.runners.job import Job, Outcome, Screened
+from search.runners.job import Job, Need, Outcome, Screened
 from search.runners.worker import Ready
 from search.trial import Screening
 from spaces.allocation import Allocation

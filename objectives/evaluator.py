@@ -23,13 +23,13 @@ from objectives.pictures.check import CHECKED
 from objectives.runtime.device import resolve_device
 from objectives.runtime.distributed import ALONE, Group
 from objectives.runtime.out_of_memory import within_memory
-from objectives.runtime.progress import Progress, counted
+from objectives.runtime.progress import Progress, Step, counted
 from objectives.runtime.seeding import seed_everything
 from objectives.score import Score
 from objectives.sensitivity import SIZES, Profile, divergence, measure_profile, profile_name
 from objectives.store import read_stored
 from objectives.training.checkpoint import Checkpoint, Passed
-from objectives.training.finetune import Step, finetune
+from objectives.training.finetune import finetune
 from spaces.allocation import Allocation
 from spaces.errors import DataError, DivergedError
 from spaces.factors import Factors, fingerprint

@@ -23,16 +23,19 @@ from objectives.objective import Objective
 from objectives.recipes.registry import RECIPES
 from objectives.training.finetune import FinetuneConfig
 from search.budgets.parametrisation import Name
-from search.fidelity.rank_correlation import LEAST
 from search.masking import masked
-from search.run.paths import absolute
+from search.paths import absolute
 from search.runners.resources import ONE_LAUNCH, MachineConfig
 from search.samplers.registry import ADDITIVE, SAMPLERS
-from search.terminal.key_values import mended
+from search.values import mended
 from spaces.errors import ConfigError, explained, shown
 from spaces.files import write_text
 from spaces.models.create import ModelConfig
 from spaces.vit import SpaceName
+
+# Trials that an order is judged by: two agree or do not.
+LEAST_AUDITED = 3
+
 
 ObjectiveName = Literal["error", "flops", "params", "latency"]
 
@@ -113,8 +116,8 @@ class StudyConfig:
                 raise ConfigError(f"unknown recipe {name!r}: choose one of {', '.join((*ALLOCATED, *RECIPES))}")
         if self.recipe is not None and not self.target:
             raise ConfigError(f"the recipe {self.recipe!r} needs a budget: --target flops=50%")
-        if self.audit != 0 and self.audit < LEAST:
-            raise ConfigError(f"audit must be 0 or at least {LEAST}, got {self.audit}")
+        if self.audit != 0 and self.audit < LEAST_AUDITED:
+            raise ConfigError(f"audit must be 0 or at least {LEAST_AUDITED}, got {self.audit}")
         if self.audit and self.recipe is not None:
             raise ConfigError(f"an audit needs a search, but the recipe {self.recipe!r} was asked for alone")
         if "error" not in self.objectives or not 2 <= len(set(self.objectives)) == len(self.objectives):

@@ -8,6 +8,11 @@ from objectives.cost.closed_form import Cost
 from objectives.score import Score
 from spaces.allocation import Allocation
 
+SCREENED = "additive:screened"  # attribute of a trial: parameters and divergence of the candidates that it was chosen from
+
+
+DENSE = "dense"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:

@@ -11,7 +11,7 @@ from torch import nn
 
 from objectives.latency import probe as latency_probe
 from objectives.latency.timing import Timing
-from search.runners.base import Need
+from search.runners.job import Need
 from search.runners.worker import Ready, Stage, Worker
 from spaces.allocation import Allocation
 from spaces.modules import ContractedAttention, LowRankLinear

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from objectives.training.finetune import Step
+from objectives.runtime.progress import Step
 from search import SearchConfig
 from search.driver.forecast import Outlook
 from search.trial import Proposal, Trial

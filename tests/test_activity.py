@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from local_launches import Silent, config_of
 
-from objectives.training.finetune import Step
+from objectives.runtime.progress import Step
 from search import launch, open_run
-from search.run.activity import RUNNING, Running, running_of
+from search.layout import RUNNING
+from search.run.activity import Running, running_of
 from search.trial import Proposal
 
 

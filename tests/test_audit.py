@@ -15,7 +15,8 @@ from test_report import Page, frame, summary
 
 import run_search
 from search import SearchConfig, audit, launch, open_run
-from search.fidelity.rank_correlation import BAND, agreement, audit_tables, candidates, similar, spread_over, tau
+from search.fidelity.rank_correlation import agreement, candidates, similar, spread_over, tau
+from search.report.audit_tables import BAND, audit_tables
 from search.run.run import Run
 from search.run.tables import figures_of, write_tables
 from spaces.errors import ConfigError, RunError

@@ -1,6 +1,6 @@
 """Costs in the terminal's tables fit beside each other, and what is not known is left empty."""
 
-from search.terminal.cost_columns import cost_cells, cost_columns
+from search.terminal.tables import cost_cells, cost_columns
 
 DENSE = {"macs": 2_000_000, "params": 4000, "error": 0.1}
 

@@ -22,15 +22,16 @@ from objectives.sensitivity import Profile
 from search import launch
 from search.browse.server import Shown
 from search.deploy.points import wishes
-from search.report.comparison import fronts
+from search.layout import AUDIT, RUNNING, weights_of
 from search.report.html import assemble
 from search.report.page_data import content_of
-from search.run.activity import RUNNING, running_of
+from search.run.activity import running_of
 from search.run.losses import check_nothing_lost
 from search.run.options import stored_config
-from search.run.run import AUDIT, Run
-from search.run.weights import read_weights, weights_of
+from search.run.run import Run
+from search.run.weights import read_weights
 from search.study.study import Study
+from search.terminal.tables import fronts
 from spaces.errors import CheckpointError, CompressionError, RunError
 from spaces.factors import Factors
 from spaces.models.create import create_model

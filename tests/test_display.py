@@ -11,7 +11,8 @@ from rich.console import Console
 
 from objectives.score import Score
 from search.driver.forecast import Outlook
-from search.terminal.display import Display, front_table
+from search.terminal.display import Display
+from search.terminal.tables import front_table
 from search.trial import Proposal, Trial
 from spaces.allocation import Allocation
 

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from local_pages import DENSE, made_up
 
-from search.driver.edge import lower_edges
 from search.report.html import assemble, page
 from search.report.page_data import content
+from search.run.edge import lower_edges
 from search.run.tables import sites_of
 
 Bound = tuple[str, float, str, int]  # cost, limit, text, group

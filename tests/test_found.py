@@ -17,7 +17,7 @@ from objectives.data.loaders import Data
 from objectives.data.odd_folders import odd_folders
 from objectives.error import Evaluation
 from search import export, launch
-from search.driver.judge import CLASS_MAP, judge, tell_found
+from search.fidelity.judge import CLASS_MAP, judge, tell_found
 from search.terminal.display import Display
 from search.terminal.inspect_model import inspect_profile
 from spaces.errors import DataError

@@ -19,7 +19,8 @@ from search.run.run import Run
 from search.runners.base import Listener
 from search.runners.job import Outcome
 from search.runners.ray_actors import RayRunner
-from search.terminal.display import Display, front_table
+from search.terminal.display import Display
+from search.terminal.tables import front_table
 from search.trial import Proposal
 from spaces.errors import RunError, TargetError
 from spaces.models.create import create_model

@@ -15,7 +15,7 @@ from local_runs import Fails
 from torch import nn
 
 from objectives.evaluator import Evaluator
-from objectives.training.finetune import Step
+from objectives.runtime.progress import Step
 from search import SearchConfig, launch, open_run
 from search.run.run import Run
 from search.runners import job
@@ -163,7 +163,7 @@ def test_weights_without_room_end_the_search_until_there_is_some(tmp_path: Path,
 
 def test_a_trial_beyond_its_time_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr("search.runners.base.time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr("search.runners.in_process.time", SimpleNamespace(monotonic=lambda: clock.now))
 
     class Hangs(Silent):
         def step(self, number: int, step: Step) -> None:

@@ -11,8 +11,7 @@ from local_searches import opened, scored, searched, space_of
 from objectives.forecast import Forecast
 from search.budgets.parametrisation import Multipliers
 from search.driver.loop import Loop
-from search.runners.base import Need
-from search.runners.job import Job, Outcome, Screened
+from search.runners.job import Job, Need, Outcome, Screened
 from search.samplers.additive import FEWEST
 from search.study.study import Study
 from search.trial import Proposal, Screening, Trial

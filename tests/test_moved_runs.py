@@ -15,9 +15,10 @@ from local_runs import Fails
 import run_search
 from objectives.evaluator import Evaluator
 from search import SearchConfig, export, launch
+from search.paths import absolute, moved, placeless
+from search.run.continuation import check_same_run, identity_of
 from search.run.options import stored_config, stored_options, with_stored
-from search.run.paths import absolute, moved, placeless
-from search.run.run import Run, check_same_run, identity_of
+from search.run.run import Run
 from spaces.errors import RunError, explained, named
 from spaces.files import replacing, save_tensors
 
@@ -156,7 +157,7 @@ def test_what_the_system_refuses_is_told_with_the_path_and_what_to_do(
     def refuse(*arguments: Any) -> Any:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("search.study.journal.fcntl.flock", refuse)
+    monkeypatch.setattr("search.run.directory.fcntl.flock", refuse)
     line = fails("launch", "--model", OPTIONS["model"], "--dataset", "digits", "--output", tmp_path / "run")
     assert f"{tmp_path / 'run' / '.lock'}: {os.strerror(code)}: " in line and KINDS[code] in line and "Errno" not in line
 

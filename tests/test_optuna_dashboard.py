@@ -14,8 +14,8 @@ from local_launches import Silent, config_of
 
 from search import launch
 from search.browse.optuna_dashboard import check_installed, snapshot
+from search.layout import JOURNAL
 from search.run.run import Run
-from search.study.database import JOURNAL
 from spaces.errors import ConfigError, RunError
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ from local_launches import Silent, config_of
 from local_patience import PATIENCE
 from ray.cluster_utils import Cluster
 
-from objectives.training.finetune import Step
+from objectives.runtime.progress import Step
 from search import launch
 
 pytestmark = pytest.mark.slow

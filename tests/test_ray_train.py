@@ -21,6 +21,7 @@ from objectives.evaluator import Evaluator
 from objectives.training.long_finetune import TrainingConfig
 from search.deploy import ray_train as train_runner
 from search.deploy.finetune_job import LongFinetune
+from search.deploy.long_finetune import run_long_finetune
 from search.deploy.ray_train import train_together
 from search.runners.resources import MachineConfig, plan_workers
 from spaces.errors import ConfigError, DivergedError, RunError
@@ -61,7 +62,7 @@ def job_of(evaluator: Evaluator, folder: Path, epochs: int = 2, **options: Any) 
 
 
 def trained(job: LongFinetune, evaluator: Evaluator, machines: MachineConfig, progress: Any = lambda *_: None) -> Any:
-    model, found = job.run(evaluator, evaluator.model, machines, progress)
+    model, found = run_long_finetune(job, evaluator, evaluator.model, machines, progress)
     return model.state_dict(), found
 
 

@@ -21,11 +21,14 @@ from local_patience import poll
 
 from objectives.error import Evaluation
 from objectives.evaluator import Evaluator
+from objectives.runtime.progress import Step
 from objectives.score import Score
-from objectives.training.finetune import FinetuneConfig, Step
+from objectives.training.finetune import FinetuneConfig
 from search import launch
-from search.runners.base import InProcessRunner, Listener, Runner, compute
-from search.runners.job import METRICS, STDERR, WEIGHTS, Job, Outcome, Screened
+from search.layout import METRICS, STDERR, WEIGHTS
+from search.runners.base import Listener, Runner
+from search.runners.in_process import InProcessRunner
+from search.runners.job import Job, Outcome, Screened, compute
 from search.runners.ray_actors import RayRunner
 from search.runners.resources import MachineConfig
 from search.runners.tune import TuneRunner

@@ -17,8 +17,8 @@ from local_runs import Fails
 
 import run_search
 from search import launch
+from search.layout import LOCK
 from search.run.run import Run
-from search.study.journal import LOCK
 
 pytestmark = pytest.mark.slow
 TRIALS = 8

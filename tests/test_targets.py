@@ -3,18 +3,8 @@ from collections.abc import Mapping
 import pytest
 
 from objectives.cost.closed_form import CostModel
-from search.budgets.targets import (
-    Reach,
-    budgets_of,
-    check_jointly,
-    check_recipes,
-    format_cost,
-    format_count,
-    format_kept,
-    parse_targets,
-    reach_of,
-    recipe_budgets,
-)
+from search.budgets.targets import Reach, budgets_of, check_jointly, check_recipes, parse_targets, reach_of, recipe_budgets
+from search.units import format_cost, format_count, format_kept
 from spaces.errors import TargetError
 from spaces.sites import Operator, Site, Space
 

@@ -3,7 +3,7 @@
 import pytest
 
 from objectives.units import format_divergence, format_size, format_spread, format_time
-from search.budgets.targets import format_cost
+from search.units import format_cost
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from search.run.weights import keep_weights, weights_of
-from search.runners.job import WEIGHTS
+from search.layout import WEIGHTS, weights_of
+from search.run.weights import keep_weights
 
 
 @pytest.fixture

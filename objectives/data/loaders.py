@@ -18,10 +18,10 @@ from torchvision.transforms import Compose, RandomCrop
 
 from objectives.data.batches import Shuffled, View, loaded
 from objectives.data.found import Found
-from objectives.data.splits import DataConfig, SplitName, count_classes, name_classes, open_splits
+from objectives.data.splits import DataConfig, count_classes, name_classes, open_splits
 from objectives.pictures.check import check_pictures
 from objectives.pictures.reading import reading_for
-from objectives.pictures.sources import Files, is_in_memory, pictures_of_splits
+from objectives.pictures.sources import Files, SplitName, is_in_memory, pictures_of_splits
 from objectives.runtime.distributed import ALONE, Group
 from objectives.runtime.progress import Progress
 from objectives.runtime.seeding import drawn_apart

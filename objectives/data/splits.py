@@ -16,9 +16,9 @@ from objectives.data.shared_images import check_no_shared
 from objectives.data.split_folders import TEST, TRAIN, find_split_folders
 from objectives.pictures.digits import CLASSES, Digits
 from objectives.pictures.reading import Background, Mode, check_pixel_range
+from objectives.pictures.sources import SplitName
 from spaces.errors import ConfigError, DataError, first_line
 
-SplitName = Literal["train", "search", "test"]
 DIGITS = "digits"
 _STREAMED = ("wds/", "tfds/", "hfids/")
 _KNOWN = ("torch/", "hfds/", *_STREAMED)

@@ -8,10 +8,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from objectives.data.splits import SplitName
 from objectives.pictures.findings import Checked, Group, first, read_groups
 from objectives.pictures.reading import Found, Reading, quiet
-from objectives.pictures.sources import Pictures
+from objectives.pictures.sources import Pictures, SplitName
 from objectives.runtime.progress import Progress
 from spaces.errors import DataError
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from objectives.data.splits import SplitName
 from objectives.pictures.reading import Found, Reading
+from objectives.pictures.sources import SplitName
 from spaces.errors import printable
 from spaces.files import write_text
 

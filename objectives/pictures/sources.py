@@ -4,15 +4,16 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 
-from objectives.data.splits import SplitName
 from objectives.pictures.digits import Digits
 from objectives.pictures.reading import Found, Reading
 from spaces.errors import DataError, first_line, printable
+
+SplitName = Literal["train", "search", "test"]
 
 
 class Pictures(Protocol):

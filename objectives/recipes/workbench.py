@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from objectives.cost.closed_form import Cost, CostModel, cost_model
 from objectives.evaluator import Evaluator, OnStep
-from objectives.training.finetune import Step, finetune
+from objectives.runtime.progress import Step
+from objectives.training.finetune import finetune
 from spaces.allocation import Allocation
 from spaces.sites import Kind, Site, Space
 from spaces.vit import describe

@@ -2,12 +2,20 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
-
-from objectives.training.finetune import Step
 
 T = TypeVar("T")
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, of how much
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One optimiser step: its number from 1, the loss before it, and the learning rate."""
+
+    step: int
+    loss: float
+    lr: float
 
 
 def counted(what: str, batches: Iterable[T], images: int, batch: int, progress: Progress) -> Iterator[T]:

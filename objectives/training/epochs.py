@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from objectives.error import evaluate
 from objectives.runtime.distributed import ALONE, Group
 from objectives.runtime.out_of_memory import within_memory
-from objectives.runtime.progress import Progress
-from objectives.training.finetune import Step, finetune
+from objectives.runtime.progress import Progress, Step
+from objectives.training.finetune import finetune
 from objectives.training.long_finetune import Course, Epoch, Trained
 from objectives.training.state import load_state, read_note, save_state
 from spaces.errors import DivergedError, RunError

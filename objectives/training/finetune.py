@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from objectives.runtime.device import half_type
 from objectives.runtime.distributed import ALONE, Group
+from objectives.runtime.progress import Step
 from spaces.errors import ConfigError, DivergedError
 
 Resume = Callable[[nn.Module, torch.optim.Optimizer, torch.amp.GradScaler], int]
@@ -56,15 +57,6 @@ class FinetuneConfig:
             raise ConfigError(f"recipe_share must be between 0 and 1, got {self.recipe_share}")
         if self.amp not in ("auto", "on", "off"):
             raise ConfigError(f"amp must be auto, on or off, got {self.amp!r}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One optimiser step: its number from 1, the loss before it, and the learning rate."""
-
-    step: int
-    loss: float
-    lr: float
 
 
 def finetune(

@@ -14,10 +14,11 @@ from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBSto
 from optuna.storages.journal import JournalFileBackend
 
 from search.browse.server import hosts_of
+from search.layout import JOURNAL
 from search.masking import is_masked, masked
-from search.report.comparison import names_of
+from search.report.comparison import run_names
 from search.run.options import stored_options
-from search.study.database import JOURNAL, reason
+from search.study.database import reason
 from search.study.replay import journal_numbers
 from spaces.errors import ConfigError, RunError, first_line
 from spaces.files import cut_torn_line
@@ -49,7 +50,7 @@ def snapshot(directories: Sequence[Path], url: str | None = None) -> BaseStorage
         RunError: a study cannot be read, or is not there.
     """
     copies = InMemoryStorage()
-    for name, directory in zip(names_of([str(directory) for directory in directories]), directories, strict=True):
+    for name, directory in zip(run_names([str(directory) for directory in directories]), directories, strict=True):
         stored = url or stored_options(directory).get("storage")
         if stored is None:
             _copy_journal(directory / JOURNAL, copies, name)

@@ -18,12 +18,11 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from search.layout import AUDIT, CONFIG, RUNNING, SUMMARY, TRIALS
 from search.report.html import assemble, page
 from search.report.page_data import content_of
-from search.run.activity import RUNNING, running_of
-from search.run.options import CONFIG
-from search.run.run import AUDIT, Run
-from search.run.tables import SUMMARY, TRIALS
+from search.run.activity import running_of
+from search.run.run import Run
 from spaces.errors import CompressionError, RunError, first_line, told
 
 _FILES = (TRIALS, SUMMARY, CONFIG, AUDIT, RUNNING)

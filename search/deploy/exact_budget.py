@@ -16,8 +16,8 @@ from objectives.evaluator import Evaluator, OnStep
 from search.budgets.knapsack import Knapsack, knapsack_of
 from search.budgets.parametrisation import BUDGET
 from search.deploy.points import MATERIALISED, Point, load_of
+from search.layout import weights_in
 from search.run.run import Run
-from search.run.weights import weights_in
 from search.runners.job import screen
 from spaces.allocation import Allocation
 from spaces.errors import RunError

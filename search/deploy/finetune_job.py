@@ -1,27 +1,21 @@
-"""The long fine-tune of one point before its export: here, or by several processes; kept until the export is whole."""
+"""The job of a long fine-tune: a value that every process that takes part is given, and what each of them does."""
 
 import copy
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
-from torch import nn
 
 from objectives.evaluator import Evaluator
 from objectives.objective import Objective
-from objectives.runtime.distributed import ALONE
 from objectives.runtime.progress import Progress
 from objectives.training.epochs import train
 from objectives.training.long_finetune import Course, Trained, TrainingConfig
 from objectives.training.state import read_note
-from search.deploy.points import Point
-from search.run.run import Run
-from search.runners.resources import MachineConfig
 from spaces.allocation import Allocation
-from spaces.errors import DivergedError, RunError
 from spaces.vit import describe, resize
 
 FOLDER = ".training"  # of the checkpoints, in the folder of the exports
@@ -50,33 +44,8 @@ class LongFinetune:
     name: str
     folder: Path
 
-    def run(
-        self, evaluator: Evaluator, model: nn.Module, machines: MachineConfig, progress: Progress
-    ) -> tuple[nn.Module, Trained]:
-        """The model after the long fine-tune, from its checkpoint on where there is one.
-
-        Args:
-            evaluator: of the objective, in this process.
-            model: the point's, with the weights of its short fine-tune.
-            machines: with `gpus_per_trial` above 1, or `gpus`, so many processes train, through Ray Train.
-            progress: called with (what, optimiser steps done, in all).
-
-        Raises:
-            RunError: it diverged, or its processes were lost again and again.
-        """
-        done, course = self._epochs(evaluator), self.course(evaluator)
-        progress("long fine-tune", done * course.data.epoch_steps, course.steps)
-        if machines.distributed and done < self.config.finetune_epochs:
-            from search.deploy.ray_train import train_together
-
-            train_together(self, model.state_dict(), machines, progress)
-        try:  # where others have trained, the checkpoint holds all of it
-            return train(model, course, evaluator.teacher, self.checkpoint(evaluator), ALONE, progress)
-        except DivergedError as error:
-            raise RunError(f"the long fine-tune of {self.name} failed: {error}") from error
-
-    def _epochs(self, evaluator: Evaluator) -> int:
-        """How many the checkpoint holds."""
+    def epochs_done(self, evaluator: Evaluator) -> int:
+        """How many epochs the checkpoint holds."""
         note = read_note(self.checkpoint(evaluator), self.course(evaluator).mark)
         return 0 if note is None else len(note["epochs"])
 
@@ -125,23 +94,3 @@ class LongFinetune:
     def notes(self) -> Path:
         """Where Ray Train keeps its own: nothing that is needed afterwards."""
         return self.folder / f"{self.name}-ray"
-
-
-def long_finetune(run: Run, point: Point, config: TrainingConfig) -> LongFinetune:
-    """The long fine-tune of a point of a run."""
-    return LongFinetune(
-        objective=replace(run.config.objective(run.directory), factors=(run.directory / "factors").absolute()),
-        config=config,
-        space=point.space,
-        allocation=dict(point.allocation),
-        seed=run.config.study.seed,
-        label=point.label,
-        name=point.name if point.number is None else f"trial{point.number}",
-        folder=(run.directory / "export" / FOLDER).absolute(),
-    )
-
-
-def described(config: TrainingConfig) -> dict[str, Any] | None:
-    """The options that are not the default's, as JSON has them; None for no long fine-tune."""
-    default = asdict(TrainingConfig())
-    return {name: value for name, value in asdict(config).items() if value != default[name]} or None

@@ -8,8 +8,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import nn
 
 from objectives.units import format_size, format_spread
-from search.budgets.targets import format_count, format_kept
 from search.config import SearchConfig
+from search.units import format_count, format_kept
 from spaces.errors import CheckpointError, printable
 
 # Licences that the hub knows by these identifiers; those of other names are `other` there, with their name beside it.

@@ -20,13 +20,14 @@ from objectives.runtime.device import name_of
 from objectives.runtime.progress import Progress, told_steps
 from objectives.training.long_finetune import Trained, TrainingConfig
 from search.budgets.targets import recipe_budgets
-from search.deploy.finetune_job import described, long_finetune
+from search.deploy.long_finetune import described, long_finetune, run_long_finetune
 from search.deploy.model_card import card
 from search.deploy.points import Point
 from search.deploy.reference import read_reference, reference_mark, write_reference
+from search.layout import weights_in, weights_of
 from search.run.provenance import environment
 from search.run.run import Run
-from search.run.weights import read_weights, weights_in, weights_of
+from search.run.weights import read_weights
 from search.runners.resources import MachineConfig
 from spaces.allocation import Allocation
 from spaces.errors import RunError
@@ -75,7 +76,7 @@ def write_export(
         run: where the point is.
         point: what to export; the weights of one that is no trial are in `scratch`.
         evaluator: of the run.
-        scratch: folder for weights that are made again, each once; they are `search.run.weights.weights_in` it.
+        scratch: folder for weights that are made again, each once; they are `search.layout.weights_in` it.
         options: how.
         command: that makes it again, for the report.
         progress: called with (what, done, in all).
@@ -113,7 +114,7 @@ class _Export:
         """Write everything that the folder holds."""
         model, trained = self._finetuned(), None
         if self.long.config.finetune_epochs:
-            model, trained = self.long.run(self.evaluator, model, self.options.machines, self.progress)
+            model, trained = run_long_finetune(self.long, self.evaluator, model, self.options.machines, self.progress)
         measured = self._handover(model).write(folder)
         report = self._report(model, measured, trained)
         write_json(folder / "report.json", report)

@@ -1,27 +1,25 @@
 """Exports of a run: one point or several, each to a folder of its own that is whole or not there."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
-from rich.table import Table
-
 from objectives.deploy.formats import DTYPES, FILES
 from objectives.evaluator import Evaluator
 from objectives.runtime.progress import Progress, told_steps
 from search.deploy.exact_budget import exact_of, materialise, measured
-from search.deploy.finetune_job import described, long_finetune
+from search.deploy.long_finetune import described, long_finetune
 from search.deploy.model_folder import ExportOptions, write_export
 from search.deploy.points import GIVEN, Point, Wish, wishes
-from search.driver.edge import lower_edges
-from search.driver.judge import warn
+from search.fidelity.judge import warn
+from search.layout import weights_in
+from search.run.continuation import check_same_model
+from search.run.edge import lower_edges
 from search.run.provenance import command_line
-from search.run.run import Run, check_same_model
-from search.run.weights import weights_in
-from search.terminal.cost_columns import cost_cells, cost_columns
+from search.run.run import Run
 from spaces.allocation import Allocation
 from spaces.errors import CompressionError, ConfigError, DataError, DivergedError, RunError, told
 from spaces.files import partial_beside, remove_partials, replacing
@@ -111,26 +109,6 @@ def export_points(
         raise ConfigError("--exact builds a point on a target: give one with --target")
     with _Session(run, progress, options, notice) as session:
         return [session.attempt(wish, alone=len(wanted) == 1) for wish in wanted]
-
-
-def export_table(exported: Sequence[Exported], dense: Mapping[str, float]) -> Table:
-    """A row for every point that was asked for; `dense` has the costs of the dense model."""
-    table = Table(title="Exported (errors on the search split)", title_justify="left")
-    columns = cost_columns(dense)
-    for name in ("folder", "trial", "label", *columns, "error", ""):
-        table.add_column(name, justify="left" if name in ("folder", "label", "") else "right", overflow="fold")
-    for entry in exported:
-        state = f"failed: {entry.problem}" if entry.problem else "written" if entry.new else "was there"
-        figures = [""] * (len(columns) + 3) if entry.point is None else _figures(entry.point, dense)
-        name = entry.wish if entry.point is None else entry.point.name
-        table.add_row(name, *figures, state, style="red" if entry.problem else None)
-    return table
-
-
-def _figures(point: Point, dense: Mapping[str, float]) -> list[str]:
-    """Trial, label, costs and error as text."""
-    number = "" if point.number is None else str(point.number)
-    return [number, point.label or "", *cost_cells(point.costs, dense), "" if point.error is None else f"{point.error:.2%}"]
 
 
 def check_all(exported: Sequence[Exported]) -> None:

@@ -7,8 +7,8 @@ from objectives.cost.closed_form import Cost
 from search.budgets.parametrisation import Parametrisation
 from search.config import ALLOCATED, StudyConfig
 from search.driver.opening import WARM_START
-from search.run.tables import DENSE
 from search.study.study import Study
+from search.trial import DENSE
 from spaces.errors import AllocationError
 from spaces.sites import Space
 

@@ -4,8 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from search.run.tables import DENSE
-from search.trial import Proposal
+from search.trial import DENSE, Proposal
 
 WARM_START = "warm start"
 

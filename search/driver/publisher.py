@@ -11,10 +11,10 @@ from typing import Any
 from search.budgets.targets import Target
 from search.report.write import render
 from search.run.run import Run
-from search.run.tables import DENSE, sites_of, summarise, trial_table, write_tables
+from search.run.tables import sites_of, summarise, trial_table, write_tables
 from search.run.weights import keep_weights
 from search.study.study import Study
-from search.trial import Trial
+from search.trial import DENSE, Trial
 
 _SHARE = 0.1  # of the driver's time that tables may take
 _REPORT_SECONDS = 20.0

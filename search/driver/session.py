@@ -16,7 +16,7 @@ from objectives.evaluator import Evaluator
 from objectives.objective import Objective
 from objectives.recipes.registry import RECIPES, check_reach, recipe_of
 from objectives.runtime.distributed import Group
-from objectives.training.finetune import Step
+from objectives.runtime.progress import Step
 from search.budgets.knapsack import knapsack_of
 from search.budgets.parametrisation import Budgets, Limits, parametrise
 from search.budgets.targets import (
@@ -31,36 +31,30 @@ from search.budgets.targets import (
 )
 from search.config import SearchConfig
 from search.driver.baselines import enqueue_baselines, recipes_of
-from search.driver.edge import lower_edges
 from search.driver.forecast import Outlook, outlook_of
 from search.driver.interrupts import Interrupts
-from search.driver.judge import judge, tell_found
 from search.driver.loop import Loop
 from search.driver.opening import opening_of
 from search.driver.pace import Pace, expect
 from search.driver.publisher import Views
 from search.fidelity.audit import audit
+from search.fidelity.judge import judge, tell_found
+from search.layout import JOURNAL
 from search.run.activity import Running
+from search.run.continuation import check_same_latencies, check_same_model, check_same_run, identity_of
+from search.run.directory import default_output, lock_run, make_directory, remove_if_empty
+from search.run.edge import lower_edges
 from search.run.losses import check_nothing_lost
 from search.run.model import model_of_run
 from search.run.places import check_no_export
 from search.run.provenance import environment
-from search.run.run import (
-    Run,
-    check_same_latencies,
-    check_same_model,
-    check_same_run,
-    default_output,
-    identity_of,
-    make_directory,
-    remove_if_empty,
-)
+from search.run.run import Run
 from search.run.tables import describe_space
-from search.runners.base import InProcessRunner, Listener, Need, Runner
+from search.runners.base import Listener, Runner
+from search.runners.in_process import InProcessRunner
+from search.runners.job import Need
 from search.runners.resources import MachineConfig
-from search.study.database import JOURNAL
 from search.study.early_stopping import reason_to_stop
-from search.study.journal import lock_run
 from search.study.replay import journal_numbers
 from search.study.study import Study
 from search.trial import Proposal, Trial

@@ -19,12 +19,15 @@ from objectives.error import evaluate
 from objectives.evaluator import Evaluator, OnStep
 from objectives.runtime.device import name_of, resolve_device
 from objectives.runtime.progress import Progress, told_steps
-from search.driver.judge import warn
-from search.fidelity.rank_correlation import LEAST, agreement, candidates, similar, spread_over
+from search.config import LEAST_AUDITED
+from search.fidelity.judge import warn
+from search.fidelity.rank_correlation import agreement, candidates, similar, spread_over
+from search.layout import AUDIT
 from search.report.write import render
+from search.run.continuation import check_same_model
+from search.run.directory import lock_run
 from search.run.provenance import environment
-from search.run.run import AUDIT, Run, check_same_model
-from search.study.journal import lock_run
+from search.run.run import Run
 from spaces.errors import ConfigError, DivergedError, RunError
 from spaces.files import cut_torn_line, write_json
 from spaces.schema import NUMBER, WHOLE, check, parse_json
@@ -74,7 +77,7 @@ def audit(
 
 
 def _check(run: Run, points: int, factor: int, seeds: int) -> None:
-    for name, value, least in (("points", points, LEAST), ("factor", factor, 2), ("seeds", seeds, 2)):
+    for name, value, least in (("points", points, LEAST_AUDITED), ("factor", factor, 2), ("seeds", seeds, 2)):
         if value < least:
             raise ConfigError(f"{name} of an audit must be at least {least}, got {value}")
     if run.config.finetune.steps == 0:
@@ -90,9 +93,9 @@ class _Audit:
         self.seeds = [self.config.study.seed + 1 + index for index in range(seeds)]
         self.cost = next(name for name in run.summary["objectives"] if name != "error")
         finished = candidates(run.trials)
-        if len(finished) < LEAST:
+        if len(finished) < LEAST_AUDITED:
             raise RunError(
-                f"an audit needs {LEAST} finished trials besides the dense model and recipes, but {run.directory} has "
+                f"an audit needs {LEAST_AUDITED} finished trials besides the dense model and recipes, but {run.directory} has "
                 f"{len(finished)}: search with more --trials"
             )
         self.front = spread_over(finished[finished["number"].isin(run.front["number"])], self.cost, points)

@@ -10,13 +10,9 @@ import pandas as pd
 from scipy.stats import kendalltau
 
 from objectives.recipes.registry import RECIPES
-from search.run.tables import DENSE
-
-# Trials that an order is judged by: two agree or do not.
-LEAST = 3
-# Largest cost over the smallest one, among trials of similar cost.
-BAND = 1.1
-_COLUMNS = ("trials", "count", "τ short–long", "single seeds", "between long seeds", "τ short–long on test", "by chance")
+from search.config import LEAST_AUDITED
+from search.report.audit_tables import BAND
+from search.trial import DENSE
 
 
 def candidates(trials: pd.DataFrame) -> pd.DataFrame:
@@ -62,55 +58,14 @@ def agreement(short: Sequence[float], long: Sequence[Sequence[float]], test: Seq
         "spread": _over(statistics.stdev, per_seed),
         "between_seeds": _over(statistics.mean, [tau(*pair) for pair in itertools.combinations(long, 2)]),
         "test": tau(short, test),
-        "by_chance": math.sqrt(2 * (2 * count + 5) / (9 * count * (count - 1))) if count >= LEAST else None,
+        "by_chance": math.sqrt(2 * (2 * count + 5) / (9 * count * (count - 1))) if count >= LEAST_AUDITED else None,
     }
 
 
 def tau(first: Sequence[float], second: Sequence[float]) -> float | None:
     """Kendall's tau-b; None where it is undefined, and for fewer than three."""
-    found = float(kendalltau(first, second).statistic) if len(first) >= LEAST else math.nan
+    found = float(kendalltau(first, second).statistic) if len(first) >= LEAST_AUDITED else math.nan
     return None if math.isnan(found) else found
-
-
-def audit_tables(audit: dict[str, Any]) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
-    """Title, column names and rows of the tables that show an audit."""
-    steps = audit["steps"]
-    short, long = (f"error after {steps[name]} steps" for name in ("short", "long"))
-    columns = ("trial", "label", "keeps of MACs", "on the front", short, long, f"{long}, test")
-    rows: list[tuple[str, ...]] = [
-        (
-            str(point["number"]),
-            point["label"] or "",
-            f"{point['macs_kept']:.1%}",
-            "yes" if point["front"] else "no",
-            f"{point['short']:.2%}",
-            _with_spread(point["mean"], point["spread"], "%"),
-            _with_spread(point["test_mean"], point["test_spread"], "%"),
-        )
-        for point in audit["points"]
-    ]
-    groups = [("along the front", audit["front"]), (f"of similar cost, within {BAND - 1:.0%}", audit["similar"])]
-    taus: list[tuple[str, ...]] = [
-        (
-            name,
-            str(group["count"]),
-            _with_spread(group["tau"]),
-            _with_spread(group["mean"], group["spread"]),
-            _with_spread(group["between_seeds"]),
-            _with_spread(group["test"]),
-            "–" if group["by_chance"] is None else f"± {group['by_chance']:.2f}",
-        )
-        for name, group in groups
-    ]
-    title = f"Does the short fine-tune rank as one of {audit['factor']} times the steps does? Kendall's τ"
-    return [(title, _COLUMNS, taus), ("Trials of the audit", columns, rows)]
-
-
-def _with_spread(value: float | None, spread: float | None = None, unit: str = "") -> str:
-    if value is None:
-        return "–"
-    form = ".2%" if unit else ".2f"
-    return format(value, form).replace("-", "−") + (f" ± {format(spread, form)}" if spread is not None else "")
 
 
 def _over(reduce: Any, values: Sequence[float | None]) -> float | None:

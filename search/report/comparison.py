@@ -1,19 +1,15 @@
 """Several runs shown together: what they are called, and what about them cannot simply be compared."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from objectives.training.finetune import FinetuneConfig
-from search.budgets.targets import WORDS, format_cost
 from search.masking import without_secrets
 from search.report.front_plot import Row, costs_of
-from search.run.options import stored_options
 from search.run.run import Run, open_run
-from search.terminal.display import front_table
+from search.units import WORDS, format_cost
 from spaces.errors import CompressionError, RunError, told
 
 _IMAGES = (
@@ -22,7 +18,7 @@ _IMAGES = (
 _TRAINING = (*(field.name for field in fields(FinetuneConfig)), "batch_size", "seed")
 
 
-def names_of(runs: Sequence[str]) -> list[str]:
+def run_names(runs: Sequence[str]) -> list[str]:
     """The last part of every run directory where those are all different, else the directories."""
     short = [Path(run).resolve().name for run in runs]
     return short if len(set(short)) == len(runs) else list(runs)
@@ -80,25 +76,3 @@ def opened(directories: Sequence[Path]) -> tuple[list[Run], list[tuple[str, str]
     if not runs:
         raise RunError(broken[0][1])
     return runs, broken
-
-
-def fronts(directories: Sequence[Path]) -> Iterator[Table | str]:
-    """The front of every run as a table for the terminal, what keeps them from being compared, and what cannot be read.
-
-    Raises:
-        RunError: none of them can be read.
-    """
-    runs, broken = opened(directories)
-    options = []
-    for name, run in zip(names_of([str(run.directory) for run in runs]), runs, strict=True):
-        table = front_table(run.summary)
-        if len(directories) > 1:
-            table.title = f"{name}: {table.title}"
-        yield table
-        try:
-            options.append(stored_options(run.directory))
-        except RunError as error:
-            broken.append((str(run.directory), str(error)))
-            options.append({})
-    yield from differences([run.summary for run in runs], options)
-    yield from (f"{directory} cannot be shown: {reason}" for directory, reason in broken)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from search.budgets.targets import WORDS, format_amount
+from search.units import WORDS, format_amount
 
 Row = Mapping[str, Any]
 Box = tuple[float, float, float, float]

@@ -14,10 +14,10 @@ import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from search.budgets.targets import WORDS
-from search.report.comparison import differences, names_of
+from search.report.comparison import differences, run_names
 from search.report.heat_map import SHARES
 from search.report.page_data import Content
+from search.units import WORDS
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _PARTS = ("head", "rows", "notes")  # of the page, by the ids of their elements; each has a template
@@ -35,7 +35,7 @@ def assemble(contents: Sequence[Content], waiting: Sequence[tuple[str, str]] = (
         title; data, what the page's script reads of every run, None without a trial to draw; costs, that all runs have; parts,
         element id -> HTML.
     """
-    names = names_of([content["run"] for content in contents])
+    names = run_names([content["run"] for content in contents])
     runs = [{**content, "name": name} for name, content in zip(names, contents, strict=True)]
     costs = {cost: name for cost, name in WORDS.items() if runs and all(cost in run["costs"] for run in runs)}
     shown = {

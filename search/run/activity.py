@@ -11,13 +11,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from objectives.training.finetune import Step
+from objectives.runtime.progress import Step
+from search.layout import RUNNING
 from search.run.schemas import RUNNING_SCHEMA
 from search.trial import Proposal
 from spaces.files import lives, write_json
 from spaces.schema import read_json
 
-RUNNING = "running.json"
 _EVERY = 1.0  # seconds between two writings
 _SILENT = 60.0  # seconds without one, after which a launch on another machine is taken to be gone
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from search.run.tables import SUMMARY, TRIALS, read_summary
+from search.layout import SUMMARY, TRIALS
+from search.run.tables import read_summary
 from spaces.errors import RunError
 
 

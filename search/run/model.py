@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from search.config import SearchConfig
+from search.run.directory import default_output
 from search.run.options import stored_config, stored_options
-from search.run.run import default_output
 from spaces.models.timm_folder import named, settled
 
 

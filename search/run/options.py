@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from search.config import SearchConfig, read_options
+from search.layout import CONFIG
 from search.masking import masked
-from search.run.paths import absolute, moved
+from search.paths import absolute, moved
 from search.runners.resources import ONE_LAUNCH, PLACEMENT
 from spaces.errors import ConfigError, RunError
-
-CONFIG = "config.yaml"
 
 
 def stored_options(directory: Path) -> dict[str, Any]:

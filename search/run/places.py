@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from search.study.journal import LOCK
+from search.layout import LOCK
 from spaces.errors import CheckpointError, RunError
 from spaces.folder.description import CONFIG
 

@@ -1,8 +1,5 @@
 """A run directory as a value: what it holds, what is best in it, and whether a configuration belongs to it."""
 
-import hashlib
-import json
-from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,49 +7,23 @@ from typing import Any
 import pandas as pd
 
 from objectives.cost.closed_form import COSTS
-from objectives.latency.table import LATENCY, LatencyTable
 from objectives.sensitivity import Profile, profile_name
-from search.budgets.targets import Target, format_cost, parse_targets
+from search.budgets.targets import Target, parse_targets
 from search.config import SearchConfig
-from search.masking import is_masked
+from search.layout import AUDIT, STDERR
 from search.pareto import best_under
 from search.run.activity import running_of
-from search.run.options import comparable, stored_config, stored_options
-from search.run.paths import placeless
+from search.run.options import stored_config
 from search.run.places import check_run
 from search.run.schemas import AUDIT_SCHEMA
-from search.run.tables import read_space, read_summary, read_tables, sites_of
-from search.runners.job import STDERR
-from search.runners.resources import MachineConfig
-from search.study.journal import LOCK
+from search.run.tables import read_space, read_tables, sites_of
+from search.units import format_cost
 from spaces.allocation import Allocation
-from spaces.errors import RunError, TargetError, why_not
+from spaces.errors import RunError, TargetError
 from spaces.schema import read_json
 from spaces.sites import Site, Space
 
-AUDIT = "audit.json"
 _STDERR = 4000  # characters
-
-# What may differ between two launches of one run; everything else changes what its trials mean.
-_FREE = frozenset(
-    (
-        "trials",
-        "sampler",
-        "screening",
-        "baselines",
-        "recipe",
-        "rungs",
-        "audit",
-        *(field.name for field in fields(MachineConfig)),
-        "workers",
-        "eval_batch_size",
-        "least_images",
-        "output",
-        "checkpoint",
-        "data_dir",
-        "dataset_download",
-    )
-)
 
 
 class Run:
@@ -190,102 +161,3 @@ def open_run(directory: str | Path) -> Run:
     """
     check_run(Path(directory))
     return Run(directory)
-
-
-def default_output(config: SearchConfig) -> str:
-    """runs/MODEL-SPACE, or runs/MODEL-RECIPE."""
-    return f"runs/{config.model.model}-{config.study.recipe or config.study.space}"
-
-
-def make_directory(directory: Path) -> None:
-    """Make a run directory that can be written to.
-
-    Raises:
-        RunError: it cannot.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / ".probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise RunError(f"cannot write to {directory}: {why_not(error)}") from error
-
-
-def remove_if_empty(directory: Path) -> None:
-    """Remove a run directory that holds nothing but its lock; factors, for one, are something that another try can use."""
-    if [path.name for path in directory.iterdir()] == [LOCK]:
-        (directory / LOCK).unlink()
-        directory.rmdir()
-
-
-def check_same_run(directory: Path, config: SearchConfig) -> None:
-    """Raise unless `config` may continue what is in `directory`.
-
-    Raises:
-        RunError: the directory holds a run with another value of an option that its trials depend on.
-    """
-    if not stored_options(directory):
-        return
-    if config.study.storage is not None and is_masked(config.study.storage):
-        raise RunError(f"{directory} does not keep the password of {config.study.storage}: give --storage with it again")
-    before, now = comparable(stored_config(directory).flat()), comparable(config.flat())
-    for name, value in now.items():
-        if name not in _FREE and before[name] != value and not _is_same_file(name, before[name], value):
-            raise RunError(f"{directory} was searched with {name}={before[name]!r}, not {value!r}: choose another --output")
-
-
-def _is_same_file(name: str, before: Any, now: Any) -> bool:
-    """Whether the file that an option names has only moved: it has the same name and, where both are there, content."""
-    if placeless(name, before) == before or placeless(name, before) != placeless(name, now):
-        return False
-    try:
-        return Path(before).read_bytes() == Path(now).read_bytes()
-    except OSError:  # one of them is gone, or a folder
-        return not Path(before).exists()
-
-
-def check_same_latencies(directory: Path, config: SearchConfig, fingerprint: str | None = None) -> None:
-    """Raise where a run that has latencies has lost the table of them.
-
-    Args:
-        directory: of the run.
-        config: of the launch.
-        fingerprint: of its model and space, as soon as that is known.
-
-    Raises:
-        RunError: measured anew, they would not be those of its trials.
-    """
-    path = directory / LATENCY
-    if not config.study.times or not stored_options(directory):
-        return
-    if not path.exists():
-        raise RunError(f"{path} is missing: restore it, or choose another --output")
-    table = LatencyTable.load(path)
-    if fingerprint is not None and (table.fingerprint, table.config) != (fingerprint, config.latency):
-        raise RunError(f"{path} has latencies of another model or of other options: restore it, or choose another --output")
-
-
-def identity_of(config: SearchConfig, fingerprint: str) -> str:
-    """Hash of all that a run's trials depend on: the same for all launches of one search, wherever its directory is.
-
-    Args:
-        config: of the launch.
-        fingerprint: of the weights, the space and the calibration images.
-    """
-    fixed = {name: placeless(name, value) for name, value in config.flat().items() if name not in _FREE and name != "storage"}
-    return hashlib.sha256(json.dumps([fingerprint, fixed], sort_keys=True).encode()).hexdigest()[:16]
-
-
-def check_same_model(directory: Path, fingerprint: str) -> None:
-    """Raise unless the run in `directory`, if there is one, was made from the weights and images of this fingerprint.
-
-    Raises:
-        RunError: it was made from others.
-    """
-    try:
-        before = read_summary(directory)["fingerprint"]
-    except FileNotFoundError:
-        return
-    if before != fingerprint:
-        raise RunError(f"{directory} was searched with other weights or images than these: choose another --output")

@@ -9,16 +9,14 @@ import pandas as pd
 
 from objectives.cost.closed_form import COSTS, Cost
 from search.budgets.targets import Target, budgets_of
+from search.layout import SUMMARY, TRIALS
 from search.pareto import best_under, front, hypervolume
 from search.run.schemas import FIGURES, HEAD, RUNG, check_summary, check_trials
-from search.trial import Trial
+from search.trial import DENSE, Trial
 from spaces.errors import RunError, first_line
 from spaces.files import replacing, write_json
 from spaces.schema import read_json
 from spaces.sites import Operator, Site, Skipped, Space
-
-DENSE = "dense"
-TRIALS, SUMMARY = "trials.csv", "pareto.json"
 
 
 def trial_table(trials: Sequence[Trial], dense: dict[str, Any], sites: Sequence[Site]) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from search.runners.job import WEIGHTS
+from search.layout import WEIGHTS, weights_of
 
 
 def keep_weights(directory: Path, numbers: Iterable[int], kept: Sequence[int], limit: float | None = None) -> None:
@@ -34,22 +34,12 @@ def keep_weights(directory: Path, numbers: Iterable[int], kept: Sequence[int], l
         _drop_beyond(directory, kept, limit)
 
 
-def weights_of(directory: Path, number: int) -> Path:
-    """Where the weights of a trial on the front lie."""
-    return directory / "front" / f"{number:04d}.safetensors"
-
-
 def _drop_beyond(directory: Path, kept: Sequence[int], limit: float) -> None:
     held = 0
     for path in (weights_of(directory, number) for number in kept):
         held += path.stat().st_size if path.exists() else 0
         if held > limit:
             path.unlink(missing_ok=True)
-
-
-def weights_in(scratch: Path, name: str) -> Path:
-    """Where an export keeps weights that it makes, in a folder that goes with it."""
-    return scratch / f"{name}.safetensors"
 
 
 def read_weights(path: Path, model: nn.Module) -> dict[str, Tensor] | None:

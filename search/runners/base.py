@@ -1,20 +1,14 @@
 """Where trials run: one protocol for this process and for workers on other devices."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
-from objectives.evaluator import Evaluator
-from objectives.forecast import Forecast, forecast
-from objectives.runtime.device import name_of
-from objectives.training.finetune import Step
-from search.runners.job import AskRung, Job, Outcome, Screened, run_job
+from objectives.forecast import Forecast
+from objectives.runtime.progress import Step
+from search.runners.job import AskRung, Job, Need, Outcome, Screened
 from spaces.allocation import Allocation
-
-# What trials of a search use, besides the dense model's figures.
-Need = Literal["latency", "factors", "profile"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,68 +76,3 @@ class Runner(Protocol):
     def close(self) -> None:
         """Stop everything at once."""
         ...
-
-
-class InProcessRunner:
-    """Runs one job at a time, in this process, on the evaluator's device.
-
-    A trial beyond the limit is stopped at its next optimiser step; what hangs within one cannot be stopped from inside.
-    """
-
-    workers = 1
-
-    def __init__(self, evaluator: Evaluator, listener: Listener) -> None:
-        self.limit: float | None = None
-        self._evaluator, self._listener = evaluator, listener
-        self._submitted: list[tuple[Job, Path]] = []
-
-    @property
-    def free(self) -> int:
-        return 1 - len(self._submitted)
-
-    @property
-    def devices(self) -> list[str]:
-        return [name_of(self._evaluator.device)]
-
-    def prepare(self, needs: Sequence[Need]) -> None:
-        compute(self._evaluator, needs, self._listener.measured)
-        self._evaluator.warm()
-
-    def forecast(self, allocation: Allocation) -> Forecast:
-        return forecast(self._evaluator, allocation)
-
-    def submit(self, job: Job, folder: Path) -> None:
-        self._submitted.append((job, folder))
-
-    def wait(self, timeout: float = 1.0) -> Outcome | Screened | None:
-        if not self._submitted:
-            time.sleep(timeout)
-            return None
-        job, folder = self._submitted[0]
-        start = time.monotonic()
-
-        def on_step(step: Step) -> None:
-            seconds = time.monotonic() - start
-            if self.limit is not None and seconds > self.limit:
-                raise TimeoutError(f"not done after {seconds:.0f} s, the limit is {self.limit:.0f} s")
-            self._listener.step(job.number, step)
-
-        try:
-            return run_job(self._evaluator, job, folder, on_step, self._listener.at_rung)
-        finally:
-            self._submitted.clear()
-
-    def close(self) -> None:
-        self._submitted.clear()
-
-
-def compute(evaluator: Evaluator, needs: Sequence[Need], measured: Callable[[], None] = lambda: None) -> None:
-    """Compute what is computed once per run, or load it where that was done; `measured` is called after the dense figures."""
-    if "latency" in needs:  # the first, so that nothing of what follows is on the caches' mind
-        _ = evaluator.latency
-    _ = evaluator.dense
-    measured()
-    if "factors" in needs:
-        _ = evaluator.factors
-    if "profile" in needs:
-        _ = evaluator.profile

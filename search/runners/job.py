@@ -6,19 +6,22 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 from objectives.evaluator import Evaluator, OnRung, OnStep
 from objectives.recipes.registry import evaluate_recipe
 from objectives.runtime.out_of_memory import is_out_of_memory
+from objectives.runtime.progress import Step
 from objectives.score import Score
-from objectives.training.finetune import Step
+from search.layout import CHECKPOINT, METRICS, STDERR, WEIGHTS
 from search.trial import Proposal, Screening
 from spaces.allocation import Allocation
 from spaces.errors import CompressionError
 from spaces.files import cut_torn_line
 
-WEIGHTS, METRICS, STDERR, CHECKPOINT = "weights.safetensors", "metrics.jsonl", "stderr.log", "checkpoint.safetensors"
+# What trials of a search use, besides the dense model's figures.
+Need = Literal["latency", "factors", "profile"]
+
 
 Job = Proposal | Screening
 
@@ -148,3 +151,15 @@ def _divergence(evaluator: Evaluator, allocation: Allocation) -> float:
         raise
     except Exception:
         return math.nan
+
+
+def compute(evaluator: Evaluator, needs: Sequence[Need], measured: Callable[[], None] = lambda: None) -> None:
+    """Compute what is computed once per run, or load it where that was done; `measured` is called after the dense figures."""
+    if "latency" in needs:  # the first, so that nothing of what follows is on the caches' mind
+        _ = evaluator.latency
+    _ = evaluator.dense
+    measured()
+    if "factors" in needs:
+        _ = evaluator.factors
+    if "profile" in needs:
+        _ = evaluator.profile

@@ -15,9 +15,9 @@ from ray.exceptions import RayError, RayTaskError
 
 from objectives.forecast import Forecast
 from objectives.objective import Objective
-from objectives.training.finetune import Step
-from search.runners.base import Listener, Need
-from search.runners.job import Job, Outcome, Screened, keep_stderr
+from objectives.runtime.progress import Step
+from search.runners.base import Listener
+from search.runners.job import Job, Need, Outcome, Screened, keep_stderr
 from search.runners.ray_cluster import Connection, Team, check_alive, first_sentence, last_lines
 from search.runners.resources import MachineConfig
 from search.runners.worker import AtRung, Measured, Ready, Stage, Worker

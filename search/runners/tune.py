@@ -25,9 +25,9 @@ from ray.tune.search import Searcher
 from objectives.evaluator import Evaluator
 from objectives.forecast import Forecast
 from objectives.objective import Objective
-from objectives.training.finetune import Step
-from search.runners.base import Listener, Need
-from search.runners.job import Job, Outcome, Screened, keep_stderr, run_job
+from objectives.runtime.progress import Step
+from search.runners.base import Listener
+from search.runners.job import Job, Need, Outcome, Screened, keep_stderr, run_job
 from search.runners.ray_cluster import Connection, check_alive, first_sentence, last_lines
 from search.runners.resources import MachineConfig, Plan
 from search.runners.tune_channel import Exchange

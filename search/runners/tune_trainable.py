@@ -11,10 +11,9 @@ from ray import tune
 
 from objectives.forecast import Forecast
 from objectives.objective import Objective
+from objectives.runtime.progress import Step
 from objectives.score import Score
-from objectives.training.finetune import Step
-from search.runners.base import Need
-from search.runners.job import Outcome
+from search.runners.job import Need, Outcome
 from search.runners.worker import AtRung, Event, Worker
 from search.trial import Proposal
 from spaces.allocation import Allocation

@@ -21,9 +21,8 @@ from objectives.forecast import Forecast, forecast
 from objectives.objective import Objective
 from objectives.runtime.device import name_of
 from objectives.runtime.distributed import join_group
-from objectives.training.finetune import Step
-from search.runners.base import Need, compute
-from search.runners.job import Job, Outcome, Screened, run_job
+from objectives.runtime.progress import Step
+from search.runners.job import Job, Need, Outcome, Screened, compute, run_job
 from search.trial import Proposal
 from spaces.allocation import Allocation
 from spaces.errors import RunError

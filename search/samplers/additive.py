@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.budgets.parametrisation import SPAN, Multipliers
 from search.samplers.candidates import FEWEST, Draw, Parameters
-from search.study.replay import SCREENED
+from search.trial import SCREENED
 from spaces.allocation import Allocation
 
 Screen = Callable[[Allocation], float]  # mean divergence from the dense model of a candidate as built, in nats

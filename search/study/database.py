@@ -19,12 +19,12 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from search.layout import JOURNAL
 from search.masking import masked, secrets_of, without_secrets
 from search.study.replay import STUDY, journal_numbers
 from spaces.errors import CompressionError, RunError, first_line
 from spaces.files import cut_torn_line
 
-JOURNAL = "study.journal"
 IDENTITY, WRITER = "identity", "writer"  # attributes of a study: which search it is, and the process that may add to it
 NUMBER, SCORE = "number", "score"  # attributes of every trial: the number of its proposal, and its score
 

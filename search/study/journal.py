@@ -1,24 +1,22 @@
 """The journal of a run: what one process appends finished trials to, and what outlives any end of it."""
 
-import fcntl
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from objectives.score import Score
+from search.layout import JOURNAL
 from search.masking import masked
-from search.study.database import JOURNAL, NUMBER, close, open_study, reason, remedy_of
+from search.study.database import NUMBER, close, open_study, reason, remedy_of
 from search.study.replay import check_attributes
 from search.trial import Proposal, Trial
 from spaces.errors import RunError
-
-LOCK = ".lock"  # a file in the run directory, held by the process that writes the run
 
 _PAUSES = (2.0, 8.0, 30.0)  # seconds before another try to append: a database restarts, or another server takes over
 
@@ -111,25 +109,6 @@ def thaw(frozen: FrozenTrial) -> Trial:
 
 def _score(entry: Mapping[str, Any]) -> Score:
     return Score(**{**entry, "rungs": {int(step): error for step, error in entry.get("rungs", {}).items()}})
-
-
-def lock_run(directory: Path) -> IO[str]:
-    """Keep other processes from writing a run until what is returned is closed, or this process ends.
-
-    Raises:
-        RunError: another process writes it.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    handle = (directory / LOCK).open("w")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        handle.close()
-        raise RunError(f"another process is at work in {directory}: wait for it, or choose another --output") from error
-    except OSError as error:  # a network disk without locks
-        handle.close()
-        raise OSError(error.errno, error.strerror, str(directory / LOCK)) from error
-    return handle
 
 
 def _freeze(

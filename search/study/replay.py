@@ -10,7 +10,7 @@ from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
 
 from objectives.recipes.registry import recipe_of
-from search.trial import Proposal
+from search.trial import SCREENED, Proposal
 from spaces.errors import RunError
 from spaces.schema import (
     NUMBER,
@@ -32,7 +32,6 @@ from spaces.schema import (
 from spaces.sites import Space
 
 STUDY = "search"  # its name in a journal file
-SCREENED = "additive:screened"  # attribute of a trial: parameters and divergence of the candidates that it was chosen from
 
 
 def _is_time(value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 The journal, a file or a database, is the only truth. Sampling happens in an in-memory study, and every finished trial is
 mirrored into the journal by a single append, so that a kill at any moment loses running trials only. One process writes a
-run: it holds `search.study.journal.lock_run`.
+run: it holds `search.run.directory.lock_run`.
 """
 
 import math
@@ -26,8 +26,8 @@ from search.samplers.candidates import SCORE, Draw
 from search.samplers.registry import create_sampler
 from search.study.journal import Journal, thaw
 from search.study.ordered_storage import OrderedStorage
-from search.study.replay import SCREENED, check_allocation, check_parameters, check_result, read_begun
-from search.trial import Proposal, Screening, Trial
+from search.study.replay import check_allocation, check_parameters, check_result, read_begun
+from search.trial import SCREENED, Proposal, Screening, Trial
 from spaces.allocation import Allocation
 from spaces.files import write_json
 

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,15 +12,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from objectives.deploy.compare_latency import Comparison, rows_of
-from objectives.training.finetune import Step
+from objectives.runtime.progress import Step
 from objectives.units import format_size
-from search.budgets.targets import format_cost, format_count, format_duration, format_kept, names_of
+from search.budgets.targets import names_of
 from search.driver.forecast import Outlook
-from search.fidelity.rank_correlation import audit_tables
-from search.terminal.cost_columns import cost_cells, cost_columns
 from search.terminal.lines import Lines
 from search.trial import Proposal, Trial
+from search.units import format_cost, format_count, format_duration, format_kept
 
 _TERMINAL_ROWS = 12
 _PULSE = 1.0  # seconds between two looks at whether something should be said
@@ -164,42 +161,6 @@ class Display:
         states = ", ".join(f"{count} {state.lower()}" for state, count in summary["states"].items()) or "no trial yet"
         status = f"{states}; {len(summary['front'])} on the front; hypervolume {summary['hypervolume']:.4f}; {_best(summary)}"
         return Group(_trial_table(self._rows, summary) if self._rows else Text(""), Text(status), self._progress)
-
-
-def front_table(summary: dict[str, Any]) -> Table:
-    """The front as a table for the terminal."""
-    table, dense = Table(title="Pareto front (errors on the search split)", title_justify="left"), summary["dense"]
-    for name in ("trial", "label", *cost_columns(dense), "error as built", "error fine-tuned"):
-        table.add_column(name, justify="left" if name == "label" else "right", no_wrap=True)
-    for row in summary["front"]:
-        style = "bold green" if row["number"] in summary["best"] else None
-        before = "–" if row["error_before"] is None else f"{row['error_before']:.2%}"
-        errors = before, f"{row['error']:.2%}"
-        table.add_row(str(row["number"]), row["label"] or "", *cost_cells(row, dense), *errors, style=style)
-    return table
-
-
-def audit_view(audit: dict[str, Any]) -> Iterator[Table]:
-    """An audit as tables for the terminal."""
-    for title, columns, rows in audit_tables(audit):
-        table = Table(title=title, title_justify="left")
-        for index, name in enumerate(columns):
-            table.add_column(name, justify="left" if index == 0 else "right")
-        for row in rows:
-            table.add_row(*row)
-        yield table
-
-
-def latency_table(comparisons: Sequence[Comparison], where: str, threads: int) -> Table:
-    """Timings of an exported model beside the dense one, for the terminal."""
-    title = f"median (quartiles) of one call on {where}, {threads} thread" + ("s" if threads > 1 else "")
-    caption = "this / dense: the median of the ratios of calls that followed each other, not the ratio of the medians"
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
-    for name in ("setting", "dense", "this model", "this / dense"):
-        table.add_column(name, justify="left" if name == "setting" else "right")
-    for row in rows_of(comparisons):
-        table.add_row(*row)
-    return table
 
 
 def _forecast(outlook: Outlook) -> str:

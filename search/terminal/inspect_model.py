@@ -13,11 +13,13 @@ from objectives.cost.check import check_count
 from objectives.cost.closed_form import CostModel, cost_model
 from objectives.evaluator import Evaluator
 from objectives.sensitivity import Profile
-from search.budgets.targets import format_count, format_kept, reach_of
+from search.budgets.targets import reach_of
 from search.config import SearchConfig
-from search.driver.judge import tell_found
+from search.fidelity.judge import tell_found
 from search.report.heat_map import SHARES, conditions, format_error, heat_table, write_heat_maps
-from search.run.run import check_same_model, default_output, make_directory
+from search.run.continuation import check_same_model
+from search.run.directory import default_output, make_directory
+from search.units import format_count, format_kept
 from spaces.models.create import create_model, preprocessing, weights_of
 from spaces.sites import Site, Space
 from spaces.vit import describe

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from spaces.errors import CheckpointError, first_line, shown
+from spaces.models.preprocessing import is_a, is_number, preprocessing_problem
 
 CONFIG = "config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -23,10 +24,7 @@ _MAY_BE_NONE = ("num_classes", "label_names")
 _LONGEST = 16_000_000  # bytes of config.json: tens of thousands of classes with names
 _LONGEST_NAME = 200
 _FILE = re.compile(r"model\.[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-_LARGEST, _FAR, _RANGE = 1_000_000, 1e6, 1e18
-_CROP = (0.1, 10.0)  # an image is resized to the model's size divided by this
-_CROPS = ("center", "squash", "border")  # timm's
-_FILTERS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+_LARGEST, _RANGE = 1_000_000, 1e18
 _BACKGROUNDS = ("white", "black", "grey", "ignored")
 # Arguments of timm.create_model that would have it read other files than these.
 _REFUSED = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
@@ -103,7 +101,7 @@ def fingerprint_of(path: Path) -> dict[str, Any]:
 def _wrong_type(description: dict[str, Any]) -> str | None:
     for key, kind in _TYPES.items():
         value = description[key]
-        if not (_is(value, kind) or (value is None and key in _MAY_BE_NONE)):
+        if not (is_a(value, kind) or (value is None and key in _MAY_BE_NONE)):
             return f"{key} must be of type {kind.__name__}, got {shown(value)}"
     return None
 
@@ -142,27 +140,6 @@ def _wrong_labels(description: dict[str, Any]) -> str | None:
     return f"label_names must be {classes} texts, one for a class, got {shown(labels)}"
 
 
-def preprocessing_problem(given: Mapping[str, Any]) -> str | None:
-    """What is wrong with a preprocessing, in the names of timm's pretrained_cfg; None where it can be used."""
-    size = given.get("input_size")
-    if not isinstance(size, list) or len(size) != 3 or not all(_is(value, int) and value > 0 for value in size):
-        return f"input_size must be three positive numbers, got {shown(size)}"
-    for key, least, most in (("mean", -_FAR, _FAR), ("std", 1 / _FAR, _FAR)):
-        values = given.get(key)
-        if (
-            not isinstance(values, list)
-            or len(values) != size[0]
-            or not all(_is_number(value, least, most) for value in values)
-        ):
-            return f"{key} must be {size[0]} numbers from {least:g} to {most:g}, got {shown(values)}"
-    if not _is_number(given.get("crop_pct"), *_CROP):
-        return f"crop_pct must be a number from {_CROP[0]:g} to {_CROP[1]:g}, got {shown(given.get('crop_pct'))}"
-    for key, known in (("interpolation", _FILTERS), ("crop_mode", _CROPS)):
-        if given.get(key) not in known:
-            return f"{key} must be one of {', '.join(known)}, got {shown(given.get(key))}"
-    return None
-
-
 def _wrong_preprocessing(description: dict[str, Any]) -> str | None:
     return preprocessing_problem(description["pretrained_cfg"])
 
@@ -180,7 +157,7 @@ def _wrong_pictures(description: dict[str, Any]) -> str | None:
     is_range = (
         isinstance(values, list)
         and len(values) == 2
-        and all(_is_number(value, -_RANGE, _RANGE) for value in values)
+        and all(is_number(value, -_RANGE, _RANGE) for value in values)
         and values[0] < values[1]
     )
     if values is not None and not is_range:
@@ -194,11 +171,3 @@ _PROBLEMS: tuple[Callable[[dict[str, Any]], str | None], ...] = (
     _wrong_type, _wrong_value, _wrong_files, _wrong_labels, _wrong_preprocessing,
     _wrong_pictures,
 )  # fmt: skip
-
-
-def _is(value: object, kind: type) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
-
-
-def _is_number(value: object, least: float, most: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most

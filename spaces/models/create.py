@@ -12,11 +12,11 @@ from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from spaces.errors import CheckpointError, ModelError, first_line, printable, shown
-from spaces.folder.description import preprocessing_problem
 from spaces.models.arguments import argument_problem, tupled
 from spaces.models.config import ModelConfig
 from spaces.models.hub import quick_hub, why_unreachable
 from spaces.models.misfit import misfit, value_problem
+from spaces.models.preprocessing import preprocessing_problem
 from spaces.models.state_dicts import find_weights
 from spaces.models.timm_folder import recipe_of, settled, weights_path
 from spaces.models.weight_files import read_weights

@@ -1,0 +1,123 @@
+"""The tables of a terminal: fronts, audits, exports, latencies."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from objectives.cost.closed_form import COSTS, Cost
+from objectives.deploy.compare_latency import Comparison, rows_of
+from search.deploy.points import Point
+from search.deploy.session import Exported
+from search.report.audit_tables import audit_tables
+from search.report.comparison import differences, opened, run_names
+from search.run.options import stored_options
+from search.units import WORDS, format_amount, format_kept
+from spaces.errors import RunError
+
+
+def fronts(directories: Sequence[Path]) -> Iterator[Table | str]:
+    """The front of every run as a table for the terminal, what keeps them from being compared, and what cannot be read.
+
+    Raises:
+        RunError: none of them can be read.
+    """
+    runs, broken = opened(directories)
+    options = []
+    for name, run in zip(run_names([str(run.directory) for run in runs]), runs, strict=True):
+        table = front_table(run.summary)
+        if len(directories) > 1:
+            table.title = f"{name}: {table.title}"
+        yield table
+        try:
+            options.append(stored_options(run.directory))
+        except RunError as error:
+            broken.append((str(run.directory), str(error)))
+            options.append({})
+    yield from differences([run.summary for run in runs], options)
+    yield from (f"{directory} cannot be shown: {reason}" for directory, reason in broken)
+
+
+def front_table(summary: dict[str, Any]) -> Table:
+    """The front as a table for the terminal."""
+    table, dense = Table(title="Pareto front (errors on the search split)", title_justify="left"), summary["dense"]
+    for name in ("trial", "label", *cost_columns(dense), "error as built", "error fine-tuned"):
+        table.add_column(name, justify="left" if name == "label" else "right", no_wrap=True)
+    for row in summary["front"]:
+        style = "bold green" if row["number"] in summary["best"] else None
+        before = "–" if row["error_before"] is None else f"{row['error_before']:.2%}"
+        errors = before, f"{row['error']:.2%}"
+        table.add_row(str(row["number"]), row["label"] or "", *cost_cells(row, dense), *errors, style=style)
+    return table
+
+
+def audit_view(audit: dict[str, Any]) -> Iterator[Table]:
+    """An audit as tables for the terminal."""
+    for title, columns, rows in audit_tables(audit):
+        table = Table(title=title, title_justify="left")
+        for index, name in enumerate(columns):
+            table.add_column(name, justify="left" if index == 0 else "right")
+        for row in rows:
+            table.add_row(*row)
+        yield table
+
+
+def latency_table(comparisons: Sequence[Comparison], where: str, threads: int) -> Table:
+    """Timings of an exported model beside the dense one, for the terminal."""
+    title = f"median (quartiles) of one call on {where}, {threads} thread" + ("s" if threads > 1 else "")
+    caption = "this / dense: the median of the ratios of calls that followed each other, not the ratio of the medians"
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    for name in ("setting", "dense", "this model", "this / dense"):
+        table.add_column(name, justify="left" if name == "setting" else "right")
+    for row in rows_of(comparisons):
+        table.add_row(*row)
+    return table
+
+
+def export_table(exported: Sequence[Exported], dense: Mapping[str, float]) -> Table:
+    """A row for every point that was asked for; `dense` has the costs of the dense model."""
+    table = Table(title="Exported (errors on the search split)", title_justify="left")
+    columns = cost_columns(dense)
+    for name in ("folder", "trial", "label", *columns, "error", ""):
+        table.add_column(name, justify="left" if name in ("folder", "label", "") else "right", overflow="fold")
+    for entry in exported:
+        state = f"failed: {entry.problem}" if entry.problem else "written" if entry.new else "was there"
+        figures = [""] * (len(columns) + 3) if entry.point is None else _figures(entry.point, dense)
+        name = entry.wish if entry.point is None else entry.point.name
+        table.add_row(name, *figures, state, style="red" if entry.problem else None)
+    return table
+
+
+def _figures(point: Point, dense: Mapping[str, float]) -> list[str]:
+    """Trial, label, costs and error as text."""
+    number = "" if point.number is None else str(point.number)
+    return [number, point.label or "", *cost_cells(point.costs, dense), "" if point.error is None else f"{point.error:.2%}"]
+
+
+def cost_columns(dense: Mapping[str, Any]) -> list[str]:
+    """Their titles.
+
+    Args:
+        dense: figures of the dense model; MACs and parameters are shown as shares alone where latency is known.
+    """
+    return [name for cost in _known(dense) for name in (*_amounts(cost, dense, WORDS[cost]), f"keeps of {WORDS[cost]}")]
+
+
+def cost_cells(figures: Mapping[Any, Any], dense: Mapping[str, Any]) -> list[str]:
+    """The texts of one model; empty for a cost that it does not have."""
+    texts = []
+    for cost in _known(dense):
+        value = figures.get(cost)
+        texts += _amounts(cost, dense, "" if value is None else format_amount(cost, value))
+        texts.append("" if value is None else format_kept(value / dense[cost]))
+    return texts
+
+
+def _known(dense: Mapping[str, Any]) -> list[Cost]:
+    return [cost for cost in COSTS if cost in dense]
+
+
+def _amounts(cost: Cost, dense: Mapping[str, Any], text: str) -> list[str]:
+    """`text`, where the cost has a column of its own for amounts."""
+    return [text] if cost == "latency" or "latency" not in dense else []
