@@ -1,5 +1,6 @@
 """Small models for the unit tests, whose weights are large enough that attention is far from uniform; images and runs."""
 
+import signal
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,6 +25,9 @@ from objectives.recipes.registry import open_workbench
 from objectives.recipes.workbench import Workbench
 from objectives.training.finetune import FinetuneConfig
 from spaces.models.create import create_model
+
+# A shell's background jobs (`make test &`) ignore Ctrl-C, and so would the processes that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Files that take long and would come late: begun last, one of them would be waited for by the other worker.
 EARLY = ("chaos", "train_runner", "starts")
