@@ -5,6 +5,7 @@ import itertools
 import json
 import random
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -325,10 +326,10 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(autouse=True)
-def _spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def _spoilt() -> Iterator[None]:
     """The classes of the hopeless candidates are turned round as they are built: no eight steps mend that."""
-    genuine = job._score
+    genuine = job.evaluate
 
     def turned_round(model: nn.Module) -> nn.Module:
         with torch.no_grad():
@@ -342,7 +343,9 @@ def _spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
                 patch.setattr(evaluator, "build", lambda allocation: turned_round(build(allocation)))
             return genuine(evaluator, proposal, *arguments)
 
-    monkeypatch.setattr(job, "_score", spoil)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "evaluate", spoil)
+        yield
 
 
 def searched(folder: Path, dense: Path, **options: Any) -> SearchConfig:
@@ -351,9 +354,9 @@ def searched(folder: Path, dense: Path, **options: Any) -> SearchConfig:
     return SearchConfig.from_flat({**OPTIONS, **given, "output": str(folder / "run"), **options})
 
 
-@pytest.fixture
-def run(dense: Path, tmp_path: Path) -> Run:
-    return launch(searched(tmp_path, dense), Silent())
+@pytest.fixture(scope="module")
+def run(dense: Path, tmp_path_factory: pytest.TempPathFactory, _spoilt: None) -> Run:
+    return launch(searched(tmp_path_factory.mktemp("spoilt"), dense), Silent())
 
 
 @pytest.mark.slow
@@ -392,6 +395,7 @@ def test_the_page_lists_them_apart_from_failures(run: Run) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_spoilt")
 def test_the_terminal_says_why(dense: Path, tmp_path: Path) -> None:
     text = io.StringIO()
     with Display(Console(file=text, width=130)) as display:
