@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check lint types install data clean
+.PHONY: demo test test-quick check lint types install data clean
 
 demo: install            ## train a small model on the digits, search for flops=50%, export; leaves runs/demo
 	$(BIN)/python run_search.py launch
 
-test: install            ## all tests, on two cores; the tests of a file share what they prepare
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: install            ## all tests; three at once keep two cores busy, as many wait; the tests of a file share what they prepare
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+test-quick: install      ## those that take no process, no server and no whole search
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
 check: lint types test   ## what CI runs
 

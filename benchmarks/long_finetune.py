@@ -65,7 +65,7 @@ def measured(
                 config=replace(config, finetune_epochs=epochs),
                 finetune=evaluator.objective.finetune,
                 data=evaluator.data,
-                classes=int(evaluator.model.num_classes),
+                classes=evaluator.model.num_classes,  # type: ignore[arg-type]
                 seed=seed,
             )
             trained_model, trained = train(model, course, evaluator.teacher, Path(folder) / f"{epochs}.safetensors")

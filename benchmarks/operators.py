@@ -32,7 +32,7 @@ from spaces.operators.linalg import blended, roots
 from spaces.operators.neurons import prefix_factors
 from spaces.operators.registry import METRIC_DAMPING, input_of, variant_of
 from spaces.operators.selection import linear_of, magnitude, select
-from spaces.sites import Site, Space
+from spaces.sites import Kind, Site, Space
 from spaces.statistics import Moments, collect
 from spaces.vit import describe
 
@@ -43,7 +43,7 @@ _BATCH = 64
 PLAIN, WEIGHTED, TOKENS, OUTPUTS = "layer by layer", "weighted by gradients", "only tokens weighted", "only outputs weighted"
 
 # Name -> space and variants of its sites, by branch.
-Ways = dict[str, dict[str, tuple[str, dict[str, str]]]]
+Ways = dict[str, dict[str, tuple[str, dict[Kind, str]]]]
 WAYS: Ways = {
     "attn": {"whitened SVD": ("low-rank", {}), "contraction": ("contract", {})},
     "mlp": {
@@ -52,10 +52,8 @@ WAYS: Ways = {
         "optimal-brain order": ("contract", {}),
     },
 }
-_PLAIN_SVD, _MAGNITUDE = (
-    ("low-rank", {"rank": "plain"}),
-    dict.fromkeys(("query_key", "value_output", "ffn_hidden"), "magnitude"),
-)
+_PLAIN_SVD: tuple[str, dict[Kind, str]] = ("low-rank", {"rank": "plain"})
+_MAGNITUDE: dict[Kind, str] = {"query_key": "magnitude", "value_output": "magnitude", "ffn_hidden": "magnitude"}
 UNCORRECTED: Ways = {
     "attn": {"plain SVD": _PLAIN_SVD, "magnitude widths": ("contract", _MAGNITUDE)},
     "mlp": {"plain SVD": _PLAIN_SVD, "magnitude neurons": ("contract", _MAGNITUDE)},
@@ -121,10 +119,10 @@ class Draw:
         self.reference = self._features(dense)
         self._tensors: dict[tuple[str, str, str], dict[str, Tensor]] = {}
 
-    def factors(self, part: str, way: tuple[str, dict[str, str]], weighting: str, multiple: int = 8) -> Factors:
+    def factors(self, part: str, way: tuple[str, dict[Kind, str]], weighting: str, multiple: int = 8) -> Factors:
         """Factors of one part of a space; those of a site are computed once per draw."""
         space, variants = part_space(self.dense, way[0], part, multiple), way[1]
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for site in space.sites:
             key = site.name, variants.get(site.kind, ""), weighting
             if key not in self._tensors:

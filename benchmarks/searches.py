@@ -32,6 +32,7 @@ import torch
 from searches_report import Search, read, report
 from surrogate import Surrogate
 
+from objectives.cost.closed_form import Cost
 from objectives.evaluator import Evaluator
 from search.budgets.knapsack import Knapsack
 from search.budgets.parametrisation import Budgets, Parametrisation, parametrise
@@ -215,7 +216,7 @@ def problem_of(name: str, seed: int, arguments: argparse.Namespace) -> Problem:
 def search(problem: Any, problem_name: str, name: str, seed: int, trials: int) -> Search:
     """One search, as `search.study.study.Study` makes it, without its files."""
     method, rng = METHODS[name], np.random.default_rng(1000 + seed)
-    limits = {"macs": problem.costs.dense["macs"]}
+    limits: dict[Cost, float] = {"macs": problem.costs.dense["macs"]}
     least = problem.costs.load(problem.space.smallest(partial(problem.costs.load, limits=limits)), limits)
     budgets = Budgets(problem.space, problem.costs, [limits], [least])
     knapsack = Knapsack(problem.space, problem.costs, problem.errors(method.measured))
@@ -225,7 +226,7 @@ def search(problem: Any, problem_name: str, name: str, seed: int, trials: int) -
     for load in np.linspace(least, 1.0, STARTS) if method.warm else ():
         study.enqueue_trial(parametrisation.encode(0, float(load)))
     running: list[tuple[optuna.Trial, Allocation]] = []
-    shares, errors, seconds, proposing = [], [], [], 0.0
+    shares, errors, seconds, proposing = list[float](), list[float](), list[float](), 0.0
     start = time.perf_counter()
     with ExitStack() as stack:
         for (module, constant), value in method.without.items():

@@ -78,6 +78,7 @@ def test_a_folder_that_is_gone_is_no_reason_to_stop(tmp_path: Path) -> None:
     (tmp_path / "gone").write_text("a file")
     running.started(proposal(0))
     running.close()
+    assert (tmp_path / "gone").read_text() == "a file"
 
 
 @pytest.mark.slow

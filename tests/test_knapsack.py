@@ -4,11 +4,13 @@ import itertools
 import math
 import random
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import block_diag
@@ -35,7 +37,7 @@ class Made:
     parameters. Errors fall with every size.
     """
 
-    def __init__(self, seed: int, branches: list[list[list[tuple[int, ...]]]], convex: bool) -> None:
+    def __init__(self, seed: int, branches: Sequence[Sequence[Sequence[tuple[int, ...]]]], convex: bool) -> None:
         self.rng = random.Random(seed)
         self.errors: dict[str, dict[int, float]] = {}
         self.weights = {
@@ -49,7 +51,7 @@ class Made:
         macs, params = (sum(weights) for weights in zip(*self.weights.values(), strict=True))
         self.costs = CostModel({"macs": macs, "params": params}, operators)
 
-    def _operator(self, branch: int, rival: int, sizes: list[tuple[int, ...]], convex: bool) -> Operator:
+    def _operator(self, branch: int, rival: int, sizes: Sequence[tuple[int, ...]], convex: bool) -> Operator:
         sites = []
         for number, choices in enumerate(sizes):
             name = f"b{branch}.r{rival}s{number}"
@@ -101,7 +103,7 @@ class Made:
         return float(self.everything[kept, 2].min(initial=math.inf))
 
 
-SINGLE = [[[(1, 2, 3, 4, 5)]], [[(2, 4, 6, 8)]], [[(1, 3, 5, 7)]], [[(2, 3, 4, 6)]]]
+SINGLE: list[list[list[tuple[int, ...]]]] = [[[(1, 2, 3, 4, 5)]], [[(2, 4, 6, 8)]], [[(1, 3, 5, 7)]], [[(2, 3, 4, 6)]]]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -130,6 +132,32 @@ def drawn(seed: int, convex: bool) -> Made:
     return Made(seed, [rivals() for _ in range(rng.randint(2, 4))], convex)
 
 
+@given(st.integers(0, 10**6), st.booleans(), st.floats(0.0, 1.0), st.sampled_from(("macs", "params")))
+def test_no_budget_is_exceeded_and_none_is_refused_that_can_be_kept(seed: int, convex: bool, share: float, cost: Cost) -> None:
+    made = drawn(seed, convex)
+    limits: dict[Cost, float] = {cost: share * made.costs.dense[cost]}
+    best = made.best(limits)
+    if best == math.inf:
+        with pytest.raises(AllocationError):
+            allocate(made.space, made.costs, limits, made.errors)
+        return
+    found = allocate(made.space, made.costs, limits, made.errors)
+    made.space.validate(found)
+    assert made.costs.load(found, limits) <= 1
+    assert made.error(found) >= best - 1e-9
+
+
+@given(st.integers(0, 10**6), st.booleans(), st.lists(st.floats(0.0, 1.0), min_size=2, max_size=6).map(sorted))
+def test_one_branch_is_solved_as_by_brute_force_and_a_larger_budget_never_loses_more(
+    seed: int, convex: bool, shares: list[float]
+) -> None:
+    made = Made(seed, [[[tuple(range(1, 9))]]], convex)
+    reached = [share for share in shares if made.best(made.share(share)) < math.inf]
+    errors = [made.error(allocate(made.space, made.costs, made.share(share), made.errors)) for share in reached]
+    assert errors == pytest.approx([made.best(made.share(share)) for share in reached])
+    assert errors == sorted(errors, reverse=True)
+
+
 @pytest.mark.parametrize("convex", [True, False])
 def test_the_optimum_is_found_nearly_always(convex: bool) -> None:
     """In 95 of 100 spaces with rivals and several sites, and in the mean within 2 % of it; never outside the limits."""
@@ -139,7 +167,7 @@ def test_the_optimum_is_found_nearly_always(convex: bool) -> None:
         least = made.everything.min(0)
         limits: dict[Cost, float] = {}
         for cost in bounded:
-            low = float(least[COSTS.index(cost)])  # type: ignore[call-overload]
+            low = float(least[COSTS.index(cost)])
             limits[cost] = low + rng.uniform(0.05, 0.95) * (made.costs.dense[cost] - low)  # type: ignore[index]
         try:
             found = allocate(made.space, made.costs, limits, made.errors)
@@ -218,7 +246,7 @@ def test_sizes_errors_and_costs_of_options_are_those_of_their_allocation() -> No
         made = drawn(seed, convex=False)
         knapsack = Knapsack(made.space, made.costs, made.errors)
         multipliers = np.random.default_rng(seed).normal(0, 1, len(knapsack.sites))
-        chosen = knapsack.choose(made.costs.dense, multipliers, [1.0, 0.97, 0.94])  # type: ignore[arg-type]
+        chosen = knapsack.choose(made.costs.dense, multipliers, [1.0, 0.97, 0.94])
         for sizes, errors, costs, options in zip(
             knapsack.sizes(chosen), knapsack.features(chosen), knapsack.costs(chosen), chosen, strict=True
         ):
@@ -311,7 +339,7 @@ def test_the_better_rival_is_taken_at_every_budget() -> None:
 def test_two_steps_by_hand() -> None:
     """Branches of 10 MACs at sizes 1 and 2. The first loses 5, the second 3 and the third 1: with 50 MACs two stay whole."""
     made = Made(0, [[[(1, 2)]]] * 3, convex=True)
-    made.weights.update(b0=10, b1=10, b2=10)
+    made.weights.update({f"b{index}": (10, 10) for index in range(3)})
     costs = CostModel(
         {"macs": 60, "params": 6}, tuple((o, lambda s: (10 * sum(s.values()), 1)) for o, _ in made.costs.operators)
     )

@@ -12,7 +12,7 @@ from objectives.forecast import Forecast
 from search.budgets.parametrisation import Multipliers
 from search.driver.loop import Loop
 from search.runners.job import Job, Need, Outcome, Screened
-from search.samplers.additive import FEWEST
+from search.samplers.candidates import FEWEST
 from search.study.study import Study
 from search.trial import Proposal, Screening, Trial
 from spaces.allocation import Allocation
@@ -42,7 +42,6 @@ class Scripted:
     """
 
     limit: float | None = None
-    devices: Sequence[str] = ()
 
     def __init__(
         self, workers: int = 1, ends: Callable[[Job, int], Outcome | Screened] = lambda job, times: result(job), away: int = 0
@@ -51,6 +50,7 @@ class Scripted:
         self.running: list[Job] = []
         self.submitted: list[Job] = []
         self.most = 0
+        self.devices: list[str] = []
 
     @property
     def free(self) -> int:

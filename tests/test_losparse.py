@@ -25,7 +25,7 @@ def test_the_decomposition_starts_exact(bench: Callable[[str], Workbench], digit
             dense = found.dense.get_submodule(name.removesuffix("_rows")).weight
             assert torch.allclose(layer.whole(), dense, atol=1e-6)  # type: ignore[arg-type]
             assert layer.up.shape[1] == 1
-            sigma = torch.linalg.svdvals(dense.double())  # type: ignore[arg-type]
+            sigma = torch.linalg.svdvals(dense.double())
             assert float(layer.rows.square().sum()) == pytest.approx(float(sigma[1:].square().sum()), rel=1e-4)
         assert torch.allclose(model(digits), found.dense(digits), atol=1e-5)
 
@@ -87,7 +87,7 @@ def test_the_small_layers_compute_what_low_rank_and_rows_did(bench: Callable[[st
         for name, layer in layers.items():
             layer.importance = torch.rand(len(layer.importance), generator=generator)
             for parameter in layer.parameters():
-                parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
             scores = layer.importance.tolist()
             gone = sorted(range(len(scores)), key=scores.__getitem__)[: len(scores) - allocation[name]]
             layer.rows[gone] = 0

@@ -16,7 +16,7 @@ from search import launch
 
 pytestmark = pytest.mark.slow
 
-TRIALS, STEPS = 20, 100
+TRIALS, STEPS = 10, 80
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 128 << 20}
 
 
@@ -42,7 +42,8 @@ class Loses(Silent):
         self.running.add(number)
         if len(self.running) == 2 and not self.at_loss:
             self.at_loss = set(self.running)
-            self.cluster.remove_node(*self.cluster.worker_nodes, allow_graceful=False)
+            (lost,) = self.cluster.worker_nodes
+            self.cluster.remove_node(lost, allow_graceful=False)
 
     def finished(self, trial: Any, summary: dict[str, Any], count: int) -> None:
         super().finished(trial, summary, count)

@@ -83,11 +83,11 @@ class Killer:
 @pytest.mark.slow
 @pytest.mark.usefixtures("own_ray")
 def test_two_processes_train_as_one_and_outlive_a_kill(evaluator: Evaluator, tmp_path: Path) -> None:
-    expected, alone = trained(job_of(evaluator, tmp_path / "one", epochs=4), evaluator, MachineConfig())
-    killer, job = Killer(), job_of(evaluator, tmp_path / "two", epochs=4)
+    expected, alone = trained(job_of(evaluator, tmp_path / "one", epochs=3), evaluator, MachineConfig())
+    killer, job = Killer(), job_of(evaluator, tmp_path / "two", epochs=3)
     weights, found = trained(job, evaluator, TWO, killer)
     assert killer.killed is not None
-    assert [epoch.processes for epoch in found.epochs] == [2] * 4
+    assert [epoch.processes for epoch in found.epochs] == [2] * 3
     assert [epoch.loss for epoch in found.epochs] == pytest.approx([epoch.loss for epoch in alone.epochs], rel=1e-3)
     assert (found.best_epoch, found.best_weights) == (alone.best_epoch, alone.best_weights)
     assert all(torch.allclose(weights[name], expected[name], atol=2e-3) for name in expected)
@@ -147,7 +147,8 @@ def test_the_cause_is_what_the_process_met_first() -> None:
     """As Ray Train tells it: an exception for every rank, in its own wrapper."""
     gone = RuntimeError("Connection closed by peer")
     for ours in (DivergedError("nan"), ConfigError("batch"), torch.OutOfMemoryError("CUDA out of memory")):
-        failures = {0: UserExceptionWithTraceback(gone, "trace"), 1: UserExceptionWithTraceback(ours, "trace")}
+        ends = (UserExceptionWithTraceback(gone, "trace"), UserExceptionWithTraceback(ours, "trace"))
+        failures: dict[int, Exception] = dict(enumerate(ends))
         assert train_runner._cause(WorkerGroupError("failed", failures)) is ours
     assert train_runner._cause(WorkerGroupError("failed", {0: UserExceptionWithTraceback(gone, "trace")})) is gone
     assert isinstance(train_runner._cause(ValueError("no such backend")), RunError)

@@ -52,7 +52,7 @@ def test_ray_is_that_of_this_search_alone() -> None:
 
 def test_its_files_lie_where_paths_of_sockets_are_short_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the 107 characters that Linux has for them: a socket is session_DATE_TIME_PID/sockets/plasma_store there."""
-    (session,) = Path(ray._private.worker._global_node.get_session_dir_path()).parent.glob("session_2*")
+    (session,) = Path(ray.nodes()[0]["ObjectStoreSocketName"]).parents[1:2]
     assert session.parent.name.startswith("vcs-")
     for temporary in ("/tmp", "/" + 25 * "x", "/" + 26 * "x", "/scratch/of/a/very/long/name/of/a/job"):
         monkeypatch.setenv("RAY_TMPDIR", temporary)

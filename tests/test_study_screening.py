@@ -8,9 +8,8 @@ from local_problems import Problem
 from local_searches import opened, score_of, searched, space_of
 from optuna.samplers import BaseSampler
 
-from search.samplers.additive import SCREENED
 from search.study.study import Study
-from search.trial import Proposal, Screening
+from search.trial import SCREENED, Proposal, Screening
 from spaces.allocation import Allocation
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

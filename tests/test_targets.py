@@ -1,8 +1,11 @@
 from collections.abc import Mapping
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from local_strategies import refusal
 
-from objectives.cost.closed_form import CostModel
+from objectives.cost.closed_form import Cost, CostModel
 from search.budgets.targets import Reach, budgets_of, check_jointly, check_recipes, parse_targets, reach_of, recipe_budgets
 from search.units import format_cost, format_count, format_kept
 from spaces.errors import TargetError
@@ -29,6 +32,25 @@ REACH: Reach = {"macs": (100_000_000, 1_000_000_000), "params": (1_000_000, 20_0
 def test_targets_are_understood(text: str, cost: str, limit: float) -> None:
     (target,) = parse_targets([text], REACH)
     assert (target.cost, target.limit) == (cost, limit)
+
+
+@given(st.sampled_from(list(REACH)), st.integers(0, 120), st.integers(0, 3))
+def test_a_share_is_one_of_the_dense_model_within_what_is_reached(cost: Cost, percent: int, spaces: int) -> None:
+    least, dense = REACH[cost]
+    text = f"{cost}={percent}%".replace("=", " " * spaces + "=" + " " * spaces)
+    if least <= dense * percent / 100 <= dense:
+        (target,) = parse_targets([text.upper()], REACH)
+        assert target.limit == pytest.approx(dense * percent / 100)
+    else:
+        with pytest.raises(TargetError, match="but this space reaches from"):
+            parse_targets([text], REACH)
+
+
+@given(st.from_regex(r"(flops|params|latency|a)=[0-9.]{1,400}(%|[a-z]{0,2})(,.*)?", fullmatch=True) | st.text(max_size=30))
+def test_a_text_is_a_budget_within_reach_or_refused_in_one_line(text: str) -> None:
+    if not refusal(lambda: parse_targets([text], REACH), TargetError):
+        targets = parse_targets([text], REACH)
+        assert all(REACH[target.cost][0] <= target.limit <= REACH[target.cost][1] for target in targets)
 
 
 def test_texts_are_budgets_of_their_own_and_bounds_of_one_text_are_kept_together() -> None:
@@ -89,15 +111,18 @@ def test_numbers_read_well() -> None:
     assert [format_cost("macs", 4.6e9), format_cost("params", 11e6)] == ["4.6 G MACs", "11 M parameters"]
 
 
+LATER: tuple[Cost, ...] = ("latency",)
+
+
 def test_latency_that_is_not_known_yet_is_left_for_later_and_never_forgotten() -> None:
     counted: Reach = {"macs": REACH["macs"], "params": REACH["params"]}
-    later = parse_targets(["latency=50%", "flops=50%,latency=9ms"], counted, later=("latency",))
+    later = parse_targets(["latency=50%", "flops=50%,latency=9ms"], counted, later=LATER)
     assert budgets_of(later) == [{"macs": 5e8}]
     assert budgets_of(parse_targets(["flops=50%,latency=9ms"], REACH)) == [{"macs": 5e8, "latency": pytest.approx(9e-3)}]
     with pytest.raises(TargetError, match="'latency=50%': this run measured no latency"):
         parse_targets(["latency=50%"], counted)
     with pytest.raises(TargetError, match="not understood"):
-        parse_targets(["latency=fast"], counted, later=("latency",))
+        parse_targets(["latency=fast"], counted, later=LATER)
 
 
 def test_recipes_get_the_bounds_that_they_can_keep() -> None:

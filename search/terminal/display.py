@@ -4,7 +4,7 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -59,7 +59,7 @@ class Display:
         self._left_alone = threading.Event()
         self._pulse = threading.Thread(target=self._beat, daemon=True)
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> Self:
         if self._live is not None:
             self._live.start()
         else:
