@@ -81,7 +81,7 @@ def directory(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the journal nor Optuna waits before another try."""
-    monkeypatch.setattr("search.study.journal._PAUSES", (0.0,))
+    monkeypatch.setattr("search.study.journal.PAUSES", (0.0,))
     monkeypatch.setattr("optuna.storages._rdb.storage.time", SimpleNamespace(sleep=lambda seconds: None))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from objectives.evaluator import Evaluator
 from objectives.recipes import losparse
-from objectives.recipes.losparse import LowRankPlusRows, _rebuilt, cubic, decompose, keep_rows
+from objectives.recipes.losparse import LowRankPlusRows, cubic, decompose, keep_rows, rebuild
 from objectives.recipes.registry import make_cut
 from objectives.recipes.workbench import Workbench
 
@@ -92,7 +92,7 @@ def test_the_small_layers_compute_what_low_rank_and_rows_did(bench: Callable[[st
             gone = sorted(range(len(scores)), key=scores.__getitem__)[: len(scores) - allocation[name]]
             layer.rows[gone] = 0
         wanted = model(digits)
-        built = _rebuilt(found, model, layers, allocation)
+        built = rebuild(found, model, layers, allocation)
         assert parameters(built) == found.costs.costs(allocation)["params"]
         assert torch.allclose(built(digits), wanted, atol=1e-5)
         assert not torch.allclose(wanted, found.dense(digits), atol=1e-3)
@@ -101,7 +101,7 @@ def test_the_small_layers_compute_what_low_rank_and_rows_did(bench: Callable[[st
 def test_the_cut_takes_rows_that_training_gave_up(steps: Callable[[int], Evaluator], monkeypatch: pytest.MonkeyPatch) -> None:
     """The schedule ends where the allocation is: the cut itself takes hardly a row that training still used."""
     evaluator, lost = steps(40), list[float]()
-    genuine = losparse._rebuilt
+    genuine = losparse.rebuild
 
     def rebuilt(bench: Workbench, trained: nn.Module, layers: dict[str, LowRankPlusRows], allocation: object) -> nn.Module:
         for name, layer in layers.items():
@@ -111,7 +111,7 @@ def test_the_cut_takes_rows_that_training_gave_up(steps: Callable[[int], Evaluat
             lost.append(float(gone.square().sum() / whole.square().sum().clamp_min(1e-12)))
         return genuine(bench, trained, layers, allocation)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(losparse, "_rebuilt", rebuilt)
+    monkeypatch.setattr(losparse, "rebuild", rebuilt)
     make_cut(evaluator, "losparse", limits_of(evaluator, macs=0.5), seed=0)
     assert len(lost) == 8
     assert sum(lost) / len(lost) < 0.1

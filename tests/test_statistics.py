@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from spaces.errors import DataError
-from spaces.statistics import TOKEN_FLOOR, _probe, collect
+from spaces.statistics import TOKEN_FLOOR, collect, fisher_probe
 
 NAMES = ["blocks.0.attn.qkv", "blocks.1.mlp.fc2"]
 
@@ -29,7 +29,7 @@ def test_moments_equal_those_of_all_tokens_at_once(vit: nn.Module, images: Tenso
 
     handles = [vit.get_submodule(name).register_forward_hook(partial(observe, name)) for name in NAMES]
     inputs = images.clone().requires_grad_()
-    _probe(vit, inputs, torch.Generator().manual_seed(0)).backward()
+    fisher_probe(vit, inputs, torch.Generator().manual_seed(0)).backward()
     for handle in handles:
         handle.remove()
     vit.zero_grad(set_to_none=True)
@@ -68,7 +68,7 @@ def test_probe_has_the_fisher_matrix_as_its_second_moment() -> None:
     model = nn.Identity()
     model.num_classes = 4  # type: ignore[assignment]
     logits = torch.randn(4).expand(20000, 4).clone().requires_grad_()
-    (g,) = torch.autograd.grad(_probe(model, logits, torch.Generator().manual_seed(0)), logits)
+    (g,) = torch.autograd.grad(fisher_probe(model, logits, torch.Generator().manual_seed(0)), logits)
     p = logits[0].detach().softmax(-1)
     assert torch.allclose(g.T @ g / len(g), torch.diag(p) - torch.outer(p, p), atol=0.01)
 

@@ -21,7 +21,7 @@ from search.trial import Proposal, Trial
 from search.units import format_cost, format_count, format_duration, format_kept
 
 _TERMINAL_ROWS = 12
-_PULSE = 1.0  # seconds between two looks at whether something should be said
+PULSE = 1.0  # seconds between two looks at whether something should be said
 _STAGES = {
     "calibration": "calibration pass",
     "factors": "computing factors",
@@ -75,7 +75,7 @@ class Display:
 
     def _beat(self) -> None:
         """Have something said once a minute, also while the work that goes on tells of nothing."""
-        while not self._left_alone.wait(_PULSE):
+        while not self._left_alone.wait(PULSE):
             self._lines.beat()
 
     def stage(self, what: str, done: int, total: int) -> None:
@@ -104,7 +104,7 @@ class Display:
         if latency := summary.get("latency"):
             figure = f"{format_cost('latency', dense['latency'])} for {latency['text']}"
             self.console.print(f"latency of the dense model {figure}; of cut ones by the table, within {latency['error']:.1%}")
-        self.console.print(_forecast(outlook))
+        self.console.print(forecast_line(outlook))
         self._summary, self._steps, self._outlook, self._began = summary, steps, outlook, time.monotonic()
         self._lines.search(steps, outlook.seconds)
         if self._live is not None:
@@ -163,7 +163,7 @@ class Display:
         return Group(_trial_table(self._rows, summary) if self._rows else Text(""), Text(status), self._progress)
 
 
-def _forecast(outlook: Outlook) -> str:
+def forecast_line(outlook: Outlook) -> str:
     """What is ahead, in one line."""
     left, hours = outlook.left, format_duration(3600 * outlook.hours)
     if not left:
