@@ -193,9 +193,8 @@ def collect(
                 for chunk in batch.split(_CHUNK):  # type: ignore[no-untyped-call]
                     images = chunk.to(device).detach().requires_grad_(gradients)
                     if gradients:
-                        torch.autograd.grad(
-                            fisher_probe(model, images, generator), images
-                        )  # of the images: parameters get none
+                        probe = fisher_probe(model, images, generator)
+                        torch.autograd.grad(probe, images)  # of the images: parameters get none
                     else:
                         model(images)
     finally:
