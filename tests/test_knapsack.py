@@ -132,10 +132,13 @@ def drawn(seed: int, convex: bool) -> Made:
     return Made(seed, [rivals() for _ in range(rng.randint(2, 4))], convex)
 
 
-@given(st.integers(0, 10**6), st.booleans(), st.floats(0.01, 1.0), st.sampled_from(("macs", "params")))
-def test_no_budget_is_exceeded_and_none_is_refused_that_can_be_kept(seed: int, convex: bool, share: float, cost: Cost) -> None:
+PERCENT = st.integers(1, 100)  # budgets are rounded to whole MACs and parameters, as costs are
+
+
+@given(st.integers(0, 10**6), st.booleans(), PERCENT, st.sampled_from(("macs", "params")))
+def test_no_budget_is_exceeded_and_none_is_refused_that_can_be_kept(seed: int, convex: bool, percent: int, cost: Cost) -> None:
     made = drawn(seed, convex)
-    limits: dict[Cost, float] = {cost: share * made.costs.dense[cost]}
+    limits: dict[Cost, float] = {cost: made.costs.dense[cost] * percent // 100}
     best = made.best(limits)
     if best == math.inf:
         with pytest.raises(AllocationError):
@@ -147,14 +150,15 @@ def test_no_budget_is_exceeded_and_none_is_refused_that_can_be_kept(seed: int, c
     assert made.error(found) >= best - 1e-9
 
 
-@given(st.integers(0, 10**6), st.booleans(), st.lists(st.floats(0.0, 1.0), min_size=2, max_size=6).map(sorted))
+@given(st.integers(0, 10**6), st.booleans(), st.lists(PERCENT, min_size=2, max_size=6).map(sorted))
 def test_one_branch_is_solved_as_by_brute_force_and_a_larger_budget_never_loses_more(
-    seed: int, convex: bool, shares: list[float]
+    seed: int, convex: bool, percents: list[int]
 ) -> None:
     made = Made(seed, [[[tuple(range(1, 9))]]], convex)
-    reached = [share for share in shares if made.best(made.share(share)) < math.inf]
-    errors = [made.error(allocate(made.space, made.costs, made.share(share), made.errors)) for share in reached]
-    assert errors == pytest.approx([made.best(made.share(share)) for share in reached])
+    budgets: list[dict[Cost, float]] = [{"macs": made.costs.dense["macs"] * percent // 100} for percent in percents]
+    reached = [limits for limits in budgets if made.best(limits) < math.inf]
+    errors = [made.error(allocate(made.space, made.costs, limits, made.errors)) for limits in reached]
+    assert errors == pytest.approx([made.best(limits) for limits in reached])
     assert errors == sorted(errors, reverse=True)
 
 
