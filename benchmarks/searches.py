@@ -32,6 +32,7 @@ import torch
 from searches_report import Search, read, report
 from surrogate import Surrogate
 
+from objectives.dense_model import load_dense
 from objectives.evaluator import Evaluator
 from search.budgets.knapsack import Knapsack
 from search.budgets.parametrisation import Budgets, Parametrisation, parametrise
@@ -144,11 +145,11 @@ class Trained:
     volume = None
 
     def __init__(self, config: SearchConfig, name: str) -> None:
-        self._evaluator = Evaluator(config.objective(RUNS / name))
-        self.space, self.costs = self._evaluator.space, self._evaluator.costs
+        self._evaluator = Evaluator(load_dense(config.objective(RUNS / name)))
+        self.space, self.costs = self._evaluator.dense.space, self._evaluator.dense.costs
 
     def errors(self, measured: bool) -> Any:
-        return self._evaluator.profile.errors if measured else self._evaluator.profile.closed
+        return self._evaluator.dense.profile.errors if measured else self._evaluator.dense.profile.closed
 
     def screen(self) -> Screen | None:
         return self._evaluator.divergence

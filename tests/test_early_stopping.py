@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from objectives import evaluator as evaluator_module
 from objectives.data.loaders import Data
 from objectives.data.splits import DataConfig
+from objectives.dense_model import load_dense
 from objectives.evaluator import Evaluator
 from objectives.objective import Objective
 from objectives.score import Score
@@ -167,20 +168,15 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
     save_tensors(folder / "dense.safetensors", create_model(replace(model, checkpoint=None)).state_dict())
     finetune = FinetuneConfig(steps=8)
     factors = folder / "one" / "factors"
-    return Evaluator(Objective(model=model, data=DATA, finetune=finetune, rungs=(0.25, 0.5), factors=factors, device="cpu"))
+    objective = Objective(model=model, data=DATA, finetune=finetune, rungs=(0.25, 0.5), factors=factors, device="cpu")
+    return Evaluator(load_dense(objective))
 
 
 def test_rungs_are_steps_before_the_last(evaluator: Evaluator) -> None:
-    assert evaluator.rungs == {2, 4}
+    assert evaluator.dense.objective.rung_steps == {2, 4}
     for steps, expected in ((0, set()), (1, set()), (2, {1}), (3, {1, 2}), (100, {25, 50})):
-        short = replace(evaluator.objective, finetune=FinetuneConfig(steps=steps))
-        assert replace_objective(evaluator, short).rungs == expected
-
-
-def replace_objective(evaluator: Evaluator, changed: Objective) -> Evaluator:
-    made = Evaluator.__new__(Evaluator)
-    made.__dict__.update(vars(evaluator), objective=changed)
-    return made
+        short = replace(evaluator.dense.objective, finetune=FinetuneConfig(steps=steps))
+        assert short.rung_steps == expected
 
 
 def test_a_fine_tune_that_goes_on_is_the_same_to_the_bit(
@@ -200,7 +196,7 @@ def test_a_fine_tune_that_goes_on_is_the_same_to_the_bit(
     assert measured.rungs == dict(asked)
     assert plain.rungs == {}
     monkeypatch.setattr("objectives.data.loaders._CACHE_BYTES", 0)  # as with a split that does not fit in memory
-    evaluator.data._cache.clear()
+    evaluator.dense.data._cache.clear()
     evaluator.evaluate(half(evaluator), 0, weights=tmp_path / "uncached", on_rung=go_on)
     assert (tmp_path / "uncached").read_bytes() == (tmp_path / "plain").read_bytes()
 

@@ -47,8 +47,8 @@ def _wanted(site: Site, level: float) -> float:
 def rank_heads(bench: Workbench) -> dict[str, Tensor]:
     """Stationary distribution of every layer's chain of heads, from the calibration images: site -> [heads]."""
     sites = [site for site in bench.space.sites if site.kind == "heads"]
-    images = bench.evaluator.data.calibration()
-    moments = collect(bench.evaluator.teacher, map(input_of, sites), images, gradients=False)
+    images = bench.dense.data.calibration()
+    moments = collect(bench.dense.teacher, map(input_of, sites), images, gradients=False)
     return {site.name: graph_scores(moments[input_of(site)].second(), site.dense) for site in sites}
 
 

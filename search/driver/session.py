@@ -12,6 +12,7 @@ import torch
 
 from objectives.cost.check import check_count
 from objectives.cost.closed_form import COSTS, Cost, CostModel, cost_model
+from objectives.dense_model import DenseModel, load_dense
 from objectives.evaluator import Evaluator
 from objectives.objective import Objective
 from objectives.recipes.registry import RECIPES, check_reach, recipe_of
@@ -140,14 +141,14 @@ class _Search:
         self._seconds = 0.0  # of the slowest trial, or the forecast
         self._judged = False
         self.running = Running(directory, config.finetune.steps)
-        study, self.evaluator = config.study, self._open()
+        study, self.dense = config.study, self._open()
         self.runner = self._runner()
         try:
             # What is computed once per run is computed before the run is written: what stops here leaves no run behind.
             self.runner.prepare(self._needs())
             self._settle_latency()
-            space, costs = self.evaluator.space, self.evaluator.costs
-            knapsack = knapsack_of(self.evaluator, study.measured_profile) if study.recipe is None else None
+            space, costs = self.dense.space, self.dense.costs
+            knapsack = knapsack_of(self.dense, study.measured_profile) if study.recipe is None else None
             self.budgets = Budgets(space, costs, self.limits, [self._low(limits) for limits in self.limits])
             self.parametrisation = parametrise(study.parametrisation, self.budgets, knapsack)
             # The sampler learns from the first one, in whatever order they were given.
@@ -155,7 +156,7 @@ class _Search:
             screening = study.screening and config.data.profile_images > 0
             self.study = Study(
                 directory, self.parametrisation, self.objectives, study.sampler, study.seed, screening,
-                study.storage, identity_of(config, self.evaluator.fingerprint) if study.storage else None,
+                study.storage, identity_of(config, self.dense.fingerprint) if study.storage else None,
             )  # fmt: skip
         except BaseException:
             self.runner.close()
@@ -168,13 +169,13 @@ class _Search:
             self.close()
             raise
 
-    def _open(self) -> Evaluator:
-        """The evaluator of this process: trials run on it, or it alone knows the model for those that run elsewhere."""
+    def _open(self) -> DenseModel:
+        """The dense model of this process: where trials run elsewhere, on the CPU, for what only the driver asks of it."""
         objective = self.config.objective(self.directory)
         if self.config.machines.chosen_runner != "in-process":
             objective = replace(objective, device="cpu")
         Group(size=self.config.machines.gpus_per_trial).divide(self.config.data.batch_size)
-        return Evaluator(objective, self.reporter.stage, self._accept)
+        return load_dense(objective, self.reporter.stage, self._accept)
 
     def _runner(self) -> Runner:
         listener = Listener(
@@ -182,10 +183,10 @@ class _Search:
             step=self._step, at_rung=self._at_rung, notice=self.reporter.notice,
         )  # fmt: skip
         if self.config.machines.chosen_runner == "in-process":
-            return InProcessRunner(self.evaluator, listener)
+            return InProcessRunner(Evaluator(self.dense), listener)
         objective = self.config.objective(self.directory)
         if self.config.machines.chosen_runner == "tune":
-            return _tune_runner(objective, self.evaluator, self.config.machines, listener)
+            return _tune_runner(objective, Evaluator(self.dense), self.config.machines, listener)
         from search.runners.ray_actors import RayRunner  # importing Ray takes seconds, and a search in process needs none of it
 
         return RayRunner(objective, self.config.machines, listener)
@@ -200,57 +201,57 @@ class _Search:
         return [need for need, is_wanted in wanted.items() if is_wanted]
 
     def _facts(self) -> dict[str, Any]:
-        space, costs, study = self.evaluator.space, self.evaluator.costs, self.config.study
+        space, costs, study = self.dense.space, self.dense.costs, self.config.study
         names = dict.fromkeys([space.name, *(proposal.space for proposal in self.study.proposals)])
         return {
             "model": self.config.model.model,
-            "classes": self.evaluator.data.num_classes,
-            "fingerprint": self.evaluator.fingerprint,
+            "classes": self.dense.data.num_classes,
+            "fingerprint": self.dense.fingerprint,
             "space": space.name,
-            "spaces": {name: describe_space(describe(self.evaluator.model, name, study.multiple)) for name in names},
+            "spaces": {name: describe_space(describe(self.dense.model, name, study.multiple)) for name in names},
             "skipped": [asdict(entry) for entry in space.skipped],
-            "dense": {**costs.dense, "error": self.evaluator.dense.error},
+            "dense": {**costs.dense, "error": self.dense.figures.error},
             "reach": {cost: list(ends) for cost, ends in self.reach.items()},
-            **({"latency": {"text": table.text, "error": table.error}} if (table := self.evaluator.latency) else {}),
+            **({"latency": {"text": table.text, "error": table.error}} if (table := self.dense.latency) else {}),
         }
 
-    def _accept(self, evaluator: Evaluator) -> None:
+    def _accept(self, dense: DenseModel) -> None:
         """Tell what was read; refuse splits that are too small, another model's run, costs that cannot be counted and targets
         out of reach before factors are computed."""
-        tell_found(evaluator.data, self.reporter.say, self.reporter.notice)
-        check_same_model(self.directory, evaluator.fingerprint)
-        self.reporter.say(f"weights: {weights_of(evaluator.model)}")
-        check_same_latencies(self.directory, self.config, evaluator.fingerprint)
-        check_count(evaluator.model, evaluator.counted)
-        self._settle(evaluator, evaluator.counted)
+        tell_found(dense.data, self.reporter.say, self.reporter.notice)
+        check_same_model(self.directory, dense.fingerprint)
+        self.reporter.say(f"weights: {weights_of(dense.model)}")
+        check_same_latencies(self.directory, self.config, dense.fingerprint)
+        check_count(dense.model, dense.counted)
+        self._settle(dense, dense.counted)
         check_recipes(recipes_of(self.config.study), self.config.study.target)
         for name in recipes_of(self.config.study):
-            for limits in recipe_budgets(self.targets, evaluator.counted):
-                check_reach(evaluator, name, limits)
+            for limits in recipe_budgets(self.targets, dense.counted):
+                check_reach(dense, name, limits)
 
     def _judge(self) -> None:
         """Tell what is odd about the dense model's figures, before factors are computed; once, whichever worker has them."""
         if not self._judged:
             self._judged = True
-            trained = (getattr(self.evaluator.model, "pretrained_cfg", None) or {}).get("label_names") or ()
-            for text in judge(self.evaluator.dense, self.evaluator.data, self.directory, trained):
+            trained = (getattr(self.dense.model, "pretrained_cfg", None) or {}).get("label_names") or ()
+            for text in judge(self.dense.figures, self.dense.data, self.directory, trained):
                 self.reporter.notice(text)
 
     def _settle_latency(self) -> None:
         """Settle what latencies are bounded by, now that they are known."""
-        if (table := self.evaluator.latency) is None:
+        if (table := self.dense.latency) is None:
             return
-        self._settle(self.evaluator, self.evaluator.costs)
+        self._settle(self.dense, self.dense.costs)
         if table.device not in self.runner.devices:
             self.reporter.notice(f"this run keeps the latencies that it began with, of {table.device}")
 
-    def _settle(self, evaluator: Evaluator, costs: CostModel) -> None:
+    def _settle(self, dense: DenseModel, costs: CostModel) -> None:
         """What the targets mean in figures, as far as costs are known."""
-        space = evaluator.space
+        space = dense.space
         later = set(COSTS) - set(costs.names) if self.config.study.times else set()
         if self.config.study.recipe in RECIPES:  # what a recipe reaches alone is not bounded by the space of searches
-            space = describe(evaluator.model, recipe_of(self.config.study.recipe).space, self.config.study.multiple)
-            costs = cost_model(evaluator.model, space)
+            space = describe(dense.model, recipe_of(self.config.study.recipe).space, self.config.study.multiple)
+            costs = cost_model(dense.model, space)
             later = {"latency"}  # it keeps no bound on it
         self.reach: Reach = reach_of(costs, space)
         self.targets: tuple[Target, ...] = parse_targets(self.config.study.target, self.reach, later)
@@ -316,8 +317,8 @@ class _Search:
         Raises:
             RunError: the disk has no room for the weights of the trials that run at once.
         """
-        typical = self.evaluator.space.identity() if self.config.study.recipe else self.budgets.uniform(1.0)
-        params = self.evaluator.costs.count(typical, "params")
+        typical = self.dense.space.identity() if self.config.study.recipe else self.budgets.uniform(1.0)
+        params = self.dense.costs.count(typical, "params")
         trial = expect(self.runner, typical, params, recorded, self.reporter.stage)
         self._seconds = trial.slowest
         self._set_limit()
@@ -365,14 +366,14 @@ class _Search:
         """Why a candidate should be stopped at a rung, if it should."""
         assert proposal.allocation is not None
         self.running.rung(proposal.number, step, error)
-        known = self.evaluator.costs.costs(proposal.allocation)
+        known = self.dense.costs.costs(proposal.allocation)
         costs = {name: cost for name, cost in known.items() if name in self.objectives}
         return reason_to_stop(proposal, self.study.trials, costs, step, self.config.finetune.steps, error)
 
     def _low(self, limits: Limits) -> float:
         """The lowest load that proposals aim at: a band below the target, or all that the space reaches where there is none."""
-        load = partial(self.evaluator.costs.load, limits=limits)
-        least = load(self.evaluator.space.smallest(load))
+        load = partial(self.dense.costs.load, limits=limits)
+        least = load(self.dense.space.smallest(load))
         return min(max(least, self.config.study.band), 1.0) if self.targets else least
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Literal
 
+from objectives.dense_model import DenseModel
 from objectives.evaluator import Evaluator, OnRung, OnStep
 from objectives.recipes.registry import evaluate_recipe
 from objectives.runtime.out_of_memory import is_out_of_memory
@@ -133,7 +134,7 @@ def _score(
     if proposal.recipe is not None:  # trains otherwise than a candidate: its error at a rung could be compared with nothing
         return evaluate_recipe(evaluator, proposal.recipe, proposal.limits, proposal.seed, on_step, weights)
     assert proposal.allocation is not None
-    checkpoint = folder / CHECKPOINT if evaluator.rungs else None
+    checkpoint = folder / CHECKPOINT if evaluator.dense.objective.rung_steps else None
     score = evaluator.evaluate(proposal.allocation, proposal.seed, on_step, weights, on_rung, checkpoint)
     return score, proposal.allocation
 
@@ -153,13 +154,20 @@ def _divergence(evaluator: Evaluator, allocation: Allocation) -> float:
         return math.nan
 
 
-def compute(evaluator: Evaluator, needs: Sequence[Need], measured: Callable[[], None] = lambda: None) -> None:
-    """Compute what is computed once per run, or load it where that was done; `measured` is called after the dense figures."""
-    if "latency" in needs:  # the first, so that nothing of what follows is on the caches' mind
-        _ = evaluator.latency
-    _ = evaluator.dense
+def compute(dense: DenseModel, needs: Sequence[Need], measured: Callable[[], None] = lambda: None) -> None:
+    """Compute what is computed once per run, or load it where that was done.
+
+    Args:
+        dense: what trials share.
+        needs: what else trials use than the dense model's answers.
+        measured: called when the dense model's figures are there.
+    """
+    if "latency" in needs:  # timed first, while nothing that is computed here fills the processor's caches
+        _ = dense.latency
+    _ = dense.figures
     measured()
     if "factors" in needs:
-        _ = evaluator.factors
+        _ = dense.factors
     if "profile" in needs:
-        _ = evaluator.profile
+        _ = dense.profile
+    _ = dense.answers  # else the first trial would pay for them
