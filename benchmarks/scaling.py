@@ -48,11 +48,10 @@ from search.layout import WEIGHTS
 from search.pareto import hypervolume
 from search.run.tables import describe_space
 from search.runners.base import Listener, Runner
-from search.runners.job import Job, Outcome, Screened
 from search.runners.resources import MachineConfig
 from search.study.study import Study
 from search.terminal.display import Display
-from search.trial import Proposal, Screening, Trial
+from search.trial import Job, Outcome, Proposal, Screened, Screening, Trial
 from spaces.allocation import Allocation
 from spaces.models.create import ModelConfig
 
@@ -80,8 +79,8 @@ class Watched(Study):
     def choose(self, number: int, divergences: Sequence[float]) -> Proposal | Screening | None:
         return self.timed("choose", super().choose, number, divergences)  # type: ignore[no-any-return]
 
-    def tell(self, *given: Any) -> Trial:
-        return self.timed("tell", super().tell, *given)  # type: ignore[no-any-return]
+    def tell(self, outcome: Outcome) -> Trial:
+        return self.timed("tell", super().tell, outcome)  # type: ignore[no-any-return]
 
 
 class Spans:
@@ -193,7 +192,7 @@ def tell_next(study: Watched, sleep: Sleep, shown: Views) -> None:
     outcome = sleep.result(job)
     assert isinstance(outcome, Outcome)
     (study.folder(job.number) / WEIGHTS).touch()
-    shown.ended(study.tell(job.number, outcome.score))
+    shown.ended(study.tell(outcome))
 
 
 class Starts(Display):

@@ -11,10 +11,10 @@ from local_searches import opened, scored, searched, space_of
 from objectives.forecast import Forecast
 from search.budgets.parametrisation import Multipliers
 from search.driver.loop import Loop
-from search.runners.job import Job, Need, Outcome, Screened
+from search.runners.job import Need
 from search.samplers.additive import FEWEST
 from search.study.study import Study
-from search.trial import Proposal, Screening, Trial
+from search.trial import Job, Outcome, Proposal, Screened, Screening, Trial
 from spaces.allocation import Allocation
 from spaces.errors import RunError
 

@@ -4,9 +4,8 @@ from collections.abc import Callable, Sequence
 
 from search.driver.failure_policy import Faults
 from search.runners.base import Runner
-from search.runners.job import Job, Outcome, Screened
 from search.study.study import Study
-from search.trial import Proposal, Trial
+from search.trial import Job, Outcome, Proposal, Screened, Trial
 
 
 class Loop:
@@ -92,7 +91,7 @@ class Loop:
             self._notice(f"{what} {ended.number} is run again: {ended.reason}")
             self._waiting.append(job)
         elif isinstance(job, Proposal):
-            trial = self._study.tell(ended.number, ended.score, ended.reason, ended.allocation)
+            trial = self._study.tell(ended)
             self._ended(trial)
             self._faults.ended(trial)
         else:  # screening was lost every time: its candidates are chosen from as if they had not been measured
