@@ -122,6 +122,18 @@ def _divergence(evaluator: Evaluator, allocation: Allocation) -> float:
         return math.nan
 
 
+def needs_of(latency: bool, factors: bool, profile: bool) -> list[Need]:
+    """What is computed once per run.
+
+    Args:
+        latency: whether the search has it as a cost.
+        factors: whether allocations are built, and not recipes alone.
+        profile: whether sites are measured, where allocations are built.
+    """
+    wanted: dict[Need, bool] = {"latency": latency, "factors": factors, "profile": factors and profile}
+    return [need for need, is_wanted in wanted.items() if is_wanted]
+
+
 def compute(evaluator: Evaluator, needs: Sequence[Need], measured: Callable[[], None] = lambda: None) -> None:
     """Compute what is computed once per run, or load it where that was done; `measured` is called after the dense figures."""
     if "latency" in needs:  # the first, so that nothing of what follows is on the caches' mind
