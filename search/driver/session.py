@@ -1,11 +1,12 @@
 """One launch of a search: its model, runner and study are prepared, its loop runs, and observers are told of both."""
 
-from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from objectives.dense_model import DenseModel, load_dense
+from objectives.forecast import Forecast
 from objectives.runtime.distributed import Group
 from search.budgets.knapsack import knapsack_of
 from search.budgets.parametrisation import Parametrisation, parametrise
@@ -21,7 +22,7 @@ from search.driver.loop import Loop
 from search.driver.observer import Observer, Observers
 from search.driver.opening import opening_of
 from search.driver.outlook import Outlook, outlook_of
-from search.driver.pace import Pace, expect
+from search.driver.pace import Pace
 from search.driver.publisher import Publisher
 from search.fidelity.judge import judge, tell_found
 from search.layout import CONFIG
@@ -34,6 +35,7 @@ from search.runners.job import needs_of
 from search.study.early_stopping import reason_to_stop
 from search.study.study import Study
 from search.trial import Proposal
+from spaces.allocation import Allocation
 from spaces.errors import RunError
 from spaces.models.create import weights_of
 
@@ -170,7 +172,7 @@ class Session:
     def _begin(self, wanted: int) -> None:
         """Write the run down, and tell what is ahead."""
         pace = Pace(self.directory, self.config, self.runner.devices)
-        outlook = self._outlook(wanted, pace.seconds(self.study.trials))
+        outlook = self._outlook(wanted, pace)
         self.config.dump(self.directory / CONFIG)
         self.publisher.write()
         pace.write(environment(self.runner.devices))
@@ -180,13 +182,20 @@ class Session:
             opening = opening_of(self.study.proposals, wanted, len(self.feasible.limits), is_recipe)
             opening.tell(self.observers.say, self.observers.notice)
 
-    def _outlook(self, wanted: int, recorded: Sequence[float]) -> Outlook:
+    def _outlook(self, wanted: int, pace: Pace) -> Outlook:
         """What is ahead, from seconds of finished trials where there are some."""
         typical = self.dense.space.identity() if self.config.study.recipe else self.budgets.uniform(1.0)
-        params = self.dense.costs.count(typical, "params")
-        trial = expect(self.runner, typical, params, recorded, self.observers.stage)
+        params = int(self.dense.costs.count(typical, "params"))
+        trial = pace.expect(self.study.trials, wanted, params, partial(self._time, typical))
         self.deadline.expect(trial.slowest)
         return outlook_of(self.directory, trial, wanted, len(self.study.trials), self.runner.workers)
+
+    def _time(self, typical: Allocation) -> Forecast:
+        """What a trial of an allocation takes, by a few steps of it."""
+        self.observers.stage("forecast", 0, 1)
+        timed = self.runner.forecast(typical)
+        self.observers.stage("forecast", 1, 1)
+        return timed
 
     def _loop(self, wanted: int) -> None:
         with Interrupts(self._interrupted) as interrupts:

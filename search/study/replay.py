@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +75,20 @@ _LINES: dict[int, Any] = {
 def journal_numbers(path: Path) -> list[int]:
     """Numbers of the trials in a journal file, none where it is not there; a last line that was not finished does not count.
 
+    A launch asks before anything is computed and when it opens the study. The file is read again only if it has changed.
+
     Raises:
         RunError: a line is no operation of a search's journal, or a trial is there twice; it names the line.
     """
+    if not path.exists():
+        return []
+    found = path.stat()
+    return list(_numbers_in(path, found.st_ino, found.st_size, found.st_mtime_ns))
+
+
+@lru_cache(maxsize=1)
+def _numbers_in(path: Path, *stamp: int) -> tuple[int, ...]:
+    """Numbers of the trials in a file, whose stamp changes with its content."""
     known: dict[int, int] = {}  # trial -> line
     for index, line in enumerate(_lines(path), start=1):
         try:
@@ -87,7 +99,7 @@ def journal_numbers(path: Path) -> list[int]:
             raise RunError(
                 f"{path}, line {index} cannot be read ({error}): correct or remove this line, or restore the file from a backup"
             ) from error
-    return list(known)
+    return tuple(known)
 
 
 def check_attributes(trial: FrozenTrial) -> None:
@@ -182,9 +194,8 @@ def _is_same(stored: float, expected: Any) -> bool:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    if path.exists():
-        with path.open("rb") as file:
-            yield from (line for line in file if line.endswith(b"\n"))
+    with path.open("rb") as file:
+        yield from (line for line in file if line.endswith(b"\n"))
 
 
 def _number_in(line: bytes, first: bool) -> int | None:
