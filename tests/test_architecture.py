@@ -19,8 +19,8 @@ ROOMS = {
     "spaces": "errors schema scratch files modules allocation sites statistics models operators vit factors folder",
     "objectives": "units score runtime cost error latency pictures data training deploy objective sensitivity dense_model "
     "evaluator forecast recipes",
-    "search": "layout masking paths units values pareto trial budgets runners samplers config run report study browse fidelity "
-    "deploy driver terminal",
+    "search": "layout masking paths units values optuna_internals pareto trial budgets runners samplers config run report "
+    "study browse fidelity deploy driver terminal",
 }
 
 

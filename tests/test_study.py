@@ -13,7 +13,7 @@ from local_searches import asked, opened, score_of, searched, space_of
 
 from search.budgets.parametrisation import Multipliers
 from search.run.directory import lock_run
-from search.samplers.registry import OPTUNA, SAMPLERS, create_sampler
+from search.samplers.registry import SAMPLERS, create_sampler
 from search.study.study import Study
 from search.trial import Outcome, Proposal
 from spaces.allocation import Allocation
@@ -261,8 +261,7 @@ def test_an_exhausted_space_ends_the_search(tmp_path: Path) -> None:
 
 
 def test_a_sampler_that_repeats_itself_does_not_end_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(OPTUNA, "stuck", lambda seed: optuna.samplers.RandomSampler(seed=0))
-    monkeypatch.setattr("search.samplers.registry.SAMPLERS", (*SAMPLERS, "stuck"))
+    monkeypatch.setitem(SAMPLERS, "stuck", lambda seed, parametrisation: optuna.samplers.RandomSampler(seed=0))
     study = open_study(tmp_path, sampler="stuck")
     run(study, 5)
     assert len({allocation for _, allocation in history(study)}) == 5

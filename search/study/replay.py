@@ -11,6 +11,7 @@ from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
 
 from objectives.recipes.registry import recipe_of
+from search.optuna_internals import contains
 from search.trial import SCREENED, Proposal
 from spaces.errors import RunError
 from spaces.schema import (
@@ -59,7 +60,7 @@ _ATTRIBUTES = {**_PROPOSAL, "reason": Maybe(TEXT), "ended": Maybe(_TIME), "score
 _SYSTEM = {f"{SCREENED}?": [(Each(NUMBER), NUMBER)]}
 
 # The operations that this project's journals have, by the numbers that Optuna gives them; every opening begins the study.
-_BEGIN, _ATTRIBUTE, _TRIAL = 0, 2, 4
+OPERATIONS = _BEGIN, _ATTRIBUTE, _TRIAL = 0, 2, 4
 _LINES: dict[int, Any] = {
     _BEGIN: {"worker_id": TEXT, "study_name": choice(STUDY), "directions": [choice(1, 2)]},
     _ATTRIBUTE: {"worker_id": TEXT, "study_id": choice(0), "user_attr": OBJECT},
@@ -151,7 +152,7 @@ def check_parameters(
     screened = [pair[0] for pair in attributes.get(SCREENED, [])]
     for name, value in (item for each in (parameters, *screened) for item in each.items()):
         known = distributions.get(name)
-        if known is None or not known._contains(known.to_internal_repr(value)):
+        if known is None or not contains(known, known.to_internal_repr(value)):
             raise SchemaError(f"the parameter {name} is {value!r}, which this search does not propose")
     if any(each.keys() != distributions.keys() for each in screened):
         raise SchemaError("candidates that were screened for it lack parameters")
@@ -220,7 +221,7 @@ def _check_distributions(entry: dict[str, Any]) -> None:
     for name, text in entry["distributions"].items():
         try:
             distribution = json_to_distribution(text)
-            is_inside = distribution._contains(entry["params"][name])
+            is_inside = contains(distribution, entry["params"][name])
         except Exception as error:  # Optuna raises what it likes here
             raise SchemaError(f"distributions.{name} is none: {str(error)[:80]!r}") from error
         if not is_inside:

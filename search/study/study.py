@@ -21,9 +21,8 @@ from objectives.recipes.registry import recipe_of
 from objectives.score import Score
 from search.budgets.parametrisation import Parametrisation
 from search.run.losses import check_nothing_lost
-from search.samplers.additive import AdditiveSampler
-from search.samplers.candidates import SCORE, Draw
 from search.samplers.registry import create_sampler
+from search.samplers.screening import SCORE, Candidates, ScreeningSampler
 from search.study.journal import Journal, thaw
 from search.study.ordered_storage import OrderedStorage
 from search.study.replay import check_allocation, check_parameters, check_result, read_begun
@@ -80,7 +79,7 @@ class Study:
             self._take_up(frozen)
         self._running: dict[int, Proposal] = {}
         self._queue = self._interrupted()
-        self._screenings: dict[int, tuple[int, Draw]] = {}  # number -> attempt, and what was drawn in it
+        self._screenings: dict[int, tuple[int, Candidates]] = {}  # number -> attempt, and what was drawn in it
         # Allocations that need no further trial; what a recipe made has other weights, and does not count.
         self._known = {entry.allocation for entry in self.proposals if entry.allocation is not None and entry.recipe is None}
         self._taken = {proposal.number for proposal in self.proposals}
@@ -210,8 +209,7 @@ class Study:
         number, score = trial.proposal.number, trial.score
         if not trial.proposal.parameters:
             return {}
-        sampled = self._seen.get_trial_id_from_study_id_trial_number(self._memory._study_id, number)
-        self._seen.set_trial_user_attr(sampled, SCORE, None if score is None else asdict(score))
+        self._seen.set_trial_user_attr(self._seen.latest(number), SCORE, None if score is None else asdict(score))
         return self._memory.tell(number, values, state=TrialState[trial.state]).system_attrs
 
     def _sought(self, number: int, first: int = 0) -> Proposal | Screening | None:
@@ -230,9 +228,9 @@ class Study:
                 allocation = self.parametrisation.decode(sampled.params)
                 if allocation not in self._known:
                     proposal = self._propose(number, allocation, None, sampled.params)
-                    return self._start(replace(proposal, attributes=self._attributes(sampled)))
+                    return self._start(replace(proposal, attributes=self._attributes(number)))
                 self._memory.tell(sampled, state=TrialState.FAIL)  # a repetition is not paid for, and must not count
-                repetitions.append(sampled._trial_id)
+                repetitions.append(self._seen.latest(number))
         finally:
             for repetition in repetitions:
                 self._seen.forget(repetition)
@@ -244,9 +242,9 @@ class Study:
         self._taken.discard(number)
         self._least = min(self._least, number)
 
-    def _draw(self, sampler: BaseSampler, attempt: int) -> Draw | None:
+    def _draw(self, sampler: BaseSampler, attempt: int) -> Candidates | None:
         """Candidates to be screened; what others are being screened for is taken to become what is expected now."""
-        if not self.screening or not isinstance(sampler, AdditiveSampler):
+        if not self.screening or not isinstance(sampler, ScreeningSampler):
             return None
         return sampler.draw(self._memory, [draw.best() for _, draw in self._screenings.values()], skipped=attempt)
 
@@ -273,8 +271,8 @@ class Study:
             system_attrs=dict(proposal.attributes),
         )
 
-    def _attributes(self, sampled: optuna.Trial) -> dict[str, Any]:
-        return dict(self._seen.get_trial_system_attrs(sampled._trial_id))
+    def _attributes(self, number: int) -> dict[str, Any]:
+        return dict(self._seen.get_trial_system_attrs(self._seen.latest(number)))
 
     def _propose(
         self, number: int, allocation: Allocation | None, label: str | None, parameters: Mapping[str, float]
