@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from objectives.data.loaders import Data
 from objectives.dense_model import DenseModel, load_dense
-from objectives.error import evaluate, predict
+from objectives.error import evaluate, load_answers, predict, save_answers
 from objectives.evaluator import Evaluator
 from objectives.objective import Objective
 from objectives.runtime.device import resolve_device
@@ -190,6 +190,20 @@ def test_dense_figures_are_measured_once(evaluator: Evaluator, tmp_path: Path, m
     score = Evaluator(prepared(evaluator, tmp_path / "one")).evaluate(evaluator.dense.space.identity(), seed=0)
     assert score.error_before == first.error
     assert score.kl_before == pytest.approx(0, abs=1e-7), "the answers were stored too"
+
+
+def test_answers_come_back_in_their_order_or_are_refused(tmp_path: Path) -> None:
+    path, answers = tmp_path / "answers", [torch.full((2, 3), float(index)) for index in range(12)]
+    save_answers(path, answers)
+    assert all(map(torch.equal, load_answers(path, 24), answers))
+    with pytest.raises(CheckpointError, match="answers to 24 images, not to 25"):
+        load_answers(path, 25)
+    save_answers(path, [torch.zeros(2, 3, dtype=torch.float64)])
+    with pytest.raises(CheckpointError, match="other tensors"):
+        load_answers(path, None)
+    path.write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=f"{path} cannot be read"):
+        load_answers(path, None)
 
 
 @pytest.mark.parametrize("change", [{"eval_batch_size": 100}, {"val_split": "other"}, {"class_map": "map.txt"}])
