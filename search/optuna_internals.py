@@ -1,4 +1,4 @@
-"""Everything of Optuna that is used and is no public interface, with the reason. A newer Optuna must be tried against this file."""
+"""Everything of Optuna that is used and is not public, with the reason. Try a newer Optuna against this file."""
 
 from typing import Any
 

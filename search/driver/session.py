@@ -31,7 +31,7 @@ from search.run.edge import lower_edges
 from search.run.provenance import environment
 from search.runners.base import Listener, Runner
 from search.runners.create import create_runner
-from search.runners.job import needs_of
+from search.runners.job import Need, needs_of
 from search.study.early_stopping import reason_to_stop
 from search.study.study import Study
 from search.trial import Proposal
@@ -62,7 +62,7 @@ class Session:
             self.runner = self._create_runner()
             opened.callback(self.runner.close)
             # What is computed once per run is computed before the run is written: what stops here leaves no run behind.
-            self.runner.prepare(needs_of(config.study.times, config.study.recipe is None, config.study.measured_profile))
+            self.runner.prepare(self._needs())
             self._settle_latency()
             self.budgets = self.feasible.budgets(self.dense.space, self.dense.costs, config.study.band)
             self.objectives = columns_of(config.study)
@@ -118,6 +118,10 @@ class Session:
             step=self.observers.step, at_rung=self._at_rung, notice=self.observers.notice,
         )  # fmt: skip
         return create_runner(self.config.machines, self.config.objective(self.directory), self.dense, listener)
+
+    def _needs(self) -> Sequence[Need]:
+        study = self.config.study
+        return needs_of(latency=study.times, factors=study.recipe is None, profile=study.measured_profile)
 
     def _judge(self) -> None:
         """Tell what is odd about the dense model's figures, before factors are computed; once, whichever worker has them."""

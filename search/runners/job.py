@@ -123,7 +123,7 @@ def _divergence(evaluator: Evaluator, allocation: Allocation) -> float:
         return math.nan
 
 
-def needs_of(latency: bool, factors: bool, profile: bool) -> list[Need]:
+def needs_of(*, latency: bool, factors: bool, profile: bool) -> list[Need]:
     """What is computed once per run.
 
     Args:
