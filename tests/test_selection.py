@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from spaces.errors import AllocationError
 from spaces.factors import Factors
-from spaces.operators.selection import magnitude, select
+from spaces.operators.contraction import query_key_magnitude, value_output_magnitude
+from spaces.operators.neurons import neuron_magnitude
+from spaces.operators.registry import select
 from spaces.sites import Site
 from spaces.vit import describe
 
@@ -93,7 +95,7 @@ def test_magnitude_is_what_comes_in_times_what_goes_out(make_vit: MakeVit) -> No
         second[:, :4] /= 100
         first[4:8] /= 2
         second[:, 4:8] *= 4
-    scores = magnitude(model, site_of(space, "blocks.0.mlp.hidden"))
+    scores = neuron_magnitude(model, site_of(space, "blocks.0.mlp.hidden"))
     expected = [0.01] * 4 + [4.0] * 4 + [1.0] * 120
     assert scores.tolist() == pytest.approx(expected, rel=1e-4)
 
@@ -109,8 +111,8 @@ def test_magnitude_of_head_channels_by_hand(make_vit: MakeVit) -> None:
         qkv[1 * WIDTH + 3] = 2  # query 3 of head 1
         qkv[2 * DIM + 2 * WIDTH + 4] = 3  # value 4 of head 2
         proj[:, 3 * WIDTH + 5] = 5  # output of channel 5 of head 3
-    query_key = magnitude(model, site_of(space, "blocks.0.attn.qk"))
-    value_output = magnitude(model, site_of(space, "blocks.0.attn.vo"))
+    query_key = query_key_magnitude(model, site_of(space, "blocks.0.attn.qk"))
+    value_output = value_output_magnitude(model, site_of(space, "blocks.0.attn.vo"))
     assert query_key.shape == value_output.shape == (HEADS, WIDTH)
     assert query_key[1, 3] == 4 * DIM * DIM
     assert query_key.sum() == DIM * DIM * (31 + 4)
