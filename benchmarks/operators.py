@@ -28,10 +28,10 @@ from torchvision.datasets import FashionMNIST
 
 from objectives.cost.closed_form import CostModel, cost_model
 from spaces.factors import Factors
-from spaces.operators.base import linear_of
 from spaces.operators.contraction import value_output_magnitude
 from spaces.operators.least_squares import prefix_factors
 from spaces.operators.linalg import blended, roots
+from spaces.operators.linears import linear_of
 from spaces.operators.metric import METRIC_DAMPING
 from spaces.operators.registry import input_of, select, variant_of
 from spaces.sites import Role, Site, Space

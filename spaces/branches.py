@@ -1,6 +1,6 @@
 """The branches of a timm vision transformer: where they are, what each computes, and what is peculiar about its module.
 
-Whatever depends on the class of a timm module is said here: operators ask for a branch's role and traits.
+A model says here which branches it has. Operators look at a branch's role and traits to know what they can do with it.
 """
 
 from collections.abc import Mapping

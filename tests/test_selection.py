@@ -72,6 +72,20 @@ def test_slicing_is_masking(make_vit: MakeVit, images: Tensor, name: str, parts:
         assert not torch.allclose(built(images), model(images), atol=1e-3)
 
 
+def test_inputs_go_where_neurons_must_stay(make_vit: MakeVit, images: Tensor) -> None:
+    """A normalisation over the hidden width keeps every neuron; the inputs of the FFN are sliced all the same."""
+    model = make_vit(scale_mlp_norm=True, num_heads=HEADS)
+    space = describe(model, "gated", multiple=4)
+    site = site_of(space, "blocks.0.mlp.inputs")
+    scores = {entry.name: scores_of(entry) for entry in space.sites}
+    masked = copy.deepcopy(model)
+    mask(masked, "mlp.inputs", dropped(scores[site.name], CUTS["mlp.inputs"]))
+    built = Factors.compute(model, space, [], scores=scores).build(space.identity().replace({site.name: CUTS["mlp.inputs"]}))
+    with torch.no_grad():
+        assert torch.allclose(built(images), masked(images), atol=1e-5)
+        assert not torch.allclose(built(images), model(images), atol=1e-3)
+
+
 def test_what_is_lost_are_the_smallest_scores(make_vit: MakeVit) -> None:
     model = with_four_heads(make_vit)
     space = describe(model, "gated", multiple=4)

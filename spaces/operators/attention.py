@@ -8,9 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from spaces.modules import ContractedAttention
-from spaces.operators.base import Count, Sizes, Tensors, fill_linear, linear_of, rows_of, select_inputs, shifted
+from spaces.operators.base import Count, Sizes, Tensors, Timing
 from spaces.operators.least_squares import prefix_weight, subset_weight
+from spaces.operators.linears import fill_linear, linear_of, rows_of, select_inputs, shifted
 from spaces.sites import Site
+
+ATTENTION_TIMING = Timing(paired=("qk", "vo"))  # fused kernels want values as wide as queries and keys
 
 
 def head_parts(dense: nn.Module, branch: str) -> tuple[int, list[Tensor], list[Tensor | None]]:

@@ -1,4 +1,4 @@
-"""What an operator consists of, and what operators share."""
+"""What an operator consists of: all that the rest of the project asks it for."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from spaces.branches import Branch
-from spaces.modules import SelectedLinear
 from spaces.sites import Kind, Site, Skipped
 from spaces.statistics import Moments
 
@@ -17,7 +16,8 @@ Count = tuple[int, int]  # MACs, parameters
 
 Compute = Callable[[nn.Module, Site, Moments | None, torch.device], Tensors]
 Slice = Callable[[nn.Module, Site, Tensor], Tensors]
-FindSites = Callable[[Branch, int], tuple[list[Site], list[Skipped]]]
+FoundSites = tuple[list[Site], list[Skipped]]  # offered and not
+FindSites = Callable[[Branch, int], FoundSites]
 Resize = Callable[[nn.Module, str, Sizes, Sizes], None]
 Fill = Callable[[nn.Module, nn.Module, str, Sizes, Mapping[str, Tensors]], None]
 Cost = Callable[[nn.Module, Sequence[Site], int], Callable[[Sizes], Count]]
@@ -81,59 +81,25 @@ class OperatorSpec:
     Attributes:
         name: as spaces and tables have it.
         sites: (branch, multiple) -> the sites that it has there, and the places that it has not, with the reason.
-        kinds: those kinds of its sites that no operator has before it in the registry.
         resize: (model, path of the branch, sizes, those that are not dense) gives the branch the structure of these sizes, in
             place; linears whose shape changes get uninitialised weights.
         fill: (dense model, resized model, path of the branch, sizes, factors by part) writes the weights. None where the
             recipe that trains such a branch writes them.
         cost: (dense branch, sites, tokens of an image) -> MACs and parameters of the branch as a function of the sizes, up to
             constants.
+        kinds: kinds of sites that this operator brings; it may use those of other operators too.
         timing: how the time of its sites is measured.
     """
 
     name: str
     sites: FindSites
-    kinds: Mapping[Kind, SiteKind]
     resize: Resize
     fill: Fill | None
     cost: Cost
+    kinds: Mapping[Kind, SiteKind] = field(default_factory=dict)
     timing: Timing = field(default_factory=Timing)
 
 
 def widths(dense: int, step: int) -> tuple[int, ...]:
     """Multiples of `step` below the dense size, and the dense size."""
     return (*range(step, dense, step), dense)
-
-
-def linear_of(model: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of a linear layer."""
-    linear = model.get_submodule(name)
-    assert isinstance(linear, nn.Linear)
-    return linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
-
-
-def fill_linear(linear: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
-    """Write weight and bias into a linear layer of their shape."""
-    assert isinstance(linear, nn.Linear)
-    linear.weight.copy_(weight)
-    if bias is not None:
-        linear.bias.copy_(bias)
-
-
-def shifted(bias: Tensor | None, weight: Tensor, mean: Tensor, new_weight: Tensor, new_mean: Tensor) -> Tensor | None:
-    """A bias that takes up the mean of what is lost: b + W mu - W' mu'."""
-    return None if bias is None else bias + weight @ mean - new_weight @ new_mean
-
-
-def rows_of(bias: Tensor | None, index: Tensor) -> Tensor | None:
-    """Some entries of a bias, if there is one."""
-    return None if bias is None else bias[index]
-
-
-def select_inputs(first: nn.Module, factors: Mapping[str, Tensors]) -> Tensor | slice:
-    """Tell the first linear of a branch which inputs it reads; returns the columns of the dense weight that stay."""
-    if not isinstance(first, SelectedLinear):
-        return slice(None)
-    kept = factors["inputs"]["order"][: first.in_features].long().sort().values
-    first.kept.copy_(kept)
-    return kept

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from spaces.branches import Branch, Trait
-from spaces.operators.attention import attention_cost, fill_attention, head_parts, resize_attention
-from spaces.operators.base import OperatorSpec, SiteKind, Tensors, Timing, Variant, linear_of, widths
+from spaces.operators.attention import ATTENTION_TIMING, attention_cost, fill_attention, head_parts, resize_attention
+from spaces.operators.base import FoundSites, OperatorSpec, SiteKind, Tensors, Variant, widths
 from spaces.operators.least_squares import PrefixFactors, prefix_factors
 from spaces.operators.linalg import head_blocks, roots, tail_sums
+from spaces.operators.linears import linear_of
 from spaces.operators.metric import metric_of, spread_of
 from spaces.operators.selection import by_magnitude, permutations, uncorrected
 from spaces.sites import Site, Skipped
@@ -31,7 +32,7 @@ VALUE_OUTPUT_OBSTACLES: dict[Trait, str] = {
 }
 
 
-def contraction_sites(branch: Branch, multiple: int) -> tuple[list[Site], list[Skipped]]:
+def contraction_sites(branch: Branch, multiple: int) -> FoundSites:
     """Widths of heads: of queries and keys, of values and output."""
     dense: int = branch.module.head_dim  # type: ignore[assignment]
     step = max(1, min(multiple, dense // 8))
@@ -201,5 +202,5 @@ CONTRACT = OperatorSpec(
     resize=resize_attention,
     fill=fill_attention,
     cost=attention_cost,
-    timing=Timing(paired=("qk", "vo")),  # fused kernels want values as wide as queries and keys
+    timing=ATTENTION_TIMING,
 )

@@ -4,28 +4,28 @@ from torch import nn
 
 from spaces.branches import Branch
 from spaces.operators.attention import attention_cost, fill_attention, resize_attention
-from spaces.operators.base import OperatorSpec, SiteKind, widths
+from spaces.operators.base import FoundSites, OperatorSpec, SiteKind, widths
 from spaces.operators.contraction import contraction_sites
 from spaces.operators.neurons import ffn_cost, fill_neurons, neuron_sites, resize_ffn
 from spaces.operators.selection import in_order
 from spaces.sites import Site, Skipped
 
 
-def _gated_attention_sites(branch: Branch, multiple: int) -> tuple[list[Site], list[Skipped]]:
+def _gated_attention_sites(branch: Branch, multiple: int) -> FoundSites:
     """The widths behind VTP's gates in attention: its inputs, and channels of the head outputs."""
     inputs, refused = _input_sites(branch, "qkv", multiple)
     found, reasons = contraction_sites(branch, multiple)
     return [*inputs, *(site for site in found if site.kind == "value_output")], [*reasons, *refused]
 
 
-def _gated_ffn_sites(branch: Branch, multiple: int) -> tuple[list[Site], list[Skipped]]:
+def _gated_ffn_sites(branch: Branch, multiple: int) -> FoundSites:
     """The widths behind VTP's gates in an FFN: its inputs, and its neurons."""
     inputs, refused = _input_sites(branch, "fc1", multiple)
     neurons, reasons = neuron_sites(branch, multiple)
     return [*inputs, *neurons], [*reasons, *refused]
 
 
-def _input_sites(branch: Branch, first: str, multiple: int) -> tuple[list[Site], list[Skipped]]:
+def _input_sites(branch: Branch, first: str, multiple: int) -> FoundSites:
     name, linear = f"{branch.path}.inputs", getattr(branch.module, first, None)
     if not isinstance(linear, nn.Linear) or "separate biases" in branch.traits:
         reason = f"the first linear layer of {type(branch.module).__name__} is not a single plain one"
@@ -42,6 +42,4 @@ GATED_ATTENTION = OperatorSpec(
     cost=attention_cost,
 )
 
-GATED_FFN = OperatorSpec(
-    name="gated-ffn", sites=_gated_ffn_sites, kinds={}, resize=resize_ffn, fill=fill_neurons, cost=ffn_cost
-)
+GATED_FFN = OperatorSpec(name="gated-ffn", sites=_gated_ffn_sites, resize=resize_ffn, fill=fill_neurons, cost=ffn_cost)

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from spaces.branches import Branch, Trait
-from spaces.operators.attention import attention_cost, fill_attention, resize_attention
-from spaces.operators.base import NOTHING, Compute, OperatorSpec, SiteKind, Tensors, Timing, Variant, linear_of, widths
+from spaces.operators.attention import ATTENTION_TIMING, attention_cost, fill_attention, resize_attention
+from spaces.operators.base import NOTHING, Compute, FoundSites, OperatorSpec, SiteKind, Tensors, Variant, widths
 from spaces.operators.contraction import VALUE_OUTPUT_OBSTACLES, contraction_sites
 from spaces.operators.head_graph import graph_scores
 from spaces.operators.least_squares import prefix_factors
 from spaces.operators.linalg import DAMPING, head_blocks, triangle
+from spaces.operators.linears import linear_of
 from spaces.operators.metric import root_of, seen_through, spread_of
 from spaces.operators.selection import in_order
 from spaces.sites import Site, Skipped
@@ -27,7 +28,7 @@ _OBSTACLES: dict[Trait, str] = {
 }
 
 
-def _head_sites(branch: Branch, multiple: int) -> tuple[list[Site], list[Skipped]]:
+def _head_sites(branch: Branch, multiple: int) -> FoundSites:
     """Whole heads, and the widths of those that stay."""
     sites, reasons = contraction_sites(branch, multiple)
     name = f"{branch.path}.heads"
@@ -161,5 +162,5 @@ HEADS = OperatorSpec(
     resize=resize_attention,
     fill=fill_attention,
     cost=attention_cost,
-    timing=Timing(paired=("qk", "vo")),
+    timing=ATTENTION_TIMING,
 )

@@ -13,20 +13,9 @@ from torch import Tensor, nn
 
 from spaces.branches import Branch, Trait
 from spaces.modules import LowRankLinear
-from spaces.operators.base import (
-    NOTHING,
-    Count,
-    OperatorSpec,
-    SiteKind,
-    Sizes,
-    Tensors,
-    Timing,
-    Variant,
-    fill_linear,
-    linear_of,
-    shifted,
-)
+from spaces.operators.base import NOTHING, Count, FoundSites, OperatorSpec, SiteKind, Sizes, Tensors, Timing, Variant
 from spaces.operators.linalg import roots, tail_sums
+from spaces.operators.linears import fill_linear, linear_of, shifted
 from spaces.operators.metric import metric_of, spread_of
 from spaces.sites import Role, Site, Skipped
 from spaces.statistics import Moments
@@ -35,7 +24,7 @@ _LINEARS: dict[Role, tuple[str, ...]] = {"attention": ("qkv", "proj"), "ffn": ("
 _OBSTACLES: dict[Trait, str] = {"separate biases": "EVA's separate query and value biases are not handled"}
 
 
-def rank_sites(branch: Branch, multiple: int) -> tuple[list[Site], list[Skipped]]:
+def rank_sites(branch: Branch, multiple: int) -> FoundSites:
     """Per linear layer its rank."""
     if obstacle := branch.obstacle(_OBSTACLES):
         return [], [Skipped(name=branch.path, reason=obstacle)]

@@ -6,12 +6,11 @@ from torch import nn
 
 from spaces.branches import Branch
 from spaces.modules import LowRankSparseLinear
-from spaces.operators.base import OperatorSpec, SiteKind, Sizes, Timing, widths
+from spaces.operators.base import FoundSites, OperatorSpec, SiteKind, Sizes, Timing, widths
 from spaces.operators.low_rank import linears_cost, rank_sites
-from spaces.sites import Site, Skipped
 
 
-def _rank_and_row_sites(branch: Branch, multiple: int) -> tuple[list[Site], list[Skipped]]:
+def _rank_and_row_sites(branch: Branch, multiple: int) -> FoundSites:
     """Per linear its rank, and the rows that are kept whole beside the low-rank part."""
     ranks, skipped = rank_sites(branch, multiple)
     sites = []

@@ -13,23 +13,10 @@ from torch import Tensor, nn
 
 from spaces.branches import Branch, Trait
 from spaces.modules import empty_linear, selected_linear
-from spaces.operators.base import (
-    Compute,
-    Count,
-    OperatorSpec,
-    SiteKind,
-    Sizes,
-    Tensors,
-    Variant,
-    fill_linear,
-    linear_of,
-    rows_of,
-    select_inputs,
-    shifted,
-    widths,
-)
+from spaces.operators.base import Compute, Count, FoundSites, OperatorSpec, SiteKind, Sizes, Tensors, Variant, widths
 from spaces.operators.least_squares import prefix_factors, prefix_weight
 from spaces.operators.linalg import DAMPING, triangle
+from spaces.operators.linears import fill_linear, linear_of, rows_of, select_inputs, shifted
 from spaces.operators.metric import root_of, seen_through, spread_of
 from spaces.operators.selection import by_magnitude, uncorrected
 from spaces.sites import Site, Skipped
@@ -39,7 +26,7 @@ _OBSTACLES: dict[Trait, str] = {"hidden norm": "a normalisation over the hidden 
 _BLOCK = 32  # eliminations at a time
 
 
-def neuron_sites(branch: Branch, multiple: int) -> tuple[list[Site], list[Skipped]]:
+def neuron_sites(branch: Branch, multiple: int) -> FoundSites:
     """The hidden width."""
     name = f"{branch.path}.hidden"
     if obstacle := branch.obstacle(_OBSTACLES):
@@ -169,15 +156,20 @@ def _select_neurons(dense: nn.Module, site: Site, scores: Tensor) -> Tensors:
 
 def fill_neurons(dense: nn.Module, model: nn.Module, branch: str, sizes: Sizes, factors: Mapping[str, Tensors]) -> None:
     """The kept neurons in their order, and the second linear solved for them."""
-    ffn, found, size = model.get_submodule(branch), factors["hidden"], sizes["hidden"]
-    kept = found["order"][:size].long()
-    rows = torch.cat([kept, kept + len(found["order"])]) if isinstance(ffn, GluMlp) else kept
+    ffn, second = model.get_submodule(branch), linear_of(dense, f"{branch}.fc2")
+    count = second[0].shape[1]
+    kept = factors["hidden"]["order"][: sizes["hidden"]].long() if "hidden" in sizes else torch.arange(count)
+    rows = torch.cat([kept, kept + count]) if isinstance(ffn, GluMlp) else kept
     for name, first in _entering(ffn):
         weight, bias = linear_of(dense, f"{branch}.{name}")
         fill_linear(first, weight[rows][:, select_inputs(first, factors)], rows_of(bias, rows))
-    weight, bias = linear_of(dense, f"{branch}.fc2")
-    corrected = prefix_weight(found["projected"], found.get("triangle"), size)
-    fill_linear(ffn.get_submodule("fc2"), corrected, shifted(bias, weight, found["mean"], corrected, found["mean"][kept]))
+    fill_linear(ffn.get_submodule("fc2"), *(_corrected(*second, kept, factors["hidden"]) if "hidden" in sizes else second))
+
+
+def _corrected(weight: Tensor, bias: Tensor | None, kept: Tensor, factors: Tensors) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the second linear, for the kept neurons."""
+    corrected = prefix_weight(factors["projected"], factors.get("triangle"), len(kept))
+    return corrected, shifted(bias, weight, factors["mean"], corrected, factors["mean"][kept])
 
 
 def ffn_cost(ffn: nn.Module, sites: Sequence[Site], tokens: int) -> Callable[[Sizes], Count]:
