@@ -9,6 +9,7 @@ from typing import Literal
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError
 
+# Spaces that can be searched.
 SpaceName = Literal["contract", "heads", "hybrid", "low-rank", "full"]
 Role = Literal["attention", "ffn"]  # of a branch: what it computes
 Kind = Literal["query_key", "value_output", "heads", "ffn_hidden", "rank", "rows", "inputs"]

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -9,6 +10,7 @@ from local_vits import KINDS as MODELS
 from local_vits import MakeVit, parameters, with_four_heads
 from torch import Tensor
 
+import search.report
 from objectives.cost.closed_form import cost_model
 from objectives.latency.units import units_of
 from spaces.branches import Branch
@@ -23,6 +25,11 @@ from spaces.vit import describe
 def test_every_kind_of_site_belongs_to_one_operator() -> None:
     defined = Counter(kind for spec in OPERATORS.values() for kind in spec.kinds)
     assert defined == Counter(get_args(Kind))
+
+
+def test_people_are_told_what_the_sizes_of_every_kind_count() -> None:
+    page = (Path(search.report.__path__[0]) / "templates" / "allocation.js").read_text(encoding="utf-8")
+    assert all(entry.counts and f"{kind}: " in page for kind, entry in KINDS.items())
 
 
 def test_every_operator_is_in_a_space_and_every_space_says_what_it_offers() -> None:
