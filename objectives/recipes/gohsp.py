@@ -47,9 +47,9 @@ def _wanted(site: Site, level: float) -> float:
 def rank_heads(bench: Workbench) -> dict[str, Tensor]:
     """Stationary distribution of every layer's chain of heads, from the calibration images: site -> [heads]."""
     sites = [site for site in bench.space.sites if site.kind == "heads"]
-    images = bench.evaluator.data.calibration()
-    moments = collect(bench.evaluator.teacher, [input_of(bench.dense, site) for site in sites], images, gradients=False)
-    return {site.name: graph_scores(moments[input_of(bench.dense, site)].second(), site.dense) for site in sites}
+    images = bench.dense.data.calibration()
+    moments = collect(bench.dense.teacher, [input_of(bench.model, site) for site in sites], images, gradients=False)
+    return {site.name: graph_scores(moments[input_of(bench.model, site)].second(), site.dense) for site in sites}
 
 
 def alternate(bench: Workbench, structure: "Structure") -> list[float]:

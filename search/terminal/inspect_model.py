@@ -11,7 +11,7 @@ from rich.table import Table
 
 from objectives.cost.check import check_count
 from objectives.cost.closed_form import CostModel, cost_model
-from objectives.evaluator import Evaluator
+from objectives.dense_model import DenseModel, load_dense
 from objectives.sensitivity import Profile
 from search.budgets.targets import reach_of
 from search.config import SearchConfig
@@ -66,21 +66,21 @@ def inspect_profile(config: SearchConfig, watcher: Watcher) -> Iterator[Table | 
     """
     directory = Path(config.study.output or default_output(config))
 
-    def accept(evaluator: Evaluator) -> None:
-        tell_found(evaluator.data, watcher.say, watcher.notice)
-        check_same_model(directory, evaluator.fingerprint)
-        watcher.say(f"weights: {weights_of(evaluator.model)}")
-        check_count(evaluator.model, evaluator.counted)
+    def accept(dense: DenseModel) -> None:
+        tell_found(dense.data, watcher.say, watcher.notice)
+        check_same_model(directory, dense.fingerprint)
+        watcher.say(f"weights: {weights_of(dense.model)}")
+        check_count(dense.model, dense.counted)
         make_directory(directory)
 
     if config.machines.threads is not None:
         torch.set_num_threads(config.machines.threads)
-    evaluator = Evaluator(config.objective(directory), watcher.stage, accept)
-    profile, space = evaluator.profile, evaluator.space
+    dense = load_dense(config.objective(directory), watcher.stage, accept)
+    profile, space = dense.profile, dense.space
     title = f"{config.model.model}, space {space.name}: {conditions(profile)}"
     write_heat_maps(directory / "profile.png", profile, space, title)
     yield title
-    yield _errors(profile, space, evaluator.costs)
+    yield _errors(profile, space, dense.costs)
     if profile.measured:
         yield _agreement(profile)
     yield heat_table(profile.errors, space, SHARES[1])
