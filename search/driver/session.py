@@ -1,5 +1,6 @@
 """One launch of a search: its model, runner and study are prepared, its loop runs, and observers are told of both."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
