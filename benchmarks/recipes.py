@@ -218,7 +218,8 @@ def _console() -> Any:
 
 def _ffn_share(space: Space, costs: Any, allocation: Allocation) -> float:
     """Share of the removed MACs that FFN branches lost; NaN where nothing was removed."""
-    ffn = space.identity().replace({site.name: allocation[site.name] for site in space.sites if site.branch.endswith("mlp")})
+    sites = [site.name for site in space.sites if space.roles[site.branch] == "ffn"]
+    ffn = space.identity().replace({name: allocation[name] for name in sites})
     removed = costs.dense["macs"] - costs.count(allocation, "macs")
     return (costs.dense["macs"] - costs.count(ffn, "macs")) / removed if removed else math.nan
 

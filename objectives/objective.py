@@ -7,7 +7,7 @@ from objectives.data.splits import DataConfig
 from objectives.latency.table import LatencyConfig
 from objectives.training.finetune import FinetuneConfig
 from spaces.models.create import ModelConfig
-from spaces.vit import SpaceName
+from spaces.sites import SpaceName
 
 
 @dataclass(frozen=True, kw_only=True)

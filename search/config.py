@@ -31,7 +31,7 @@ from search.values import mended
 from spaces.errors import ConfigError, explained, shown
 from spaces.files import write_text
 from spaces.models.create import ModelConfig
-from spaces.vit import SpaceName
+from spaces.sites import SpaceName
 
 # Trials that an order is judged by: two agree or do not.
 LEAST_AUDITED = 3

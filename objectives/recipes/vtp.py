@@ -41,7 +41,7 @@ def train_gates(bench: Workbench, sites: list[Site]) -> tuple[nn.Module, dict[st
         The trained model with the gates folded into its weights, on the CPU, and the gates' magnitudes by site, [channels].
     """
     model = bench.copy()
-    linears = {site.name: _linear(model, input_of(site)) for site in sites}
+    linears = {site.name: _linear(model, input_of(bench.model, site)) for site in sites}
     travel = 2 / (bench.dense.objective.finetune.lr * max(1, bench.steps))  # a cosine schedule's mean is half its peak
     parameters = {
         name: nn.Parameter(torch.full((linear.in_features,), 1 / travel, device=linear.weight.device))
@@ -97,6 +97,6 @@ def _linear(model: nn.Module, name: str) -> nn.Linear:
 
 
 def _scores(site: Site, gates: Tensor, dense: nn.Module) -> Tensor:
-    """Gates as `spaces.operators.selection.select` takes them: head outputs as [heads, d]."""
+    """Gates as `spaces.operators.registry.select` takes them: head outputs as [heads, d]."""
     heads: int = dense.get_submodule(site.branch).num_heads if site.kind == "value_output" else 0  # type: ignore[assignment]
     return gates.reshape(heads, -1) if heads else gates

@@ -21,12 +21,9 @@ from search.run.continuation import check_same_model
 from search.run.directory import default_output, make_directory
 from search.units import format_count, format_kept
 from spaces.models.create import create_model, preprocessing, weights_of
+from spaces.operators.registry import KINDS
 from spaces.sites import Site, Space
 from spaces.vit import describe
-
-_COUNTED = {
-    "query_key": "width per head", "value_output": "width per head", "heads": "heads", "ffn_hidden": "neurons", "rank": "rank",
-}  # fmt: skip
 
 
 class Watcher(Protocol):
@@ -140,7 +137,7 @@ def _sites(space: Space, costs: CostModel) -> Table:
             for site in operator.sites:
                 least = costs.count(space.identity().replace({site.name: site.choices[0]}), "macs")
                 saved = f"{1 - least / costs.dense['macs']:.1%}"
-                table.add_row(site.name, operator.name, _COUNTED[site.kind], str(site.dense), _choices(site), saved)
+                table.add_row(site.name, operator.name, KINDS[site.kind].counts, str(site.dense), _choices(site), saved)
     return table
 
 
