@@ -237,7 +237,7 @@ class _Search:
     def _settle(self, evaluator: Evaluator, costs: CostModel) -> None:
         """What the targets mean in figures, as far as costs are known."""
         space = evaluator.space
-        later = set(COSTS) - set(costs.names) if self.config.study.times else set()
+        later = {"latency"} - set(costs.names) if self.config.study.times else set()
         if self.config.study.recipe in RECIPES:  # what a recipe reaches alone is not bounded by the space of searches
             space = describe(evaluator.model, recipe_of(self.config.study.recipe).space, self.config.study.multiple)
             costs = cost_model(evaluator.model, space)
