@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from objectives.cost.closed_form import Cost
+from objectives.cost.spec import Cost
 from objectives.dense_model import DenseModel
 from objectives.error import Evaluation, evaluate
 from objectives.runtime.distributed import ALONE, Group
@@ -134,7 +134,7 @@ class Evaluator:
 
         Args:
             model: a compressed model; trained in place, on the device.
-            costs: its MACs and parameters, and latency where it is known.
+            costs: what it costs.
             batches: training batches, at least as many as steps are left.
             start: `time.perf_counter()` when the making of the model began.
             spent: steps of the fine-tune's number that were spent on making the model.
@@ -167,9 +167,7 @@ class Evaluator:
             error_before=before.error,
             kl=after.kl if after else None,
             kl_before=before.kl,
-            macs=int(costs["macs"]),
-            params=int(costs["params"]),
-            latency=costs.get("latency"),
+            costs=dict(costs),
             steps=max(rungs) if after is None else config.steps,
             seconds=time.perf_counter() - start,
             parts=passed.parts,

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from objectives.cost.closed_form import Cost
+from objectives.cost.spec import Cost
 from objectives.data.splits import DataConfig
 from objectives.dense_model import DenseModel, load_dense
 from objectives.evaluator import Evaluator

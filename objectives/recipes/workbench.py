@@ -8,7 +8,8 @@ from itertools import islice
 
 from torch import Tensor, nn
 
-from objectives.cost.closed_form import Cost, CostModel, cost_model
+from objectives.cost.closed_form import CostModel, cost_model
+from objectives.cost.spec import Cost
 from objectives.dense_model import DenseModel
 from objectives.evaluator import OnStep
 from objectives.runtime.progress import Step
@@ -33,7 +34,7 @@ class Workbench:
         dense: what all candidates share: model, images, factors and the options of the fine-tune.
         space: name of the space that the recipe's allocations are of.
         kinds: kinds of sites that the recipe moves; None for all of the space.
-        limits: upper bounds on costs, in MACs or parameters.
+        limits: cost -> upper bound; counted costs alone.
         steps: optimiser steps that the recipe may spend before the cut.
         seed: of its batches.
         on_step: called after every optimiser step.

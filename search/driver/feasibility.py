@@ -5,26 +5,17 @@ from dataclasses import dataclass
 from functools import partial
 
 from objectives.cost.check import check_count
-from objectives.cost.closed_form import COSTS, Cost, CostModel, cost_model
+from objectives.cost.closed_form import CostModel, cost_model
+from objectives.cost.spec import MAIN
 from objectives.dense_model import DenseModel
 from objectives.recipes.registry import RECIPES, check_reach, recipe_of
 from search.budgets.parametrisation import Budgets, Limits
-from search.budgets.targets import (
-    Reach,
-    Target,
-    budgets_of,
-    check_jointly,
-    check_recipes,
-    parse_targets,
-    reach_of,
-    recipe_budgets,
-)
+from search.budgets.reach import check_jointly, reach_of, recipe_limits
+from search.budgets.targets import Budget, Reach, budgets_of
 from search.config import StudyConfig
 from search.driver.baselines import recipes_of
 from spaces.sites import Space
 from spaces.vit import describe
-
-_COLUMNS = {"error": "error", "flops": "macs", "params": "params", "latency": "latency"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +29,7 @@ class Feasible:
     """
 
     reach: Reach
-    targets: tuple[Target, ...]
+    targets: tuple[Budget, ...]
     limits: Sequence[Limits]
 
     def budgets(self, space: Space, costs: CostModel, band: float) -> Budgets:
@@ -57,11 +48,6 @@ class Feasible:
         return min(max(least, band), 1.0) if self.targets else least
 
 
-def columns_of(study: StudyConfig) -> tuple[str, ...]:
-    """Fields of `Score` that are minimised; the error comes first, since the sampler learns from the first one."""
-    return tuple(_COLUMNS[name] for name in sorted(study.objectives, key=lambda name: name != "error"))
-
-
 def check_feasible(study: StudyConfig, dense: DenseModel) -> Feasible:
     """Refuse what no search can do, by the costs that are counted without measuring.
 
@@ -70,9 +56,8 @@ def check_feasible(study: StudyConfig, dense: DenseModel) -> Feasible:
     """
     check_count(dense.model, dense.counted)
     feasible = settle(study, dense, dense.counted)
-    check_recipes(recipes_of(study), study.target)
     for name in recipes_of(study):
-        for limits in recipe_budgets(feasible.targets, dense.counted):
+        for limits in recipe_limits(feasible.targets, dense.counted):
             check_reach(dense, name, limits)
     return feasible
 
@@ -89,19 +74,17 @@ def settle(study: StudyConfig, dense: DenseModel, costs: CostModel) -> Feasible:
         TargetError: one is malformed or out of reach.
     """
     space = dense.space
-    later = set(COSTS) - set(costs.names) if study.times else set()
+    later = {"latency"} - set(costs.names) if study.times else set()
     if study.recipe in RECIPES:  # what a recipe reaches alone is not bounded by the space of searches
         space = describe(dense.model, recipe_of(study.recipe).space, study.multiple)
         costs = cost_model(dense.model, space)
-        later = {"latency"}  # it keeps no bound on it
     reach = reach_of(costs, space)
-    targets = parse_targets(study.target, reach, later)
+    targets = budgets_of(study.targets, reach, later)
     check_jointly(targets, costs, space)
-    return Feasible(reach=reach, targets=targets, limits=budgets_of(targets) or [_whole(study, costs)])
+    return Feasible(reach=reach, targets=targets, limits=[budget.limits for budget in targets] or [_whole(study, costs)])
 
 
 def _whole(study: StudyConfig, costs: CostModel) -> Limits:
     """The budget of a search without targets: the dense model's MACs, or what it has of the first cost that is an objective."""
-    costly = [name for name in study.objectives if name != "error"]
-    cost: Cost = _COLUMNS["flops" if "flops" in costly else costly[0]]  # type: ignore[assignment]
+    cost = MAIN.name if MAIN.name in study.minimised else study.minimised[0]
     return {cost: costs.dense.get(cost, 1.0)}

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from search.budgets.targets import Target
+from search.budgets.targets import Budget
 from search.driver.observer import Observer
 from search.report.write import render
 from search.run.run import Run
@@ -39,7 +39,7 @@ class Publisher(Observer):
     def __init__(
         self,
         study: Study,
-        targets: Sequence[Target],
+        targets: Sequence[Budget],
         facts: dict[str, Any],
         disk_limit: float | None,
         observer: Observer | None = None,

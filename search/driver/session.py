@@ -11,13 +11,13 @@ from objectives.forecast import Forecast
 from objectives.runtime.distributed import Group
 from search.budgets.knapsack import knapsack_of
 from search.budgets.parametrisation import Parametrisation, parametrise
-from search.budgets.targets import recipe_budgets
+from search.budgets.reach import recipe_limits
 from search.config import SearchConfig
 from search.driver.activity import Activity
 from search.driver.baselines import enqueue_baselines
 from search.driver.deadline import Deadline
 from search.driver.facts import facts_of
-from search.driver.feasibility import Feasible, check_feasible, columns_of, settle
+from search.driver.feasibility import Feasible, check_feasible, settle
 from search.driver.interrupts import Interrupts
 from search.driver.loop import Loop
 from search.driver.observer import Observer, Observers
@@ -66,7 +66,7 @@ class Session:
             self.runner.prepare(self._needs())
             self._settle_latency()
             self.budgets = self.feasible.budgets(self.dense.space, self.dense.costs, config.study.band)
-            self.objectives = columns_of(config.study)
+            self.objectives = ("error", *config.study.minimised)  # the sampler learns from the first one
             self.study = self._open_study()
             opened.callback(self.study.close)
             self._enqueue()
@@ -122,7 +122,9 @@ class Session:
 
     def _needs(self) -> Sequence[Need]:
         study = self.config.study
-        return needs_of(latency=study.times, factors=study.recipe is None, profile=study.measured_profile)
+        return needs_of(
+            latency=study.times, factors=study.recipe is None, profile=study.recipe is None and study.measured_profile
+        )
 
     def _judge(self) -> None:
         """Tell what is odd about the dense model's figures, before factors are computed; once, whichever worker has them."""
@@ -164,8 +166,8 @@ class Session:
 
     def _enqueue(self) -> None:
         self.study.check_nothing_lost()
-        recipe_limits = recipe_budgets(self.feasible.targets, self.dense.costs)
-        enqueue_baselines(self.study, self.study.parametrisation, self.config.study, recipe_limits)
+        limits = recipe_limits(self.feasible.targets, self.dense.costs)
+        enqueue_baselines(self.study, self.study.parametrisation, self.config.study, limits)
 
     def _create_publisher(self) -> Publisher:
         spaces = [proposal.space for proposal in self.study.proposals]
