@@ -11,9 +11,11 @@ import time
 import pandas as pd
 import torch
 
+from objectives.dense_model import load_dense
 from objectives.evaluator import Evaluator
 from search import Run, open_run
 from search.pareto import front, hypervolume
+from search.run.schemas import front_columns
 
 HEADER = (
     "| run | sampler | trials | sampled | stopped | farthest behind | steps saved | time saved | cost of rungs | wrongly "
@@ -33,7 +35,7 @@ def main() -> None:
 
 def row(run: Run) -> str:
     """One line of the table."""
-    evaluator = Evaluator(run.config.objective(run.directory))
+    evaluator = Evaluator(load_dense(run.config.objective(run.directory)))
     trials = run.trials.set_index("number", drop=False)
     stopped = trials[trials["state"] == "PRUNED"]
     whole = trials.copy()
@@ -54,8 +56,7 @@ def row(run: Run) -> str:
 
 def points_of(run: Run, trials: pd.DataFrame) -> list[tuple[float, ...]]:
     """Objectives of every trial, costs as shares of the dense model's."""
-    columns = [name if name == "error" else f"{name}_kept" for name in run.summary["objectives"]]
-    return list(trials[columns].itertuples(index=False, name=None))
+    return list(trials[front_columns(run.summary["objectives"])].itertuples(index=False, name=None))
 
 
 def behind(trials: pd.DataFrame) -> float:

@@ -32,6 +32,7 @@ from search.run.run import Run
 from search.run.weights import read_weights
 from search.study.study import Study
 from search.terminal.tables import fronts
+from search.trial import Outcome
 from spaces.errors import CheckpointError, CompressionError, RunError
 from spaces.factors import Factors
 from spaces.models.create import create_model
@@ -118,7 +119,8 @@ def told(directory: Path, url: str | None = None) -> Study:
     while len(study.trials) < 8:
         proposal = asked(study)
         assert proposal.allocation is not None
-        study.tell(proposal.number, None if proposal.number == 3 else score_of(proposal.allocation))
+        score = None if proposal.number == 3 else score_of(proposal.allocation)
+        study.tell(Outcome(number=proposal.number, score=score))
     return study
 
 
@@ -186,7 +188,7 @@ def test_a_trial_that_was_begun_is_repeated_or_proposed_again(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("pattern", "damage"),
-    [("*.profile.json", damaged_json), ("*.dense.json", damaged_json), ("*.safetensors", damaged_text)],
+    [("*.profile.json", damaged_json), ("*.dense.json", damaged_json), ("*[0-9a-f].safetensors", damaged_text)],
 )
 def test_what_is_computed_once_is_refused_or_read(whole: Path, tmp_path: Path, pattern: str, damage: Any) -> None:
     """Or computed anew, where it is of something else."""
@@ -404,7 +406,7 @@ def test_a_table_that_cannot_be_read_says_nothing_of_what_was_lost(tmp_path: Pat
         (lambda lines: lines[1:], r"line 1 cannot be read \(it does not begin the study"),
         (
             lambda lines: [lines[0], lines[1].replace('"macs":', '"macs":"x","was":'), *lines[2:]],
-            r"line 2 .*score.macs must be",
+            r"line 2 .*score.costs.macs must be",
         ),
         (
             lambda lines: [lines[0], lines[1].replace('"number":0', '"number":null'), *lines[2:]],

@@ -16,7 +16,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import block_diag
 from torch import Tensor, nn
 
-from objectives.cost.closed_form import COSTS, Cost, CostModel, cost_model
+from objectives.cost.closed_form import CostModel, cost_model
+from objectives.cost.spec import COSTS, Cost
 from objectives.sensitivity import Errors
 from search.budgets.knapsack import Knapsack
 from spaces.allocation import Allocation
@@ -99,7 +100,7 @@ class Made:
 
     def best(self, limits: Mapping[Cost, float]) -> float:
         """Least error of all allocations within the limits; infinite if there is none."""
-        kept = np.all([self.everything[:, COSTS.index(cost)] <= limit for cost, limit in limits.items()], axis=0)
+        kept = np.all([self.everything[:, list(COSTS).index(cost)] <= limit for cost, limit in limits.items()], axis=0)
         return float(self.everything[kept, 2].min(initial=math.inf))
 
 
@@ -171,8 +172,8 @@ def test_the_optimum_is_found_nearly_always(convex: bool) -> None:
         least = made.everything.min(0)
         limits: dict[Cost, float] = {}
         for cost in bounded:
-            low = float(least[COSTS.index(cost)])
-            limits[cost] = low + rng.uniform(0.05, 0.95) * (made.costs.dense[cost] - low)  # type: ignore[index]
+            low = float(least[list(COSTS).index(cost)])
+            limits[cost] = low + rng.uniform(0.05, 0.95) * (made.costs.dense[cost] - low)
         try:
             found = allocate(made.space, made.costs, limits, made.errors)
         except AllocationError:
@@ -192,7 +193,7 @@ def least_error(made: Made, limits: Mapping[Cost, float]) -> float:
     """Of all allocations within the limits, by integer programming (HiGHS): for spaces too large to be gone through."""
     branches = [np.concatenate([made.options(operator) for operator in rivals]) for rivals in made.space.branches.values()]
     options, one_of_each = np.concatenate(branches), block_diag([np.ones((1, len(branch))) for branch in branches])
-    kept = [LinearConstraint(options[None, :, COSTS.index(cost)], -np.inf, limit) for cost, limit in limits.items()]
+    kept = [LinearConstraint(options[None, :, list(COSTS).index(cost)], -np.inf, limit) for cost, limit in limits.items()]
     solved = milp(
         options[:, 2],
         constraints=[LinearConstraint(one_of_each, 1, 1), *kept],
@@ -211,9 +212,9 @@ def test_a_large_space_is_solved_within_a_percent_of_the_optimum() -> None:
         made = Made(seed, [[[tuple(range(1, 7))] * 2], [[tuple(range(1, 13))]]] * 8, convex=True)
         dense = made.costs.dense
         for limits in (made.share(0.3), made.share(0.6), {"macs": 0.5 * dense["macs"], "params": 0.6 * dense["params"]}):
-            found = allocate(made.space, made.costs, limits, made.errors)  # type: ignore[arg-type]
-            assert made.costs.load(found, limits) <= 1  # type: ignore[arg-type]
-            ratios.append(made.error(found) / least_error(made, limits))  # type: ignore[arg-type]
+            found = allocate(made.space, made.costs, limits, made.errors)
+            assert made.costs.load(found, limits) <= 1
+            ratios.append(made.error(found) / least_error(made, limits))
     assert min(ratios) >= 1 - 1e-6
     assert statistics.mean(ratios) < 1.01
     assert max(ratios) < 1.04
@@ -275,7 +276,7 @@ def test_latency_is_a_third_cost_that_need_not_fall_with_every_size() -> None:
         def of_branch(operator: Operator, sizes: Mapping[str, int], saved: dict[str, dict[int, float]] = saved) -> float:
             return sum(saved[site.name].get(sizes[site.part], 0.0) for site in operator.sites)
 
-        costs = made.costs.with_latency(0.02, of_branch)
+        costs = made.costs.with_cost("latency", 0.02, of_branch)
         offered = [
             [({site.name: size for site, size in zip(operator.sites, sizes, strict=True)}, operator) for operator in rivals
              for sizes in itertools.product(*(site.choices for site in operator.sites))]

@@ -17,11 +17,10 @@ from objectives.latency.table import LATENCY, LatencyTable
 from search import launch
 from search.run.run import Run
 from search.runners.base import Listener
-from search.runners.job import Outcome
 from search.runners.ray_actors import RayRunner
 from search.terminal.display import Display
 from search.terminal.tables import front_table
-from search.trial import Proposal
+from search.trial import Outcome, Proposal
 from spaces.errors import RunError, TargetError
 from spaces.models.create import create_model
 from spaces.vit import describe
@@ -107,6 +106,17 @@ def test_joint_targets_and_a_recipe_beside_them(tmp_path: Path, monkeypatch: pyt
     assert row["macs_kept"] <= 0.6
 
 
+def test_a_recipe_alone_has_a_latency_as_an_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No table says what its space can reach, so no bound is put on it."""
+    FakeTimer(monkeypatch)
+    run = launch(config_of(tmp_path, recipe="svd-energy", objectives=["error", "latency"]), Silent())
+    assert run.summary["objectives"] == ["error", "latency"]
+    assert "latency" not in run.summary["reach"]
+    assert run.trials["latency_kept"].between(0, 1).all()
+    with pytest.raises(TargetError, match=r"not on latency: write --target flops=60%$"):
+        config_of(tmp_path, recipe="svd-energy", target=["flops=60%,latency=80%"])
+
+
 def test_latency_as_an_objective_without_a_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     FakeTimer(monkeypatch)
     run = launch(config_of(tmp_path, target=[], objectives=["error", "latency"], trials=8), Silent())
@@ -163,5 +173,5 @@ def test_a_worker_of_ray_measures_the_table_and_scores_by_it(tmp_path: Path) -> 
     assert isinstance(outcome, Outcome)
     assert outcome.score is not None, outcome.reason
     table = LatencyTable.load(tmp_path / "run" / LATENCY)
-    assert outcome.score.latency == pytest.approx(table.latency(space, allocation), rel=1e-12)
-    assert outcome.score.latency == pytest.approx(seconds_of(cut(dense, space, allocation)))
+    assert outcome.score.costs["latency"] == pytest.approx(table.latency(space, allocation), rel=1e-12)
+    assert outcome.score.costs["latency"] == pytest.approx(seconds_of(cut(dense, space, allocation)))

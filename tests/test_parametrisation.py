@@ -8,7 +8,7 @@ import pytest
 from local_searches import BRANCH, COARSE, FINE, costs_of, searched, space_of
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
-from objectives.cost.closed_form import Cost
+from objectives.cost.spec import Cost
 from search.budgets.knapsack import Knapsack
 from search.budgets.parametrisation import BUDGET, SPAN, Budgets, Multipliers, Sizes, parametrise
 from spaces.allocation import Allocation
@@ -88,7 +88,7 @@ def test_without_multipliers_the_profile_alone_chooses(target: int, rivals: bool
         parameters = parametrisation.encode(target, load)
         assert {parameters[name] for name in parametrisation.knapsack.sites} == {0.0}
         limits = {"macs": load * (HALF, THIRD)[target]["macs"]}
-        assert parametrisation.decode(parameters) == parametrisation.knapsack.allocate(limits)  # type: ignore[arg-type]
+        assert parametrisation.decode(parameters) == parametrisation.knapsack.allocate(limits)
 
 
 def test_parameters_and_multipliers_are_two_forms_of_one_thing() -> None:

@@ -15,6 +15,8 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
+from objectives.cost.spec import counted_costs
+from objectives.dense_model import load_dense
 from objectives.error import evaluate
 from objectives.evaluator import Evaluator, OnStep
 from objectives.runtime.device import name_of, resolve_device
@@ -113,7 +115,7 @@ class _Audit:
             what = f"audit {len(wanted) - len(missing) + index + 1} of {len(wanted)}: trial {number}, seed {seed}"
             if index == 0:
                 evaluator = self._evaluator(progress)
-                warn(evaluator.data, notice)
+                warn(evaluator.dense.data, notice)
             with told_steps(what, self.steps, progress) as on_step:
                 entry = self._measure(evaluator, number, seed, on_step)
             with path.open("a", encoding="utf-8") as log:
@@ -126,7 +128,8 @@ class _Audit:
             torch.set_num_threads(self.config.machines.threads)
         objective = self.config.objective(self.run.directory)
         objective = replace(objective, finetune=replace(objective.finetune, steps=self.steps))
-        return Evaluator(objective, progress, lambda found: check_same_model(self.run.directory, found.fingerprint))
+        dense = load_dense(objective, progress, lambda dense: check_same_model(self.run.directory, dense.fingerprint))
+        return Evaluator(dense)
 
     def _measure(self, evaluator: Evaluator, number: int, seed: int, on_step: OnStep) -> dict[str, Any]:
         allocation = self.run.allocation(self.run.trial(number))
@@ -138,7 +141,7 @@ class _Audit:
                 model.load_state_dict(load_file(weights))
         except DivergedError as error:
             raise RunError(f"the long fine-tune of trial {number} with seed {seed} failed: {error}") from error
-        test = evaluate(model.to(evaluator.device), evaluator.data.evaluation("test"))
+        test = evaluate(model.to(evaluator.dense.device), evaluator.dense.data.evaluation("test"))
         figures = {"error": score.error, "test_error": test.error, "seconds": score.seconds}
         return {"trial": number, "seed": seed, "steps": self.steps, **figures}
 
@@ -162,8 +165,7 @@ class _Audit:
         return {
             "number": number,
             "label": row["label"] if isinstance(row["label"], str) else None,
-            "macs_kept": float(row["macs_kept"]),
-            "params_kept": float(row["params_kept"]),
+            **{spec.kept: float(row[spec.kept]) for spec in counted_costs()},
             "front": number in set(self.front["number"]),
             "similar": number in set(self.similar["number"]),
             "short": float(row["error"]),
