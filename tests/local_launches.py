@@ -9,8 +9,8 @@ from objectives.runtime.progress import Step
 from search import SearchConfig
 from search.driver.forecast import Outlook
 from search.trial import Proposal, Trial
-from spaces.files import save_tensors
 from spaces.models.create import ModelConfig, create_model
+from spaces.tensors import save_tensors
 
 OPTIONS: dict[str, Any] = {
     "model": "vit_tiny_patch16_224",
