@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from objectives.cost.spec import COSTS
 from objectives.evaluator import Evaluator
 from objectives.latency.probe import CLOCKS, clock_of
 from objectives.latency.table import LATENCY, LatencyTable
@@ -25,7 +26,6 @@ from objectives.latency.timing import forward, time_calls
 from search import SearchConfig, launch
 from search.run.run import Run
 from search.terminal.display import Display
-from search.units import format_cost
 
 SECONDS, SITTINGS, POINTS = 2.0, 8, 4
 
@@ -80,7 +80,7 @@ def _config(arguments: argparse.Namespace, target: str, output: Path) -> SearchC
 def _report(run: Run, target: str) -> None:
     """A line per point: what the table says of it, and what was measured."""
     evaluator, table = Evaluator(run.config.objective(run.directory)), LatencyTable.load(run.directory / LATENCY)
-    print(f"\n## --target {target}\n\n{table.text}, clock {table.clock}: dense {format_cost('latency', table.dense)}")
+    print(f"\n## --target {target}\n\n{table.text}, clock {table.clock}: dense {COSTS['latency'].format(table.dense)}")
     print("table against whole models, relative: " + ", ".join(f"{check.error:+.1%}" for check in table.checks))
     cost = run.summary["targets"][0]["cost"]
     rows = run.trials[(run.trials["label"] != "dense") & (run.trials["state"] == "COMPLETE")]

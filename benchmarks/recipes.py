@@ -29,7 +29,8 @@ import torch
 from recipes_report import DENSE, Result, read, report
 from torch import nn
 
-from objectives.cost.closed_form import Cost, cost_model
+from objectives.cost.closed_form import cost_model
+from objectives.cost.spec import Cost
 from objectives.error import evaluate
 from objectives.evaluator import Evaluator
 from objectives.recipes.registry import RECIPES, check_reach, make_cut
@@ -203,7 +204,7 @@ class Bench:
 
     def _limits(self, budget: str) -> dict[Cost, float]:
         name, share = budget.rstrip("%").split("=")
-        cost: Cost = "macs" if name == "flops" else "params"
+        cost = "macs" if name == "flops" else "params"
         return {cost: self.evaluator.costs.dense[cost] * float(share) / 100}
 
     def _error(self, model: nn.Module) -> float:

@@ -14,6 +14,7 @@ import torch
 from objectives.evaluator import Evaluator
 from search import Run, open_run
 from search.pareto import front, hypervolume
+from search.run.schemas import front_columns
 
 HEADER = (
     "| run | sampler | trials | sampled | stopped | farthest behind | steps saved | time saved | cost of rungs | wrongly "
@@ -54,8 +55,7 @@ def row(run: Run) -> str:
 
 def points_of(run: Run, trials: pd.DataFrame) -> list[tuple[float, ...]]:
     """Objectives of every trial, costs as shares of the dense model's."""
-    columns = [name if name == "error" else f"{name}_kept" for name in run.summary["objectives"]]
-    return list(trials[columns].itertuples(index=False, name=None))
+    return list(trials[front_columns(run.summary["objectives"])].itertuples(index=False, name=None))
 
 
 def behind(trials: pd.DataFrame) -> float:

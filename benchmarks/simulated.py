@@ -49,7 +49,7 @@ class Sleep:
         error, before = float(self.surrogate.evaluate(job.allocation, rng)), float(self.surrogate.error(job.allocation))
         score = Score(
             error=error, error_before=before, kl=error, kl_before=before, steps=1, seconds=self.duration(job),
-            macs=int(costs.count(job.allocation, "macs")), params=int(costs.count(job.allocation, "params")),
+            costs=costs.costs(job.allocation),
         )  # fmt: skip
         return Outcome(number=job.number, score=score)
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from objectives.cost.closed_form import Cost, CostModel, cost_model
+from objectives.cost.closed_form import CostModel, cost_model
+from objectives.cost.spec import Cost
 from objectives.data.loaders import CALIBRATION_BATCH, Data
 from objectives.data.odd_folders import odd_folders
 from objectives.error import Evaluation, compare, confusion, evaluate, predict
@@ -68,7 +69,7 @@ class Evaluator:
         data: the splits.
         space: the space of the dense model.
         fingerprint: of the weights, the space and the calibration images.
-        counted: MACs and parameters in closed form.
+        counted: the costs that need no measurement.
         teacher: the dense model, on the device.
     """
 
@@ -135,7 +136,7 @@ class Evaluator:
     def costs(self) -> CostModel:
         """All costs of the space: with latency where the objective has it."""
         table = self.latency
-        return self.counted if table is None else self.counted.with_latency(table.dense, table.saved)
+        return self.counted if table is None else self.counted.with_cost("latency", table.dense, table.saved)
 
     @cached_property
     def latency(self) -> LatencyTable | None:
@@ -274,7 +275,7 @@ class Evaluator:
 
         Args:
             model: a compressed model; trained in place, on the device.
-            costs: its MACs and parameters, and latency where it is known.
+            costs: what it costs.
             batches: training batches, at least as many as steps are left.
             start: `time.perf_counter()` when the making of the model began.
             spent: steps of the fine-tune's number that were spent on making the model.
@@ -307,9 +308,7 @@ class Evaluator:
             error_before=before.error,
             kl=after.kl if after else None,
             kl_before=before.kl,
-            macs=int(costs["macs"]),
-            params=int(costs["params"]),
-            latency=costs.get("latency"),
+            costs=dict(costs),
             steps=max(rungs) if after is None else config.steps,
             seconds=time.perf_counter() - start,
             parts=passed.parts,

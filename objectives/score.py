@@ -1,7 +1,9 @@
 """Figures of one candidate."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+
+from objectives.cost.spec import COSTS, Cost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,9 +14,7 @@ class Score:
         error: top-1 error after the short fine-tune, in [0, 1]; None where that was stopped at a rung.
         error_before: the same as built from the factors, before any training.
         kl, kl_before: mean KL divergence from the dense model after and before it, in nats; likewise.
-        macs: multiply-accumulates for one image.
-        params: parameters.
-        latency: seconds of a call by the latency table of the search; None where there is none.
+        costs: cost -> figure, in the cost's unit; those that the search knows.
         steps: optimiser steps paid: those of the fine-tune, and those of a recipe before it.
         seconds: wall time of building, training and evaluating; not of an attempt that ran out of memory.
         parts: how many every batch was split in, so that the candidate fitted in memory.
@@ -25,10 +25,18 @@ class Score:
     error_before: float
     kl: float | None
     kl_before: float
-    macs: int
-    params: int
+    costs: Mapping[Cost, float]
     steps: int
     seconds: float
     parts: int = 1
-    latency: float | None = None
     rungs: Mapping[int, float] = field(default_factory=dict)
+
+    def figure(self, name: str) -> float | None:
+        """One of `figure_names`; None where it is not known."""
+        found: float | None = self.costs.get(name) if name in COSTS else getattr(self, name)
+        return found
+
+
+def figure_names(costs: Iterable[Cost]) -> tuple[str, ...]:
+    """Names of a score's figures as tables have them, where it has these costs."""
+    return ("error", "error_before", "kl", "kl_before", *costs, "steps", "seconds")

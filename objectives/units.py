@@ -1,7 +1,22 @@
-"""Times, sizes and divergences as people read them: the same digits and units wherever a figure is printed."""
+"""Counts, shares, times, sizes and divergences as people read them: the same digits and units wherever a figure is printed."""
 
 _TIMES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 _SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))  # decimal, as disks are sold
+
+
+def format_count(value: float) -> str:
+    """1234567 -> '1.23 M'."""
+    for unit in ("", "K", "M", "G", "T"):
+        if abs(value) < 999.5 or unit == "T":
+            return f"{value:.3g} {unit}".strip()
+        value /= 1000
+    raise AssertionError("unreachable")
+
+
+def format_kept(share: float) -> str:
+    """0.5 -> '50.0 % (−50.0 %)': what is kept, and what is gone; '±' where nothing is."""
+    change = f"{100 * (share - 1):+.1f}".replace("-", "−")
+    return f"{share * 100:.1f} % ({'±0.0' if change[1:] == '0.0' else change} %)"
 
 
 def format_time(seconds: float) -> str:
@@ -20,6 +35,12 @@ def format_size(count: float) -> str:
     """Bytes: 1250000 -> '1.25 MB'."""
     unit, name = _unit(count, _SIZES)
     return f"{_digits(count / unit)} {name}"
+
+
+def format_duration(seconds: float) -> str:
+    """72 -> '72 s', 300 -> '5 min', 7200 -> '2.0 h'."""
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 100 else f"{minutes} min" if minutes < 120 else f"{seconds / 3600:.1f} h"
 
 
 def format_divergence(nats: float) -> str:

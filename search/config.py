@@ -12,16 +12,19 @@ import types
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from objectives.cost.spec import COSTS, Cost, cost_of
 from objectives.data.config import DataConfig
 from objectives.latency.config import LatencyConfig
 from objectives.objective import Objective
 from objectives.recipes.names import RECIPE_NAMES
 from objectives.training.config import FinetuneConfig
+from search.budgets.targets import Target, check_recipes, parse_target
 from search.masking import masked
 from search.paths import absolute
 from search.runners.resources import ONE_LAUNCH, MachineConfig
@@ -37,7 +40,10 @@ LEAST_AUDITED = 3
 
 
 Parametrised = Literal["multipliers", "sizes"]
-ObjectiveName = Literal["error", "flops", "params", "latency"]
+if TYPE_CHECKING:
+    ObjectiveName = str
+else:  # for the command line: the names that it offers
+    ObjectiveName = Literal["error", *(spec.flag for spec in COSTS.values())]
 
 # Baselines that are points of the searched space; the others are recipes, which make models of their own.
 ALLOCATED = ("uniform", "random")
@@ -122,12 +128,22 @@ class StudyConfig:
             raise ConfigError(f"an audit needs a search, but the recipe {self.recipe!r} was asked for alone")
         if "error" not in self.objectives or not 2 <= len(set(self.objectives)) == len(self.objectives):
             raise ConfigError(f"objectives must be error and at least one cost, each once, got {', '.join(self.objectives)}")
+        check_recipes([name for name in self.recipes if name not in ALLOCATED], self.targets)
+
+    @cached_property
+    def targets(self) -> tuple[Target, ...]:
+        """The budgets, parsed."""
+        return tuple(map(parse_target, self.target))
+
+    @property
+    def minimised(self) -> tuple[Cost, ...]:
+        """The objectives that are costs."""
+        return tuple(spec.name for spec in map(cost_of, self.objectives) if spec is not None)
 
     @property
     def times(self) -> bool:
         """Whether latency is a target or an objective."""
-        bounds = (part for text in self.target for part in text.split(","))
-        return "latency" in self.objectives or any(part.strip().lower().startswith("latency") for part in bounds)
+        return "latency" in self.minimised or any("latency" in target.costs for target in self.targets)
 
     @property
     def recipes(self) -> tuple[str, ...]:
@@ -156,7 +172,8 @@ class SearchConfig:
 
     def flat(self) -> dict[str, Any]:
         """Option name -> value, as YAML and JSON can hold it."""
-        return {name: _plain(value) for part in _parts(self) for name, value in vars(part).items()}
+        names = ((part, field.name) for part in _parts(self) for field in dataclasses.fields(part))
+        return {name: _plain(getattr(part, name)) for part, name in names}
 
     @classmethod
     def from_flat(cls, options: Mapping[str, Any]) -> "SearchConfig":

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from objectives.cost.closed_form import Cost
+from objectives.cost.spec import Cost
 from objectives.score import Score
 from spaces.allocation import Allocation
 
@@ -27,7 +27,7 @@ class Proposal:
         parameters: what the sampler sees; empty for an allocation outside of the sampled band.
         attributes: what the sampler noted with it, by Optuna's names; part of no trial that is read from the journal.
         recipe: name of the recipe that makes the model, in place of an allocation.
-        limits: the recipe's budget: cost -> bound, in MACs or parameters.
+        limits: the recipe's budget: cost -> bound; counted costs alone.
     """
 
     number: int

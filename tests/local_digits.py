@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from objectives.cost.closed_form import Cost
+from objectives.cost.spec import Cost
 from objectives.data.config import DataConfig
 from objectives.evaluator import Evaluator
 from objectives.objective import Objective

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from search.budgets.targets import Target
+from search.budgets.targets import parse_target
 from search.report.html import assemble, page
 from search.report.page_data import content
 from search.run.tables import describe_space, sites_of, summarise
@@ -44,8 +44,8 @@ def made_up(count: int, costs: Sequence[str] = ("macs", "params"), seed: int = 0
         "skipped": [],
         "reach": {cost: [DENSE[cost] / 10, DENSE[cost]] for cost in costs},
     }
-    target = Target(text="flops=50%", cost="macs", limit=DENSE["macs"] / 2)
-    return summarise(trials, ["error", "macs"], [target], {**facts, "dense": dense}), trials
+    budget = parse_target("flops=50%").resolve({"macs": (DENSE["macs"] / 10, DENSE["macs"])})
+    return summarise(trials, ["error", "macs"], [budget], {**facts, "dense": dense}), trials
 
 
 def write_made_up(path: Path, count: int, **options: Any) -> None:

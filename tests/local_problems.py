@@ -6,7 +6,7 @@ import numpy as np
 import optuna
 from local_searches import BRANCH, FINE, scored, searched, space_of
 
-from objectives.cost.closed_form import Cost
+from objectives.cost.spec import Cost
 from objectives.score import Score
 from search.pareto import hypervolume
 from search.samplers.additive import Screen

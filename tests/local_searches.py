@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from objectives.cost.closed_form import Cost, CostModel
+from objectives.cost.closed_form import CostModel
+from objectives.cost.spec import Cost
 from objectives.profile import Errors
 from objectives.score import Score
 from search.budgets.knapsack import Knapsack
@@ -62,7 +63,15 @@ def score_of(allocation: Allocation) -> Score:
 
 def scored(error: float, macs: int, divergence: float = 0.0) -> Score:
     """The score of a candidate of this error, MACs, and divergence before the fine-tune."""
-    return Score(error=error, error_before=error, kl=0.0, kl_before=divergence, macs=macs, params=macs, steps=10, seconds=0.1)
+    return Score(
+        error=error,
+        error_before=error,
+        kl=0.0,
+        kl_before=divergence,
+        costs={"macs": macs, "params": macs},
+        steps=10,
+        seconds=0.1,
+    )
 
 
 def asked(study: Study) -> Proposal:

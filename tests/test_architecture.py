@@ -18,9 +18,9 @@ FORBIDDEN = {"spaces": {"optuna", "ray", "pandas", "fvcore"}, "objectives": {"op
 ROOMS = {
     "spaces": "lazy errors schema locks scratch files tensors modules allocation sites statistics models operators vit factors "
     "folder",
-    "objectives": "units score runtime cost error latency pictures data training deploy objective profile sensitivity "
+    "objectives": "units cost score runtime error latency pictures data training deploy objective profile sensitivity "
     "store evaluator forecast recipes",
-    "search": "layout masking paths units values pareto trial budgets runners samplers config run report study browse fidelity "
+    "search": "layout masking paths values pareto trial budgets runners samplers config run report study browse fidelity "
     "deploy driver terminal",
 }
 

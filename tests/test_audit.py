@@ -14,11 +14,13 @@ from local_runs import DIGITS, MODEL, Fails
 from test_report import Page, frame, summary
 
 import run_search
+from objectives.cost.spec import known_costs
+from objectives.score import figure_names
 from search import SearchConfig, audit, launch, open_run
 from search.fidelity.rank_correlation import agreement, candidates, similar, spread_over, tau
 from search.report.audit_tables import BAND, audit_tables
 from search.run.run import Run
-from search.run.tables import figures_of, write_tables
+from search.run.tables import write_tables
 from spaces.errors import ConfigError, RunError
 
 NAN = float("nan")
@@ -113,7 +115,7 @@ OPTIONS: dict[str, Any] = {"steps": 2, "trials": 12, "sampler": "random", "targe
 def with_front(run: Run, numbers: list[int]) -> Run:
     """The run with other points on its front: that of an untrained model is a matter of luck."""
     rows = run.trials[run.trials["number"].isin(numbers)]
-    names = ("number", "label", "space", *figures_of(run.summary["dense"]))
+    names = ("number", "label", "space", *figure_names(spec.name for spec in known_costs(run.summary["dense"])))
     front = [
         {**json.loads(row[list(names)].to_json()), "allocation": dict(run.allocation(row))}
         for _, row in rows.sort_values("macs").iterrows()

@@ -399,7 +399,7 @@ def test_a_table_that_cannot_be_read_says_nothing_of_what_was_lost(tmp_path: Pat
         (lambda lines: lines[1:], r"line 1 cannot be read \(it does not begin the study"),
         (
             lambda lines: [lines[0], lines[1].replace('"macs":', '"macs":"x","was":'), *lines[2:]],
-            r"line 2 .*score.macs must be",
+            r"line 2 .*score.costs.macs must be",
         ),
         (
             lambda lines: [lines[0], lines[1].replace('"number":0', '"number":null'), *lines[2:]],

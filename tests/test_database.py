@@ -209,7 +209,7 @@ def test_the_study_is_readable_with_optuna_alone(place: Place, directory: Path) 
     loaded = optuna.load_study(study_name=directory.name, storage=storage)
     assert len(loaded.trials) == 8
     done = [trial for trial in study.trials if trial.state == "COMPLETE"]
-    points = {(trial.score.error, trial.score.macs) for trial in done if trial.score and trial.score.error is not None}
+    points = {(trial.score.error, trial.score.costs["macs"]) for trial in done if trial.score and trial.score.error is not None}
     front = {p for p in points if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)}
     assert {tuple(trial.values) for trial in loaded.best_trials} == front
     assert loaded.trials_dataframe().shape[0] == 8

@@ -51,7 +51,9 @@ def shown(found: dict[str, Any], width: int = 250) -> str:
     with Display(Console(file=text, width=width)) as display:
         outlook = Outlook(trials=20, finished=5, workers=1, seconds=3.0, weights=1000, free=10**12)
         display.began(Path("runs/one"), found, outlook, 100)
-        score = Score(error=0.25, error_before=0.4, kl=0.1, kl_before=0.2, macs=400, params=120, steps=100, seconds=3.0)
+        score = Score(
+            error=0.25, error_before=0.4, kl=0.1, kl_before=0.2, costs={"macs": 400, "params": 120}, steps=100, seconds=3.0
+        )
         proposal = Proposal(number=5, allocation=Allocation({"b.qk": 8}), space="contract", seed=0)
         display.finished(Trial(proposal=proposal, score=score, reason=None), found, 6)
     return text.getvalue()

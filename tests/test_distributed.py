@@ -205,7 +205,7 @@ def test_a_candidate_of_two_processes_scores_as_that_of_one(pair: Pair, objectiv
     alone, (first, second) = score(ALONE, objective, seeds), pair.run(score, objective, seeds, tmp_path / "weights")
     for one, two, other in zip(alone, first, second, strict=True):
         assert replace(two, seconds=0.0) == replace(other, seconds=0.0)
-        assert (two.error_before, two.macs, two.params, two.steps) == (one.error_before, one.macs, one.params, one.steps)
+        assert (two.error_before, two.costs, two.steps) == (one.error_before, one.costs, one.steps)
         assert two.kl_before == pytest.approx(one.kl_before, abs=1e-6)
     errors = [torch.tensor([entry.error for entry in run]) for run in (alone, first)]
     assert float(errors[0].mean()) < alone[0].error_before - 0.05

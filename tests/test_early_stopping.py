@@ -47,7 +47,14 @@ from spaces.tensors import save_tensors
 def score(rung: float, error: float | None, macs: int = 100, params: int = 10) -> Score:
     """A fine-tune of 40 steps that was measured at step 10."""
     return Score(
-        error=error, error_before=0.9, kl=0.0, kl_before=0.0, macs=macs, params=params, steps=40, seconds=1.0, rungs={10: rung}
+        error=error,
+        error_before=0.9,
+        kl=0.0,
+        kl_before=0.0,
+        costs={"macs": macs, "params": params},
+        steps=40,
+        seconds=1.0,
+        rungs={10: rung},
     )
 
 
@@ -127,7 +134,7 @@ def random_trials(rng: random.Random, spread: float = 0.02) -> list[Trial]:
 @pytest.mark.parametrize("seed", range(20))
 def test_never_without_a_cheaper_one_whatever_the_error(seed: int) -> None:
     trials = random_trials(random.Random(seed))
-    cheapest = min(entry.score.macs for entry in trials if entry.score)
+    cheapest = min(entry.score.costs["macs"] for entry in trials if entry.score)
     assert dominating(trials, {"macs": cheapest - 1}, 10, 1.0) is None
 
 
@@ -214,7 +221,7 @@ def test_stopped_at_a_rung(evaluator: Evaluator, tmp_path: Path) -> None:
     assert steps == [1, 2, 3, 4]
     assert (found.error, found.kl, found.steps) == (None, None, 4)
     assert found.rungs == whole.rungs
-    assert (found.error_before, found.macs, found.params) == (whole.error_before, whole.macs, whole.params)
+    assert (found.error_before, found.costs) == (whole.error_before, whole.costs)
     assert found.seconds > 0
     assert not (tmp_path / "weights").exists()
 

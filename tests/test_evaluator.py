@@ -39,7 +39,7 @@ def test_the_identity_scores_as_the_dense_model(evaluator: Evaluator) -> None:
     score = evaluator.evaluate(evaluator.space.identity(), seed=0)
     assert score.error_before == evaluator.dense.error
     assert score.kl_before == pytest.approx(0, abs=1e-7)
-    assert (score.macs, score.params) == (evaluator.costs.dense["macs"], evaluator.costs.dense["params"])
+    assert (score.costs["macs"], score.costs["params"]) == (evaluator.costs.dense["macs"], evaluator.costs.dense["params"])
 
 
 def test_the_same_seed_gives_the_same_score(evaluator: Evaluator, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_two_processes_find_what_one_finds(run: Run) -> None:
     assert outcome.score.error_before == alone.error_before
     assert outcome.score.error == pytest.approx(alone.error, abs=0.08)
     assert outcome.score.error < outcome.score.error_before - 0.1
-    assert (outcome.score.macs, list(outcome.score.rungs)) == (alone.macs, [STEPS // 2])
+    assert (outcome.score.costs["macs"], list(outcome.score.rungs)) == (alone.costs["macs"], [STEPS // 2])
     assert (run.folder / "trials" / "0000" / WEIGHTS).exists()
 
 

@@ -14,7 +14,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import block_diag
 from torch import Tensor, nn
 
-from objectives.cost.closed_form import COSTS, Cost, CostModel, cost_model
+from objectives.cost.closed_form import CostModel, cost_model
+from objectives.cost.spec import COSTS, Cost
 from objectives.profile import Errors
 from search.budgets.knapsack import Knapsack
 from spaces.allocation import Allocation
@@ -243,7 +244,7 @@ def test_latency_is_a_third_cost_that_need_not_fall_with_every_size() -> None:
         def of_branch(operator: Operator, sizes: Mapping[str, int], saved: dict[str, dict[int, float]] = saved) -> float:
             return sum(saved[site.name].get(sizes[site.part], 0.0) for site in operator.sites)
 
-        costs = made.costs.with_latency(0.02, of_branch)
+        costs = made.costs.with_cost("latency", 0.02, of_branch)
         offered = [
             [({site.name: size for site, size in zip(operator.sites, sizes, strict=True)}, operator) for operator in rivals
              for sizes in itertools.product(*(site.choices for site in operator.sites))]

@@ -163,5 +163,5 @@ def test_a_worker_of_ray_measures_the_table_and_scores_by_it(tmp_path: Path) -> 
     assert isinstance(outcome, Outcome)
     assert outcome.score is not None, outcome.reason
     table = LatencyTable.load(tmp_path / "run" / LATENCY)
-    assert outcome.score.latency == pytest.approx(table.latency(space, allocation), rel=1e-12)
-    assert outcome.score.latency == pytest.approx(seconds_of(cut(dense, space, allocation)))
+    assert outcome.score.costs["latency"] == pytest.approx(table.latency(space, allocation), rel=1e-12)
+    assert outcome.score.costs["latency"] == pytest.approx(seconds_of(cut(dense, space, allocation)))

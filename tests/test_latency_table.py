@@ -48,7 +48,7 @@ def test_times_that_are_linear_in_the_sizes_are_reproduced(space: str, make_vit:
     table = measured(model, offered)
     assert table.dense == pytest.approx(seconds_of(model))
     assert table.error == pytest.approx(0, abs=1e-9)
-    costs = cost_model(model, offered).with_latency(table.dense, table.saved)
+    costs = cost_model(model, offered).with_cost("latency", table.dense, table.saved)
     assert costs.costs(offered.identity()) == {**cost_model(model, offered).dense, "latency": table.dense}
     for seed in range(40):
         allocation = drawn(offered, seed)

@@ -154,7 +154,7 @@ def test_a_candidate_that_does_not_fit_is_measured_in_halves(prepared: Evaluator
     assert halves.error == whole.error
     assert halves.kl == pytest.approx(whole.kl, rel=1e-2)
     assert halves.kl_before == pytest.approx(0, abs=1e-6)
-    assert (halves.steps, halves.macs) == (whole.steps, whole.macs)
+    assert (halves.steps, halves.costs["macs"]) == (whole.steps, whole.costs["macs"])
 
 
 def test_out_of_memory_in_the_middle_of_training_begins_anew(prepared: Evaluator) -> None:

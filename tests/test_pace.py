@@ -17,7 +17,7 @@ from search.trial import Proposal, Trial
 from spaces.allocation import Allocation
 
 CONFIG, HERE = SearchConfig.from_flat({"device": "cpu", "parallel": 2}), ["host cpu (x86_64)"]
-SCORE = Score(error=0.25, error_before=0.4, kl=0.1, kl_before=0.2, macs=400, params=120, steps=100, seconds=3.0)
+SCORE = Score(error=0.25, error_before=0.4, kl=0.1, kl_before=0.2, costs={"macs": 400, "params": 120}, steps=100, seconds=3.0)
 PROPOSAL = Proposal(number=0, allocation=Allocation({"b.qk": 8}), space="contract", seed=0)
 
 

@@ -10,9 +10,10 @@ import pytest
 from local_runs import Fails
 from local_searches import FINE, costs_of, errors_of, score_of, space_of
 
+from search.budgets.targets import Bound, Target
 from search.config import SearchConfig
 from search.deploy.exact_budget import exact_of, materialise
-from search.deploy.points import GIVEN, MATERIALISED, Point, name_of, pick_file, pick_target, pick_trial, wishes
+from search.deploy.points import GIVEN, MATERIALISED, Point, pick_file, pick_target, pick_trial, wishes
 from search.run.run import Run
 from search.run.tables import describe_space, summarise, trial_table, write_tables
 from search.trial import Proposal, Trial
@@ -50,7 +51,7 @@ def made(folder: Path, trials: dict[int, Any] = TRIALS, **options: Any) -> Run:
         )
         write_json(folder / "trials" / f"{number:04d}" / "allocation.json", proposal.to_dict())
         macs = costs_of(SPACE).count(allocation, "macs")
-        score = None if error is None else replace(score_of(allocation), error=error, macs=macs, params=macs)
+        score = None if error is None else replace(score_of(allocation), error=error, costs={"macs": macs, "params": macs})
         ended.append(Trial(proposal=proposal, score=score, reason=None if score else "ValueError: broken"))
     facts: dict[str, Any] = {
         "model": "made-up", "fingerprint": "f",
@@ -107,7 +108,8 @@ def built(run: Run, target: str, evaluator: Built) -> Point | None:
     ],
 )
 def test_a_folder_is_named_for_its_target(target: str, name: str) -> None:
-    assert name_of(target) == name
+    bounds = tuple(Bound(text=text, cost="macs", amount=1.0, is_percent=True) for text in target.split(","))
+    assert Target(text=target, bounds=bounds).folder == name
 
 
 @pytest.mark.parametrize(

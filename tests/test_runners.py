@@ -200,7 +200,7 @@ def test_workers_run_at_the_niceness_of_who_started_them(place: Place) -> None:
 def test_a_forecast_is_made_where_trials_run(place: Place, allocations: list[Allocation], expected: list[Score]) -> None:
     forecast = place.runner.forecast(allocations[0])
     assert forecast.parts == 1
-    assert forecast.weights >= 4 * expected[0].params
+    assert forecast.weights >= 4 * expected[0].costs["params"]
     assert forecast.seconds > STEPS * forecast.step > 0
 
 
@@ -216,7 +216,7 @@ def test_scores_are_those_of_one_process(place: Place, allocations: list[Allocat
         rows = [json.loads(line) for line in (place.folder(number) / METRICS).read_text().splitlines()]
         assert [row.get("step") for row in rows] == [*range(1, STEPS + 1), None]
         assert rows[-1]["error"] == score.error
-        assert (place.folder(number) / WEIGHTS).stat().st_size > 4 * score.params
+        assert (place.folder(number) / WEIGHTS).stat().st_size > 4 * score.costs["params"]
     assert sorted(place.asked) == [(number, RUNG, threading.get_ident()) for number in range(3)]
     assert {number for number, _ in place.steps} == {0, 1, 2}
 

@@ -1,14 +1,20 @@
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pytest
 
 from objectives.cost.closed_form import CostModel
-from search.budgets.targets import Reach, budgets_of, check_jointly, check_recipes, parse_targets, reach_of, recipe_budgets
-from search.units import format_cost, format_count, format_kept
+from objectives.cost.spec import COSTS
+from objectives.units import format_count, format_kept
+from search.budgets.reach import check_jointly, reach_of, recipe_limits
+from search.budgets.targets import Budget, Reach, budgets_of, check_recipes, names_of, parse_target
 from spaces.errors import TargetError
 from spaces.sites import Operator, Site, Space
 
 REACH: Reach = {"macs": (100_000_000, 1_000_000_000), "params": (1_000_000, 20_000_000), "latency": (5e-3, 20e-3)}
+
+
+def budgets(*texts: str, reach: Reach = REACH, later: Sequence[str] = ()) -> tuple[Budget, ...]:
+    return budgets_of([parse_target(text) for text in texts], reach, later)
 
 
 @pytest.mark.parametrize(
@@ -27,25 +33,26 @@ REACH: Reach = {"macs": (100_000_000, 1_000_000_000), "params": (1_000_000, 20_0
     ],
 )
 def test_targets_are_understood(text: str, cost: str, limit: float) -> None:
-    (target,) = parse_targets([text], REACH)
-    assert (target.cost, target.limit) == (cost, limit)
+    assert parse_target(text).resolve(REACH).limits == {cost: limit}
 
 
 def test_texts_are_budgets_of_their_own_and_bounds_of_one_text_are_kept_together() -> None:
-    targets = parse_targets(["flops=50%", "params=11M, flops=40%", "macs=0.3G"], REACH)
-    assert [(target.text, target.group) for target in targets] == [
+    found = budgets("flops=50%", "params=11M, flops=40%", "macs=0.3G")
+    entries = [entry for group, budget in enumerate(found) for entry in budget.entries(group)]
+    assert [(entry["text"], entry["group"]) for entry in entries] == [
         ("flops=50%", 0),
         ("params=11M", 1),
         ("flops=40%", 1),
         ("macs=0.3G", 2),
     ]
-    assert budgets_of(targets) == [{"macs": 5e8}, {"params": 11e6, "macs": 4e8}, {"macs": 3e8}]
-    assert budgets_of(()) == []
+    assert [budget.limits for budget in found] == [{"macs": 5e8}, {"params": 11e6, "macs": 4e8}, {"macs": 3e8}]
+    assert names_of(entries) == ["flops=50%", "params=11M and flops=40%", "macs=0.3G"]
+    assert budgets() == ()
 
 
 def test_two_bounds_for_one_cost_in_one_text() -> None:
     with pytest.raises(TargetError, match=r"two bounds for one cost in 'flops=50%,macs=0.4G': .* --target flops=50% flops=30%"):
-        parse_targets(["params=11M", "flops=50%,macs=0.4G"], REACH)
+        parse_target("flops=50%,macs=0.4G")
 
 
 def test_every_group_must_be_reached_jointly() -> None:
@@ -62,9 +69,9 @@ def test_every_group_must_be_reached_jointly() -> None:
     costs = CostModel({"macs": 100, "params": 100}, tuple((operator, count) for operator in operators))
     reach = reach_of(costs, space)
     assert reach == {"macs": (10, 100), "params": (10, 100)}
-    check_jointly(parse_targets(["flops=50%", "params=50%"], reach), costs, space)
+    check_jointly(budgets("flops=50%", "params=50%", reach=reach), costs, space)
     with pytest.raises(TargetError, match="no allocation keeps flops=50% and params=50% at once in space 'odd'"):
-        check_jointly(parse_targets(["flops=90%", "flops=50%,params=50%"], reach), costs, space)
+        check_jointly(budgets("flops=90%", "flops=50%,params=50%", reach=reach), costs, space)
 
 
 @pytest.mark.parametrize(
@@ -72,43 +79,43 @@ def test_every_group_must_be_reached_jointly() -> None:
     ["50%", "flops", "flops=", "flops=-5%", "flops=50 %%", "speed=2", "flops=1e9", "", "latency=8", "latency=8m", "flops=8ms"],
 )
 def test_malformed_targets_are_refused(text: str) -> None:
-    with pytest.raises(TargetError, match="not understood"):
-        parse_targets([text], REACH)
+    with pytest.raises(TargetError, match=r"not understood: write flops=50%, flops=2.3G \(MACs\), params=11M or latency=8ms$"):
+        parse_target(text)
 
 
 @pytest.mark.parametrize("text", ["flops=5%", "flops=200%", "params=0.5M", "flops=0%", "latency=4ms"])
 def test_unreachable_targets_name_the_range(text: str) -> None:
     with pytest.raises(TargetError, match=r"reaches from .*\(\d.*%\) to .*100%"):
-        parse_targets([text], REACH)
+        parse_target(text).resolve(REACH)
 
 
 def test_numbers_read_well() -> None:
     assert [format_count(value) for value in (0, 950, 1_234_567, 4.6e9, 999_900)] == ["0", "950", "1.23 M", "4.6 G", "1 M"]
     assert format_kept(0.5) == "50.0 % (−50.0 %)"
-    assert [format_cost("latency", value) for value in (1.5, 0.0082, 0.5e-3)] == ["1.5 s", "8.2 ms", "500 µs"]
-    assert [format_cost("macs", 4.6e9), format_cost("params", 11e6)] == ["4.6 G MACs", "11 M parameters"]
+    assert [COSTS["latency"].format_with_unit(value) for value in (1.5, 0.0082, 0.5e-3)] == ["1.5 s", "8.2 ms", "500 µs"]
+    assert [COSTS["macs"].format_with_unit(4.6e9), COSTS["params"].format_with_unit(11e6)] == ["4.6 G MACs", "11 M parameters"]
 
 
 def test_latency_that_is_not_known_yet_is_left_for_later_and_never_forgotten() -> None:
     counted: Reach = {"macs": REACH["macs"], "params": REACH["params"]}
-    later = parse_targets(["latency=50%", "flops=50%,latency=9ms"], counted, later=("latency",))
-    assert budgets_of(later) == [{"macs": 5e8}]
-    assert budgets_of(parse_targets(["flops=50%,latency=9ms"], REACH)) == [{"macs": 5e8, "latency": pytest.approx(9e-3)}]
+    later = budgets("latency=50%", "flops=50%,latency=9ms", reach=counted, later=("latency",))
+    assert [budget.limits for budget in later] == [{"macs": 5e8}]
+    assert [budget.limits for budget in budgets("flops=50%,latency=9ms")] == [{"macs": 5e8, "latency": pytest.approx(9e-3)}]
     with pytest.raises(TargetError, match="'latency=50%': this run measured no latency"):
-        parse_targets(["latency=50%"], counted)
+        budgets("latency=50%", reach=counted)
     with pytest.raises(TargetError, match="not understood"):
-        parse_targets(["latency=fast"], counted, later=("latency",))
+        parse_target("latency=fast")
 
 
 def test_recipes_get_the_bounds_that_they_can_keep() -> None:
     costs = CostModel({"macs": 1_000_000_000, "params": 20_000_000, "latency": 20e-3}, ())
-    joint = parse_targets(["flops=50%,latency=9ms", "latency=8ms", "params=11M"], REACH)
-    assert recipe_budgets(joint, costs) == [{"macs": 5e8}, {"params": 11e6}]
-    assert recipe_budgets(parse_targets(["latency=8ms"], REACH), costs) == []
-    assert recipe_budgets((), costs) == [{"macs": 5e8}]
-    check_recipes([], ["latency=8ms"])
-    check_recipes(["vtp"], ["flops=50%,latency=9ms"])
+    joint = budgets("flops=50%,latency=9ms", "latency=8ms", "params=11M")
+    assert recipe_limits(joint, costs) == [{"macs": 5e8}, {"params": 11e6}]
+    assert recipe_limits(budgets("latency=8ms"), costs) == []
+    assert recipe_limits((), costs) == [{"macs": 5e8}]
+    check_recipes([], [parse_target("latency=8ms")])
+    check_recipes(["vtp"], [parse_target("flops=50%,latency=9ms")])
     with pytest.raises(
         TargetError, match=r"recipe 'vtp' keeps bounds on MACs or parameters, not on latency: .* flops=50%,latency=8ms"
     ):
-        check_recipes(["vtp", "gohsp"], ["flops=50%", "latency=8ms"])
+        check_recipes(["vtp", "gohsp"], [parse_target("flops=50%"), parse_target("latency=8ms")])

@@ -2,8 +2,8 @@
 
 import pytest
 
+from objectives.cost.spec import COSTS
 from objectives.units import format_divergence, format_size, format_spread, format_time
-from search.units import format_cost
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,7 @@ from search.units import format_cost
     ],
 )  # fmt: skip
 def test_a_time_has_three_digits_and_its_unit(seconds: float, text: str) -> None:
-    assert format_time(seconds) == format_cost("latency", seconds) == text
+    assert format_time(seconds) == COSTS["latency"].format_with_unit(seconds) == text
 
 
 def test_quartiles_are_in_the_unit_of_the_median() -> None:

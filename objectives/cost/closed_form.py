@@ -1,28 +1,25 @@
-"""What an allocation costs, in microseconds, so that proposals can be fitted to a budget: MACs and parameters in closed form,
-and latency from a table where one was measured.
+"""What an allocation costs, in microseconds, so that proposals can be fitted to a budget: counted costs in closed form, and
+measured ones (latency) from tables.
 
 `flops` in options means MACs. Biases count as parameters; MACs cover the products of convolutions, linear layers and
-attention (what objectives/count.py counts by tracing).
+attention (what objectives/cost/tracing.py counts).
 """
 
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Literal, get_args
 
 import torch
 from timm.layers import AttentionPoolLatent, GluMlp, SwiGLU
 from torch import Tensor, nn
 
+from objectives.cost.spec import COSTS, Cost, counted_costs
 from spaces.allocation import Allocation
 from spaces.errors import CountError, first_line, printable
 from spaces.models.create import input_size
 from spaces.sites import Operator, Space
 from spaces.vit import ATTENTION
-
-Cost = Literal["macs", "params", "latency"]
-COSTS: tuple[Cost, ...] = get_args(Cost)
 
 Sizes = Mapping[str, int]
 Count = tuple[int, int]  # MACs, parameters
@@ -36,7 +33,7 @@ class CostModel:
     The costs of a branch depend on the sizes of its sites alone; branches add up.
 
     Attributes:
-        dense: cost name -> figure of the dense model; MACs and parameters as integers, latency in seconds where it is known.
+        dense: cost -> figure of the dense model, in the cost's unit; of the costs that are known.
         operators: every operator of every branch, with its branch's costs as a function of the sizes of its sites: up to
             constants, which do not matter.
     """
@@ -63,15 +60,16 @@ class CostModel:
         """Cost of the dense branch as every operator counts it."""
         return tuple(count(operator.dense_sizes) for operator, count in self.operators)
 
-    def with_latency(self, dense: float, saved: Callable[[Operator, Sizes], float]) -> "CostModel":
-        """The same with latency.
+    def with_cost(self, cost: Cost, dense: float, saved: Callable[[Operator, Sizes], float]) -> "CostModel":
+        """The same with one more cost.
 
         Args:
-            dense: seconds of the dense model.
-            saved: seconds that an operator saves its branch at sizes of its sites; 0 for dense ones.
+            cost: a measured one.
+            dense: figure of the dense model.
+            saved: what an operator saves its branch at sizes of its sites; 0 for dense ones.
         """
-        operators = tuple((operator, partial(_timed, operator, count, saved)) for operator, count in self.operators)
-        return CostModel({**self.dense, "latency": dense}, operators)
+        operators = tuple((operator, partial(_measured, operator, count, saved)) for operator, count in self.operators)
+        return CostModel({**self.dense, cost: dense}, operators)
 
     def count(self, allocation: Allocation, cost: Cost) -> float:
         """One of the costs of an allocation."""
@@ -84,7 +82,7 @@ class CostModel:
 
 
 def cost_model(dense: nn.Module, space: Space) -> CostModel:
-    """MACs and parameters in closed form, from a timm model's shapes and one forward pass that tells the number of tokens.
+    """Counted costs in closed form, from a timm model's shapes and one forward pass that tells the number of tokens.
 
     Raises:
         CountError: the model does not take its own images, or a layer of the branches was not called, so its number of tokens
@@ -97,11 +95,22 @@ def cost_model(dense: nn.Module, space: Space) -> CostModel:
         if tokens.get(path, 0) == 0:
             raise CountError(f"{path} was not called in a forward pass: its cost is unknown")
         for operator in rivals:
-            operators.append((operator, _branch_cost(dense.get_submodule(path), operator, tokens[path])))
-    return CostModel({"macs": sum(macs.values()), "params": params}, tuple(operators))
+            count = _branch_cost(dense.get_submodule(path), operator, tokens[path])
+            operators.append((operator, partial(_counted, count)))
+    figures = _figures(sum(macs.values()), params)
+    return CostModel(dict(zip((spec.name for spec in counted_costs()), figures, strict=True)), tuple(operators))
 
 
-def _timed(
+def _counted(count: Callable[[Sizes], Count], sizes: Sizes) -> Figures:
+    return _figures(*count(sizes))
+
+
+def _figures(macs: int, params: int) -> Figures:
+    """All counted costs of a model or a branch."""
+    return tuple(spec.count(macs, params) for spec in COSTS.values() if spec.count is not None)
+
+
+def _measured(
     operator: Operator, count: Callable[[Sizes], Figures], saved: Callable[[Operator, Sizes], float], sizes: Sizes
 ) -> Figures:
     return *count(sizes), -saved(operator, sizes)

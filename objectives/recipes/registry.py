@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from objectives.cost.closed_form import Cost
+from objectives.cost.spec import COSTS, Cost
 from objectives.evaluator import Evaluator, OnStep
 from objectives.recipes.gohsp import prune_by_admm
 from objectives.recipes.kumar_hybrid import hybrid_plain, hybrid_whitened
@@ -142,7 +142,7 @@ def evaluate_recipe(
     Args:
         evaluator: as for candidates. A recipe takes one process and one device: of a group, the first process alone calls this.
         name: of the recipe.
-        limits: upper bounds on costs, in MACs or parameters.
+        limits: cost -> upper bound; counted costs alone.
         seed: of the batches; those before the cut and those after it are one stream, a candidate's.
         on_step: called after every optimiser step, before the cut and after it.
         weights: file for the fine-tuned weights; not kept if None.
@@ -179,6 +179,5 @@ def check_reach(evaluator: Evaluator, name: str, limits: Mapping[Cost, float]) -
     least = bench.smallest()
     if bench.load(least) > 1:
         costs, dense = bench.costs.costs(least), bench.costs.dense
-        names: dict[Cost, str] = {"macs": "MACs", "params": "parameters"}
-        kept = " and ".join(f"{costs[cost] / dense[cost]:.1%} of {names[cost]}" for cost in limits)
+        kept = " and ".join(f"{costs[cost] / dense[cost]:.1%} of {COSTS[cost].word}" for cost in limits)
         raise AllocationError(f"recipe {name!r} cannot keep this budget: the smallest model that it makes keeps {kept}")

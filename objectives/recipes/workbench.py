@@ -8,7 +8,8 @@ from itertools import islice
 
 from torch import Tensor, nn
 
-from objectives.cost.closed_form import Cost, CostModel, cost_model
+from objectives.cost.closed_form import CostModel, cost_model
+from objectives.cost.spec import Cost
 from objectives.evaluator import Evaluator, OnStep
 from objectives.runtime.progress import Step
 from objectives.training.finetune import finetune
@@ -32,7 +33,7 @@ class Workbench:
         evaluator: dense model, images, fine-tune.
         space: name of the space that the recipe's allocations are of.
         kinds: kinds of sites that the recipe moves; None for all of the space.
-        limits: upper bounds on costs, in MACs or parameters.
+        limits: cost -> upper bound; counted costs alone.
         steps: optimiser steps that the recipe may spend before the cut.
         seed: of its batches.
         on_step: called after every optimiser step.

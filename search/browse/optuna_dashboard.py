@@ -5,6 +5,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
@@ -60,7 +61,8 @@ def serve_dashboard(storage: BaseStorage, listener: socket.socket, host: str) ->
     from a2wsgi import WSGIMiddleware
     from optuna_dashboard import wsgi
 
-    serve_application(WSGIMiddleware(wsgi(storage)), listener, host)
+    served: Any = WSGIMiddleware(wsgi(storage))  # its types of ASGI are not Starlette's
+    serve_application(served, listener, host)
 
 
 def _copy_journal(path: Path, copies: BaseStorage, name: str) -> None:

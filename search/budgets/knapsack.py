@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from objectives.cost.closed_form import Cost, CostModel
+from objectives.cost.closed_form import CostModel
+from objectives.cost.spec import Cost
 from objectives.evaluator import Evaluator
 from objectives.profile import Errors
 from objectives.sensitivity import closed_form

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from objectives.cost.closed_form import Cost, CostModel
+from objectives.cost.closed_form import CostModel
+from objectives.cost.spec import Cost
 from search.budgets.knapsack import Indices, Knapsack
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError
@@ -39,7 +40,7 @@ class Budgets:
     Attributes:
         space: where allocations come from.
         costs: of this space.
-        targets: of each one, cost -> bound, in MACs, parameters or seconds.
+        targets: of each one, cost -> bound, in the cost's unit.
         lows: of each one, the lowest load that proposals aim at; the highest is 1.
     """
 

@@ -1,78 +1,134 @@
-"""Budgets: what `flops=50%` or `latency=8ms` means for one model, and whether it can be reached."""
+"""Targets as users write them, parsed once and without a model, and the budgets that they are for one model."""
 
-import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 from typing import Any
 
-from objectives.cost.closed_form import Cost, CostModel
-from search.units import format_cost
+from objectives.cost.spec import COSTS, MAIN, Cost, CostSpec, cost_of, counted_costs
 from spaces.errors import TargetError
-from spaces.sites import Space
 
-_NAMES: dict[str, Cost] = {"flops": "macs", "macs": "macs", "params": "params", "latency": "latency"}
-_COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
-_UNITS: dict[Cost, dict[str, float]] = {"macs": _COUNTS, "params": _COUNTS, "latency": {"s": 1.0, "ms": 1e-3, "us": 1e-6}}
-_PATTERN = re.compile(r"\s*(\w+)\s*=\s*([0-9]*\.?[0-9]+)\s*(%|[a-z]*)\s*", re.IGNORECASE)
+_BOUND = re.compile(r"\s*(\w+)\s*=\s*([0-9]*\.?[0-9]+)\s*(%|[a-z]*)\s*", re.IGNORECASE)
 
-_NOT_UNDERSTOOD = "target {text!r} is not understood: write flops=50%, flops=2.3G (MACs), params=11M or latency=8ms"
+Reach = Mapping[Cost, tuple[float, float]]  # cost -> (smallest allocation's, dense model's)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
-    """An upper bound on what is kept of one cost.
+class Bound:
+    """An upper bound on one cost.
 
     Attributes:
         text: as the user wrote it.
-        cost: macs, params or latency.
-        limit: the bound, in MACs, parameters or seconds.
-        group: bounds of one group are kept together; every group is a budget of its own.
+        cost: what is bounded.
+        amount: in the cost's unit, or in percent of the dense model's.
+        is_percent: which of the two.
     """
 
     text: str
     cost: Cost
-    limit: float
-    group: int = 0
+    amount: float
+    is_percent: bool
+
+    def limit(self, reach: Reach) -> float:
+        """The bound in the cost's unit.
+
+        Raises:
+            TargetError: the cost is not known, or the limit is outside what the space can reach.
+        """
+        spec = COSTS[self.cost]
+        if self.cost not in reach:
+            raise TargetError(
+                f"target {self.text!r}: this run measured no {spec.word}: search with a {spec.flag} target or objective"
+            )
+        least, dense = reach[self.cost]
+        limit = dense * self.amount / 100 if self.is_percent else self.amount
+        if least <= limit <= dense:
+            return limit
+        raise TargetError(
+            f"target {self.text!r} is {spec.format_with_unit(limit)}, but this space reaches from "
+            f"{spec.format_with_unit(least)} ({least / dense:.1%}) to {spec.format_with_unit(dense)} (100%, the dense model)"
+        )
 
 
-Reach = dict[Cost, tuple[float, float]]
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What one --target asks for: bounds that are kept together.
+
+    Attributes:
+        text: as the user wrote it.
+        bounds: each on another cost.
+    """
+
+    text: str
+    bounds: tuple[Bound, ...]
+
+    @property
+    def costs(self) -> tuple[Cost, ...]:
+        """What it bounds."""
+        return tuple(bound.cost for bound in self.bounds)
+
+    @property
+    def folder(self) -> str:
+        """Name of an export's folder: ``flops=50%`` -> flops50, ``flops=50%,params=11M`` -> flops50-params11M."""
+        parts = (re.sub(r"[=%\s]", "", bound.text) for bound in self.bounds)
+        return "-".join(re.sub(r"[^\w.-]+", "-", part).strip(".-") for part in parts)
+
+    def resolve(self, reach: Reach, later: Collection[Cost] = ()) -> "Budget":
+        """What it comes to for one model.
+
+        Args:
+            reach: of the costs that are known.
+            later: costs that are not known yet; bounds on them are left out.
+
+        Raises:
+            TargetError: `Bound.limit`'s.
+        """
+        bounds = tuple(bound for bound in self.bounds if bound.cost not in later)
+        return Budget(target=self, bounds=bounds, limits={bound.cost: bound.limit(reach) for bound in bounds})
 
 
-def reach_of(costs: CostModel, space: Space) -> Reach:
-    """Cost -> (smallest allocation's, dense model's)."""
-    least = {cost: space.smallest(lambda allocation, cost=cost: costs.count(allocation, cost)) for cost in costs.names}  # type: ignore[misc]
-    return {cost: (costs.count(least[cost], cost), costs.dense[cost]) for cost in costs.names}
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """A target for one model.
+
+    Attributes:
+        target: what was asked for.
+        bounds: those of its bounds that are settled.
+        limits: cost -> upper bound, in the cost's unit.
+    """
+
+    target: Target
+    bounds: tuple[Bound, ...]
+    limits: Mapping[Cost, float]
+
+    def entries(self, group: int) -> list[dict[str, Any]]:
+        """JSON form, one for every bound; `group` is the number of the target."""
+        return [
+            {"text": bound.text, "cost": bound.cost, "limit": self.limits[bound.cost], "group": group} for bound in self.bounds
+        ]
 
 
-def parse_targets(texts: Sequence[str], reach: Reach, later: Collection[Cost] = ()) -> tuple[Target, ...]:
-    """Targets such as ``flops=50%``, ``flops=2.3G`` (MACs), ``params=11M`` or ``latency=8ms``.
-
-    Every text is a budget of its own; ``flops=50%,params=11M`` are to be kept together.
-
-    Args:
-        texts: of the user.
-        reach: of the costs that are known.
-        later: costs that will be known; bounds on them are checked for their form, and left out.
+def parse_target(text: str) -> Target:
+    """A target such as ``flops=50%``, ``flops=2.3G`` (MACs), ``params=11M``, ``latency=8ms`` or ``flops=50%,params=11M``.
 
     Raises:
-        TargetError: malformed, one cost twice in a text, of a cost that is not known, or outside what the space can reach.
+        TargetError: malformed, or one cost twice.
     """
-    targets = tuple(_parse(part, reach, group) for group, text in enumerate(texts) for part in text.split(","))
-    for text, group in zip(texts, _groups(targets), strict=True):
-        if len({target.cost for target in group}) < len(group):
-            raise TargetError(f"two bounds for one cost in {text!r}: write separate budgets as --target flops=50% flops=30%")
-    known = tuple(target for target in targets if target.cost not in later)
-    for target in known:
-        _check_reachable(target, reach)
-    return known
+    target = Target(text=text, bounds=tuple(map(_parse_bound, text.split(","))))
+    if len(set(target.costs)) < len(target.costs):
+        raise TargetError(f"two bounds for one cost in {text!r}: write separate budgets as --target flops=50% flops=30%")
+    return target
 
 
-def budgets_of(targets: Sequence[Target]) -> list[dict[Cost, float]]:
-    """Of every group, cost -> its bound, in MACs, parameters or seconds."""
-    return [{target.cost: target.limit for target in group} for group in _groups(targets)]
+def budgets_of(targets: Sequence[Target], reach: Reach, later: Collection[Cost] = ()) -> tuple[Budget, ...]:
+    """What targets come to for one model, without those that are all about costs that are known later.
+
+    Raises:
+        TargetError: `Bound.limit`'s.
+    """
+    budgets = (target.resolve(reach, later) for target in targets)
+    return tuple(budget for budget in budgets if budget.bounds)
 
 
 def names_of(entries: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -81,61 +137,36 @@ def names_of(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     return [" and ".join(entry["text"] for entry in group) for _, group in groups]
 
 
-def recipe_budgets(targets: Sequence[Target], costs: CostModel) -> list[dict[Cost, float]]:
-    """The budgets of recipes: those of the search, less their bounds on latency, or half of the MACs where it has none."""
-    counted = [target for target in targets if target.cost != "latency"]
-    return budgets_of(counted) or ([] if targets else [{"macs": costs.dense["macs"] / 2}])
-
-
-def check_recipes(names: Sequence[str], texts: Sequence[str]) -> None:
-    """Raise where recipes would be given a bound on latency alone.
+def check_recipes(names: Sequence[str], targets: Sequence[Target]) -> None:
+    """Raise where recipes would be given a target of which they can keep no bound.
 
     Raises:
         TargetError: there is such a target.
     """
-    for text in texts:
-        if names and all(part.strip().lower().startswith("latency") for part in text.split(",")):
+    for target in targets if names else ():
+        if all(COSTS[cost].is_measured for cost in target.costs):
+            bounded, counted = [COSTS[cost] for cost in target.costs], counted_costs()
             raise TargetError(
-                f"recipe {names[0]!r} keeps bounds on MACs or parameters, not on latency: write --target flops=50%,{text}"
+                f"recipe {names[0]!r} keeps bounds on {_words(counted)}, not on {_words(bounded)}: "
+                f"write --target {MAIN.flag}=50%,{target.text}"
             )
 
 
-def check_jointly(targets: Sequence[Target], costs: CostModel, space: Space) -> None:
-    """Raise unless one allocation keeps all bounds of a group at once.
-
-    Raises:
-        TargetError: there is none.
-    """
-    for group, limits in zip(_groups(targets), budgets_of(targets), strict=True):
-        if costs.load(space.smallest(partial(costs.load, limits=limits)), limits) > 1:
-            raise TargetError(
-                f"no allocation keeps {' and '.join(target.text for target in group)} at once in space {space.name!r}"
-            )
+def _parse_bound(text: str) -> Bound:
+    match = _BOUND.fullmatch(text)
+    spec = None if match is None else cost_of(match[1])
+    if match is None or spec is None or match[3].lower() not in ("%", *spec.units):
+        raise TargetError(f"target {text!r} is not understood: write {_examples()}")
+    number, unit = float(match[2]), match[3].lower()
+    amount = number if unit == "%" else number * spec.units[unit]
+    return Bound(text=text.strip(), cost=spec.name, amount=amount, is_percent=unit == "%")
 
 
-def _groups(targets: Sequence[Target]) -> list[list[Target]]:
-    """Targets by group, in order."""
-    return [list(group) for _, group in groupby(targets, key=lambda target: target.group)]
+def _examples() -> str:
+    """A share of the main cost, then one target for every cost."""
+    *first, last = (f"{MAIN.flag}=50%", *(spec.example for spec in COSTS.values()))
+    return f"{', '.join(first)} or {last}"
 
 
-def _parse(text: str, reach: Reach, group: int) -> Target:
-    match = _PATTERN.fullmatch(text)
-    if match is None or match[1].lower() not in _NAMES:
-        raise TargetError(_NOT_UNDERSTOOD.format(text=text))
-    cost, number, unit = _NAMES[match[1].lower()], float(match[2]), match[3].lower()
-    if unit != "%" and unit not in _UNITS[cost]:
-        raise TargetError(_NOT_UNDERSTOOD.format(text=text))
-    limit = reach.get(cost, (0.0, math.nan))[1] * number / 100 if unit == "%" else number * _UNITS[cost][unit]
-    return Target(text=text.strip(), cost=cost, limit=limit, group=group)
-
-
-def _check_reachable(target: Target, reach: Reach) -> None:
-    if target.cost not in reach:
-        raise TargetError(f"target {target.text!r}: this run measured no latency: search with a latency target or objective")
-    least, dense = reach[target.cost]
-    if least <= target.limit <= dense:
-        return
-    raise TargetError(
-        f"target {target.text!r} is {format_cost(target.cost, target.limit)}, but this space reaches from "
-        f"{format_cost(target.cost, least)} ({least / dense:.1%}) to {format_cost(target.cost, dense)} (100%, the dense model)"
-    )
+def _words(specs: Collection[CostSpec]) -> str:
+    return " or ".join(spec.word for spec in specs)

@@ -7,9 +7,9 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import nn
 
-from objectives.units import format_size, format_spread
+from objectives.cost.spec import MAIN, known_costs
+from objectives.units import format_count, format_kept, format_size, format_spread
 from search.config import SearchConfig
-from search.units import format_count, format_kept
 from spaces.errors import CheckpointError, printable
 
 # Licences that the hub knows by these identifiers; those of other names are `other` there, with their name beside it.
@@ -42,7 +42,13 @@ def card(report: dict[str, Any], config: SearchConfig, dense: nn.Module, space: 
     base = _base(config, dense)
     metadata = _metadata(report, config, base).to_yaml()
     return templates.get_template("card.md.j2").render(
-        report=report, model=config.model.model, space=space, base=base, metadata=metadata
+        report=report,
+        model=config.model.model,
+        space=space,
+        base=base,
+        metadata=metadata,
+        main=MAIN,
+        costs=known_costs(report["costs"]),
     )
 
 

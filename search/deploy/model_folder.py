@@ -9,7 +9,8 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import nn
 
-from objectives.cost.closed_form import Cost, cost_model
+from objectives.cost.closed_form import cost_model
+from objectives.cost.spec import Cost
 from objectives.deploy.config import FormatConfig
 from objectives.deploy.folder import Handover
 from objectives.deploy.tested import tested
@@ -20,7 +21,7 @@ from objectives.runtime.device import name_of
 from objectives.runtime.progress import Progress, told_steps
 from objectives.training.config import TrainingConfig
 from objectives.training.long_finetune import Trained
-from search.budgets.targets import recipe_budgets
+from search.budgets.reach import recipe_limits
 from search.deploy.long_finetune import described, long_finetune, run_long_finetune
 from search.deploy.model_card import card
 from search.deploy.points import Point
@@ -148,7 +149,8 @@ class _Export:
 
     def _report(self, model: nn.Module, measured: dict[str, Any], trained: Trained | None) -> dict[str, Any]:
         dense, reloaded = measured["dense"], measured["compressed"]
-        if reloaded["macs_fvcore"] != self._kept("macs")["compressed"]:
+        costs = {cost: self._kept(cost) for cost in self.costs.names}
+        if reloaded["macs_fvcore"] != costs["macs"]["compressed"]:
             raise RunError(f"the reloaded model is not the one that was saved: it has {reloaded['macs_fvcore']:,} MACs")
         top1 = {
             "dense": dense["top1"],
@@ -166,10 +168,11 @@ class _Export:
             "command": self.command,
             "class_order": self.evaluator.data.found.class_order,
             "dtype": self.options.output.dtype,
-            "macs": {**self._kept("macs"),
+            "costs": costs,
+            "macs": {**costs["macs"],
                      "fvcore_after_reload": reloaded["macs_fvcore"], "torch_after_reload": reloaded["macs_torch"],
                      "dense_fvcore": dense["macs_fvcore"], "dense_torch": dense["macs_torch"]},
-            "params": {**self._kept("params"), "after_reload": reloaded["params"], "dense_after_reload": dense["params"]},
+            "params": {**costs["params"], "after_reload": reloaded["params"], "dense_after_reload": dense["params"]},
             "bytes": {"dense": measured["dense_bytes"], "compressed": measured["formats"]["safetensors"]["bytes"]},
             "peak_memory": {batch: {"dense": dense["peak_memory"][batch], "compressed": value}
                             for batch, value in reloaded["peak_memory"].items()},
@@ -257,8 +260,8 @@ class _Export:
 
     def _limits(self) -> dict[Cost, float]:
         """The budget that the recipe was run on: the one that its result comes nearest to."""
-        budgets = recipe_budgets(self.run.targets(*self.run.config.study.target), self.costs)
-        return min(budgets, key=lambda limits: abs(self.costs.load(self.allocation, limits) - 1))
+        budgets = [self.run.budget(target) for target in self.run.config.study.targets]
+        return min(recipe_limits(budgets, self.costs), key=lambda limits: abs(self.costs.load(self.allocation, limits) - 1))
 
 
 def _ratio(error: float, reference: float) -> float | None:

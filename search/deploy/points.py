@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from objectives.cost.closed_form import COSTS, Cost
-from search.budgets.targets import budgets_of
+from objectives.cost.spec import Cost, known_costs
+from search.budgets.targets import Target, parse_target
 from search.run.run import Run
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError, RunError
@@ -35,7 +35,7 @@ class Point:
         target: what it was picked for, as text; None where it was asked for itself.
         limits: of the target: cost -> bound.
         load: how much of the target it uses; 1 is all of it.
-        costs: its MACs and parameters; empty where they have not been counted yet.
+        costs: cost -> figure; empty where they have not been counted yet.
         error: on the search split after the short fine-tune; None where it has not been measured yet.
         between: trials whose multipliers it was decoded from.
         instead_of: the best trial under its target, and its error; of a materialised point.
@@ -139,29 +139,31 @@ def wishes(
     """What was asked for, each once; by default what the run was searched for.
 
     Raises:
+        TargetError: a target is malformed.
         RunError: nothing was asked for and the run has no target, or the front was and there is none.
     """
+    parsed = tuple(map(parse_target, dict.fromkeys(targets)))
     if not (targets or trials or allocations or front):
-        targets = run.config.study.target
-        if not targets:
+        parsed = run.config.study.targets
+        if not parsed:
             raise RunError("say which points to export: --target flops=50%, --trial N, --all-front or --allocation FILE")
     numbers = [*trials, *(_front(run) if front else ())]
     return [
-        *(Wish("target", text, partial(pick_target, run, text)) for text in dict.fromkeys(targets)),
+        *(Wish("target", target.text, partial(pick_target, run, target)) for target in dict.fromkeys(parsed)),
         *(Wish("trial", str(number), partial(pick_trial, run, number)) for number in dict.fromkeys(numbers)),
         *(Wish("allocation", str(path), partial(pick_file, run, path)) for path in dict.fromkeys(allocations)),
     ]
 
 
-def pick_target(run: Run, target: str) -> Point:
+def pick_target(run: Run, target: str | Target) -> Point:
     """The trial of the smallest error under a target.
 
     Raises:
         TargetError, RunError: `Run.best`'s.
     """
-    row, (limits,) = run.best(target), budgets_of(run.targets(target))
-    load = load_of(row, limits)
-    return _point(run, row, name=name_of(target), target=target, limits=limits, load=load)
+    budget = run.budget(target)
+    row, limits, asked = run.best(budget), budget.limits, budget.target
+    return _point(run, row, name=asked.folder, target=asked.text, limits=limits, load=load_of(row, limits))
 
 
 def pick_trial(run: Run, number: int) -> Point:
@@ -197,11 +199,6 @@ def pick_file(run: Run, path: Path) -> Point:
     return Point(name=name, allocation=allocation, space=space, label=GIVEN)
 
 
-def name_of(target: str) -> str:
-    """Name of the folder of a target: ``flops=50%`` -> flops50, ``flops=50%,params=11M`` -> flops50-params11M."""
-    return "-".join(_safe(re.sub(r"[=%\s]", "", bound)) for bound in target.split(","))
-
-
 def load_of(row: "pd.Series[Any]", limits: Mapping[Cost, float]) -> float:
     """How much of a target a trial uses; 1 is all of it."""
     return max(float(row[cost]) / limit for cost, limit in limits.items())
@@ -215,7 +212,7 @@ def _point(run: Run, row: "pd.Series[Any]", name: str, **picked: Any) -> Point:
         space=str(row["space"]),
         number=int(row["number"]),
         label=label,
-        costs={cost: _number(row[cost]) for cost in COSTS if cost in row and pd.notna(row[cost])},
+        costs={spec.name: _number(row[spec.name]) for spec in known_costs(map(str, row.dropna().index))},
         error=float(row["error"]),
         **picked,
     )

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
-from objectives.cost.closed_form import Cost
+from objectives.cost.spec import Cost
 from search.budgets.parametrisation import Parametrisation
 from search.config import ALLOCATED, StudyConfig
 from search.driver.opening import WARM_START

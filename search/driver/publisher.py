@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from search.budgets.targets import Target
+from search.budgets.targets import Budget
 from search.report.write import render
 from search.run.run import Run
 from search.run.tables import sites_of, summarise, trial_table, write_tables
@@ -33,7 +33,7 @@ class Views:
         summary: the content of pareto.json when it was written last.
     """
 
-    def __init__(self, study: Study, targets: Sequence[Target], facts: dict[str, Any], disk_limit: float | None) -> None:
+    def __init__(self, study: Study, targets: Sequence[Budget], facts: dict[str, Any], disk_limit: float | None) -> None:
         self.summary: dict[str, Any] = {}
         self._study, self._targets, self._facts = study, targets, facts
         self._sites = sites_of(facts)

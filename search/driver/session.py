@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import torch
 
 from objectives.cost.check import check_count
-from objectives.cost.closed_form import COSTS, Cost, CostModel, cost_model
+from objectives.cost.closed_form import CostModel, cost_model
+from objectives.cost.spec import COSTS, MAIN
 from objectives.evaluator import Evaluator
 from objectives.objective import Objective
 from objectives.recipes.registry import RECIPES, check_reach, recipe_of
@@ -19,16 +20,8 @@ from objectives.runtime.distributed import Group
 from objectives.runtime.progress import Step
 from search.budgets.knapsack import knapsack_of
 from search.budgets.parametrisation import Budgets, Limits, parametrise
-from search.budgets.targets import (
-    Reach,
-    Target,
-    budgets_of,
-    check_jointly,
-    check_recipes,
-    parse_targets,
-    reach_of,
-    recipe_budgets,
-)
+from search.budgets.reach import check_jointly, reach_of, recipe_limits
+from search.budgets.targets import Budget, Reach, budgets_of
 from search.config import SearchConfig
 from search.driver.baselines import enqueue_baselines, recipes_of
 from search.driver.forecast import Outlook, outlook_of
@@ -64,7 +57,6 @@ from spaces.models.create import weights_of
 from spaces.scratch import remove_abandoned
 from spaces.vit import describe
 
-_COLUMNS = {"error": "error", "flops": "macs", "params": "params", "latency": "latency"}
 _LEAST_LIMIT = 600.0  # seconds before any trial is taken to hang
 _PATIENCE = 10.0  # times the forecast, or the slowest trial so far
 
@@ -150,8 +142,7 @@ class _Search:
             knapsack = knapsack_of(self.evaluator, study.measured_profile) if study.recipe is None else None
             self.budgets = Budgets(space, costs, self.limits, [self._low(limits) for limits in self.limits])
             self.parametrisation = parametrise(study.parametrisation, self.budgets, knapsack)
-            # The sampler learns from the first one, in whatever order they were given.
-            self.objectives = tuple(_COLUMNS[name] for name in sorted(study.objectives, key=lambda name: name != "error"))
+            self.objectives = ("error", *study.minimised)  # the sampler learns from the first one
             screening = study.screening and config.data.profile_images > 0
             self.study = Study(
                 directory, self.parametrisation, self.objectives, study.sampler, study.seed, screening,
@@ -162,7 +153,7 @@ class _Search:
             raise
         try:
             self.study.check_nothing_lost()
-            enqueue_baselines(self.study, self.parametrisation, study, recipe_budgets(self.targets, costs))
+            enqueue_baselines(self.study, self.parametrisation, study, recipe_limits(self.targets, costs))
             self.views = Views(self.study, self.targets, self._facts(), config.machines.disk_limit)
         except BaseException:
             self.close()
@@ -223,9 +214,8 @@ class _Search:
         check_same_latencies(self.directory, self.config, evaluator.fingerprint)
         check_count(evaluator.model, evaluator.counted)
         self._settle(evaluator, evaluator.counted)
-        check_recipes(recipes_of(self.config.study), self.config.study.target)
         for name in recipes_of(self.config.study):
-            for limits in recipe_budgets(self.targets, evaluator.counted):
+            for limits in recipe_limits(self.targets, evaluator.counted):
                 check_reach(evaluator, name, limits)
 
     def _judge(self) -> None:
@@ -251,17 +241,12 @@ class _Search:
         if self.config.study.recipe in RECIPES:  # what a recipe reaches alone is not bounded by the space of searches
             space = describe(evaluator.model, recipe_of(self.config.study.recipe).space, self.config.study.multiple)
             costs = cost_model(evaluator.model, space)
-            later = {"latency"}  # it keeps no bound on it
+            later = {spec.name for spec in COSTS.values() if spec.is_measured}  # it keeps no bound on them
         self.reach: Reach = reach_of(costs, space)
-        self.targets: tuple[Target, ...] = parse_targets(self.config.study.target, self.reach, later)
+        self.targets: tuple[Budget, ...] = budgets_of(self.config.study.targets, self.reach, later)
         check_jointly(self.targets, costs, space)
-        cost = "macs" if "flops" in self.config.study.objectives else self._costly[0]
-        self.limits: list[dict[Cost, float]] = budgets_of(self.targets) or [{cost: costs.dense.get(cost, 1.0)}]
-
-    @property
-    def _costly(self) -> list[Cost]:
-        """The objectives that are costs."""
-        return [_COLUMNS[name] for name in self.config.study.objectives if name != "error"]  # type: ignore[misc]
+        cost = MAIN.name if MAIN.name in self.config.study.minimised else self.config.study.minimised[0]
+        self.limits: list[Limits] = [budget.limits for budget in self.targets] or [{cost: costs.dense.get(cost, 1.0)}]
 
     def run(self) -> None:
         """Propose and evaluate until the run has its number of trials, its time is up, or nothing new is left to propose."""

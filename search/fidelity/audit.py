@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
+from objectives.cost.spec import counted_costs
 from objectives.error import evaluate
 from objectives.evaluator import Evaluator, OnStep
 from objectives.runtime.device import name_of, resolve_device
@@ -162,8 +163,7 @@ class _Audit:
         return {
             "number": number,
             "label": row["label"] if isinstance(row["label"], str) else None,
-            "macs_kept": float(row["macs_kept"]),
-            "params_kept": float(row["params_kept"]),
+            **{spec.kept: float(row[spec.kept]) for spec in counted_costs()},
             "front": number in set(self.front["number"]),
             "similar": number in set(self.similar["number"]),
             "short": float(row["error"]),

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from objectives.cost.spec import MAIN
+
 # Largest cost over the smallest one, among trials of similar cost.
 BAND = 1.1
 
@@ -13,12 +15,12 @@ def audit_tables(audit: dict[str, Any]) -> list[tuple[str, tuple[str, ...], list
     """Title, column names and rows of the tables that show an audit."""
     steps = audit["steps"]
     short, long = (f"error after {steps[name]} steps" for name in ("short", "long"))
-    columns = ("trial", "label", "keeps of MACs", "on the front", short, long, f"{long}, test")
+    columns = ("trial", "label", f"keeps of {MAIN.word}", "on the front", short, long, f"{long}, test")
     rows: list[tuple[str, ...]] = [
         (
             str(point["number"]),
             point["label"] or "",
-            f"{point['macs_kept']:.1%}",
+            f"{point[MAIN.kept]:.1%}",
             "yes" if point["front"] else "no",
             f"{point['short']:.2%}",
             _with_spread(point["mean"], point["spread"], "%"),

@@ -5,11 +5,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from objectives.cost.spec import word_of
 from objectives.training.config import FinetuneConfig
 from search.masking import without_secrets
 from search.report.front_plot import Row, costs_of
 from search.run.run import Run, open_run
-from search.units import WORDS, format_cost
 from spaces.errors import CompressionError, RunError, told
 
 _IMAGES = (
@@ -46,12 +46,12 @@ def _sentence(claim: str, texts: Iterable[str]) -> list[str]:
 
 def _dense(summary: Row) -> str:
     dense = summary["dense"]
-    costs = ", ".join(format_cost(cost, dense[cost]) for cost in costs_of(summary) if cost != "latency")
+    costs = ", ".join(spec.format_with_unit(dense[spec.name]) for spec in costs_of(summary) if not spec.is_measured)
     return f"{summary['model']}, {costs}, error {dense['error']:.2%}"
 
 
 def _objectives(summary: Row) -> str:
-    return " and ".join(WORDS.get(name, name) for name in summary["objectives"])
+    return " and ".join(map(word_of, summary["objectives"]))
 
 
 def _values(options: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:

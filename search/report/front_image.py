@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from objectives.cost.spec import MAIN
 from search.report.front_plot import PLACES, Row, figure_of, split_trials
 from spaces.files import replacing
 
@@ -18,9 +19,9 @@ _HALO = withStroke(linewidth=2.5, foreground="white")
 
 
 def write_pictures(paths: Sequence[Path], summary: dict[str, Any], trials: pd.DataFrame) -> None:
-    """Write a picture of error (%) against MACs kept (%), for a README or a paper, in the formats of the suffixes.
+    """Write a picture of error (%) against the main cost kept (%), for a README or a paper, in the formats of the suffixes.
 
-    Shows all finished trials, the front, the named baselines, the targets on MACs and the dense model's own error;
+    Shows all finished trials, the front, the named baselines, the targets on that cost and the dense model's own error;
     with no finished trial, empty axes that say so.
     """
     points, _, _ = split_trials(trials)
@@ -29,7 +30,7 @@ def write_pictures(paths: Sequence[Path], summary: dict[str, Any], trials: pd.Da
     axes.set_title(f"{summary['model']}, space {summary['space']}", loc="left", fontsize=10, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     if points:
-        _draw(axes, figure_of("macs", summary, points))
+        _draw(axes, figure_of(MAIN, summary, points))
     else:
         axes.text(0.5, 0.5, "no finished trial", ha="center", va="center", transform=axes.transAxes)
     canvas = FigureCanvasAgg(figure)

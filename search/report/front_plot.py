@@ -1,19 +1,17 @@
-"""What the front's figure shows, as coordinates; drawn by the page (search/page.py) and the picture (search/picture.py)."""
+"""What the front's figure shows, as coordinates; drawn by the page (html.py) and the picture (front_image.py)."""
 
 import html
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, TypeGuard
 
 import pandas as pd
 
-from search.units import WORDS, format_amount
+from objectives.cost.spec import CostSpec, counted_costs, known_costs, word_of
 
 Row = Mapping[str, Any]
 Box = tuple[float, float, float, float]
-
-_COUNTED = ("macs", "params")  # of every trial that was built; a latency is there where it was measured
 
 # Where a label may stand beside its point, best first: Plotly's name -> offset in points and alignment for matplotlib.
 PLACES = {
@@ -28,9 +26,9 @@ _CHARACTERS = {"wide": 0.013, "narrow": 0.025}
 _NEAR = 0.04
 
 
-def costs_of(summary: Row) -> list[str]:
-    """The costs that a run has, MACs first: the latency only where that of the dense model was measured."""
-    return [cost for cost in WORDS if is_finite(summary["dense"].get(cost))]
+def costs_of(summary: Row) -> tuple[CostSpec, ...]:
+    """The costs that a run has: measured ones only where that of the dense model was."""
+    return known_costs(name for name, value in summary["dense"].items() if is_finite(value))
 
 
 def split_trials(trials: pd.DataFrame) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
@@ -47,20 +45,20 @@ def split_trials(trials: pd.DataFrame) -> tuple[list[dict[str, Any]], list[dict[
             stopped.append(row)
         elif row["state"] != "COMPLETE":
             failed.append({**row, "reason": row["reason"] or "no reason given"})
-        elif not all(is_finite(row[column]) for column in ("error", *_COUNTED)):
+        elif not all(is_finite(row[column]) for column in ("error", *(spec.name for spec in counted_costs()))):
             failed.append({**row, "reason": "its error or a cost is not finite"})
         else:
             points.append(row)
     return points, stopped, failed
 
 
-def figure_of(cost: str, summary: Row, points: Sequence[Row], stopped: Sequence[Row] = ()) -> dict[str, Any]:
+def figure_of(spec: CostSpec, summary: Row, points: Sequence[Row], stopped: Sequence[Row] = ()) -> dict[str, Any]:
     """Coordinates, in percent, of everything drawn for one cost; the colours and the library are the caller's.
 
     Trials for which the cost was not measured are left out. Those that were stopped early have the error at their last rung,
     which the axes need not hold.
     """
-    dense, numbers = summary["dense"], {row["number"] for row in summary["front"]}
+    cost, dense, numbers = spec.name, summary["dense"], {row["number"] for row in summary["front"]}
     points, stopped = ([row for row in rows if is_finite(row.get(cost))] for rows in (points, stopped))
     front = sorted((row for row in points if row["number"] in numbers), key=lambda row: (row[cost], row["error"]))
     named = [row for row in points if row["label"] not in ("", "dense")]
@@ -80,8 +78,8 @@ def figure_of(cost: str, summary: Row, points: Sequence[Row], stopped: Sequence[
         **figure,
         "labels": {screen: _labels([row["label"] for row in named], figure, width) for screen, width in _CHARACTERS.items()},
         "limits": [_limit(index, x, text, ranges["x"]) for index, (x, text) in enumerate(limits)],
-        "title": f"{WORDS[cost]} kept (% of the dense {format_amount(cost, dense[cost])})",
-        "front": f"front of {', '.join(WORDS.get(name, name) for name in summary['objectives'])}",
+        "title": f"{spec.word} kept (% of the dense {spec.format(dense[cost])})",
+        "front": f"front of {', '.join(map(word_of, summary['objectives']))}",
         "reference": reference_of(dense)[1],
     }
 
@@ -190,5 +188,5 @@ def reference_of(dense: Row) -> tuple[float, str]:
     return float(dense["error"]), "dense, not fine-tuned"
 
 
-def is_finite(value: Any) -> bool:
+def is_finite(value: Any) -> TypeGuard[float]:
     return isinstance(value, Real) and math.isfinite(value)

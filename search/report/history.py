@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from search.pareto import front, hypervolume
+from search.run.schemas import front_columns
 
 
 def progress_of(points: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dict[str, list[float | None]]:
@@ -19,7 +20,7 @@ def progress_of(points: Sequence[Mapping[str, Any]], summary: Mapping[str, Any])
         trials: 1, 2, ...; hours since the first one began, None where it is not known; hypervolume, as in pareto.json; best:
         the smallest error, in percent, under the first target, None before one is under it.
     """
-    columns = [name if name == "error" else f"{name}_kept" for name in summary["objectives"]]
+    columns = front_columns(summary["objectives"])
     ordered = sorted(points, key=lambda row: (_text(row.get("ended")), row["number"]))
     limits = {target["cost"]: target["limit"] for target in summary["targets"] if target["group"] == 0}
     hours, volumes, bests = _hours(ordered), list[float | None](), list[float | None]()

@@ -1,6 +1,6 @@
 """The page that shows runs: the front, its allocations, what runs and what went wrong. One file that requests nothing.
 
-It is written as report.html (search/report.py), and served while a search runs (search/serve.py): the same page, whose script
+It is written as report.html (write.py), and served while a search runs (browse/server.py): the same page, whose script
 then asks for new content.
 """
 
@@ -14,10 +14,10 @@ import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from objectives.cost.spec import MAIN
 from search.report.comparison import differences, run_names
 from search.report.page_data import Content
 from search.report.site_grid import SHARES
-from search.units import WORDS
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _PARTS = ("head", "rows", "notes")  # of the page, by the ids of their elements; each has a template
@@ -37,7 +37,7 @@ def assemble(contents: Sequence[Content], waiting: Sequence[tuple[str, str]] = (
     """
     names = run_names([content["run"] for content in contents])
     runs = [{**content, "name": name} for name, content in zip(names, contents, strict=True)]
-    costs = {cost: name for cost, name in WORDS.items() if runs and all(cost in run["costs"] for run in runs)}
+    costs = {cost: word for cost, word in runs[0]["costs"].items() if all(cost in run["costs"] for run in runs)} if runs else {}
     shown = {
         "runs": runs,
         "costs": costs,
@@ -78,7 +78,7 @@ def _title(contents: Sequence[Content], waiting: Sequence[tuple[str, str]]) -> s
     models = list(dict.fromkeys(content["summary"]["model"] for content in contents))
     if not models:
         return ", ".join(directory for directory, _ in waiting)
-    return f"{', '.join(models)}: {'front' if len(contents) == 1 else 'fronts'} of error and MACs"
+    return f"{', '.join(models)}: {'front' if len(contents) == 1 else 'fronts'} of error and {MAIN.word}"
 
 
 def _read(name: str) -> str:

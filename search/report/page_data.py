@@ -6,8 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from objectives.cost.spec import MAIN
 from objectives.profile import Profile
-from objectives.units import format_divergence
+from objectives.units import format_divergence, format_kept
 from search.budgets.targets import names_of
 from search.report.audit_tables import audit_tables
 from search.report.front_plot import Row, costs_of, figure_of, is_finite, reference_of, split_trials
@@ -16,7 +17,6 @@ from search.report.site_grid import SHARES, conditions, grid_of
 from search.run.edge import lower_edges
 from search.run.options import stored_options
 from search.run.run import Run
-from search.units import WORDS, format_amount, format_kept
 from spaces.errors import CheckpointError
 from spaces.sites import Site, Space
 
@@ -51,7 +51,7 @@ def content(
 ) -> Content:
     """All that the page shows of a run, as JSON values.
 
-    Trials that are not COMPLETE, or whose error, MACs or parameters are not finite, are listed and not drawn. Texts of the
+    Trials that are not COMPLETE, or whose error or counted costs are not finite, are listed and not drawn. Texts of the
     search (model, labels, reasons) are as they are; whoever shows them escapes them.
 
     Args:
@@ -73,7 +73,8 @@ def content(
         "run": run,
         "options": options or {},
         "summary": summary,
-        "costs": {cost: WORDS[cost] for cost in costs_of(summary)},
+        "main": {"cost": MAIN.name, "word": MAIN.word},
+        "costs": {spec.name: spec.word for spec in costs_of(summary)},
         "bests": _bests(summary, points),
         "edges": _edges(summary, (options or {}).get("band")),
         "reference": reference_of(summary["dense"])[1],
@@ -102,7 +103,7 @@ def _sensitivity_of(run: Run) -> dict[str, Any] | None:
 
 def _data(summary: Row, points: Sequence[Row], stopped: Sequence[Row], sites: Sequence[Site], run: str) -> dict[str, Any]:
     """What the page's script reads."""
-    wanted = [*summary["best"], *(row["number"] for row in sorted(summary["front"], key=lambda row: row["macs"]))]
+    wanted = [*summary["best"], *(row["number"] for row in sorted(summary["front"], key=lambda row: row[MAIN.name]))]
     shown = {row["number"]: row for row in points}
     costs = costs_of(summary)
     return {
@@ -110,7 +111,8 @@ def _data(summary: Row, points: Sequence[Row], stopped: Sequence[Row], sites: Se
         "spaces": {
             name: [index for index, site in enumerate(sites) if site.name in names] for name, names in _spaces(summary).items()
         },
-        "costs": {cost: WORDS[cost] for cost in costs},
+        "main": MAIN.name,
+        "costs": {spec.name: spec.word for spec in costs},
         "points": {
             number: {
                 "label": row["label"],
@@ -120,7 +122,7 @@ def _data(summary: Row, points: Sequence[Row], stopped: Sequence[Row], sites: Se
             }
             for number, row in shown.items()
         },
-        "figures": {cost: figure_of(cost, summary, points, stopped) for cost in costs},
+        "figures": {spec.name: figure_of(spec, summary, points, stopped) for spec in costs},
         "stopped": {
             row["number"]: {"reason": row["reason"], "rung": _number(row.get("rung"), ".0f"), **_texts(row, summary)}
             for row in stopped
@@ -136,10 +138,21 @@ def _bests(summary: Row, points: Sequence[Row]) -> list[dict[str, Any]]:
     """The best trial under every target that has one."""
     shown, names = {row["number"]: row for row in points}, names_of(summary["targets"])
     return [
-        {"under": name if len(names) > 1 else "the target", "number": number, **_texts(shown[number], summary)}
+        {
+            "under": name if len(names) > 1 else "the target",
+            "number": number,
+            "keeps": _keeps(_texts(shown[number], summary), summary),
+            **_texts(shown[number], summary),
+        }
         for name, number in zip(names, summary["best"], strict=True)
         if number in shown
     ]
+
+
+def _keeps(texts: Mapping[str, str], summary: Row) -> dict[str, str]:
+    """Word of a cost -> what a trial keeps of it; a measured cost's amount is there as well."""
+    specs = costs_of(summary)
+    return {spec.word: f"keeps {texts[spec.kept]}{f', {texts[spec.name]}' if spec.is_measured else ''}" for spec in specs}
 
 
 def _edges(summary: Row, band: float | None) -> list[str]:
@@ -161,7 +174,7 @@ def _site(site: Site) -> dict[str, Any]:
 def _table(summary: Row, points: Sequence[Row]) -> list[dict[str, Any]]:
     """Rows of the page's table: the front from its cheapest point, then the baselines that are not on it."""
     front = {row["number"] for row in summary["front"]}
-    rows = sorted(points, key=lambda row: (row["number"] not in front, row["macs"], row["number"]))
+    rows = sorted(points, key=lambda row: (row["number"] not in front, row[MAIN.name], row["number"]))
     wanted = [row for row in rows if row["number"] in front or row["label"]]
     return [{**row, "is_front": row["number"] in front, **_texts(row, summary)} for row in wanted]
 
@@ -180,11 +193,11 @@ def _texts(row: Row, summary: Row) -> dict[str, str]:
         "kl": f"{_divergence(row.get('kl_before'))} → {_divergence(row.get('kl'))}",
         "time": f"{_number(row.get('seconds'), '.0f')} s, seed {_number(row.get('seed'), '.0f')}",
     }
-    for cost in costs_of(summary):
-        texts |= dict.fromkeys((cost, f"{cost}_kept"), "–")
-        if is_finite(row.get(cost)):
-            texts[cost] = _text(format_amount(cost, row[cost]))
-            texts[f"{cost}_kept"] = _text(format_kept(row[cost] / summary["dense"][cost]))
+    for spec in costs_of(summary):
+        texts |= dict.fromkeys((spec.name, spec.kept), "–")
+        if is_finite(value := row.get(spec.name)):
+            texts[spec.name] = _text(spec.format(value))
+            texts[spec.kept] = _text(format_kept(value / summary["dense"][spec.name]))
     return texts
 
 

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 from itertools import groupby
 from typing import Any
 
+from objectives.cost.spec import COSTS
+
 _NEAR = 0.05  # share of the band, from its lower end on
 
 
@@ -35,8 +37,7 @@ def _sentence(group: list[dict[str, Any]], number: int, load: float, band: float
 
 def _target(lower: list[tuple[str, float]], dense: Mapping[str, float]) -> str:
     """The lower end of the band as a target: shares of the dense model."""
-    names = {"macs": "flops"}
-    return ",".join(f"{names.get(cost, cost)}={100 * limit / dense[cost]:.3g}%" for cost, limit in lower)
+    return ",".join(f"{COSTS[cost].flag}={100 * limit / dense[cost]:.3g}%" for cost, limit in lower)
 
 
 def _searched_below(group: list[dict[str, Any]], groups: list[list[dict[str, Any]]]) -> bool:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from objectives.cost.closed_form import COSTS
+from objectives.cost.spec import known_costs
 from objectives.profile import Profile, profile_name
-from search.budgets.targets import Target, parse_targets
+from search.budgets.targets import Budget, Target, parse_target
 from search.config import SearchConfig
 from search.layout import AUDIT, STDERR
 from search.pareto import best_under
@@ -17,7 +17,6 @@ from search.run.options import stored_config
 from search.run.places import check_run
 from search.run.schemas import AUDIT_SCHEMA
 from search.run.tables import read_space, read_tables, sites_of
-from search.units import format_cost
 from spaces.allocation import Allocation
 from spaces.errors import RunError, TargetError
 from spaces.schema import read_json
@@ -101,34 +100,34 @@ class Run:
         numbers = [row["number"] for row in self.summary["front"]]
         return self.trials.set_index("number", drop=False).loc[numbers]
 
-    def targets(self, *texts: str) -> tuple[Target, ...]:
-        """Parse targets for this run's model.
+    def budget(self, target: str | Target) -> Budget:
+        """What a target comes to for this run's model.
 
         Raises:
             TargetError: malformed, or outside what the space reaches.
         """
-        return parse_targets(texts, {cost: (ends[0], ends[1]) for cost, ends in self.summary["reach"].items()})
+        parsed = parse_target(target) if isinstance(target, str) else target
+        return parsed.resolve({cost: (least, dense) for cost, (least, dense) in self.summary["reach"].items()})
 
-    def best(self, target: str) -> "pd.Series[Any]":
+    def best(self, target: str | Target | Budget) -> "pd.Series[Any]":
         """The finished trial of the smallest error under a target.
 
         Raises:
             TargetError: no finished trial keeps the target; the message names the nearest one.
             RunError: no trial finished.
         """
-        targets = self.targets(target)
+        budget = target if isinstance(target, Budget) else self.budget(target)
         done = self.trials[self.trials["state"] == "COMPLETE"]
         if done.empty:
             raise RunError(f"no trial of {self.directory} has finished")
-        costs = done[[entry.cost for entry in targets]]
-        index = best_under(list(done["error"]), list(costs.itertuples(index=False)), [entry.limit for entry in targets])
+        costs, limits = done[list(budget.limits)], list(budget.limits.values())
+        index = best_under(list(done["error"]), list(costs.itertuples(index=False)), limits)
         if index is None:
-            over = (costs / [entry.limit for entry in targets]).max(axis=1)
-            nearest = done.iloc[int(over.to_numpy().argmin())]
+            nearest = done.iloc[int((costs / limits).max(axis=1).to_numpy().argmin())]
+            figures = [spec.format_with_unit(nearest[spec.name]) for spec in known_costs(map(str, nearest.index))]
             raise TargetError(
-                f"no trial of {self.directory} keeps {target}: the nearest is trial {nearest['number']:.0f} with "
-                f"{' and '.join(format_cost(cost, nearest[cost]) for cost in COSTS if cost in nearest.index)}; "
-                f"search again with --target {target}"
+                f"no trial of {self.directory} keeps {budget.target.text}: the nearest is trial {nearest['number']:.0f} with "
+                f"{' and '.join(figures)}; search again with --target {budget.target.text}"
             )
         return done.iloc[index]
 

@@ -10,11 +10,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from objectives.cost.closed_form import COSTS
+from objectives.cost.spec import COSTS, MAIN, known_costs
+from objectives.score import figure_names
 from spaces.schema import FLAG, NUMBER, POSITIVE, SHARE, SIZE, TEXT, WHOLE, Each, Kind, Maybe, SchemaError, check, choice
 from spaces.sites import Kind as SiteKind
 
-FIGURES = ("error", "error_before", "kl", "kl_before", "macs", "params", "latency", "steps", "seconds")
 HEAD = ("number", "state", "label", "space", "reason")
 RUNG = ("rung", "rung_error")
 
@@ -25,29 +25,6 @@ _SITE = {
     "name": TEXT, "branch": TEXT, "operator": TEXT, "kind": choice(*get_args(SiteKind)), "choices": [SIZE],
     "linear": Maybe((SIZE, SIZE)),
 }  # fmt: skip
-_COSTS = {"macs": POSITIVE, "params": POSITIVE, "latency?": POSITIVE}
-_SUMMARY = {
-    "model": TEXT,
-    "classes?": Maybe(WHOLE),
-    "fingerprint": TEXT,
-    "space": TEXT,
-    "spaces": Each([_SITE]),
-    "skipped": [{"name": TEXT, "reason": TEXT}],
-    "dense": {**_COSTS, "error": SHARE, "error_finetuned": Maybe(SHARE)},
-    "reach": {"macs": (POSITIVE, POSITIVE), "params": (POSITIVE, POSITIVE), "latency?": (POSITIVE, POSITIVE)},
-    "latency?": {"text": TEXT, "error": NUMBER},
-    "objectives": [choice("error", *COSTS)],
-    "targets": [{"text": TEXT, "cost": choice(*COSTS), "limit": POSITIVE, "group": WHOLE}],
-    "states": Each(WHOLE),
-    "hypervolume": NUMBER,
-    "best": [Maybe(WHOLE)],
-    "front": [
-        {
-            "number": WHOLE, "label": Maybe(TEXT), "space": TEXT, **_COSTS, "error": SHARE, "error_before": Maybe(NUMBER),
-            "allocation": Each(SIZE),
-        }
-    ],
-}  # fmt: skip
 _TAU = Maybe(NUMBER)
 _AGREEMENT = {"count": WHOLE, **dict.fromkeys(("tau", "mean", "spread", "between_seeds", "test", "by_chance"), _TAU)}
 AUDIT_SCHEMA = {
@@ -56,7 +33,7 @@ AUDIT_SCHEMA = {
     "points": [
         {
             "number": WHOLE, "label": Maybe(TEXT), "front": FLAG, "similar": FLAG,
-            **dict.fromkeys(("macs_kept", "short", "mean", "spread", "test_mean", "test_spread"), NUMBER),
+            **dict.fromkeys((MAIN.kept, "short", "mean", "spread", "test_mean", "test_spread"), NUMBER),
         }
     ],
     "front": _AGREEMENT,
@@ -74,14 +51,19 @@ RUNNING_SCHEMA = {
 }  # fmt: skip
 
 
+def front_columns(objectives: Sequence[str]) -> list[str]:
+    """Columns of trials.csv that a front is taken of: the error as it is, costs as shares of the dense model's."""
+    return [COSTS[name].kept if name in COSTS else name for name in objectives]
+
+
 def check_summary(summary: Any) -> None:
     """Raise unless this is the content of a pareto.json.
 
     Raises:
         SchemaError: something in it is missing, of a wrong type, or contradicts the rest.
     """
-    check(summary, _SUMMARY)
-    costs = [cost for cost in COSTS if cost in summary["dense"]]
+    check(summary, _summary_schema())
+    costs = [spec.name for spec in known_costs(summary["dense"])]
     check(summary["objectives"], [choice("error", *costs)], "objectives")
     check(summary["targets"], [{"cost": choice(*costs)}], "targets")
     check(summary["reach"], dict.fromkeys(costs, (POSITIVE, POSITIVE)), "reach")
@@ -98,12 +80,43 @@ def check_summary(summary: Any) -> None:
             raise SchemaError(f"front[{index}].allocation has not the sites of space {row['space']}")
 
 
+def _summary_schema() -> dict[str, Any]:
+    costs = _of_costs(POSITIVE)
+    return {
+        "model": TEXT,
+        "classes?": Maybe(WHOLE),
+        "fingerprint": TEXT,
+        "space": TEXT,
+        "spaces": Each([_SITE]),
+        "skipped": [{"name": TEXT, "reason": TEXT}],
+        "dense": {**costs, "error": SHARE, "error_finetuned": Maybe(SHARE)},
+        "reach": _of_costs((POSITIVE, POSITIVE)),
+        "latency?": {"text": TEXT, "error": NUMBER},
+        "objectives": [choice("error", *COSTS)],
+        "targets": [{"text": TEXT, "cost": choice(*COSTS), "limit": POSITIVE, "group": WHOLE}],
+        "states": Each(WHOLE),
+        "hypervolume": NUMBER,
+        "best": [Maybe(WHOLE)],
+        "front": [
+            {
+                "number": WHOLE, "label": Maybe(TEXT), "space": TEXT, **costs, "error": SHARE, "error_before": Maybe(NUMBER),
+                "allocation": Each(SIZE),
+            }
+        ],
+    }  # fmt: skip
+
+
+def _of_costs(schema: Any) -> dict[str, Any]:
+    """The same schema for every cost; measured ones may be missing."""
+    return {f"{spec.name}?" if spec.is_measured else spec.name: schema for spec in COSTS.values()}
+
+
 def _site_names(space: str, sites: Sequence[dict[str, Any]]) -> set[str]:
     names = {site["name"] for site in sites}
     for index, site in enumerate(sites):
         if not site["choices"] or any(low >= high for low, high in pairwise(site["choices"])):
             raise SchemaError(f"spaces.{space}[{index}].choices must ascend, got {site['choices']}")
-    if len(names) != len(sites) or not names.isdisjoint((*HEAD, *FIGURES, *RUNG)):
+    if len(names) != len(sites) or not names.isdisjoint((*HEAD, *figure_names(COSTS), *RUNG)):
         raise SchemaError(f"spaces.{space} has two sites of one name, or one that a column of trials.csv has")
     return names
 
@@ -119,10 +132,9 @@ def check_trials(trials: pd.DataFrame, summary: dict[str, Any], sites: Sequence[
     Raises:
         SchemaError: the line, counted as an editor does, and what is wrong in it; or a column that is missing.
     """
-    costs = [cost for cost in COSTS if cost in summary["dense"]]
-    figures = [name for name in FIGURES if name != "latency" or name in costs]
-    shares = [f"{cost}_kept" for cost in costs]
-    names = ["number", *figures, *RUNG, *shares, "seed"]
+    specs = known_costs(summary["dense"])
+    costs, shares = [spec.name for spec in specs], [spec.kept for spec in specs]
+    names = ["number", *figure_names(costs), *RUNG, *shares, "seed"]
     for column in (*HEAD, *names, "ended", *sites):
         if column not in trials.columns:
             raise SchemaError(f"the column {column} is missing")

@@ -7,12 +7,13 @@ from typing import Any
 
 import pandas as pd
 
-from objectives.cost.closed_form import COSTS, Cost
-from search.budgets.targets import Target, budgets_of
+from objectives.cost.spec import Cost, known_costs
+from objectives.score import figure_names
+from search.budgets.targets import Budget
 from search.layout import SUMMARY, TRIALS
 from search.pareto import best_under, front, hypervolume
 from search.run.places import no_run
-from search.run.schemas import FIGURES, HEAD, RUNG, check_summary, check_trials
+from search.run.schemas import HEAD, RUNG, check_summary, check_trials, front_columns
 from search.trial import DENSE, Trial
 from spaces.errors import RunError, first_line
 from spaces.files import replacing, write_json
@@ -24,40 +25,35 @@ def trial_table(trials: Sequence[Trial], dense: dict[str, Any], sites: Sequence[
     """A row per finished trial, in the order of their numbers.
 
     Columns: number, state, label, space (of the allocation), reason, the figures of `Score`, rung (the last one that it was
-    measured at, in optimiser steps) and rung_error, macs_kept, params_kept and latency_kept (shares of the dense model), seed,
-    ended (when, ISO 8601 in UTC), and one column per site with its size. Latency is there where the search has it. Figures of
-    failed trials are NaN, as are the final ones of trials stopped at a rung.
+    measured at, in optimiser steps) and rung_error, of every cost that the search knows its share of the dense model's
+    (macs_kept), seed, ended (when, ISO 8601 in UTC), and one column per site with its size. Figures of failed trials are NaN,
+    as are the final ones of trials stopped at a rung.
 
     Args:
         trials: in any order.
-        dense: macs, params and, where the search has it, latency of the dense model.
+        dense: figures of the dense model; its costs are those that the search knows.
         sites: of all trials' spaces; a trial has the dense size of those that are not in its own.
     """
     whole = {site.name: site.dense for site in sites}
-    costs, figure_names = [cost for cost in COSTS if cost in dense], figures_of(dense)
+    costs = known_costs(dense)
+    names, shares = figure_names(spec.name for spec in costs), [spec.kept for spec in costs]
     rows = []
     for trial in sorted(trials, key=lambda trial: trial.proposal.number):
         score = trial.score
-        figures = {name: getattr(score, name) if score is not None else None for name in figure_names}
+        figures = {name: None if score is None else score.figure(name) for name in names}
         rungs = score.rungs if score is not None else {}
         reached = dict(zip(RUNG, max(rungs.items(), default=(None, None)), strict=True))
-        kept = {f"{cost}_kept": None if score is None else _share(getattr(score, cost), dense[cost]) for cost in costs}
+        kept = {spec.kept: _share(figures[spec.name], dense[spec.name]) for spec in costs}
         proposal = trial.proposal
         head = (proposal.number, trial.state, proposal.label, proposal.space, trial.reason)
         sizes = dict.fromkeys(whole) if proposal.allocation is None else {**whole, **proposal.allocation}
         rest = {"seed": proposal.seed, "ended": trial.ended}
         rows.append({**dict(zip(HEAD, head, strict=True)), **figures, **reached, **kept, **rest, **sizes})
-    shares = [f"{cost}_kept" for cost in costs]
-    columns = [*HEAD, *figure_names, *RUNG, *shares, "seed", "ended", *whole]
+    columns = [*HEAD, *names, *RUNG, *shares, "seed", "ended", *whole]
     table = pd.DataFrame(rows, columns=None if rows else columns)
-    counts = dict.fromkeys(("macs", "params", "steps", "rung", *whole), "Int64")
-    numbers = dict.fromkeys((*(name for name in figure_names if name not in counts), "rung_error", *shares), "float64")
+    counts = dict.fromkeys((*(spec.name for spec in costs if spec.is_whole), "steps", "rung", *whole), "Int64")
+    numbers = dict.fromkeys((*(name for name in names if name not in counts), "rung_error", *shares), "float64")
     return table.astype({**counts, **numbers})
-
-
-def figures_of(dense: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the figures of a run's trials: latency is among them where its dense model has one."""
-    return tuple(name for name in FIGURES if name != "latency" or name in dense)
 
 
 def _share(value: float | None, dense: float) -> float | None:
@@ -65,15 +61,15 @@ def _share(value: float | None, dense: float) -> float | None:
 
 
 def summarise(
-    trials: pd.DataFrame, objectives: Sequence[str], targets: Sequence[Target], facts: dict[str, Any]
+    trials: pd.DataFrame, objectives: Sequence[str], budgets: Sequence[Budget], facts: dict[str, Any]
 ) -> dict[str, Any]:
     """The content of pareto.json.
 
     Args:
         trials: `trial_table`.
         objectives: columns to be minimised, "error" first.
-        targets: bounds of this run.
-        facts: model, space, dense (macs, params, error, perhaps latency), reach, spaces (name -> `describe_space`); copied.
+        budgets: the targets of this run.
+        facts: model, space, dense (its costs and its error), reach, spaces (name -> `describe_space`); copied.
 
     Returns:
         `facts` and objectives, targets, states, front (rows with their allocations), best (the number of a trial or None,
@@ -81,26 +77,26 @@ def summarise(
         dense model.
     """
     done = trials[trials["state"] == "COMPLETE"].reset_index(drop=True)
-    columns = [name if name == "error" else f"{name}_kept" for name in objectives]
+    columns, known = front_columns(objectives), (spec.name for spec in known_costs(facts["dense"]))
+    names = ("number", "label", "space", *figure_names(known))
     points = [tuple(float(value) for value in row) for row in done[columns].itertuples(index=False)]
     chosen = done.iloc[front(points)].sort_values(next(name for name in columns if name != "error"))
     rows = [
         {
-            **{key: _plain(row[key]) for key in ("number", "label", "space", *figures_of(facts["dense"]))},
+            **{name: _plain(row[name]) for name in names},
             "allocation": {site["name"]: int(row[site["name"]]) for site in facts["spaces"][row["space"]]},
         }
         for _, row in chosen.iterrows()
     ]
     reference = done.loc[done["label"] == DENSE, "error"]
-    best = [_best_under(done, limits) for limits in budgets_of(targets)]
     return {
         **facts,
         "dense": {**facts["dense"], "error_finetuned": float(reference.iloc[0]) if len(reference) else None},
         "objectives": list(objectives),
-        "targets": [{"text": t.text, "cost": t.cost, "limit": t.limit, "group": t.group} for t in targets],
+        "targets": [entry for group, budget in enumerate(budgets) for entry in budget.entries(group)],
         "states": {str(state): int(count) for state, count in trials["state"].value_counts().items()},
         "hypervolume": hypervolume(points, [1.0] * len(columns)),
-        "best": best,
+        "best": [_best_under(done, budget.limits) for budget in budgets],
         "front": rows,
     }
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from ray import tune
 
+from objectives.cost.spec import COSTS
 from objectives.forecast import Forecast
 from objectives.objective import Objective
 from objectives.runtime.progress import Step
-from objectives.score import Score
+from objectives.score import Score, figure_names
 from search.runners.job import Need, Outcome
 from search.runners.worker import AtRung, Event, Worker
 from search.trial import Proposal
@@ -20,7 +21,6 @@ from spaces.allocation import Allocation
 from spaces.errors import CompressionError
 
 EVENT = "event"
-_COLUMNS = ("error", "error_before", "kl", "kl_before", "macs", "params", "latency", "steps", "seconds")
 
 
 class Trainable(tune.Trainable):
@@ -68,7 +68,7 @@ class Trainable(tune.Trainable):
 
 def _row(event: object) -> dict[str, Any]:
     """What Tune's loggers write of an event: always the same columns, NaN where it has none."""
-    row: dict[str, Any] = dict.fromkeys(("step", "loss", "lr", "error_at_rung", *_COLUMNS), math.nan)
+    row: dict[str, Any] = dict.fromkeys(("step", "loss", "lr", "error_at_rung", *figure_names(COSTS)), math.nan)
     if isinstance(event, Step):
         return row | asdict(event)
     if isinstance(event, AtRung):
@@ -80,4 +80,4 @@ def _row(event: object) -> dict[str, Any]:
 
 def _figures(score: Score) -> dict[str, float]:
     """Of a trial that ended; NaN where it was stopped before they were measured."""
-    return {name: math.nan if value is None else value for name in _COLUMNS for value in [getattr(score, name)]}
+    return {name: math.nan if value is None else value for name in figure_names(COSTS) for value in [score.figure(name)]}

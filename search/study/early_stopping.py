@@ -9,7 +9,7 @@ import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
 
-from objectives.cost.closed_form import Cost
+from objectives.cost.spec import Cost
 from objectives.score import Score
 from search.trial import Proposal, Trial
 
@@ -57,7 +57,7 @@ def dominating(trials: Iterable[Trial], costs: Mapping[Cost, float], step: int, 
     better = [
         (number, score)
         for number, score in measured
-        if score.rungs[step] < error - lead and all(getattr(score, name) <= cost for name, cost in costs.items())
+        if score.rungs[step] < error - lead and all(score.costs[name] <= cost for name, cost in costs.items())
     ]
     return min(better, key=lambda entry: (entry[1].rungs[step], entry[0]), default=None)
 

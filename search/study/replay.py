@@ -9,6 +9,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
 
+from objectives.cost.spec import COSTS
 from objectives.recipes.registry import recipe_of
 from search.trial import SCREENED, Proposal
 from spaces.errors import RunError
@@ -51,8 +52,8 @@ _PROPOSAL = {
 }  # fmt: skip
 _BEGUN = {**_PROPOSAL, "parameters": Each(NUMBER), "attributes": {f"{SCREENED}?": [(Each(NUMBER), NUMBER)]}}
 _SCORE = {
-    "error": Maybe(NUMBER), "error_before": REAL, "kl": Maybe(REAL), "kl_before": REAL, "macs": SIZE, "params": SIZE,
-    "steps": WHOLE, "seconds": NUMBER, "parts": SIZE, "latency": Maybe(NUMBER), "rungs": Each(REAL),
+    "error": Maybe(NUMBER), "error_before": REAL, "kl": Maybe(REAL), "kl_before": REAL, "costs": Each(NUMBER),
+    "steps": WHOLE, "seconds": NUMBER, "parts": SIZE, "rungs": Each(REAL),
 }  # fmt: skip
 _ATTRIBUTES = {**_PROPOSAL, "reason": Maybe(TEXT), "ended": Maybe(_TIME), "score": Maybe(_SCORE)}
 _SYSTEM = {f"{SCREENED}?": [(Each(NUMBER), NUMBER)]}
@@ -105,6 +106,15 @@ def check_attributes(trial: FrozenTrial) -> None:
         check(attributes["score"]["rungs"], _STEPS, "score.rungs")
         if unknown := attributes["score"].keys() - _SCORE.keys():
             raise SchemaError(f"score.{min(unknown)} is no figure of a trial")
+        _check_costs(attributes["score"]["costs"])
+
+
+def _check_costs(costs: Mapping[str, Any]) -> None:
+    """Raise unless all counted costs are there, and no unknown one."""
+    names = {f"{spec.name}?" if spec.is_measured else spec.name: SIZE if spec.is_whole else NUMBER for spec in COSTS.values()}
+    check(costs, names, "score.costs")
+    if unknown := costs.keys() - COSTS.keys():
+        raise SchemaError(f"score.costs.{min(unknown)} is no cost")
 
 
 def check_result(trial: FrozenTrial, attributes: Mapping[str, Any], objectives: tuple[str, ...]) -> None:
@@ -118,7 +128,7 @@ def check_result(trial: FrozenTrial, attributes: Mapping[str, Any], objectives: 
     if trial.state != expected:
         raise SchemaError(f"its state is {trial.state.name}, but its score is that of a trial which is {expected.name}")
     if expected == TrialState.COMPLETE:
-        values = [score[name] for name in objectives]
+        values = [score["costs"].get(name) if name in COSTS else score[name] for name in objectives]
         if trial.values is None or not all(map(_is_same, trial.values, values)):
             raise SchemaError(f"its values are {trial.values}, but its score has {values}")
 

@@ -16,7 +16,7 @@ import optuna
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from objectives.cost.closed_form import Cost
+from objectives.cost.spec import Cost
 from objectives.recipes.registry import recipe_of
 from objectives.score import Score
 from search.budgets.parametrisation import Parametrisation
@@ -44,7 +44,7 @@ class Study:
     Args:
         directory: the run directory; holds trials/, and study.journal where there is no database.
         parametrisation: from what the sampler sees to allocations.
-        objectives: fields of `Score` to be minimised, "error" first.
+        objectives: figures of `Score` to be minimised, "error" first.
         sampler: name of the sampler.
         seed: of the sampler and of every fine-tune.
         screening: whether a sampler that can have candidates screened before it proposes one does so.
@@ -296,4 +296,5 @@ class Study:
         return sorted(waiting, key=lambda proposal: proposal.number)
 
     def _values(self, score: Score) -> list[float]:
-        return [float(getattr(score, name)) for name in self.objectives]
+        figures = (score.figure(name) for name in self.objectives)
+        return [math.nan if figure is None else float(figure) for figure in figures]

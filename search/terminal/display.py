@@ -12,13 +12,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from objectives.cost.spec import COSTS, MAIN, CostSpec, counted_costs, known_costs
 from objectives.runtime.progress import Step
-from objectives.units import format_size
+from objectives.score import Score
+from objectives.units import format_duration, format_kept, format_size
 from search.budgets.targets import names_of
 from search.driver.forecast import Outlook
 from search.terminal.lines import Lines
 from search.trial import Proposal, Trial
-from search.units import format_cost, format_count, format_duration, format_kept
 
 _TERMINAL_ROWS = 12
 _PULSE = 1.0  # seconds between two looks at whether something should be said
@@ -92,17 +93,17 @@ class Display:
 
     def began(self, directory: Path, summary: dict[str, Any], outlook: Outlook, steps: int) -> None:
         dense = summary["dense"]
-        least, most = summary["reach"]["macs"]
+        least, most = summary["reach"][MAIN.name]
+        costs = ", ".join(spec.format_with_unit(dense[spec.name]) for spec in counted_costs())
         self.console.print(
-            f"{summary['model']}, space {summary['space']}: {format_count(dense['macs'])} MACs, "
-            f"{format_count(dense['params'])} parameters, error {dense['error']:.2%}; "
-            f"can keep {least / most:.1%} to 100% of MACs"
+            f"{summary['model']}, space {summary['space']}: {costs}, error {dense['error']:.2%}; "
+            f"can keep {least / most:.1%} to 100% of {MAIN.word}"
         )
         target = "; ".join(names_of(summary["targets"])) or "none: the whole front"
         continued = f", continuing after {outlook.finished}" if outlook.finished and outlook.left else ""
         self.console.print(f"target {target}; {max(outlook.trials, outlook.finished)} trials in {directory}{continued}")
         if latency := summary.get("latency"):
-            figure = f"{format_cost('latency', dense['latency'])} for {latency['text']}"
+            figure = f"{COSTS['latency'].format_with_unit(dense['latency'])} for {latency['text']}"
             self.console.print(f"latency of the dense model {figure}; of cut ones by the table, within {latency['error']:.1%}")
         self.console.print(_forecast(outlook))
         self._summary, self._steps, self._outlook, self._began = summary, steps, outlook, time.monotonic()
@@ -177,14 +178,14 @@ def _forecast(outlook: Outlook) -> str:
 
 def _trial_table(rows: list[Trial], summary: dict[str, Any]) -> Table:
     table = Table()
-    for name in ("trial", "label", "keeps of MACs", "error as built", "error fine-tuned", "seconds"):
+    for name in ("trial", "label", f"keeps of {MAIN.word}", "error as built", "error fine-tuned", "seconds"):
         table.add_column(name, justify="left" if name == "label" else "right", no_wrap=True)
     for trial in rows:
         number, label, score = str(trial.proposal.number), trial.proposal.label or "", trial.score
         if score is None:
             table.add_row(number, label, "failed", Text(trial.reason or "", style="red", overflow="ellipsis"), "", "")
             continue
-        kept = format_kept(score.macs / summary["dense"]["macs"])
+        kept = _kept(MAIN, score, summary)
         final = f"stopped at {score.steps}" if score.error is None else f"{score.error:.2%}"
         style = "dim" if score.error is None else None
         table.add_row(number, label, kept, f"{score.error_before:.2%}", final, f"{score.seconds:.1f}", style=style)
@@ -199,13 +200,16 @@ def _line(trial: Trial, summary: dict[str, Any]) -> str:
     name, score = _name(trial.proposal), trial.score
     if score is None:
         return f"{name}: failed: {trial.reason}"
-    kept = f"{format_kept(score.macs / summary['dense']['macs'])} of MACs"
-    if score.latency is not None:
-        kept += f" and {format_kept(score.latency / summary['dense']['latency'])} of latency"
+    shown = (MAIN, *(spec for spec in known_costs(score.costs) if spec.is_measured))
+    kept = " and ".join(f"{_kept(spec, score, summary)} of {spec.word}" for spec in shown)
     if score.error is None:
         return f"{name}: keeps {kept}, {trial.reason}; {score.seconds:.1f} s"
     errors = f"error {score.error_before:.2%} as built, {score.error:.2%} fine-tuned"
     return f"{name}: keeps {kept}, {errors}, {score.seconds:.1f} s; {_best(summary)}"
+
+
+def _kept(spec: CostSpec, score: Score, summary: dict[str, Any]) -> str:
+    return format_kept(score.costs[spec.name] / summary["dense"][spec.name])
 
 
 def _best(summary: dict[str, Any]) -> str:
@@ -219,6 +223,6 @@ def _best(summary: dict[str, Any]) -> str:
         elif number not in rows:  # beaten in the objectives, but not within a bound on another cost
             texts.append(f"best under {under}: trial {number}, not on the front")
         else:
-            row, kept = rows[number], rows[number]["macs"] / summary["dense"]["macs"]
-            texts.append(f"best under {under}: {row['error']:.2%} at {kept:.1%} of MACs (trial {number})")
+            row, kept = rows[number], rows[number][MAIN.name] / summary["dense"][MAIN.name]
+            texts.append(f"best under {under}: {row['error']:.2%} at {kept:.1%} of {MAIN.word} (trial {number})")
     return "; ".join(texts)

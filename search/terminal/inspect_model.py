@@ -11,16 +11,17 @@ from rich.table import Table
 
 from objectives.cost.check import check_count
 from objectives.cost.closed_form import CostModel, cost_model
+from objectives.cost.spec import COSTS, MAIN
 from objectives.evaluator import Evaluator
 from objectives.profile import Profile
-from search.budgets.targets import reach_of
+from objectives.units import format_kept
+from search.budgets.reach import reach_of
 from search.config import SearchConfig
 from search.fidelity.judge import tell_found
 from search.report.heat_map import heat_table, write_heat_maps
 from search.report.site_grid import SHARES, conditions, format_error
 from search.run.continuation import check_same_model
 from search.run.directory import default_output, make_directory
-from search.units import format_count, format_kept
 from spaces.models.create import create_model, preprocessing, weights_of
 from spaces.sites import Site, Space
 from spaces.vit import describe
@@ -99,15 +100,14 @@ def _errors(profile: Profile, space: Space, costs: CostModel) -> Table:
     table.caption, table.caption_justify = "closed: closed form; corrected: by measurements (* at this very size)", "left"
     table.add_column("site", no_wrap=True)
     for share in SHARES:
-        for column in ("size", "closed", "corrected", "MACs"):
+        for column in ("size", "closed", "corrected", MAIN.word):
             table.add_column(f"{100 * share:.0f} %\n{column}", justify="right", no_wrap=True)
     for site in space.sites:
         row = []
         for size in map(site.nearest, SHARES):
-            saved = 1 - costs.count(space.identity().replace({site.name: size}), "macs") / costs.dense["macs"]
             closed, corrected = (format_error(errors[site.name][size]) for errors in (profile.closed, profile.errors))
             star = "*" if size in profile.measured.get(site.name, {}) else ""
-            row += [str(size), closed, f"{corrected}{star}", f"−{saved:.1%}"]
+            row += [str(size), closed, f"{corrected}{star}", f"−{_saved(costs, space, site, size):.1%}"]
         table.add_row(site.name, *row)
     return table
 
@@ -126,23 +126,27 @@ def _reach(space: Space, costs: CostModel) -> Table:
     for column in ("cost", "dense", "smallest", "keeps"):
         table.add_column(column, justify="left" if column == "cost" else "right")
     for cost, (least, dense) in reach_of(costs, space).items():
-        table.add_row(
-            "MACs" if cost == "macs" else "parameters", format_count(dense), format_count(least), format_kept(least / dense)
-        )
+        spec = COSTS[cost]
+        table.add_row(spec.word, spec.format(dense), spec.format(least), format_kept(least / dense))
     return table
 
 
 def _sites(space: Space, costs: CostModel) -> Table:
     table = Table(title="sites", title_justify="left")
-    for column in ("site", "operator", "size counts", "dense", "choices", "can save of MACs"):
-        table.add_column(column, justify="right" if column in ("dense", "can save of MACs") else "left", no_wrap=True)
+    saving = f"can save of {MAIN.word}"
+    for column in ("site", "operator", "size counts", "dense", "choices", saving):
+        table.add_column(column, justify="right" if column in ("dense", saving) else "left", no_wrap=True)
     for rivals in space.branches.values():
         for operator in rivals:
             for site in operator.sites:
-                least = costs.count(space.identity().replace({site.name: site.choices[0]}), "macs")
-                saved = f"{1 - least / costs.dense['macs']:.1%}"
+                saved = f"{_saved(costs, space, site, site.choices[0]):.1%}"
                 table.add_row(site.name, operator.name, _COUNTED[site.kind], str(site.dense), _choices(site), saved)
     return table
+
+
+def _saved(costs: CostModel, space: Space, site: Site, size: int) -> float:
+    """Share of the main cost that one site alone saves at a size."""
+    return 1 - costs.count(space.identity().replace({site.name: size}), MAIN.name) / costs.dense[MAIN.name]
 
 
 def _choices(site: Site) -> str:

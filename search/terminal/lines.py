@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from search.units import format_duration
+from objectives.units import format_duration
 
 EVERY = 60.0  # seconds after which something is said again
 _LONG = 5.0  # seconds of a stage whose end is told: that of a shorter one is the beginning of the next

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from objectives.cost.closed_form import COSTS, Cost
+from objectives.cost.spec import CostSpec, known_costs
+from objectives.units import format_kept
 from search.report.audit_tables import audit_tables
 from search.report.comparison import differences, opened, run_names
 from search.run.options import stored_options
-from search.units import WORDS, format_amount, format_kept
 from spaces.errors import RunError
 
 if TYPE_CHECKING:
@@ -106,25 +106,21 @@ def cost_columns(dense: Mapping[str, Any]) -> list[str]:
     """Their titles.
 
     Args:
-        dense: figures of the dense model; MACs and parameters are shown as shares alone where latency is known.
+        dense: figures of the dense model; where a measured cost is known, counted ones are shown as shares alone.
     """
-    return [name for cost in _known(dense) for name in (*_amounts(cost, dense, WORDS[cost]), f"keeps of {WORDS[cost]}")]
+    return [name for spec in known_costs(dense) for name in (*_amounts(spec, dense, spec.word), f"keeps of {spec.word}")]
 
 
 def cost_cells(figures: Mapping[Any, Any], dense: Mapping[str, Any]) -> list[str]:
     """The texts of one model; empty for a cost that it does not have."""
     texts = []
-    for cost in _known(dense):
-        value = figures.get(cost)
-        texts += _amounts(cost, dense, "" if value is None else format_amount(cost, value))
-        texts.append("" if value is None else format_kept(value / dense[cost]))
+    for spec in known_costs(dense):
+        value = figures.get(spec.name)
+        texts += _amounts(spec, dense, "" if value is None else spec.format(value))
+        texts.append("" if value is None else format_kept(value / dense[spec.name]))
     return texts
 
 
-def _known(dense: Mapping[str, Any]) -> list[Cost]:
-    return [cost for cost in COSTS if cost in dense]
-
-
-def _amounts(cost: Cost, dense: Mapping[str, Any], text: str) -> list[str]:
+def _amounts(spec: CostSpec, dense: Mapping[str, Any], text: str) -> list[str]:
     """`text`, where the cost has a column of its own for amounts."""
-    return [text] if cost == "latency" or "latency" not in dense else []
+    return [text] if spec.is_measured or not any(known.is_measured for known in known_costs(dense)) else []

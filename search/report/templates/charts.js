@@ -23,7 +23,7 @@ function basicLayout(colour, axes) {
 
 // The points of the front from the cheapest.
 function along() {
-  return data.figures.macs.traces.front.customdata;
+  return data.figures[data.main].traces.front.customdata;
 }
 
 // Rows are the sites in the model's order, columns the points of the front; a strong colour is a strong cut.
@@ -49,8 +49,8 @@ function drawAlong() {
   Plotly.react(place, [map], {
     ...basicLayout(colour, {
       xaxis: {
-        title: { text: "points of the front: MACs kept" }, tickangle: -60, showgrid: false, fixedrange: true,
-        tickvals: ticks, ticktext: ticks.map((at) => data.points[numbers[at]].macs_kept.split("\u00a0")[0] + " %"),
+        title: { text: `points of the front: ${data.costs[data.main]} kept` }, tickangle: -60, showgrid: false, fixedrange: true,
+        tickvals: ticks, ticktext: ticks.map((at) => data.points[numbers[at]][`${data.main}_kept`].split("\u00a0")[0] + " %"),
       },
       yaxis: { autorange: "reversed", showgrid: false, fixedrange: true, tickfont: { size: 10 } },
     }),

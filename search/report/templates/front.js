@@ -17,7 +17,7 @@ function hover(run, number) {
   const of = runs.length > 1 ? `<b>${plain(run.name)}</b><br>` : "";
   if (number === null) return `${of}dense`;
   const stopped = run.stopped[number];
-  if (stopped) return `${of}<b>Trial ${number}, stopped at step ${stopped.rung}</b><br>MACs kept: ${stopped.macs_kept}<br>${plain(stopped.reason)}`;
+  if (stopped) return `${of}<b>Trial ${number}, stopped at step ${stopped.rung}</b><br>${run.costs[run.main]} kept: ${stopped[`${run.main}_kept`]}<br>${plain(stopped.reason)}`;
   const lines = facts(run, number).slice(0, -2).map(([term, text]) => `${term}: ${text}`);
   return of + [`<b>${plain(name(run, number))}</b>`, ...lines].join("<br>");
 }

@@ -1,10 +1,10 @@
 "use strict";
 // What the page shows, and what the reader does to it.
-let runs = JSON.parse(document.getElementById("data").textContent); // of every run, what search/content.py tells the script
+let runs = JSON.parse(document.getElementById("data").textContent); // of every run, what search/report/page_data.py tells the script
 const plot = document.getElementById("plot");
 const narrow = window.matchMedia("(max-width: 860px)");
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
-let cost = "macs";
+let cost = runs?.[0].main;
 let against = "trials";
 let at = 0; // the run of the chosen trial
 let data = null; // and what is known of it
