@@ -12,6 +12,10 @@ import objectives
 import run_search
 import search
 import spaces
+from objectives.recipes.names import RECIPE_NAMES
+from objectives.recipes.registry import RECIPES
+from search.samplers.names import ADDITIVE, SAMPLERS
+from search.samplers.registry import OPTUNA
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = [spaces, objectives, search]
@@ -59,10 +63,15 @@ WRONG = {
     "value": ("launch", "--model", "vit_tiny_patch16_224", "--trials", "0"),
     "recipe": ("launch", "--model", "vit_tiny_patch16_224", "--recipe", "gosph", "--target", "flops=50%"),
     "sampler": ("launch", "--sampler", "cmaes"),
+    "target": ("launch", "--model", "vit_tiny_patch16_224", "--target", "flops=half"),
     "options": ("launch", "--config", "missing.yaml"),
     "format": ("export", "missing", "--format", "tflite"),
+    "point": ("export", "missing", "--target", "flops=half"),
     "run": ("export", "missing"),
-    "audit": ("audit", "tests", "--points", "3"),
+    "audit": ("audit", "tests"),
+    "size": ("audit", "tests", "--points", "2"),
+    "batch": ("measure", "tests", "--batch-sizes", "0"),
+    "top": ("predict", "tests", "image.png", "--top", "0"),
     "browse": ("browse", "missing", "tests"),
     "text": ("browse", "--text", "missing"),
     "dashboard": ("browse", "--dashboard", "missing"),
@@ -91,6 +100,11 @@ def test_a_package_has_all_its_names(package: object) -> None:
         assert vars(package)[name] is found, "it is asked for once"
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = package.nothing  # type: ignore[attr-defined]
+
+
+def test_the_names_told_without_the_registries_are_theirs() -> None:
+    assert tuple(RECIPES) == RECIPE_NAMES
+    assert (ADDITIVE, *OPTUNA) == SAMPLERS
 
 
 def test_browsing_needs_the_tables_alone(finished: Path) -> None:

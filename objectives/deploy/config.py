@@ -67,3 +67,9 @@ def require_onnx() -> None:
         raise ConfigError(
             f"format onnx needs {', '.join(missing)}, not installed here: pip install 'vit-compression-search[onnx]'"
         )
+
+
+def check_top(top: int) -> None:
+    """Raise ConfigError unless there can be so many classes of an image to tell."""
+    if top < 1:
+        raise ConfigError(f"top must be at least 1, got {top}")

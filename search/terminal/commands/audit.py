@@ -5,12 +5,14 @@ from pathlib import Path
 
 from rich.console import Console
 
+from search.fidelity.options import check_size
 from search.run.places import check_is_run
 from search.terminal.output import print_path
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
     """Audit a run, and say what was found."""
+    check_size(arguments.points, arguments.factor, arguments.seeds)
     check_is_run(Path(arguments.run))
 
     from search.fidelity.audit import audit

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from objectives.deploy.config import FormatConfig
+from search.budgets.targets import parse_target
 from search.run.places import check_is_run
 from search.terminal.parser import training_options
 
@@ -14,6 +15,8 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     """Export points, and say where they are."""
     training, machines = training_options(arguments)
     output = FormatConfig(format=tuple(arguments.format), dtype=arguments.dtype)
+    for text in arguments.target:
+        parse_target(text)
     check_is_run(Path(arguments.run))
 
     from search.deploy.model_card import read_summary

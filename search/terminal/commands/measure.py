@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from objectives.deploy.config import named_formats
+from objectives.latency.config import Setting
 from search.run.places import check_exported
 from spaces.folder.description import read_description
 
@@ -15,7 +16,9 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     folder = Path(arguments.folder)
     check_exported(folder, "measure")
     formats = arguments.format and named_formats(arguments.format)
-    read_description(folder)
+    for size in arguments.batch_sizes:
+        Setting(batch_size=size)
+    read_description(folder)  # a damaged folder is told before anything is imported that runs models
 
     import torch
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from objectives.deploy.config import check_top
 from search.run.places import check_exported
 from search.terminal.output import console_of, print_path
 from spaces.errors import printable
@@ -13,9 +14,10 @@ from spaces.folder.description import read_description
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Print the classes of every image; 2 where one of them cannot be read."""
+    check_top(arguments.top)
     folder = Path(arguments.folder)
     check_exported(folder, "predict")
-    read_description(folder)
+    read_description(folder)  # a damaged folder is told before anything is imported that runs models
 
     from objectives.deploy.classify import Unread, classify
 
