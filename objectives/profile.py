@@ -14,11 +14,8 @@ from spaces.schema import SIZE, TEXT, WHOLE, Each, Kind, check, read_json
 from spaces.sites import Space
 
 Errors = Mapping[str, Mapping[int, float]]
-
 SIZES = 3
-
 _FORMAT = 1
-
 _ERROR = Kind("a number of nats, 0 or more", lambda value: isinstance(value, int | float) and 0 <= value < 1e18)
 
 # Largest |log(measured / closed form)| that is believed: beyond it a divergence is numerical noise, or zero.

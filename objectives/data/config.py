@@ -7,15 +7,9 @@ from objectives.pictures.options import Background, check_pixel_range
 from spaces.errors import ConfigError
 
 DIGITS = "digits"
-
 STREAMED = ("wds/", "tfds/", "hfids/")
-
 _KNOWN = ("torch/", "hfds/", *STREAMED)
-
-
 TRAIN, TEST = "train", "validation"  # timm's names, and the options' defaults
-
-
 ClassOrder = Literal["timm", "torchvision"]
 
 

@@ -9,11 +9,8 @@ from spaces.errors import ConfigError
 from spaces.folder.description import WEIGHTS
 
 Format = Literal["safetensors", "onnx", "pt2"]
-
 Dtype = Literal["fp32", "bf16", "fp16"]
-
 FILES: dict[Format, str] = {"safetensors": WEIGHTS, "onnx": "model.onnx", "pt2": "model.pt2"}
-
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # all in the extra `onnx`
 
 

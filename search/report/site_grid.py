@@ -4,7 +4,6 @@ from objectives.profile import Errors, Profile
 from spaces.sites import Space
 
 SHARES = (0.75, 0.5, 0.25)
-
 Grid = dict[str, dict[str, float]]  # block -> column -> error
 
 
