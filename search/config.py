@@ -128,7 +128,7 @@ class StudyConfig:
             raise ConfigError(f"an audit needs a search, but the recipe {self.recipe!r} was asked for alone")
         if "error" not in self.objectives or not 2 <= len(set(self.objectives)) == len(self.objectives):
             raise ConfigError(f"objectives must be error and at least one cost, each once, got {', '.join(self.objectives)}")
-        check_recipes([name for name in self.recipes if name not in ALLOCATED], self.targets)
+        check_recipes([name for name in self.recipes if name not in ALLOCATED], self.targets, alone=self.recipe is not None)
 
     @cached_property
     def targets(self) -> tuple[Target, ...]:

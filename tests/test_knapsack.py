@@ -98,7 +98,7 @@ class Made:
 
     def best(self, limits: Mapping[Cost, float]) -> float:
         """Least error of all allocations within the limits; infinite if there is none."""
-        kept = np.all([self.everything[:, COSTS.index(cost)] <= limit for cost, limit in limits.items()], axis=0)
+        kept = np.all([self.everything[:, list(COSTS).index(cost)] <= limit for cost, limit in limits.items()], axis=0)
         return float(self.everything[kept, 2].min(initial=math.inf))
 
 
@@ -140,7 +140,7 @@ def test_the_optimum_is_found_nearly_always(convex: bool) -> None:
         least = made.everything.min(0)
         limits: dict[Cost, float] = {}
         for cost in bounded:
-            low = float(least[COSTS.index(cost)])  # type: ignore[call-overload]
+            low = float(least[list(COSTS).index(cost)])
             limits[cost] = low + rng.uniform(0.05, 0.95) * (made.costs.dense[cost] - low)  # type: ignore[index]
         try:
             found = allocate(made.space, made.costs, limits, made.errors)
@@ -161,7 +161,7 @@ def least_error(made: Made, limits: Mapping[Cost, float]) -> float:
     """Of all allocations within the limits, by integer programming (HiGHS): for spaces too large to be gone through."""
     branches = [np.concatenate([made.options(operator) for operator in rivals]) for rivals in made.space.branches.values()]
     options, one_of_each = np.concatenate(branches), block_diag([np.ones((1, len(branch))) for branch in branches])
-    kept = [LinearConstraint(options[None, :, COSTS.index(cost)], -np.inf, limit) for cost, limit in limits.items()]
+    kept = [LinearConstraint(options[None, :, list(COSTS).index(cost)], -np.inf, limit) for cost, limit in limits.items()]
     solved = milp(
         options[:, 2],
         constraints=[LinearConstraint(one_of_each, 1, 1), *kept],

@@ -107,6 +107,17 @@ def test_joint_targets_and_a_recipe_beside_them(tmp_path: Path, monkeypatch: pyt
     assert row["macs_kept"] <= 0.6
 
 
+def test_a_recipe_alone_has_a_latency_as_an_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No table says what its space can reach, so no bound is put on it."""
+    FakeTimer(monkeypatch)
+    run = launch(config_of(tmp_path, recipe="svd-energy", objectives=["error", "latency"]), Silent())
+    assert run.summary["objectives"] == ["error", "latency"]
+    assert "latency" not in run.summary["reach"]
+    assert run.trials["latency_kept"].between(0, 1).all()
+    with pytest.raises(TargetError, match=r"not on latency: write --target flops=60%$"):
+        config_of(tmp_path, recipe="svd-energy", target=["flops=60%,latency=80%"])
+
+
 def test_latency_as_an_objective_without_a_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     FakeTimer(monkeypatch)
     run = launch(config_of(tmp_path, target=[], objectives=["error", "latency"], trials=8), Silent())

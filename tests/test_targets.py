@@ -113,9 +113,12 @@ def test_recipes_get_the_bounds_that_they_can_keep() -> None:
     assert recipe_limits(joint, costs) == [{"macs": 5e8}, {"params": 11e6}]
     assert recipe_limits(budgets("latency=8ms"), costs) == []
     assert recipe_limits((), costs) == [{"macs": 5e8}]
-    check_recipes([], [parse_target("latency=8ms")])
-    check_recipes(["vtp"], [parse_target("flops=50%,latency=9ms")])
+    check_recipes([], [parse_target("latency=8ms")], alone=False)
+    check_recipes(["vtp"], [parse_target("flops=50%,latency=9ms")], alone=False)
     with pytest.raises(
         TargetError, match=r"recipe 'vtp' keeps bounds on MACs or parameters, not on latency: .* flops=50%,latency=8ms"
     ):
-        check_recipes(["vtp", "gohsp"], [parse_target("flops=50%"), parse_target("latency=8ms")])
+        check_recipes(["vtp", "gohsp"], [parse_target("flops=50%"), parse_target("latency=8ms")], alone=False)
+    check_recipes(["vtp"], [parse_target("flops=50%,params=11M")], alone=True)
+    with pytest.raises(TargetError, match=r"recipe 'vtp' keeps .*, not on latency: write --target flops=50%,params=11M$"):
+        check_recipes(["vtp"], [parse_target("flops=50%, latency=9ms,params=11M")], alone=True)

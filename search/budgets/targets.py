@@ -137,19 +137,27 @@ def names_of(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     return [" and ".join(entry["text"] for entry in group) for _, group in groups]
 
 
-def check_recipes(names: Sequence[str], targets: Sequence[Target]) -> None:
-    """Raise where recipes would be given a target of which they can keep no bound.
+def check_recipes(names: Sequence[str], targets: Sequence[Target], alone: bool) -> None:
+    """Raise where recipes would be given a target that they cannot keep: of bounds on measured costs alone.
+
+    Args:
+        names: of the recipes.
+        targets: of the run.
+        alone: whether there is no search beside them that keeps the bounds which they do not.
 
     Raises:
         TargetError: there is such a target.
     """
     for target in targets if names else ():
-        if all(COSTS[cost].is_measured for cost in target.costs):
-            bounded, counted = [COSTS[cost] for cost in target.costs], counted_costs()
-            raise TargetError(
-                f"recipe {names[0]!r} keeps bounds on {_words(counted)}, not on {_words(bounded)}: "
-                f"write --target {MAIN.flag}=50%,{target.text}"
-            )
+        measured = [bound for bound in target.bounds if COSTS[bound.cost].is_measured]
+        if not measured or not (alone or len(measured) == len(target.bounds)):
+            continue
+        counted = [bound.text for bound in target.bounds if bound not in measured] or [f"{MAIN.flag}=50%"]
+        kept = counted if alone else [*counted, target.text]
+        raise TargetError(
+            f"recipe {names[0]!r} keeps bounds on {_words(counted_costs())}, not on "
+            f"{_words([COSTS[bound.cost] for bound in measured])}: write --target {','.join(kept)}"
+        )
 
 
 def _parse_bound(text: str) -> Bound:

@@ -12,7 +12,7 @@ import torch
 
 from objectives.cost.check import check_count
 from objectives.cost.closed_form import CostModel, cost_model
-from objectives.cost.spec import COSTS, MAIN
+from objectives.cost.spec import MAIN
 from objectives.evaluator import Evaluator
 from objectives.objective import Objective
 from objectives.recipes.registry import RECIPES, check_reach, recipe_of
@@ -237,11 +237,10 @@ class _Search:
     def _settle(self, evaluator: Evaluator, costs: CostModel) -> None:
         """What the targets mean in figures, as far as costs are known."""
         space = evaluator.space
-        later = set(COSTS) - set(costs.names) if self.config.study.times else set()
+        later = {"latency"} - set(costs.names) if self.config.study.times else set()
         if self.config.study.recipe in RECIPES:  # what a recipe reaches alone is not bounded by the space of searches
             space = describe(evaluator.model, recipe_of(self.config.study.recipe).space, self.config.study.multiple)
             costs = cost_model(evaluator.model, space)
-            later = {spec.name for spec in COSTS.values() if spec.is_measured}  # it keeps no bound on them
         self.reach: Reach = reach_of(costs, space)
         self.targets: tuple[Budget, ...] = budgets_of(self.config.study.targets, self.reach, later)
         check_jointly(self.targets, costs, space)

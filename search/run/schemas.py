@@ -66,7 +66,7 @@ def check_summary(summary: Any) -> None:
     costs = [spec.name for spec in known_costs(summary["dense"])]
     check(summary["objectives"], [choice("error", *costs)], "objectives")
     check(summary["targets"], [{"cost": choice(*costs)}], "targets")
-    check(summary["reach"], dict.fromkeys(costs, (POSITIVE, POSITIVE)), "reach")
+    check(summary["reach"], {target["cost"]: (POSITIVE, POSITIVE) for target in summary["targets"]}, "reach")
     check(summary["space"], choice(*summary["spaces"]), "space")
     if summary["objectives"].count("error") != 1 or not 2 <= len(set(summary["objectives"])) == len(summary["objectives"]):
         raise SchemaError(f"objectives must be error and costs, each once, got {summary['objectives']}")
