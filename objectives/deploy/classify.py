@@ -9,9 +9,10 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
-from objectives.deploy.formats import Format, Forward, open_format
+from objectives.deploy.config import Format, check_top
+from objectives.deploy.formats import Forward, open_format
 from objectives.pictures.reading import Reading, is_hidden, is_picture, reading_for
-from spaces.errors import CheckpointError, ConfigError, DataError, first_line, printable
+from spaces.errors import CheckpointError, DataError, first_line, printable
 from spaces.folder.description import read_description
 
 _LONGEST = 200  # of a class's name in the terminal
@@ -73,8 +74,7 @@ def classify(
         ConfigError: `top` is below 1, or the format's package is not installed.
         DataError: a folder with no image, or a model that takes no pictures.
     """
-    if top < 1:
-        raise ConfigError(f"top must be at least 1, got {top}")
+    check_top(top)
     description = read_description(folder)
     if not description["num_classes"]:
         raise CheckpointError(f"{folder} holds a model without classes: its outputs are features")

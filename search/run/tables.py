@@ -12,6 +12,7 @@ from objectives.score import figure_names
 from search.budgets.targets import Budget
 from search.layout import SUMMARY, TRIALS
 from search.pareto import best_under, front, hypervolume
+from search.run.places import no_run
 from search.run.schemas import HEAD, RUNG, check_summary, check_trials, front_columns
 from search.trial import DENSE, Trial
 from spaces.errors import RunError, first_line
@@ -172,7 +173,7 @@ def read_tables(directory: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         trials = pd.read_csv(path, low_memory=False)
         check_trials(trials, summary, [site.name for site in sites_of(summary)])
     except FileNotFoundError as error:
-        raise RunError(f"no search in {directory} ({path.name} is missing): start one with launch --output") from error
+        raise no_run(directory, path.name) from error
     except (ValueError, OverflowError) as error:  # pandas' are ValueErrors too
         raise RunError(
             f"the tables of {directory} cannot be read ({path.name}: {first_line(error)}): launch the run again to write them "
