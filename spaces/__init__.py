@@ -5,6 +5,7 @@ from spaces.factors import Factors
 from spaces.folder.compressed import load_compressed, save_compressed
 from spaces.models.create import ModelConfig, create_model
 from spaces.sites import Operator, Site, Skipped, Space
+from spaces.version import __version__
 from spaces.vit import describe
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Site",
     "Skipped",
     "Space",
+    "__version__",
     "create_model",
     "describe",
     "load_compressed",

@@ -101,6 +101,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[Point]:
             "multiple": 1,
             "allocation": dict(point.allocation),
             "pretrained_cfg": evaluator.preprocessing,
+            "pictures": evaluator.data.reading.to_json(),
             "origin": point.origin(evaluator.fingerprint),
             "training": None,
         })  # fmt: skip

@@ -9,13 +9,14 @@ import pandas as pd
 
 from objectives.cost.closed_form import COSTS, Cost
 from search.budgets.targets import Target, budgets_of
-from search.layout import SUMMARY, TRIALS
+from search.layout import ANOTHER_RUN, RUN_FORMAT, SUMMARY, TRIALS
 from search.pareto import best_under, front, hypervolume
 from search.run.schemas import FIGURES, HEAD, RUNG, check_summary, check_trials
 from search.trial import DENSE, Trial
 from spaces.errors import RunError, first_line
 from spaces.files import replacing, write_json
-from spaces.schema import read_json
+from spaces.format_number import FORMAT, check_format
+from spaces.schema import OBJECT, read_json
 from spaces.sites import Operator, Site, Skipped, Space
 
 
@@ -75,9 +76,9 @@ def summarise(
         facts: model, space, dense (macs, params, error, perhaps latency), reach, spaces (name -> `describe_space`); copied.
 
     Returns:
-        `facts` and objectives, targets, states, front (rows with their allocations), best (the number of a trial or None,
-        under every target), and the hypervolume of the front in the unit box: errors as they are, costs as shares of the
-        dense model.
+        `facts` and the format's number, objectives, targets, states, front (rows with their allocations), best (the number of
+        a trial or None, under every target), and the hypervolume of the front in the unit box: errors as they are, costs as
+        shares of the dense model.
     """
     done = trials[trials["state"] == "COMPLETE"].reset_index(drop=True)
     columns = [name if name == "error" else f"{name}_kept" for name in objectives]
@@ -93,6 +94,7 @@ def summarise(
     reference = done.loc[done["label"] == DENSE, "error"]
     best = [_best_under(done, limits) for limits in budgets_of(targets)]
     return {
+        FORMAT: RUN_FORMAT,
         **facts,
         "dense": {**facts["dense"], "error_finetuned": float(reference.iloc[0]) if len(reference) else None},
         "objectives": list(objectives),
@@ -190,11 +192,12 @@ def read_summary(directory: Path) -> dict[str, Any]:
 
     Raises:
         OSError: it is not there, or cannot be read.
-        RunError: it is damaged.
+        RunError: it is damaged, or of another format.
     """
     path = directory / SUMMARY
     try:
-        summary: dict[str, Any] = read_json(path)
+        summary: dict[str, Any] = read_json(path, OBJECT)
+        check_format(path, summary, RUN_FORMAT, RunError, ANOTHER_RUN)
         check_summary(summary)
     except ValueError as error:
         raise RunError(f"{path} cannot be read ({error}): remove it, and launch the run again to write it anew") from error
