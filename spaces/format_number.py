@@ -25,7 +25,9 @@ def check_format(path: Path, content: Mapping[str, Any], own: int, error: type[C
     found = content.get(FORMAT)
     if type(found) is not int:
         said = "no format number" if found is None else f"{shown(found)} in place of a format number"
-        raise error(f"{path} has {said}, and this version reads format {own} only: {remedy}")
+        raise error(
+            f"{path} has {said}: an older version or another program wrote it (this version reads format {own}): {remedy}"
+        )
     if found > own:
         raise error(
             f"{path} was written by a newer version (format {shown(found)}, this one reads {own}): "
