@@ -35,8 +35,8 @@ from search.layout import LOCK  # noqa: E402
 from search.masking import without_secrets  # noqa: E402
 from search.report.comparison import opened  # noqa: E402
 from search.run.model import model_of_run  # noqa: E402
-from search.run.options import stored_config, stored_options, with_stored  # noqa: E402
-from search.run.places import check_exported, check_run  # noqa: E402
+from search.run.options import stored_config, with_stored  # noqa: E402
+from search.run.places import check_exported, check_run, is_run  # noqa: E402
 from search.run.provenance import command_line  # noqa: E402
 from search.terminal.display import Display  # noqa: E402
 from search.terminal.inspect_model import describe_model, inspect_profile  # noqa: E402
@@ -111,7 +111,7 @@ def _inspect(arguments: argparse.Namespace, console: Console) -> None:
     directory, given = Path(arguments.model), given_options(arguments)
     if directory.is_dir():  # else it is the name of a model
         check_run(directory)
-    stored = stored_config(directory).flat() if stored_options(directory) else {}
+    stored = stored_config(directory).flat() if is_run(directory) else {}
     if stored:
         given = {**stored, **given, "model": stored["model"], "output": arguments.model}
     config = model_of_run(SearchConfig.from_flat(given), directory if stored else None)

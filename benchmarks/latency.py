@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from objectives.dense_model import load_dense
 from objectives.evaluator import Evaluator
 from objectives.latency.probe import CLOCKS, clock_of
 from objectives.latency.table import LATENCY, LatencyTable
@@ -79,15 +80,15 @@ def _config(arguments: argparse.Namespace, target: str, output: Path) -> SearchC
 
 def _report(run: Run, target: str) -> None:
     """A line per point: what the table says of it, and what was measured."""
-    evaluator, table = Evaluator(run.config.objective(run.directory)), LatencyTable.load(run.directory / LATENCY)
+    evaluator, table = Evaluator(load_dense(run.config.objective(run.directory))), LatencyTable.load(run.directory / LATENCY)
     print(f"\n## --target {target}\n\n{table.text}, clock {table.clock}: dense {format_cost('latency', table.dense)}")
     print("table against whole models, relative: " + ", ".join(f"{check.error:+.1%}" for check in table.checks))
     cost = run.summary["targets"][0]["cost"]
     rows = run.trials[(run.trials["label"] != "dense") & (run.trials["state"] == "COMPLETE")]
     rows = rows.sort_values(cost, ascending=False).head(POINTS)
-    images = torch.randn(table.config.latency_batch_size, 1, *evaluator.preprocessing["input_size"][1:])
+    images = torch.randn(table.config.latency_batch_size, 1, *evaluator.dense.preprocessing["input_size"][1:])
     models = {
-        "dense": evaluator.model,
+        "dense": evaluator.dense.model,
         **{str(row["number"]): evaluator.build(run.allocation(row)) for _, row in rows.iterrows()},
     }
     calls = {name: forward(model, images, table.config.setting) for name, model in models.items()}

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from timm.utils import ParseKwargs
 from torch import nn
 
+from objectives.dense_model import load_dense
 from objectives.error import evaluate
 from objectives.evaluator import Evaluator
 from objectives.training.epochs import train
@@ -37,7 +38,7 @@ def main() -> None:
     arguments = parser.parse_args()
     run = open_run(arguments.run)
     torch.set_num_threads(run.config.machines.threads or torch.get_num_threads())
-    evaluator = Evaluator(run.config.objective(run.directory))
+    evaluator = Evaluator(load_dense(run.config.objective(run.directory)))
     config = TrainingConfig(**arguments.recipe)
     print(HEADER + "\n" + "|---" * HEADER.count(" | ") + "|---|")
     found = [
@@ -63,12 +64,12 @@ def measured(
         for epochs in lengths:
             course = Course(
                 config=replace(config, finetune_epochs=epochs),
-                finetune=evaluator.objective.finetune,
-                data=evaluator.data,
-                classes=int(evaluator.model.num_classes),
+                finetune=evaluator.dense.objective.finetune,
+                data=evaluator.dense.data,
+                classes=int(evaluator.dense.model.num_classes),
                 seed=seed,
             )
-            trained_model, trained = train(model, course, evaluator.teacher, Path(folder) / f"{epochs}.safetensors")
+            trained_model, trained = train(model, course, evaluator.dense.teacher, Path(folder) / f"{epochs}.safetensors")
             long = test_error(evaluator, trained_model)
             kept = f"{trained.best_weights}, epoch {trained.best_epoch}"
             print(
@@ -81,7 +82,7 @@ def measured(
 
 
 def test_error(evaluator: Evaluator, model: nn.Module) -> float:
-    return evaluate(model.to(evaluator.device), evaluator.data.evaluation("test")).error
+    return evaluate(model.to(evaluator.dense.device), evaluator.dense.data.evaluation("test")).error
 
 
 if __name__ == "__main__":

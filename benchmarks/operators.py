@@ -28,11 +28,13 @@ from torchvision.datasets import FashionMNIST
 
 from objectives.cost.closed_form import CostModel, cost_model
 from spaces.factors import Factors
+from spaces.operators.contraction import value_output_magnitude
+from spaces.operators.least_squares import prefix_factors
 from spaces.operators.linalg import blended, roots
-from spaces.operators.neurons import prefix_factors
-from spaces.operators.registry import METRIC_DAMPING, input_of, variant_of
-from spaces.operators.selection import linear_of, magnitude, select
-from spaces.sites import Site, Space
+from spaces.operators.linears import linear_of
+from spaces.operators.metric import METRIC_DAMPING
+from spaces.operators.registry import input_of, select, variant_of
+from spaces.sites import Role, Site, Space
 from spaces.statistics import Moments, collect
 from spaces.vit import describe
 
@@ -42,11 +44,11 @@ _BATCH = 64
 # What the moments count: nothing more, as papers do; what matters at the model's output, as the engine does; halves of that.
 PLAIN, WEIGHTED, TOKENS, OUTPUTS = "layer by layer", "weighted by gradients", "only tokens weighted", "only outputs weighted"
 
-# Name -> space and variants of its sites, by branch.
-Ways = dict[str, dict[str, tuple[str, dict[str, str]]]]
+# Name -> space and variants of its sites, by role of the branch.
+Ways = dict[Role, dict[str, tuple[str, dict[str, str]]]]
 WAYS: Ways = {
-    "attn": {"whitened SVD": ("low-rank", {}), "contraction": ("contract", {})},
-    "mlp": {
+    "attention": {"whitened SVD": ("low-rank", {}), "contraction": ("contract", {})},
+    "ffn": {
         "whitened SVD": ("low-rank", {}),
         "variance order": ("contract", {"ffn_hidden": "variance"}),
         "optimal-brain order": ("contract", {}),
@@ -57,12 +59,12 @@ _PLAIN_SVD, _MAGNITUDE = (
     dict.fromkeys(("query_key", "value_output", "ffn_hidden"), "magnitude"),
 )
 UNCORRECTED: Ways = {
-    "attn": {"plain SVD": _PLAIN_SVD, "magnitude widths": ("contract", _MAGNITUDE)},
-    "mlp": {"plain SVD": _PLAIN_SVD, "magnitude neurons": ("contract", _MAGNITUDE)},
+    "attention": {"plain SVD": _PLAIN_SVD, "magnitude widths": ("contract", _MAGNITUDE)},
+    "ffn": {"plain SVD": _PLAIN_SVD, "magnitude neurons": ("contract", _MAGNITUDE)},
 }
 PAIRS = (("whitened SVD", "whitened SVD"), ("whitened SVD", "optimal-brain order"), ("contraction", "optimal-brain order"))
 RANKINGS = ("elimination", "energy", "magnitude", "taylor", "graph")
-_TABLES = {"attn": "attention", "mlp": "FFN"}
+_TABLES: dict[Role, str] = {"attention": "attention", "ffn": "FFN"}
 
 Row = tuple[str, str, str]  # table, size asked for, name
 Scores = dict[tuple[str, str, str, str], list[list[float]]]  # row and share of MACs kept -> columns of the table, per draw
@@ -121,14 +123,14 @@ class Draw:
         self.reference = self._features(dense)
         self._tensors: dict[tuple[str, str, str], dict[str, Tensor]] = {}
 
-    def factors(self, part: str, way: tuple[str, dict[str, str]], weighting: str, multiple: int = 8) -> Factors:
+    def factors(self, part: Role, way: tuple[str, dict[str, str]], weighting: str, multiple: int = 8) -> Factors:
         """Factors of one part of a space; those of a site are computed once per draw."""
         space, variants = part_space(self.dense, way[0], part, multiple), way[1]
         tensors = {}
         for site in space.sites:
             key = site.name, variants.get(site.kind, ""), weighting
             if key not in self._tensors:
-                moments = self.moments[weighting][input_of(site)]
+                moments = self.moments[weighting][input_of(self.dense, site)]
                 found = variant_of(site.kind, variants).compute(self.dense, site, moments, torch.device("cpu"))
                 self._tensors[key] = {name: value.float() for name, value in found.items()}
             tensors |= {f"{site.name}.{name}": value for name, value in self._tensors[key].items()}
@@ -149,9 +151,9 @@ class Draw:
 def all_moments(dense: nn.Module, images: Tensor, gradients: bool) -> dict[str, Moments]:
     """Moments that any of the ways asks for, in one pass."""
     start = time.perf_counter()
-    branches = list(part_space(dense, "heads", "attn").branches)
+    branches = list(part_space(dense, "heads", "attention").branches)
     linears = [f"{name}.{linear}" for name in branches for linear in ("qkv", "proj")]
-    linears += [f"{name.removesuffix('attn')}mlp.{linear}" for name in branches for linear in ("fc1", "fc2")]
+    linears += [f"{name}.{linear}" for name in part_space(dense, "contract", "ffn").branches for linear in ("fc1", "fc2")]
     count: int = dense.get_submodule(branches[0]).num_heads  # type: ignore[assignment]
     heads, salient = ({f"{name}.{linear}": count for name in branches} for linear in ("qkv", "proj"))
     moments = collect(dense, linears, images.split(_BATCH), heads, salient if gradients else None, gradients)
@@ -160,14 +162,14 @@ def all_moments(dense: nn.Module, images: Tensor, gradients: bool) -> dict[str, 
 
 
 @cache
-def part_space(dense: nn.Module, name: str, part: str, multiple: int = 8) -> Space:
-    """A space with the branches of one part only."""
+def part_space(dense: nn.Module, name: str, part: Role, multiple: int = 8) -> Space:
+    """A space with the branches of one role only."""
     space = describe(dense, name, multiple)
-    return replace(space, branches={path: rivals for path, rivals in space.branches.items() if path.endswith(part)})
+    return replace(space, branches={path: rivals for path, rivals in space.branches.items() if space.roles[path] == part})
 
 
 @cache
-def costs(dense: nn.Module, name: str, part: str, multiple: int = 8) -> CostModel:
+def costs(dense: nn.Module, name: str, part: Role, multiple: int = 8) -> CostModel:
     return cost_model(dense, part_space(dense, name, part, multiple))
 
 
@@ -189,7 +191,7 @@ def cut(
     draw: Draw, ways: Ways, pairs: tuple[tuple[str, str], ...], share: float, weighting: str, note: str = ""
 ) -> Iterator[Candidate]:
     """Every way to cut one part, and pairs of them: all sites at the size nearest to `share`."""
-    parts: dict[str, dict[str, Candidate]] = {}
+    parts: dict[Role, dict[str, Candidate]] = {}
     for part, table in _TABLES.items():
         for name, way in ways[part].items():
             factors = draw.factors(part, way, weighting)
@@ -198,14 +200,14 @@ def cut(
             parts.setdefault(part, {})[name] = found
             yield found
     for first, second in pairs:
-        yield together(parts["attn"][first], parts["mlp"][second], f"{first} + {second}{note}")
+        yield together(parts["attention"][first], parts["ffn"][second], f"{first} + {second}{note}")
 
 
 def sized(draw: Draw, factors: Factors, row: Row, sizes: dict[Site, int], multiple: int = 8) -> Candidate:
     """These sizes, the other sites dense."""
     space = factors.space
     allocation = space.identity().replace({site.name: size for site, size in sizes.items()})
-    part = space.sites[0].branch.rpartition(".")[2]
+    part = space.roles[space.sites[0].branch]
     cost = costs(draw.dense, space.name, part, multiple)
     kept = cost.count(allocation, "macs") / cost.dense["macs"]
     return Candidate(row=row, build=lambda: factors.build(allocation), kept=kept)
@@ -226,7 +228,7 @@ def together(attention: Candidate, ffn: Candidate, name: str) -> Candidate:
 def whole_heads(draw: Draw) -> Iterator[Candidate]:
     """Every ranking of heads with the output projection solved anew; the first with less, to see what the solution brings."""
     for ranking, level in [*((ranking, "full") for ranking in RANKINGS), (RANKINGS[0], "none"), (RANKINGS[0], "mean")]:
-        factors = draw.factors("attn", ("heads", {"heads": ranking}), WEIGHTED)
+        factors = draw.factors("attention", ("heads", {"heads": ranking}), WEIGHTED)
         factors = factors if level == "full" else unsolved(draw, factors, level)
         sites = [site for site in factors.space.sites if site.kind == "heads"]
         for count in range(sites[0].dense - 1, sites[0].dense // 2 - 1, -1):
@@ -236,7 +238,7 @@ def whole_heads(draw: Draw) -> Iterator[Candidate]:
 
 def heads_and_widths(draw: Draw) -> Iterator[Candidate]:
     """Fewer heads and narrower ones at about the same MACs of attention; widths to the nearest unit."""
-    factors = draw.factors("attn", ("heads", {}), WEIGHTED, multiple=1)
+    factors = draw.factors("attention", ("heads", {}), WEIGHTED, multiple=1)
     total = next(site.dense for site in factors.space.sites if site.kind == "heads")
     for share in SHARES:
         for count in range(total - 1, int(share * total), -1):
@@ -249,7 +251,7 @@ def heads_and_widths(draw: Draw) -> Iterator[Candidate]:
 def neuron_corrections(draw: Draw) -> Iterator[Candidate]:
     """Half the neurons in optimal-brain order, with less than the full correction."""
     for level in ("none", "mean"):
-        factors = unsolved(draw, draw.factors("mlp", WAYS["mlp"]["optimal-brain order"], WEIGHTED), level)
+        factors = unsolved(draw, draw.factors("ffn", WAYS["ffn"]["optimal-brain order"], WEIGHTED), level)
         sizes = {site: site.nearest(0.5) for site in factors.space.sites}
         yield sized(draw, factors, ("neurons", "50%", f"optimal-brain order, correction: {level}"), sizes)
 
@@ -259,11 +261,11 @@ def unsolved(draw: Draw, factors: Factors, level: str) -> Factors:
     tensors = dict(factors._tensors)
     for site in factors.space.sites:
         if site.kind in ("ffn_hidden", "value_output"):
-            neurons = site.kind == "ffn_hidden"
-            scores = site.dense - tensors[f"{site.name}.order"].argsort() if neurons else magnitude(draw.dense, site)
+            order = tensors.get(f"{site.name}.order")
+            scores = value_output_magnitude(draw.dense, site) if order is None else site.dense - order.argsort()
             found = select(draw.dense, site, scores)
             if level == "mean":
-                found["mean"] = draw.moments[WEIGHTED][input_of(site)].mean.float()
+                found["mean"] = draw.moments[WEIGHTED][input_of(draw.dense, site)].mean.float()
             tensors |= {f"{site.name}.{key}": value for key, value in found.items()}
     return Factors(factors.dense, factors.space, tensors)
 
@@ -271,10 +273,10 @@ def unsolved(draw: Draw, factors: Factors, level: str) -> Factors:
 def ranking_rows(draw: Draw) -> dict[str, list[float]]:
     """Per ranking: closed-form error of half the heads over that of the best half, mean and worst; layers with the best."""
     rows = {}
-    sites = [site for site in part_space(draw.dense, "heads", "attn").sites if site.kind == "heads"]
+    sites = [site for site in part_space(draw.dense, "heads", "attention").sites if site.kind == "heads"]
     errors = {site: subset_errors(draw, site) for site in sites}
     for ranking in RANKINGS:
-        tensors = draw.factors("attn", ("heads", {"heads": ranking}), WEIGHTED)._tensors
+        tensors = draw.factors("attention", ("heads", {"heads": ranking}), WEIGHTED)._tensors
         kept = {site: frozenset(tensors[f"{site.name}.order"][: site.dense // 2].int().tolist()) for site in sites}
         ratios = [errors[site][kept[site]] / min(errors[site].values()) for site in sites]
         rows[ranking] = [statistics.mean(ratios), max(ratios), ratios.count(1.0)]
@@ -283,7 +285,8 @@ def ranking_rows(draw: Draw) -> dict[str, list[float]]:
 
 def subset_errors(draw: Draw, site: Site) -> dict[frozenset[int], float]:
     """Expected error in nats of the attention's output, once corrected, for every choice of half of the heads."""
-    weight, moments = linear_of(draw.dense, input_of(site))[0].double(), draw.moments[WEIGHTED][input_of(site)]
+    reader = input_of(draw.dense, site)
+    weight, moments = linear_of(draw.dense, reader)[0].double(), draw.moments[WEIGHTED][reader]
     assert moments.metric is not None
     root = roots(blended(moments.metric, METRIC_DAMPING))[0]
     columns = torch.arange(weight.shape[1]).reshape(site.dense, -1)

@@ -30,8 +30,8 @@ from search import launch
 from search.budgets.knapsack import Knapsack
 from search.budgets.parametrisation import Budgets, Multipliers
 from search.config import SearchConfig
-from search.samplers.candidates import SCORE
 from search.samplers.registry import create_sampler
+from search.samplers.screening import SCORE
 from search.terminal.display import Display
 from spaces.allocation import Allocation
 

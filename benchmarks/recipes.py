@@ -30,6 +30,7 @@ from recipes_report import DENSE, Result, read, report
 from torch import nn
 
 from objectives.cost.closed_form import Cost, cost_model
+from objectives.dense_model import load_dense
 from objectives.error import evaluate
 from objectives.evaluator import Evaluator
 from objectives.recipes.registry import RECIPES, check_reach, make_cut
@@ -137,20 +138,20 @@ class Bench:
 
     def __init__(self, model: str, config: SearchConfig, trials: int) -> None:
         self.model, self.config, self.trials = model, config, trials
-        self.evaluator = Evaluator(config.objective(RUNS / model))
+        self.evaluator = Evaluator(load_dense(config.objective(RUNS / model)))
         self.short = config.finetune.steps
 
     def measure(self, method: str, budget: str, seed: int, steps: int) -> Result:
         """Compress, fine-tune and measure once."""
         start = time.perf_counter()
-        objective = self.evaluator.objective
-        self.evaluator.objective = replace(objective, finetune=replace(objective.finetune, steps=steps))
+        objective = self.evaluator.dense.objective
+        self.evaluator.dense.objective = replace(objective, finetune=replace(objective.finetune, steps=steps))
         space, allocation, model, batches, left = self._cut(method, budget, seed, steps)
-        model = model.to(self.evaluator.device)
+        model = model.to(self.evaluator.dense.device)
         before = self._error(model)
-        for _ in finetune(model, islice(batches, left), replace(objective.finetune, steps=left), self.evaluator.teacher):
+        for _ in finetune(model, islice(batches, left), replace(objective.finetune, steps=left), self.evaluator.dense.teacher):
             pass
-        costs = cost_model(self.evaluator.model, space)
+        costs = cost_model(self.evaluator.dense.model, space)
         kept = costs.costs(allocation)
         return Result(
             model=self.model,
@@ -169,23 +170,23 @@ class Bench:
     def _cut(self, method: str, budget: str, seed: int, steps: int) -> tuple[Space, Allocation, nn.Module, Iterable[Any], int]:
         """Space, allocation, model before its fine-tune, the batches for it, and the steps that are left."""
         if method in RECIPES:
-            check_reach(self.evaluator, method, self._limits(budget))
-            bench, cut = make_cut(self.evaluator, method, self._limits(budget), seed)
+            check_reach(self.evaluator.dense, method, self._limits(budget))
+            bench, cut = make_cut(self.evaluator.dense, method, self._limits(budget), seed)
             return bench.space, cut.allocation, cut.model, bench.batches, steps - bench.steps
         seed_everything(seed)
         allocation = self._allocation(method, budget)
-        batches = self.evaluator.data.training(steps, seed)
-        return self.evaluator.space, allocation, self.evaluator.build(allocation), batches, steps
+        batches = self.evaluator.dense.data.training(steps, seed)
+        return self.evaluator.dense.space, allocation, self.evaluator.build(allocation), batches, steps
 
     def _allocation(self, method: str, budget: str) -> Allocation:
-        space, costs = self.evaluator.space, self.evaluator.costs
+        space, costs = self.evaluator.dense.space, self.evaluator.dense.costs
         if method == DENSE:
             return space.identity()
         if method == UNIFORM:
             limits = self._limits(budget)
             return space.decode(1.0, lambda allocation: costs.load(allocation, limits))
         if method == START:
-            return Knapsack(space, costs, self.evaluator.profile.closed).allocate(self._limits(budget))
+            return Knapsack(space, costs, self.evaluator.dense.profile.closed).allocate(self._limits(budget))
         return self._searched(budget)
 
     def _searched(self, budget: str) -> Allocation:
@@ -203,10 +204,10 @@ class Bench:
     def _limits(self, budget: str) -> dict[Cost, float]:
         name, share = budget.rstrip("%").split("=")
         cost: Cost = "macs" if name == "flops" else "params"
-        return {cost: self.evaluator.costs.dense[cost] * float(share) / 100}
+        return {cost: self.evaluator.dense.costs.dense[cost] * float(share) / 100}
 
     def _error(self, model: nn.Module) -> float:
-        return evaluate(model, self.evaluator.data.evaluation("test")).error
+        return evaluate(model, self.evaluator.dense.data.evaluation("test")).error
 
 
 def _console() -> Any:
@@ -217,7 +218,8 @@ def _console() -> Any:
 
 def _ffn_share(space: Space, costs: Any, allocation: Allocation) -> float:
     """Share of the removed MACs that FFN branches lost; NaN where nothing was removed."""
-    ffn = space.identity().replace({site.name: allocation[site.name] for site in space.sites if site.branch.endswith("mlp")})
+    sites = [site.name for site in space.sites if space.roles[site.branch] == "ffn"]
+    ffn = space.identity().replace({name: allocation[name] for name in sites})
     removed = costs.dense["macs"] - costs.count(allocation, "macs")
     return (costs.dense["macs"] - costs.count(ffn, "macs")) / removed if removed else math.nan
 

@@ -11,6 +11,7 @@ import time
 import pandas as pd
 import torch
 
+from objectives.dense_model import load_dense
 from objectives.evaluator import Evaluator
 from search import Run, open_run
 from search.pareto import front, hypervolume
@@ -33,7 +34,7 @@ def main() -> None:
 
 def row(run: Run) -> str:
     """One line of the table."""
-    evaluator = Evaluator(run.config.objective(run.directory))
+    evaluator = Evaluator(load_dense(run.config.objective(run.directory)))
     trials = run.trials.set_index("number", drop=False)
     stopped = trials[trials["state"] == "PRUNED"]
     whole = trials.copy()

@@ -32,16 +32,17 @@ import torch
 from searches_report import Search, read, report
 from surrogate import Surrogate
 
+from objectives.dense_model import load_dense
 from objectives.evaluator import Evaluator
 from search.budgets.knapsack import Knapsack
-from search.budgets.parametrisation import Budgets, Parametrisation, parametrise
+from search.budgets.parametrisation import Budgets, Multipliers, Parametrisation, parametrise
 from search.config import SearchConfig
 from search.driver import demo
 from search.samplers import candidates as draw
 from search.samplers import error_posterior as posterior
-from search.samplers.additive import Screen
-from search.samplers.candidates import SCORE
+from search.samplers.additive import AdditiveSampler, Screen
 from search.samplers.registry import ADDITIVE, create_sampler
+from search.samplers.screening import SCORE
 from spaces.allocation import Allocation
 from spaces.sites import Space
 
@@ -144,11 +145,11 @@ class Trained:
     volume = None
 
     def __init__(self, config: SearchConfig, name: str) -> None:
-        self._evaluator = Evaluator(config.objective(RUNS / name))
-        self.space, self.costs = self._evaluator.space, self._evaluator.costs
+        self._evaluator = Evaluator(load_dense(config.objective(RUNS / name)))
+        self.space, self.costs = self._evaluator.dense.space, self._evaluator.dense.costs
 
     def errors(self, measured: bool) -> Any:
-        return self._evaluator.profile.errors if measured else self._evaluator.profile.closed
+        return self._evaluator.dense.profile.errors if measured else self._evaluator.dense.profile.closed
 
     def screen(self) -> Screen | None:
         return self._evaluator.divergence
@@ -280,7 +281,10 @@ def propose(
     known = {parametrisation.decode(entry.params) for entry in study.get_trials(deepcopy=False, states=states)}
     for attempt in range(TRIES):
         number = (seed * 1_000_003 + len(study.get_trials(deepcopy=False)) * TRIES + attempt) % 2**31
-        study.sampler = create_sampler(sampler, number, parametrisation, screen)
+        study.sampler = create_sampler(sampler, number, parametrisation)
+        if screen is not None:
+            assert isinstance(parametrisation, Multipliers)
+            study.sampler = AdditiveSampler(parametrisation, number, screen)
         trial = study.ask(parametrisation.distributions)
         allocation = parametrisation.decode(trial.params)
         if allocation not in known or attempt == TRIES - 1:

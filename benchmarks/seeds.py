@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from objectives.dense_model import load_dense
 from objectives.error import evaluate
 from objectives.evaluator import Evaluator
 from search import open_run
@@ -28,7 +29,7 @@ def main() -> None:
     run = open_run(arguments.run)
     config = run.config
     torch.set_num_threads(config.machines.threads or torch.get_num_threads())
-    evaluator = Evaluator(config.objective(run.directory))
+    evaluator = Evaluator(load_dense(config.objective(run.directory)))
     best = run.best(arguments.target)
     chosen, identity = run.allocation(best), run.space.identity()
     kept = f"keeps {best['macs_kept']:.1%} of MACs, {best['params_kept']:.1%} of parameters"
@@ -51,7 +52,7 @@ def error(evaluator: Evaluator, allocation: Allocation, seed: int | None) -> flo
             weights = Path(folder) / "weights.safetensors"
             evaluator.evaluate(allocation, seed, weights=weights)
             model.load_state_dict(load_file(weights))
-    return evaluate(model.to(evaluator.device), evaluator.data.evaluation("test")).error
+    return evaluate(model.to(evaluator.dense.device), evaluator.dense.data.evaluation("test")).error
 
 
 if __name__ == "__main__":

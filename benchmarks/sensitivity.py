@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from objectives.dense_model import load_dense
 from objectives.error import predict
 from objectives.evaluator import Evaluator
 from objectives.sensitivity import Errors, Profile, measure_profile
@@ -46,7 +47,7 @@ def main() -> None:
     for space in arguments.spaces:
         config = SearchConfig.from_flat({**fashion_mnist.OPTIONS, "checkpoint": arguments.checkpoint, "space": space})
         with tempfile.TemporaryDirectory() as folder:
-            _Bench(Evaluator(config.objective(Path(folder)))).report()
+            _Bench(Evaluator(load_dense(config.objective(Path(folder))))).report()
 
 
 class _Bench:
@@ -54,15 +55,16 @@ class _Bench:
 
     def __init__(self, evaluator: Evaluator) -> None:
         self.evaluator = evaluator
-        self.dense = predict(evaluator.teacher, self._images())
+        self.dense = predict(evaluator.dense.teacher, self._images())
         self._known: dict[Allocation, Tensor] = {}
 
     def report(self) -> None:
         """Tables in Markdown."""
         start = time.perf_counter()
-        _ = self.evaluator.factors
-        print(f"\n## Space `{self.evaluator.space.name}`\n")
-        print(f"{len(self.evaluator.space.sites)} sites; calibration pass and factors: {time.perf_counter() - start:.0f} s.\n")
+        _ = self.evaluator.dense.factors
+        space = self.evaluator.dense.space
+        print(f"\n## Space `{space.name}`\n")
+        print(f"{len(space.sites)} sites; calibration pass and factors: {time.perf_counter() - start:.0f} s.\n")
         profiles = {variant: self._measured(*variant) for variant in VARIANTS}
         default = profiles[DEFAULT][0]
         print(f"{_agreement(default)}\n")
@@ -79,8 +81,8 @@ class _Bench:
 
     def _measured(self, sizes: int, images: int) -> tuple[Profile, float]:
         start = time.perf_counter()
-        batches = self.evaluator.data.calibration(images)
-        profile = measure_profile(self.evaluator.factors, self.evaluator.teacher, batches, sizes=sizes)
+        batches = self.evaluator.dense.data.calibration(images)
+        profile = measure_profile(self.evaluator.dense.factors, self.evaluator.dense.teacher, batches, sizes=sizes)
         return profile, time.perf_counter() - start
 
     def _row(self, name: str, seconds: str, errors: Errors, closed: Errors) -> None:
@@ -95,25 +97,25 @@ class _Bench:
     def _sums(self, name: str, errors: Errors, profile: Profile, budget: int) -> None:
         allocation = self._allocation(errors, budget)
         sums = [sum(given[site][size] for site, size in allocation.items()) for given in (profile.closed, profile.errors)]
-        kept = self.evaluator.costs.count(allocation, "macs") / self.evaluator.costs.dense["macs"]
+        kept = self.evaluator.dense.costs.count(allocation, "macs") / self.evaluator.dense.costs.dense["macs"]
         divergence = self._divergence(allocation).mean()
         print(f"| {name} | {kept:.1%} | {1000 * sums[0]:.2f} | {1000 * sums[1]:.2f} | {divergence:.2f} |")
 
     def _allocation(self, errors: Errors, budget: int) -> Allocation:
-        costs = self.evaluator.costs
-        return Knapsack(self.evaluator.space, costs, errors).allocate({"macs": costs.dense["macs"] * budget / 100})
+        costs = self.evaluator.dense.costs
+        return Knapsack(self.evaluator.dense.space, costs, errors).allocate({"macs": costs.dense["macs"] * budget / 100})
 
     def _divergence(self, allocation: Allocation) -> Tensor:
         """KL of every search image in thousandths of a nat, [images]."""
         if allocation not in self._known:
-            answers = predict(self.evaluator.build(allocation).to(self.evaluator.device), self._images())
+            answers = predict(self.evaluator.build(allocation).to(self.evaluator.dense.device), self._images())
             pairs = zip(answers, self.dense, strict=True)
             found = [F.kl_div(small, dense, reduction="none", log_target=True).sum(-1) for small, dense in pairs]
             self._known[allocation] = 1000 * torch.cat(found).double()
         return self._known[allocation]
 
     def _images(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return islice(self.evaluator.data.evaluation("search"), BATCHES)
+        return islice(self.evaluator.dense.data.evaluation("search"), BATCHES)
 
 
 def _agreement(profile: Profile) -> str:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from objectives.runtime.distributed import ALONE, Group
 from spaces.errors import CheckpointError, DataError, DivergedError
-from spaces.files import write_json
+from spaces.files import save_tensors, write_json
 from spaces.schema import NUMBER, SHARE, SIZE, WHOLE, Maybe, read_json
 
 _SCHEMA = {"error": SHARE, "kl": Maybe(NUMBER), "count": SIZE, "confusion": Maybe([(WHOLE, WHOLE, SIZE)])}
@@ -60,6 +62,32 @@ def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], parts: i
     device = next(model.parameters()).device
     model.eval()
     return [F.log_softmax(_logits(model, images.to(device), parts).float(), dim=-1).cpu() for images, _ in batches]
+
+
+def save_answers(path: Path, answers: Sequence[Tensor]) -> None:
+    """Write what `predict` gave atomically, a tensor a batch."""
+    save_tensors(path, {f"{index:06d}": batch for index, batch in enumerate(answers)})
+
+
+def load_answers(path: Path, images: int | None) -> list[Tensor]:
+    """Inverse of `save_answers`.
+
+    Args:
+        path: the file.
+        images: how many it should have answers to; None where that is not known.
+
+    Raises:
+        CheckpointError: the file is unreadable, or its answers are to other images.
+    """
+    try:
+        answers = [batch for _, batch in sorted(load_file(path).items())]
+        if any(batch.ndim != 2 or batch.dtype != torch.float32 for batch in answers):
+            raise ValueError("it holds other tensors than log-probabilities")
+        if images is not None and (found := sum(map(len, answers))) != images:
+            raise ValueError(f"it has answers to {found} images, not to {images}")
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"answers {path} cannot be read ({error}): delete the file to compute them again") from error
+    return answers
 
 
 @torch.inference_mode()

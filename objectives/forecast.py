@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from objectives.dense_model import DenseModel
 from objectives.error import evaluate
 from objectives.evaluator import RUNG_IMAGES, Evaluator
 from objectives.runtime.out_of_memory import within_memory
@@ -52,25 +53,27 @@ def forecast(evaluator: Evaluator, allocation: Allocation, clock: Callable[[], f
         AllocationError: the space does not offer it.
         DivergedError: the loss or the outputs became NaN or infinite.
     """
-    if allocation != evaluator.space.identity():
-        _ = evaluator.factors
-    device = evaluator.device
+    if allocation != evaluator.dense.space.identity():
+        _ = evaluator.dense.factors
+    device = evaluator.dense.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         return within_memory(lambda parts: _timed(evaluator, allocation, clock, parts))
 
 
 def _timed(evaluator: Evaluator, allocation: Allocation, clock: Callable[[], float], parts: int) -> Forecast:
+    dense = evaluator.dense
+
     def now() -> float:
-        if evaluator.device.type != "cpu":
-            torch.accelerator.synchronize(evaluator.device)
+        if dense.device.type != "cpu":
+            torch.accelerator.synchronize(dense.device)
         return clock()
 
     start = now()
-    model = evaluator.build(allocation).to(evaluator.device)
+    model = evaluator.build(allocation).to(dense.device)
     build = now() - start
-    step = _step(evaluator, model, now, parts)
-    images, each = _search_images(evaluator), _image(evaluator, model, now, parts)
-    steps, rungs = evaluator.objective.finetune.steps, len(evaluator.rungs) * min(RUNG_IMAGES, images)
+    step = _step(dense, model, now, parts)
+    images, each = _search_images(dense), _image(dense, model, now, parts)
+    steps, rungs = dense.objective.finetune.steps, len(dense.objective.rung_steps) * min(RUNG_IMAGES, images)
     evaluated = images * (2 if steps else 1) + rungs
     return Forecast(
         build=build,
@@ -82,10 +85,10 @@ def _timed(evaluator: Evaluator, allocation: Allocation, clock: Callable[[], flo
     )
 
 
-def _step(evaluator: Evaluator, model: nn.Module, now: Callable[[], float], parts: int) -> float:
+def _step(dense: DenseModel, model: nn.Module, now: Callable[[], float], parts: int) -> float:
     """Seconds of an optimiser step, with the making of its batch."""
-    config = replace(evaluator.objective.finetune, steps=1 + _TIMED, lr=_STILL)
-    steps = finetune(model, evaluator.data.training(config.steps, seed=0), config, evaluator.teacher, parts=parts)
+    config = replace(dense.objective.finetune, steps=1 + _TIMED, lr=_STILL)
+    steps = finetune(model, dense.data.training(config.steps, seed=0), config, dense.teacher, parts=parts)
     next(steps)
     start = now()
     for _ in range(_TIMED):
@@ -93,9 +96,9 @@ def _step(evaluator: Evaluator, model: nn.Module, now: Callable[[], float], part
     return (now() - start) / _TIMED
 
 
-def _image(evaluator: Evaluator, model: nn.Module, now: Callable[[], float], parts: int) -> float:
+def _image(dense: DenseModel, model: nn.Module, now: Callable[[], float], parts: int) -> float:
     """Seconds of evaluation for one image of the search split: of its second batch, or of its only one again."""
-    batches = evaluator.data.evaluation("search")
+    batches = dense.data.evaluation("search")
     batch = next(batches)
     evaluate(model, [batch], None, parts)
     start = now()
@@ -104,6 +107,6 @@ def _image(evaluator: Evaluator, model: nn.Module, now: Callable[[], float], par
     return (now() - start) / len(batch[1])
 
 
-def _search_images(evaluator: Evaluator) -> int:
-    size = evaluator.data.size("search")
-    return evaluator.dense.count if size is None else size
+def _search_images(dense: DenseModel) -> int:
+    size = dense.data.size("search")
+    return dense.figures.count if size is None else size

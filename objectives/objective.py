@@ -1,4 +1,4 @@
-"""What candidates of one search are measured by: a picklable value, from which any worker prepares an evaluator."""
+"""What candidates of one search are measured by: a picklable value, from which any worker loads the dense model."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,7 +7,7 @@ from objectives.data.splits import DataConfig
 from objectives.latency.table import LatencyConfig
 from objectives.training.finetune import FinetuneConfig
 from spaces.models.create import ModelConfig
-from spaces.vit import SpaceName
+from spaces.sites import SpaceName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,3 +36,9 @@ class Objective:
     factors: Path
     latency: LatencyConfig | None = None
     device: str = "auto"
+
+    @property
+    def rung_steps(self) -> set[int]:
+        """Optimiser steps after which a candidate's error is measured, all of them before the last one."""
+        steps = self.finetune.steps
+        return {round(share * steps) for share in self.rungs} & set(range(1, steps))

@@ -33,7 +33,7 @@ from spaces.errors import ConfigError, RunError, explained, shown
 from spaces.files import write_text
 from spaces.format_number import FORMAT, check_format
 from spaces.models.create import ModelConfig
-from spaces.vit import SpaceName
+from spaces.sites import SpaceName
 
 # Trials that an order is judged by: two agree or do not.
 LEAST_AUDITED = 3

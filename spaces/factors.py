@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from spaces.allocation import Allocation
 from spaces.errors import CheckpointError
 from spaces.files import save_tensors
-from spaces.operators.filling import FILL
-from spaces.operators.registry import Variants, input_of, variant_of
-from spaces.operators.selection import Tensors, select
+from spaces.operators.base import Tensors
+from spaces.operators.registry import OPERATORS, Variants, input_of, select, variant_of
 from spaces.sites import Site, Space
 from spaces.statistics import collect
 from spaces.vit import resize
@@ -55,8 +54,8 @@ class Factors:
             batches: calibration images, [B, C, H, W], normalised for the model; no labels.
             device: where the pass and the decompositions run.
             progress: called with (sites done, sites in all).
-            variants: kind of site -> name of a variant in spaces/operators.py; the engine's own where none is given.
-            scores: name of a site -> importance of what it may keep (`selection.select`): such a site is sliced by
+            variants: kind of site -> one of its variants (`operators.registry.KINDS`); the engine's own where none is given.
+            scores: name of a site -> importance of what it may keep (`operators.registry.select`): such a site is sliced by
                 these scores, with no correction.
             gradients: weigh tokens and outputs by what they cost at the model's output; without, as in most papers, every
                 layer is approximated for itself.
@@ -67,12 +66,12 @@ class Factors:
         device = torch.device(device)
         scores = scores or {}
         chosen = {site: variant_of(site.kind, variants or {}) for site in space.sites if site.name not in scores}
-        inputs = {site: input_of(site) for site, variant in chosen.items() if variant.needs}
+        inputs = {site: input_of(dense, site) for site, variant in chosen.items() if variant.needs}
         moments = collect(
             dense.to(device),
             dict.fromkeys(inputs.values()),
             batches,
-            heads={name: _heads(dense, site) for site, name in inputs.items() if site.kind == "query_key"},
+            heads={name: _heads(dense, site) for site, name in inputs.items() if "heads" in chosen[site].needs},
             salient={name: site.dense for site, name in inputs.items() if "saliency" in chosen[site].needs},
             gradients=gradients,
         )
@@ -99,11 +98,11 @@ class Factors:
         model = copy.deepcopy(self.dense)
         resize(model, self.space, allocation)
         with torch.no_grad():
-            for branch, rivals in self.space.branches.items():
-                for operator in rivals:
-                    if operator.moves(allocation):
-                        factors = {site.part: self._of(site) for site in operator.sites}
-                        FILL[operator.name](self.dense, model, branch, operator.sizes(allocation), factors)
+            for branch, operator in self.space.moved(allocation):
+                fill = OPERATORS[operator.name].fill
+                assert fill is not None, f"{operator.name} is filled by the recipe that trains it"
+                factors = {site.part: self._of(site) for site in operator.sites}
+                fill(self.dense, model, branch, operator.sizes(allocation), factors)
         return model.eval()
 
     def error(self, site: Site) -> dict[int, float]:

@@ -2,13 +2,16 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError
 
+# Spaces that can be searched.
+SpaceName = Literal["contract", "heads", "hybrid", "low-rank", "full"]
+Role = Literal["attention", "ffn"]  # of a branch: what it computes
 Kind = Literal["query_key", "value_output", "heads", "ffn_hidden", "rank", "rows", "inputs"]
 
 # Keep ratios are swept on the log-odds scale; beyond ±40 every site is at an end of its range.
@@ -75,6 +78,11 @@ class Operator:
     sites: tuple[Site, ...]
 
     @property
+    def branch(self) -> str:
+        """Path of the branch that it makes smaller."""
+        return self.sites[0].branch
+
+    @property
     def dense_sizes(self) -> dict[str, int]:
         """Dense sizes of its sites by the part of the branch that they are called."""
         return {site.part: site.dense for site in self.sites}
@@ -106,11 +114,13 @@ class Space:
     Attributes:
         name: contract, hybrid, low-rank or full.
         branches: branch path -> its rival operators, in model order.
+        roles: branch path -> what the branch computes; none of those that are not known, as in the tables of a run.
         skipped: what is not offered, with the reason.
     """
 
     name: str
     branches: Mapping[str, tuple[Operator, ...]]
+    roles: Mapping[str, Role] = field(default_factory=dict)
     skipped: tuple[Skipped, ...] = ()
 
     @property
@@ -121,6 +131,11 @@ class Space:
     def identity(self) -> Allocation:
         """The allocation that keeps everything."""
         return Allocation({site.name: site.dense for site in self.sites})
+
+    def moved(self, allocation: Allocation) -> Iterator[tuple[str, Operator]]:
+        """The branches that `allocation` makes smaller, each with the operator that does."""
+        for branch, rivals in self.branches.items():
+            yield from ((branch, operator) for operator in rivals if operator.moves(allocation))
 
     def operators(self, allocation: Allocation) -> dict[str, str]:
         """Branch -> name of the operator that `allocation` uses there; the first one where it keeps all."""

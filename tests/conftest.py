@@ -166,25 +166,25 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
 @pytest.fixture
 def steps(evaluator: Evaluator) -> Iterator[Callable[[int], Evaluator]]:
     """The same evaluator with another number of steps."""
-    before = evaluator.objective
+    before = evaluator.dense.objective
 
     def change(count: int) -> Evaluator:
-        evaluator.objective = replace(before, finetune=FinetuneConfig(steps=count, recipe_share=0.5))
+        evaluator.dense.objective = replace(before, finetune=FinetuneConfig(steps=count, recipe_share=0.5))
         return evaluator
 
     yield change
-    evaluator.objective = before
+    evaluator.dense.objective = before
 
 
 @pytest.fixture
 def bench(evaluator: Evaluator) -> Callable[[str], Workbench]:
-    return lambda name: open_workbench(evaluator, name, limits_of(evaluator, macs=0.5), seed=0)
+    return lambda name: open_workbench(evaluator.dense, name, limits_of(evaluator.dense, macs=0.5), seed=0)
 
 
 @pytest.fixture(scope="session")
 def digits(evaluator: Evaluator) -> Tensor:
     """The images of its search split."""
-    return next(evaluator.data.evaluation("search"))[0]
+    return next(evaluator.dense.data.evaluation("search"))[0]
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from torch import nn
 
 from objectives.cost.closed_form import Cost
 from objectives.data.splits import DataConfig
+from objectives.dense_model import DenseModel, load_dense
 from objectives.evaluator import Evaluator
 from objectives.objective import Objective
 from objectives.recipes.workbench import Workbench
@@ -31,11 +32,11 @@ def evaluator_of(model: nn.Module, folder: Path, **options: Any) -> Evaluator:
     """An evaluator of this model (of `MODEL`), with its factors in the folder of a run."""
     save_tensors(folder / "dense.safetensors", model.state_dict())
     config = replace(MODEL, checkpoint=str(folder / "dense.safetensors"))
-    return Evaluator(Objective(model=config, factors=folder / "one" / "factors", device="cpu", **options))
+    return Evaluator(load_dense(Objective(model=config, factors=folder / "one" / "factors", device="cpu", **options)))
 
 
-def limits_of(evaluator: Evaluator, **shares: float) -> dict[Cost, float]:
-    return {cost: share * evaluator.costs.dense[cost] for cost, share in shares.items()}  # type: ignore[index,misc]
+def limits_of(dense: DenseModel, **shares: float) -> dict[Cost, float]:
+    return {cost: share * dense.costs.dense[cost] for cost, share in shares.items()}  # type: ignore[index,misc]
 
 
 def sites_of(bench: Workbench, *kinds: str) -> list[Site]:

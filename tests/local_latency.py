@@ -14,9 +14,10 @@ from objectives.latency.timing import Timing
 from search.runners.job import Need
 from search.runners.worker import Ready, Stage, Worker
 from spaces.allocation import Allocation
+from spaces.branches import ATTENTION
 from spaces.modules import ContractedAttention, LowRankLinear
 from spaces.sites import Space
-from spaces.vit import ATTENTION, resize
+from spaces.vit import resize
 
 BASE, APART = 1e-3, 2e-4  # seconds of the rest of a model; of widths that differ
 

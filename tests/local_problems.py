@@ -9,9 +9,9 @@ from local_searches import BRANCH, FINE, scored, searched, space_of
 from objectives.cost.closed_form import Cost
 from objectives.score import Score
 from search.pareto import hypervolume
-from search.samplers.additive import Screen
-from search.samplers.candidates import SCORE
+from search.samplers.additive import AdditiveSampler, Screen
 from search.samplers.registry import create_sampler
+from search.samplers.screening import SCORE
 from spaces.allocation import Allocation
 from spaces.sites import Space
 
@@ -76,7 +76,8 @@ class Problem:
 
     def ask(self, study: optuna.Study, seed: int, sampler: str = "additive", screen: Screen | None = None) -> Allocation:
         """The next proposal; its trial goes on running."""
-        study.sampler = create_sampler(sampler, seed, self.parametrisation, screen)
+        ours = self.parametrisation
+        study.sampler = AdditiveSampler(ours, seed, screen) if screen else create_sampler(sampler, seed, ours)
         return self.parametrisation.decode(study.ask(self.parametrisation.distributions).params)
 
     def tell(self, study: optuna.Study, allocation: Allocation, noise: float = 0.0) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from timm.optim import create_optimizer_v2
 from torch import nn
 
+from objectives.dense_model import load_dense
 from objectives.error import Evaluation
 from objectives.evaluator import Evaluator
 from objectives.runtime.progress import Step
@@ -36,12 +37,12 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
     folder = tmp_path_factory.mktemp("runs")
     data = replace(DATA, calibration_size=64, crop_padding=1, hflip=0.5)
     prepared = evaluator_of(create_model(MODEL), folder, data=data, finetune=FinetuneConfig(steps=9), rungs=(1 / 3, 2 / 3))
-    model = replace(prepared.objective.model, model_kwargs=kwargs)
-    return Evaluator(replace(prepared.objective, model=model))
+    model = replace(prepared.dense.objective.model, model_kwargs=kwargs)
+    return Evaluator(load_dense(replace(prepared.dense.objective, model=model)))
 
 
 def half(evaluator: Evaluator) -> Allocation:
-    return Allocation({site.name: site.choices[len(site.choices) // 2] for site in evaluator.space.sites})
+    return Allocation({site.name: site.choices[len(site.choices) // 2] for site in evaluator.dense.space.sites})
 
 
 class Watched:
@@ -83,7 +84,7 @@ def test_it_ends_as_one_that_was_not_killed(evaluator: Evaluator, tmp_path: Path
     expected = whole.run()
     Watched(evaluator, tmp_path / "killed", end).killed()
     torch.manual_seed(99)
-    again = Watched(Evaluator(evaluator.objective), tmp_path / "killed")
+    again = Watched(Evaluator(evaluator.dense), tmp_path / "killed")
     found = again.run()
     assert outcome(found) == outcome(expected)
     assert [step.step for step in again.steps] == left
@@ -125,16 +126,16 @@ def test_time_goes_on_too(evaluator: Evaluator, tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", ["seed", "allocation", "finetune", "data"])
 def test_the_state_of_another_candidate_is_not_taken(evaluator: Evaluator, tmp_path: Path, change: str) -> None:
     Watched(evaluator, tmp_path, 4).killed()
-    objective, options = evaluator.objective, dict[str, Any]()
+    objective, options = evaluator.dense.objective, dict[str, Any]()
     if change == "seed":
         options["seed"] = 1
     elif change == "allocation":
-        options["allocation"] = evaluator.space.identity()
+        options["allocation"] = evaluator.dense.space.identity()
     elif change == "finetune":
         objective = replace(objective, finetune=replace(objective.finetune, lr=1e-3))
     else:
         objective = replace(objective, data=replace(objective.data, batch_size=16))
-    again = Watched(Evaluator(objective), tmp_path, 2, **options).killed()
+    again = Watched(Evaluator(load_dense(objective)), tmp_path, 2, **options).killed()
     assert [step.step for step in again.steps] == [1, 2]
     assert not (tmp_path / "state").exists()
 

@@ -32,6 +32,7 @@ from search.run.run import Run
 from search.run.weights import read_weights
 from search.study.study import Study
 from search.terminal.tables import fronts
+from search.trial import Outcome
 from spaces.errors import CheckpointError, CompressionError, RunError
 from spaces.factors import Factors
 from spaces.models.create import create_model
@@ -118,7 +119,8 @@ def told(directory: Path, url: str | None = None) -> Study:
     while len(study.trials) < 8:
         proposal = asked(study)
         assert proposal.allocation is not None
-        study.tell(proposal.number, None if proposal.number == 3 else score_of(proposal.allocation))
+        score = None if proposal.number == 3 else score_of(proposal.allocation)
+        study.tell(Outcome(number=proposal.number, score=score))
     return study
 
 
@@ -181,7 +183,7 @@ def test_a_trial_that_was_begun_is_repeated_or_proposed_again(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("pattern", "damage"),
-    [("*.profile.json", damaged_json), ("*.dense.json", damaged_json), ("*.safetensors", damaged_text)],
+    [("*.profile.json", damaged_json), ("*.dense.json", damaged_json), ("*[0-9a-f].safetensors", damaged_text)],
 )
 def test_what_is_computed_once_is_refused_or_read(whole: Path, tmp_path: Path, pattern: str, damage: Any) -> None:
     """Or computed anew, where it is of something else."""

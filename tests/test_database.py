@@ -31,7 +31,7 @@ from sqlalchemy.exc import OperationalError
 
 from search.study.database import close, masked
 from search.study.study import Study
-from search.trial import Proposal
+from search.trial import Outcome, Proposal
 from spaces.errors import RunError
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -97,12 +97,14 @@ def told(study: Study, proposal: Proposal | None) -> None:
     assert proposal is not None and proposal.allocation is not None
     score = score_of(proposal.allocation)
     if proposal.number % 4 == 1:
-        study.tell(proposal.number, None, "RuntimeError: 'Ärger' \N{PILE OF POO} \\ \"%s\"\x00")
+        reason = "RuntimeError: 'Ärger' \N{PILE OF POO} \\ \"%s\"\x00"
+        study.tell(Outcome(number=proposal.number, score=None, reason=reason))
     elif proposal.number % 4 == 2:
         stopped = replace(score, error=None, kl=None, steps=3, rungs={1: 0.1 + 0.2, 3: 1 / 3})
-        study.tell(proposal.number, stopped, "dominated by trial 0")
+        study.tell(Outcome(number=proposal.number, score=stopped, reason="dominated by trial 0"))
     else:
-        study.tell(proposal.number, replace(score, kl=math.nan, error_before=math.inf, rungs={1: 1e-300}))
+        odd = replace(score, kl=math.nan, error_before=math.inf, rungs={1: 1e-300})
+        study.tell(Outcome(number=proposal.number, score=odd))
 
 
 def run(study: Study, trials: int) -> None:
@@ -308,18 +310,32 @@ def test_a_run_with_a_journal_file_is_not_continued_in_a_database(place: Place, 
         open_study(directory, place.url)
 
 
+def test_a_damaged_file_is_to_be_restored(directory: Path, tmp_path: Path) -> None:
+    path = tmp_path / "damaged.db"
+    path.write_text("this is no database")
+    expected = rf"^sqlite:///{path} cannot be opened \(file is not a database\): restore the file from a backup"
+    with pytest.raises(RunError, match=expected):
+        open_study(directory, f"sqlite:///{path}")
+
+
+REFUSED = "cannot be opened.*refused.*start its server, or correct --storage"
+
+
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("sqlite:////nowhere/studies.db", "cannot be opened.*unable to open"),
+        ("sqlite:////nowhere/studies.db", r"cannot be opened \(unable to open database file\): correct --storage"),
         ("studies.db", "is not the URL of a database"),
         ("redis://:s3cret@localhost", "is not the URL of a database"),
         ("postgresql+psycopg://a:s3cret@host:x/y", "is not the URL of a database"),
         ("postgresql+pg8000://a:s3cret@host/y", r"pg8000 is not installed.*postgresql\+psycopg://"),
         ("mysql://a:s3cret@host/y", r"mysqldb is not installed.*mysql\+pymysql://"),
-        ("postgresql+psycopg://a:s3cret@127.0.0.1:1/y", "cannot be opened.*refused"),
-        ("mysql+pymysql://a:s3cret@127.0.0.1:1/y", "cannot be opened.*refused"),
-        ("postgresql+psycopg://127.0.0.1:1/y?user=a&password=s3cret", "cannot be opened.*refused"),
+        ("postgresql+psycopg://a:s3cret@127.0.0.1:1/y", REFUSED),
+        ("mysql+pymysql://a:s3cret@127.0.0.1:1/y", REFUSED),
+        (
+            "postgresql+psycopg://127.0.0.1:1/y?user=a&password=s3cret",
+            REFUSED,
+        ),
         ("mysql+pymysql://127.0.0.1:1/y?user=a&pw=s3cret", "cannot be opened.*unexpected keyword argument"),
     ],
 )

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from objectives.data.loaders import Data
+from objectives.dense_model import load_dense
 from objectives.error import evaluate, predict
 from objectives.evaluator import Evaluator
 from objectives.objective import Objective
@@ -50,12 +51,12 @@ def objective(tmp_path_factory: pytest.TempPathFactory) -> Objective:
         pass
     short = FinetuneConfig(steps=60, lr=3e-3)
     evaluator = evaluator_of(model, tmp_path_factory.mktemp("runs"), data=DATA, finetune=short, rungs=(0.25, 0.5))
-    _ = evaluator.factors
-    return evaluator.objective
+    _ = evaluator.dense.factors
+    return evaluator.dense.objective
 
 
 def smallest(evaluator: Evaluator) -> Allocation:
-    return Allocation({site.name: site.choices[0] for site in evaluator.space.sites})
+    return Allocation({site.name: site.choices[0] for site in evaluator.dense.space.sites})
 
 
 def model_of(seed: int) -> nn.Module:
@@ -114,7 +115,7 @@ def test_batches_must_be_shared_evenly(objective: Objective) -> None:
     with pytest.raises(ConfigError, match=r"batch_size must be a multiple of .* 2: 2, got 1"):
         group_of(0).divide(1)
     with pytest.raises(ConfigError, match=r"batch_size must be a multiple of .* 3: 30 or 33, got 32"):
-        Evaluator(objective, group=Group(rank=0, size=3))
+        Evaluator(load_dense(objective), Group(rank=0, size=3))
     with pytest.raises(ConfigError, match="from 0 to 1 in a group of 2, got 2"):
         Group(rank=2, size=2)
 
@@ -129,10 +130,11 @@ def test_alone_nothing_is_distributed() -> None:
 
 
 def test_a_recipe_is_made_by_the_first_process_alone(objective: Objective) -> None:
-    """With no other there: it would wait for ever. On all images, though the dense model's answers are there for half."""
-    lone, first = Evaluator(objective), Evaluator(objective, group=group_of(0))
-    assert [len(each._answers) for each in (lone, first)] == [2, 1]
-    scores = [evaluate_recipe(each, "vtp", limits_of(each, macs=0.7), seed=0)[0] for each in (lone, first)]
+    """With no other there: it would wait for ever. On all images, though the group takes half of them each."""
+    dense = load_dense(objective)
+    lone, first = Evaluator(dense), Evaluator(dense, group_of(0))
+    assert len(dense.answers) == 2
+    scores = [evaluate_recipe(each, "vtp", limits_of(dense, macs=0.7), seed=0)[0] for each in (lone, first)]
     assert replace(scores[0], seconds=0.0) == replace(scores[1], seconds=0.0)
     assert first.group == group_of(0)
 
@@ -193,7 +195,7 @@ def test_all_learn_that_one_has_diverged(pair: Pair, place: str, message: str) -
 
 
 def score(group: Group, objective: Objective, seeds: list[int], weights: Path | None = None) -> list[Score]:
-    evaluator = Evaluator(objective, group=group)
+    evaluator = Evaluator(load_dense(objective), group)
     return [evaluator.evaluate(smallest(evaluator), seed, weights=weights) for seed in seeds]
 
 
@@ -209,15 +211,16 @@ def test_a_candidate_of_two_processes_scores_as_that_of_one(pair: Pair, objectiv
     errors = [torch.tensor([entry.error for entry in run]) for run in (alone, first)]
     assert float(errors[0].mean()) < alone[0].error_before - 0.05
     assert float(errors[1].mean()) == pytest.approx(float(errors[0].mean()), abs=0.03)
-    model = Evaluator(objective).build(smallest(Evaluator(objective)))
+    evaluator = Evaluator(load_dense(objective))
+    model = evaluator.build(smallest(evaluator))
     model.load_state_dict(load_file(tmp_path / "weights"))
-    images, labels = whole_split(Evaluator(objective).data, "search")
+    images, labels = whole_split(evaluator.dense.data, "search")
     assert evaluate(model, [(images, labels)]).error == pytest.approx(first[-1].error)
 
 
 def climb(group: Group, objective: Objective, folder: Path) -> tuple[Score, list[int], list[int], list[str]]:
     """The first process stops at its second rung; the second would stop at once."""
-    evaluator, steps, asked = Evaluator(objective, group=group), [], []
+    evaluator, steps, asked = Evaluator(load_dense(objective), group), [], []
 
     def on_rung(step: int, error: float) -> bool:
         asked.append(step)

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from objectives import evaluator as evaluator_module
 from objectives.data.loaders import Data
 from objectives.data.splits import DataConfig
+from objectives.dense_model import load_dense
 from objectives.evaluator import Evaluator
 from objectives.objective import Objective
 from objectives.score import Score
@@ -35,7 +36,7 @@ from search.runners import job
 from search.study.early_stopping import dominating, margin, reason_to_stop
 from search.terminal.display import Display
 from search.terminal.parser import build_parser, given_options
-from search.trial import Proposal, Trial
+from search.trial import Outcome, Proposal, Trial
 from spaces.allocation import Allocation
 from spaces.errors import ConfigError, RunError
 from spaces.files import save_tensors
@@ -167,20 +168,15 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
     save_tensors(folder / "dense.safetensors", create_model(replace(model, checkpoint=None)).state_dict())
     finetune = FinetuneConfig(steps=8)
     factors = folder / "one" / "factors"
-    return Evaluator(Objective(model=model, data=DATA, finetune=finetune, rungs=(0.25, 0.5), factors=factors, device="cpu"))
+    objective = Objective(model=model, data=DATA, finetune=finetune, rungs=(0.25, 0.5), factors=factors, device="cpu")
+    return Evaluator(load_dense(objective))
 
 
 def test_rungs_are_steps_before_the_last(evaluator: Evaluator) -> None:
-    assert evaluator.rungs == {2, 4}
+    assert evaluator.dense.objective.rung_steps == {2, 4}
     for steps, expected in ((0, set()), (1, set()), (2, {1}), (3, {1, 2}), (100, {25, 50})):
-        short = replace(evaluator.objective, finetune=FinetuneConfig(steps=steps))
-        assert replace_objective(evaluator, short).rungs == expected
-
-
-def replace_objective(evaluator: Evaluator, changed: Objective) -> Evaluator:
-    made = Evaluator.__new__(Evaluator)
-    made.__dict__.update(vars(evaluator), objective=changed)
-    return made
+        short = replace(evaluator.dense.objective, finetune=FinetuneConfig(steps=steps))
+        assert short.rung_steps == expected
 
 
 def test_a_fine_tune_that_goes_on_is_the_same_to_the_bit(
@@ -200,7 +196,7 @@ def test_a_fine_tune_that_goes_on_is_the_same_to_the_bit(
     assert measured.rungs == dict(asked)
     assert plain.rungs == {}
     monkeypatch.setattr("objectives.data.loaders._CACHE_BYTES", 0)  # as with a split that does not fit in memory
-    evaluator.data._cache.clear()
+    evaluator.dense.data._cache.clear()
     evaluator.evaluate(half(evaluator), 0, weights=tmp_path / "uncached", on_rung=go_on)
     assert (tmp_path / "uncached").read_bytes() == (tmp_path / "plain").read_bytes()
 
@@ -273,13 +269,13 @@ def test_a_pass_draws_no_random_number(monkeypatch: pytest.MonkeyPatch) -> None:
 def stop(study: Any) -> Trial:
     proposal = study.ask()
     unfinished = replace(score_of(proposal.allocation), error=None, kl=None, steps=3, rungs={1: 0.75, 3: 0.5})
-    return study.tell(proposal.number, unfinished, reason="dominated by trial 0")
+    return study.tell(Outcome(number=proposal.number, score=unfinished, reason="dominated by trial 0"))
 
 
 def test_a_stopped_trial_is_kept_and_told_to_the_sampler(tmp_path: Path) -> None:
     study = open_study(tmp_path)
     first = study.ask()
-    study.tell(first.number, replace(score_of(first.allocation), rungs={1: 0.5, 3: 0.25}))
+    study.tell(Outcome(number=first.number, score=replace(score_of(first.allocation), rungs={1: 0.5, 3: 0.25})))
     stopped = stop(study)
     assert (stopped.state, stopped.reason) == ("PRUNED", "dominated by trial 0")
     assert [frozen.state.name for frozen in study._memory.get_trials()] == ["COMPLETE", "PRUNED"]
@@ -299,7 +295,7 @@ def test_resumed_after_stopped_trials_proposes_as_uninterrupted(tmp_path: Path, 
                 stop(study)
             else:
                 proposal = study.ask()
-                study.tell(proposal.number, score_of(proposal.allocation))
+                study.tell(Outcome(number=proposal.number, score=score_of(proposal.allocation)))
         return [entry.proposal.allocation for entry in study.trials]
 
     whole = go_on(open_study(tmp_path / "whole", sampler=sampler), 20)

@@ -40,7 +40,7 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
 def course(evaluator: Evaluator) -> Callable[..., Course]:
     def make(epochs: int = 3, lr: float = 3e-3, **options: Any) -> Course:
         config = TrainingConfig(finetune_epochs=epochs, **{"drop_path": 0.2, **options})
-        return Course(config=config, finetune=FinetuneConfig(lr=lr), data=evaluator.data, classes=10, seed=0)
+        return Course(config=config, finetune=FinetuneConfig(lr=lr), data=evaluator.dense.data, classes=10, seed=0)
 
     return make
 
@@ -58,7 +58,7 @@ class At:
 
 
 def run(evaluator: Evaluator, course: Course, path: Path, progress: Any = At()) -> tuple[dict[str, Any], Trained]:  # noqa: B008
-    model, trained = train(evaluator.model, course, evaluator.teacher, path, progress=progress)
+    model, trained = train(evaluator.dense.model, course, evaluator.dense.teacher, path, progress=progress)
     return model.state_dict(), trained
 
 
@@ -92,15 +92,15 @@ def test_it_ends_as_one_that_was_not_killed(evaluator: Evaluator, course: Callab
 def test_the_least_error_on_the_search_split_is_kept(
     evaluator: Evaluator, course: Callable[..., Course], tmp_path: Path
 ) -> None:
-    before = {name: value.clone() for name, value in evaluator.model.state_dict().items()}
-    model, trained = train(evaluator.model, course(4, lr=1e-2), evaluator.teacher, tmp_path / "state")
+    before = {name: value.clone() for name, value in evaluator.dense.model.state_dict().items()}
+    model, trained = train(evaluator.dense.model, course(4, lr=1e-2), evaluator.dense.teacher, tmp_path / "state")
     errors = [error for epoch in trained.epochs for error in (epoch.error, epoch.ema_error)]
     assert trained.error == min(errors) < trained.start_error
     kept = trained.epochs[trained.best_epoch - 1]
     assert trained.error == (kept.ema_error if trained.best_weights == "ema" else kept.error)
-    assert evaluate(model, evaluator.data.evaluation("search")).error == trained.error
-    assert evaluate(evaluator.model, evaluator.data.evaluation("search")).error == trained.start_error
-    assert same(evaluator.model.state_dict(), before)
+    assert evaluate(model, evaluator.dense.data.evaluation("search")).error == trained.error
+    assert evaluate(evaluator.dense.model, evaluator.dense.data.evaluation("search")).error == trained.start_error
+    assert same(evaluator.dense.model.state_dict(), before)
     assert not any(isinstance(module, DropPath) for module in model.modules())
 
 
@@ -109,7 +109,7 @@ def test_what_begins_better_is_kept(evaluator: Evaluator, course: Callable[..., 
     model = create_model(DIGITS_MODEL)
     model.load_state_dict(good)
     config = course(1, lr=1.0)
-    found, trained = train(model, config, evaluator.teacher, tmp_path / "bad")
+    found, trained = train(model, config, evaluator.dense.teacher, tmp_path / "bad")
     assert (trained.best_epoch, trained.best_weights) == (0, "start")
     assert trained.error == trained.start_error < trained.epochs[0].error
     assert same(found.state_dict(), good)
@@ -138,7 +138,7 @@ def test_one_that_diverges_leaves_nothing(evaluator: Evaluator, course: Callable
     with torch.no_grad():
         model.head.bias.fill_(math.nan)  # type: ignore[union-attr,operator]
     with pytest.raises(DivergedError):
-        train(model, course(), evaluator.teacher, tmp_path / "state")
+        train(model, course(), evaluator.dense.teacher, tmp_path / "state")
 
     def spoil(what: str, done: int, total: int) -> None:
         if done == STEPS + 1:
@@ -185,7 +185,7 @@ def test_mixup_mixes_images_as_their_labels(evaluator: Evaluator, course: Callab
     """With mixup alone, image i of a batch is lam x_i + (1 - lam) x_(B-1-i); its probabilities tell lam."""
     made = course(1, mixup=1.0, cutmix=0.0, smoothing=0.0, reprob=0.0)
     mixed = list(made.batches(evaluator.group, torch.device("cpu")))
-    plain = list(evaluator.data.epoch(0, seed=0))
+    plain = list(evaluator.dense.data.epoch(0, seed=0))
     assert len(mixed) == STEPS
     shares = []
     for (images, targets), (x, labels) in zip(mixed, plain, strict=True):
@@ -200,7 +200,8 @@ def test_mixup_mixes_images_as_their_labels(evaluator: Evaluator, course: Callab
 def test_without_mixing_labels_are_smoothed(evaluator: Evaluator, course: Callable[..., Course]) -> None:
     """Of 10 classes, 0.1 of the weight is spread evenly: 0.91 and nine times 0.01."""
     made = course(1, mixup=0.0, cutmix=0.0, smoothing=0.1, reprob=0.0)
-    (images, targets), (x, labels) = next(made.batches(evaluator.group, torch.device("cpu"))), next(evaluator.data.epoch(0, 0))
+    images, targets = next(made.batches(evaluator.group, torch.device("cpu")))
+    x, labels = next(evaluator.dense.data.epoch(0, 0))
     assert torch.equal(images, x)
     assert torch.allclose(targets.sort(dim=1).values[0], torch.tensor([0.01] * 9 + [0.91]))
     assert torch.equal(targets.argmax(1), labels)
@@ -224,6 +225,6 @@ def test_values_out_of_range(options: dict[str, Any], text: str) -> None:
 
 def test_auto_augment_is_for_images_that_bear_it(evaluator: Evaluator) -> None:
     """8 x 8 digits get none; what was asked for counts."""
-    assert TrainingConfig().policy(evaluator.data) is None
-    assert TrainingConfig(aa="3a").policy(evaluator.data) == "3a"
+    assert TrainingConfig().policy(evaluator.dense.data) is None
+    assert TrainingConfig(aa="3a").policy(evaluator.dense.data) == "3a"
     assert set(asdict(TrainingConfig())) >= {"aa", "reprob", "mixup", "cutmix", "smoothing", "drop_path"}

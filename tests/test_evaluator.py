@@ -11,7 +11,8 @@ from local_digits import DATA, MODEL, evaluator_of
 from torch import Tensor, nn
 
 from objectives.data.loaders import Data
-from objectives.error import evaluate, predict
+from objectives.dense_model import DenseModel, load_dense
+from objectives.error import evaluate, load_answers, predict, save_answers
 from objectives.evaluator import Evaluator
 from objectives.objective import Objective
 from objectives.runtime.device import resolve_device
@@ -31,14 +32,14 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
 
 
 def half(evaluator: Evaluator) -> Allocation:
-    return Allocation({site.name: site.choices[len(site.choices) // 2] for site in evaluator.space.sites})
+    return Allocation({site.name: site.choices[len(site.choices) // 2] for site in evaluator.dense.space.sites})
 
 
 def test_the_identity_scores_as_the_dense_model(evaluator: Evaluator) -> None:
-    score = evaluator.evaluate(evaluator.space.identity(), seed=0)
-    assert score.error_before == evaluator.dense.error
+    score = evaluator.evaluate(evaluator.dense.space.identity(), seed=0)
+    assert score.error_before == evaluator.dense.figures.error
     assert score.kl_before == pytest.approx(0, abs=1e-7)
-    assert (score.macs, score.params) == (evaluator.costs.dense["macs"], evaluator.costs.dense["params"])
+    assert (score.macs, score.params) == (evaluator.dense.costs.dense["macs"], evaluator.dense.costs.dense["params"])
 
 
 def test_the_same_seed_gives_the_same_score(evaluator: Evaluator, tmp_path: Path) -> None:
@@ -51,16 +52,16 @@ def test_the_same_seed_gives_the_same_score(evaluator: Evaluator, tmp_path: Path
 
 def test_screening_measures_a_candidate_as_built(evaluator: Evaluator) -> None:
     """The divergence of the dense model's answers from the candidate's on the calibration images, without any training."""
-    assert evaluator.divergence(evaluator.space.identity()) == pytest.approx(0, abs=1e-7)
-    images = torch.cat(list(evaluator.data.calibration(256)))
+    assert evaluator.divergence(evaluator.dense.space.identity()) == pytest.approx(0, abs=1e-7)
+    images = torch.cat(list(evaluator.dense.data.calibration(256)))
     with torch.inference_mode():
         dense, found = (
-            model.eval()(images).double().log_softmax(-1) for model in (evaluator.model, evaluator.build(half(evaluator)))
+            model.eval()(images).double().log_softmax(-1) for model in (evaluator.dense.model, evaluator.build(half(evaluator)))
         )
     expected = float((dense.exp() * (dense - found)).sum(-1).mean())
     assert len(images) == 256
     assert evaluator.divergence(half(evaluator)) == pytest.approx(expected, rel=1e-4)
-    smallest = Allocation({site.name: site.choices[0] for site in evaluator.space.sites})
+    smallest = Allocation({site.name: site.choices[0] for site in evaluator.dense.space.sites})
     assert evaluator.divergence(smallest) > expected > 0
 
 
@@ -78,11 +79,11 @@ def test_preparing_says_how_far_it_is(evaluator: Evaluator, tmp_path: Path) -> N
     Nothing but loading before its first use.
     """
     seen: dict[str, list[tuple[int, int]]] = {}
-    objective = replace(evaluator.objective, factors=tmp_path / "run" / "factors")
-    prepared = Evaluator(objective, lambda what, done, total: seen.setdefault(what, []).append((done, total)))
+    objective = replace(evaluator.dense.objective, factors=tmp_path / "run" / "factors")
+    dense = load_dense(objective, lambda what, done, total: seen.setdefault(what, []).append((done, total)))
     assert list(seen) == ["loading"]
-    assert prepared.profile is prepared.profile
-    assert prepared.dense is prepared.dense
+    assert dense.profile is dense.profile
+    assert dense.figures is dense.figures
     assert list(seen) == ["loading", "calibration", "factors", "profile", "dense model"]
     assert seen["calibration"] == [(done, 4) for done in range(5)]
     assert seen["factors"] == [(done, 6) for done in range(7)]
@@ -91,50 +92,50 @@ def test_preparing_says_how_far_it_is(evaluator: Evaluator, tmp_path: Path) -> N
 
 
 def test_factors_are_reused(evaluator: Evaluator, tmp_path: Path) -> None:
-    folder = evaluator.objective.factors
-    _ = evaluator.factors
-    (path,) = folder.glob("*.safetensors")
+    folder = evaluator.dense.objective.factors
+    _ = evaluator.dense.factors
+    path = folder / f"{evaluator.dense.fingerprint}.safetensors"
     before = path.stat().st_mtime_ns
-    again = Evaluator(evaluator.objective)
+    again = load_dense(evaluator.dense.objective)
     _ = again.factors
     assert path.stat().st_mtime_ns == before
-    assert again.fingerprint == path.stem
-    sister = Objective(**{**vars(evaluator.objective), "factors": folder.parents[1] / "other" / "factors"})
-    _ = Evaluator(sister).factors
+    sister = Objective(**{**vars(evaluator.dense.objective), "factors": folder.parents[1] / "other" / "factors"})
+    _ = load_dense(sister).factors
     (copied,) = sister.factors.glob("*.safetensors")
     assert copied.read_bytes() == path.read_bytes()
 
 
 def test_building_twice_fingerprints_once(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fingerprint hashes all weights of the dense model."""
-    again, marks = Evaluator(evaluator.objective), list[str]()
+    again, marks = Evaluator(load_dense(evaluator.dense.objective)), list[str]()
 
     def counted(*conditions: object) -> str:
         marks.append(fingerprint(*conditions))  # type: ignore[arg-type]
         return marks[-1]
 
-    monkeypatch.setattr("objectives.evaluator.fingerprint", counted)
+    monkeypatch.setattr("objectives.dense_model.fingerprint", counted)
     again.build(half(again))
     again.build(half(again))
-    assert marks == [again.fingerprint]
-    plain = again.factors_of(again.space, {"ffn_hidden": "magnitude", "query_key": "magnitude"})
-    assert again.factors_of(again.space, {"query_key": "magnitude", "ffn_hidden": "magnitude"}) is plain is not again.factors
+    dense = again.dense
+    assert marks == [dense.fingerprint]
+    plain = dense.factors_of(dense.space, {"ffn_hidden": "magnitude", "query_key": "magnitude"})
+    assert dense.factors_of(dense.space, {"query_key": "magnitude", "ffn_hidden": "magnitude"}) is plain is not dense.factors
     assert len(marks) == 2
 
 
-def prepared(evaluator: Evaluator, run: Path, **data: Any) -> Evaluator:
+def prepared(evaluator: Evaluator, run: Path, **data: Any) -> DenseModel:
     """The same model in another run directory, which is no sister of the first one's."""
-    objective = evaluator.objective
-    return Evaluator(replace(objective, factors=run / "factors", data=replace(objective.data, **data)))
+    objective = evaluator.dense.objective
+    return load_dense(replace(objective, factors=run / "factors", data=replace(objective.data, **data)))
 
 
 def test_a_profile_is_measured_once(evaluator: Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepared(evaluator, tmp_path / "one").profile
     assert first.images == 256, "there are no more calibration images"
-    monkeypatch.setattr("objectives.evaluator.measure_profile", lambda *arguments: pytest.fail("measured again"))
+    monkeypatch.setattr("objectives.dense_model.measure_profile", lambda *arguments: pytest.fail("measured again"))
     assert prepared(evaluator, tmp_path / "one").profile == first
     assert prepared(evaluator, tmp_path / "two").profile == first
-    assert (tmp_path / "two" / "factors" / f"{evaluator.fingerprint}.profile.json").exists()
+    assert (tmp_path / "two" / "factors" / f"{evaluator.dense.fingerprint}.profile.json").exists()
     assert not list(tmp_path.glob("*/factors/.*partial"))
 
 
@@ -147,8 +148,8 @@ def test_other_images_or_sizes_make_another_profile(
     assert profiles[2].measured == {}
     assert profiles[0].closed == profiles[1].closed == profiles[2].closed
     calls = []
-    monkeypatch.setattr("objectives.evaluator.SIZES", 2)
-    monkeypatch.setattr("objectives.evaluator.measure_profile", lambda *arguments: calls.append(1) or profiles[0])
+    monkeypatch.setattr("objectives.dense_model.SIZES", 2)
+    monkeypatch.setattr("objectives.dense_model.measure_profile", lambda *arguments: calls.append(1) or profiles[0])
     assert prepared(evaluator, tmp_path / "run", profile_images=0).profile == profiles[0]
     assert calls
 
@@ -166,7 +167,7 @@ def test_a_damaged_profile_is_named_in_its_run_and_stops_no_other(evaluator: Eva
 
 
 def test_damaged_factors_of_another_run_are_computed_again(evaluator: Evaluator, tmp_path: Path) -> None:
-    path = tmp_path / "one" / "factors" / f"{evaluator.fingerprint}.safetensors"
+    path = tmp_path / "one" / "factors" / f"{evaluator.dense.fingerprint}.safetensors"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match=f"{path} cannot be read"):
@@ -177,27 +178,42 @@ def test_damaged_factors_of_another_run_are_computed_again(evaluator: Evaluator,
 
 def test_dense_figures_are_measured_once(evaluator: Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read in another process, and by a sister run, without a pass of the dense model; answers are computed where needed."""
-    first = prepared(evaluator, tmp_path / "one").dense
-    assert first == evaluator.dense
-    monkeypatch.setattr("objectives.evaluator.predict", lambda *arguments: pytest.fail("measured again"))
-    assert prepared(evaluator, tmp_path / "one").dense == first
-    assert prepared(evaluator, tmp_path / "two").dense == first
-    (copied,) = (tmp_path / "two" / "factors").glob(f"{evaluator.fingerprint}.*.dense.json")
+    first = prepared(evaluator, tmp_path / "one").figures
+    assert first == evaluator.dense.figures
+    monkeypatch.setattr("objectives.dense_model.predict", lambda *arguments: pytest.fail("measured again"))
+    assert prepared(evaluator, tmp_path / "one").figures == first
+    assert prepared(evaluator, tmp_path / "two").figures == first
+    (copied,) = (tmp_path / "two" / "factors").glob(f"{evaluator.dense.fingerprint}.*.dense.json")
     copied.write_text("{")
     with pytest.raises(CheckpointError, match=f"{copied} cannot be read"):
-        _ = prepared(evaluator, tmp_path / "two").dense
-    monkeypatch.undo()
-    assert prepared(evaluator, tmp_path / "one").evaluate(evaluator.space.identity(), seed=0).error_before == first.error
+        _ = prepared(evaluator, tmp_path / "two").figures
+    score = Evaluator(prepared(evaluator, tmp_path / "one")).evaluate(evaluator.dense.space.identity(), seed=0)
+    assert score.error_before == first.error
+    assert score.kl_before == pytest.approx(0, abs=1e-7), "the answers were stored too"
+
+
+def test_answers_come_back_in_their_order_or_are_refused(tmp_path: Path) -> None:
+    path, answers = tmp_path / "answers", [torch.full((2, 3), float(index)) for index in range(12)]
+    save_answers(path, answers)
+    assert all(map(torch.equal, load_answers(path, 24), answers))
+    with pytest.raises(CheckpointError, match="answers to 24 images, not to 25"):
+        load_answers(path, 25)
+    save_answers(path, [torch.zeros(2, 3, dtype=torch.float64)])
+    with pytest.raises(CheckpointError, match="other tensors"):
+        load_answers(path, None)
+    path.write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=f"{path} cannot be read"):
+        load_answers(path, None)
 
 
 @pytest.mark.parametrize("change", [{"eval_batch_size": 100}, {"val_split": "other"}, {"class_map": "map.txt"}])
 def test_other_labels_or_batches_make_other_dense_figures(
     evaluator: Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
-    _ = prepared(evaluator, tmp_path / "run").dense
+    _ = prepared(evaluator, tmp_path / "run").figures
     other = prepared(evaluator, tmp_path / "run", **change)
-    assert other.fingerprint == evaluator.fingerprint
-    assert other.dense.error == evaluator.dense.error
+    assert other.fingerprint == evaluator.dense.fingerprint
+    assert other.figures.error == evaluator.dense.figures.error
     assert len(list(tmp_path.glob("run/factors/*.dense.json"))) == 2
 
 
@@ -300,6 +316,6 @@ def test_unknown_device_is_named() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_agrees_with_the_cpu(evaluator: Evaluator) -> None:
-    on_gpu = Evaluator(Objective(**{**vars(evaluator.objective), "device": "cuda"}))
+    on_gpu = Evaluator(load_dense(replace(evaluator.dense.objective, device="cuda")))
     scores = [entry.evaluate(half(evaluator), seed=0) for entry in (evaluator, on_gpu)]
     assert scores[0].error_before == pytest.approx(scores[1].error_before, abs=0.01)

@@ -92,7 +92,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[Point]:
 
     def write(folder: Path, run: Run, point: Point, evaluator: Any, *_: Any) -> None:
         points.append(point)
-        save_compressed(folder, evaluator.model, {
+        save_compressed(folder, evaluator.dense.model, {
             "architecture": run.config.model.model,
             "model_args": {},
             "num_classes": None,
@@ -100,9 +100,9 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[Point]:
             "space": point.space,
             "multiple": 1,
             "allocation": dict(point.allocation),
-            "pretrained_cfg": evaluator.preprocessing,
-            "pictures": evaluator.data.reading.to_json(),
-            "origin": point.origin(evaluator.fingerprint),
+            "pretrained_cfg": evaluator.dense.preprocessing,
+            "pictures": evaluator.dense.data.reading.to_json(),
+            "origin": point.origin(evaluator.dense.fingerprint),
             "training": None,
         })  # fmt: skip
         (folder / "README.md").write_text("---\n---\ncard\n```\n")
@@ -186,7 +186,7 @@ def test_the_whole_front_is_exported_but_for_what_fails(
     assert {path.name for path in (tmp_path / "out").iterdir()} == {f"trial{number}" for number in front}
     assert not (run.directory / "export").exists()
     assert all(text in out for text in ("trial 77", "no room", *(f"trial{number}" for number in front)))
-    monkeypatch.setattr(exports, "Evaluator", None)  # nothing is loaded where nothing is to be done
+    monkeypatch.setattr(exports, "load_dense", None)  # nothing is loaded where nothing is to be done
     assert command(run.directory, "--trial", *front, "--output", tmp_path / "out") == 0
     assert capsys.readouterr().out.count("was there") == len(front)
 

@@ -11,7 +11,7 @@ from spaces.allocation import Allocation
 from spaces.errors import AllocationError, CheckpointError
 from spaces.factors import Factors, fingerprint
 from spaces.operators.linalg import blended
-from spaces.operators.registry import METRIC_DAMPING
+from spaces.operators.metric import METRIC_DAMPING
 from spaces.sites import Site
 from spaces.statistics import _probe, _weights
 

@@ -11,6 +11,7 @@ from local_digits import DATA, MODEL, evaluator_of
 from torch import Tensor, nn
 
 from objectives import forecast as forecast_module
+from objectives.dense_model import load_dense
 from objectives.evaluator import Evaluator
 from objectives.forecast import forecast
 from objectives.training.finetune import FinetuneConfig
@@ -24,11 +25,12 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
     model = replace(MODEL, model_kwargs={**MODEL.model_kwargs, "proj_drop_rate": 0.1})
     finetune, folder = FinetuneConfig(steps=9), tmp_path_factory.mktemp("runs")
     prepared = evaluator_of(create_model(MODEL), folder, data=DATA, finetune=finetune, rungs=(1 / 3, 2 / 3))
-    return Evaluator(replace(prepared.objective, model=replace(model, checkpoint=prepared.objective.model.checkpoint)))
+    objective = prepared.dense.objective
+    return Evaluator(load_dense(replace(objective, model=replace(model, checkpoint=objective.model.checkpoint))))
 
 
 def half(evaluator: Evaluator) -> Allocation:
-    return Allocation({site.name: site.choices[len(site.choices) // 2] for site in evaluator.space.sites})
+    return Allocation({site.name: site.choices[len(site.choices) // 2] for site in evaluator.dense.space.sites})
 
 
 class Clock:
@@ -53,7 +55,7 @@ class Clock:
             if len(arguments[0]) > self._most:
                 raise torch.OutOfMemoryError
 
-        handle = self._evaluator.model.get_submodule("patch_embed").register_forward_pre_hook(passed)
+        handle = self._evaluator.dense.model.get_submodule("patch_embed").register_forward_pre_hook(passed)
         monkeypatch.setattr(self._evaluator, "build", built)
         try:
             yield
@@ -65,23 +67,23 @@ class Clock:
 @pytest.mark.parametrize("steps", [9, 40, 0])
 def test_by_hand(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """32 images a step, through the candidate and the dense model; 297 images to search on, at each of two rungs 100."""
-    timed = Evaluator(replace(evaluator.objective, finetune=FinetuneConfig(steps=steps)))
+    timed = Evaluator(load_dense(replace(evaluator.dense.objective, finetune=FinetuneConfig(steps=steps))))
     clock = Clock(timed)
     monkeypatch.setattr(forecast_module, "RUNG_IMAGES", 100)
     with monkeypatch.context() as patch, clock.running(patch):
-        found = forecast(timed, timed.space.identity(), clock)
+        found = forecast(timed, timed.dense.space.identity(), clock)
     assert (found.build, found.step, found.evaluation, found.parts) == (3, 64, 297, 1)
     assert found.seconds == pytest.approx(3 + steps * 64 + (2 * 297 + 2 * 100 if steps else 297))
 
 
 def test_a_candidate_in_parts_and_its_weights(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = Evaluator(replace(evaluator.objective, data=replace(DATA, eval_batch_size=32)))
-    _ = small.factors
+    small = Evaluator(load_dense(replace(evaluator.dense.objective, data=replace(DATA, eval_batch_size=32))))
+    _ = small.dense.factors
     clock = Clock(small, most=16)
     with monkeypatch.context() as patch, clock.running(patch):
         found = forecast(small, half(small), clock)
     assert found.parts == 2
-    assert found.weights == 4 * small.costs.costs(half(small))["params"]
+    assert found.weights == 4 * small.dense.costs.costs(half(small))["params"]
 
 
 def test_it_leaves_no_trace(evaluator: Evaluator, tmp_path: Path) -> None:
@@ -89,7 +91,7 @@ def test_it_leaves_no_trace(evaluator: Evaluator, tmp_path: Path) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    fresh = Evaluator(evaluator.objective)
+    fresh = Evaluator(load_dense(evaluator.dense.objective))
     torch.manual_seed(5)
     found = forecast(fresh, half(fresh))
     assert torch.equal(torch.rand(3), expected), "dropouts draw random numbers"

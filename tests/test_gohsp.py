@@ -28,7 +28,7 @@ def structure_of(bench: Workbench) -> Structure:
 
 def test_the_weights_approach_their_structure(steps: Callable[[int], Evaluator]) -> None:
     evaluator = steps(80)
-    bench = open_workbench(evaluator, "gohsp", limits_of(evaluator, macs=0.5), seed=0)
+    bench = open_workbench(evaluator.dense, "gohsp", limits_of(evaluator.dense, macs=0.5), seed=0)
     structure = structure_of(bench)
     residuals = alternate(bench, structure)
     assert residuals[0] > 0.3

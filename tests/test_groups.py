@@ -9,13 +9,13 @@ import pytest
 from local_launches import config_of
 from local_patience import poll
 
+from objectives.dense_model import load_dense
 from objectives.evaluator import Evaluator
 from search.layout import WEIGHTS
 from search.runners.base import Listener
-from search.runners.job import Outcome, Screened
 from search.runners.ray_actors import RayRunner
 from search.runners.resources import MachineConfig
-from search.trial import Proposal, Screening
+from search.trial import Outcome, Proposal, Screened, Screening
 from spaces.allocation import Allocation
 
 pytestmark = pytest.mark.slow
@@ -35,8 +35,9 @@ class Run:
         listener = Listener(notice=self.notices.append, at_rung=self.at_rung)
         self.runner = RayRunner(config.objective(self.folder), MachineConfig(gpus_per_trial=2, threads=1), listener)
         self.runner.prepare(["factors"])
-        self.evaluator = Evaluator(config.objective(self.folder))
-        self.allocation = self.evaluator.space.smallest(lambda allocation: self.evaluator.costs.load(allocation, {"macs": 1}))
+        self.evaluator = Evaluator(load_dense(config.objective(self.folder)))
+        dense = self.evaluator.dense
+        self.allocation = dense.space.smallest(lambda allocation: dense.costs.load(allocation, {"macs": 1}))
 
     def at_rung(self, proposal: Proposal, step: int, error: float) -> str | None:
         self.rungs.append(step)

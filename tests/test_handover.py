@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import run_search
+from objectives.dense_model import load_dense
 from objectives.deploy.formats import _traced as traced
 from objectives.error import evaluate
 from objectives.evaluator import Evaluator
@@ -97,11 +98,11 @@ def test_the_report_has_every_format_as_it_was_reloaded(folder: Path, report: di
 def test_the_dense_model_after_the_fine_tune_is_measured_once(report: dict[str, Any], run: Path, tmp_path: Path) -> None:
     """As whoever fine-tunes it with the run's seed finds it; the run keeps the figure, and no weights of it."""
     stored = open_run(run)
-    found = Evaluator(stored.config.objective(run))
-    found.evaluate(found.space.identity(), stored.config.study.seed, weights=tmp_path / "weights")
-    model = copy.deepcopy(found.model)
+    dense = load_dense(stored.config.objective(run))
+    Evaluator(dense).evaluate(dense.space.identity(), stored.config.study.seed, weights=tmp_path / "weights")
+    model = copy.deepcopy(dense.model)
     model.load_state_dict(load_file(tmp_path / "weights"))
-    top1 = 1 - evaluate(model, found.data.evaluation("test")).error
+    top1 = 1 - evaluate(model, dense.data.evaluation("test")).error
     assert report["test_top1"]["dense_finetuned"] == pytest.approx(top1)
     assert json.loads((run / "reference.json").read_text())["test_top1"] == report["test_top1"]["dense_finetuned"]
     assert not (run / "front" / "0000.safetensors").exists()
@@ -223,7 +224,7 @@ def test_what_cannot_be_written_is_told_before_anything_is_computed(
     def never(*arguments: Any) -> None:
         raise AssertionError("computed")
 
-    monkeypatch.setattr(sys.modules["search.deploy.session"], "Evaluator", never)
+    monkeypatch.setattr(sys.modules["search.deploy.session"], "load_dense", never)
     assert "unknown format 'tensorrt'" in fails("export", run, "--trial", "1", "--format", "tensorrt")
     assert "with onnx" in fails("export", run, "--trial", "1", "--format", "onnx", "--dtype", "bf16")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -25,11 +25,11 @@ from objectives.cost.tracing import fvcore_macs, torch_macs
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError
 from spaces.factors import Factors
-from spaces.operators.registry import VARIANTS
+from spaces.operators.registry import KINDS as SITE_KINDS
 from spaces.vit import describe, resize
 
 SIZE = (3, 16, 16)
-RANKINGS = list(VARIANTS["heads"])
+RANKINGS = list(SITE_KINDS["heads"].variants)
 PLACED = [kind for kind in KINDS if kind not in ("rotary", "gated FFN")]  # kinds with heads to remove
 
 

@@ -1,8 +1,10 @@
 """The whole path on real digits with a small untrained model: launch, kill, continue, read, export, reload."""
 
 import json
+import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from io import StringIO
 from itertools import chain
 from pathlib import Path
@@ -19,6 +21,7 @@ from objectives.data.loaders import Data
 from objectives.error import evaluate
 from search import export, launch, open_run
 from search.run.run import Run
+from search.study import replay
 from search.terminal.display import Display
 from spaces import load_compressed
 from spaces.errors import CheckpointError, RunError, TargetError
@@ -112,6 +115,30 @@ def test_interrupted_and_continued_equals_uninterrupted(run: Run, tmp_path: Path
     assert reporter.outlook.seconds == pytest.approx(again.trials["seconds"][:6].median())
     pd.testing.assert_frame_equal(again.trials.drop(columns=TIMES), run.trials.drop(columns=TIMES))
     assert launch(config_of(tmp_path), Silent()).trials.equals(again.trials), "a finished run is left as it is"
+
+
+def test_what_the_run_knows_is_not_computed_again(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in a finished run nor in one whose first trial had not ended; and every line of its journal is checked once."""
+    with pytest.raises(KeyboardInterrupt):
+        launch(config_of(tmp_path), Silent(stop_at=0))
+    shutil.copytree(run.directory, tmp_path / "done")
+    checked: list[bytes] = []
+    genuine = replay._number_in
+
+    def number_in(line: bytes, first: bool) -> int | None:
+        checked.append(line)
+        return genuine(line, first)
+
+    monkeypatch.setattr(replay, "_number_in", number_in)
+    for folder, stop in (("run", 1), ("done", None)):
+        journal = (tmp_path / folder / "study.journal").read_bytes()
+        reporter = Silent(stop)
+        with suppress(KeyboardInterrupt):
+            launch(config_of(tmp_path, output=str(tmp_path / folder)), reporter)
+        assert len(reporter.trials) == (stop or 0)
+        assert set(reporter.stages) == {"loading"}, "no pass of the dense model, no step of a forecast"
+        assert b"".join(checked) == journal
+        checked.clear()
 
 
 def test_failed_trials_are_recorded_and_the_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

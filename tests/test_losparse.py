@@ -22,12 +22,12 @@ def test_the_decomposition_starts_exact(bench: Callable[[str], Workbench], digit
     assert len(layers) == 8
     with torch.no_grad():
         for name, layer in layers.items():
-            dense = found.dense.get_submodule(name.removesuffix("_rows")).weight
+            dense = found.model.get_submodule(name.removesuffix("_rows")).weight
             assert torch.allclose(layer.whole(), dense, atol=1e-6)  # type: ignore[arg-type]
             assert layer.up.shape[1] == 1
             sigma = torch.linalg.svdvals(dense.double())  # type: ignore[arg-type]
             assert float(layer.rows.square().sum()) == pytest.approx(float(sigma[1:].square().sum()), rel=1e-4)
-        assert torch.allclose(model(digits), found.dense(digits), atol=1e-5)
+        assert torch.allclose(model(digits), found.model(digits), atol=1e-5)
 
 
 def test_the_schedule_is_cubic() -> None:
@@ -95,7 +95,7 @@ def test_the_small_layers_compute_what_low_rank_and_rows_did(bench: Callable[[st
         built = _rebuilt(found, model, layers, allocation)
         assert parameters(built) == found.costs.costs(allocation)["params"]
         assert torch.allclose(built(digits), wanted, atol=1e-5)
-        assert not torch.allclose(wanted, found.dense(digits), atol=1e-3)
+        assert not torch.allclose(wanted, found.model(digits), atol=1e-3)
 
 
 def test_the_cut_takes_rows_that_training_gave_up(steps: Callable[[int], Evaluator], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +112,6 @@ def test_the_cut_takes_rows_that_training_gave_up(steps: Callable[[int], Evaluat
         return genuine(bench, trained, layers, allocation)  # type: ignore[arg-type]
 
     monkeypatch.setattr(losparse, "_rebuilt", rebuilt)
-    make_cut(evaluator, "losparse", limits_of(evaluator, macs=0.5), seed=0)
+    make_cut(evaluator.dense, "losparse", limits_of(evaluator.dense, macs=0.5), seed=0)
     assert len(lost) == 8
     assert sum(lost) / len(lost) < 0.1

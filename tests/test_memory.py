@@ -13,6 +13,7 @@ from local_digits import DATA, MODEL, evaluator_of, limits_of
 from torch import Tensor, nn
 
 from objectives.data.loaders import Data
+from objectives.dense_model import load_dense
 from objectives.error import evaluate, predict
 from objectives.evaluator import Evaluator
 from objectives.recipes.registry import evaluate_recipe
@@ -132,7 +133,7 @@ def memory_for(evaluator: Evaluator, images: int) -> Iterator[list[int]]:
         if seen[-1] > images:
             raise torch.OutOfMemoryError(f"CUDA out of memory: {seen[-1]} images")
 
-    layer = evaluator.model.get_submodule("patch_embed")
+    layer = evaluator.dense.model.get_submodule("patch_embed")
     handle = layer.register_forward_pre_hook(check)
     try:
         yield seen
@@ -141,12 +142,14 @@ def memory_for(evaluator: Evaluator, images: int) -> Iterator[list[int]]:
 
 
 def test_a_candidate_that_does_not_fit_is_measured_in_halves(prepared: Evaluator) -> None:
-    identity = prepared.space.identity()
+    identity = prepared.dense.space.identity()
     whole = prepared.evaluate(identity, seed=0)
     numbers: list[int] = []
-    prepared.__dict__.pop("_answers")  # the dense model does not fit either
-    with memory_for(prepared, 16) as seen:
-        halves = prepared.evaluate(identity, seed=0, on_step=lambda step: numbers.append(step.step))
+    fresh = Evaluator(load_dense(prepared.dense.objective))
+    for path in prepared.dense.objective.factors.glob("*.answers.safetensors"):
+        path.unlink()  # the dense model does not fit either
+    with memory_for(fresh, 16) as seen:
+        halves = fresh.evaluate(identity, seed=0, on_step=lambda step: numbers.append(step.step))
     assert (whole.parts, halves.parts) == (1, 2)
     assert max(seen[2:]) == 32, "the candidate was tried whole"
     assert numbers == [1, 2, 3, 4]
@@ -164,7 +167,7 @@ def test_out_of_memory_in_the_middle_of_training_begins_anew(prepared: Evaluator
         if numbers == [1, 2]:
             raise torch.OutOfMemoryError
 
-    identity = prepared.space.identity()
+    identity = prepared.dense.space.identity()
     with memory_for(prepared, 16):
         expected = prepared.evaluate(identity, seed=0)
     found = prepared.evaluate(identity, seed=0, on_step=on_step)
@@ -174,15 +177,16 @@ def test_out_of_memory_in_the_middle_of_training_begins_anew(prepared: Evaluator
 
 def test_a_second_time_is_raised(prepared: Evaluator) -> None:
     with memory_for(prepared, 15), pytest.raises(torch.OutOfMemoryError, match="16 images"):
-        prepared.evaluate(prepared.space.identity(), seed=0)
+        prepared.evaluate(prepared.dense.space.identity(), seed=0)
 
 
 @pytest.mark.parametrize("name", ["vtp", "magnitude"])
 def test_a_recipe_is_measured_in_halves(evaluator: Evaluator, name: str) -> None:
     """Before its cut and after it."""
-    small = Evaluator(replace(evaluator.objective, data=replace(evaluator.objective.data, eval_batch_size=16)))
-    _ = small.factors_of(small.space)
-    limits, numbers = limits_of(small, macs=0.6), list[int]()
+    objective = evaluator.dense.objective
+    small = Evaluator(load_dense(replace(objective, data=replace(objective.data, eval_batch_size=16))))
+    _ = small.dense.factors_of(small.dense.space)
+    limits, numbers = limits_of(small.dense, macs=0.6), list[int]()
     whole, allocation = evaluate_recipe(small, name, limits, seed=0)
     with memory_for(small, 15) as seen:
         halves, found = evaluate_recipe(small, name, limits, seed=0, on_step=lambda step: numbers.append(step.step))
@@ -194,7 +198,7 @@ def test_a_recipe_is_measured_in_halves(evaluator: Evaluator, name: str) -> None
 
 
 def test_a_score_of_an_earlier_version_fitted(prepared: Evaluator, tmp_path: Path) -> None:
-    score = prepared.evaluate(prepared.space.identity(), seed=0)
+    score = prepared.evaluate(prepared.dense.space.identity(), seed=0)
     entry = asdict(replace(score, parts=2))
     assert journal._score(entry).parts == 2
     del entry["parts"]

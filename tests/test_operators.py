@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spaces.operators.contraction import query_key, value_output
-from spaces.operators.linalg import roots
+from spaces.operators.least_squares import prefix_factors, prefix_weight, subset_weight
+from spaces.operators.linalg import DAMPING, roots
 from spaces.operators.low_rank import LowRankFactors, factorise
-from spaces.operators.neurons import DAMPING, elimination_order, prefix_factors, prefix_weight, subset_weight, variance_order
+from spaces.operators.neurons import elimination_order, variance_order
 
 
 def squared_error(a: Tensor, b: Tensor) -> float:

@@ -10,8 +10,8 @@ import pytest
 
 from objectives.score import Score
 from search.config import SearchConfig
-from search.driver.forecast import Outlook
-from search.driver.pace import Pace, expect
+from search.driver.outlook import Outlook
+from search.driver.pace import NOTHING, Pace
 from search.layout import ENVIRONMENT, RUN_FORMAT
 from search.terminal.display import _forecast
 from search.trial import Proposal, Trial
@@ -92,14 +92,43 @@ def test_conditions_of_another_format_are_refused(tmp_path: Path, number: int | 
         Pace(tmp_path, CONFIG, HERE)
 
 
-def test_the_median_is_forecast_and_the_slowest_is_the_limit() -> None:
-    told: list[Any] = []
-    runner: Any = SimpleNamespace(forecast=lambda allocation: SimpleNamespace(seconds=2.5, weights=77))
-    found = expect(runner, Allocation({}), 100, [3.0, 9.0, 4.0], lambda *stage: told.append(stage))
-    assert (found.seconds, found.slowest, found.weights, found.recorded, told) == (4.0, 9.0, 400, 3, [])
-    timed = expect(runner, Allocation({}), 100, [], lambda *stage: told.append(stage))
+def never() -> Any:
+    pytest.fail("timed again")
+
+
+def taking(seconds: float, weights: int) -> Any:
+    """Times a trial."""
+    return lambda: SimpleNamespace(seconds=seconds, weights=weights)
+
+
+def test_the_median_is_forecast_and_the_slowest_is_the_limit(tmp_path: Path) -> None:
+    seconds(tmp_path)
+    found = Pace(tmp_path, CONFIG, HERE).expect(TRIALS, 20, 100, never)
+    assert (found.seconds, found.slowest, found.weights, found.recorded) == (4.0, 9.0, 400, 3)
+
+
+def test_a_trial_is_timed_once_under_the_same_conditions(tmp_path: Path) -> None:
+    pace = Pace(tmp_path, CONFIG, HERE)
+    assert pace.expect([], 0, 100, never) == NOTHING, "no trial is wanted"
+    timed = pace.expect([], 20, 100, taking(2.5, 77))
     assert (timed.seconds, timed.slowest, timed.weights, timed.recorded) == (2.5, 2.5, 77, 0)
-    assert told == [("forecast", 0, 1), ("forecast", 1, 1)]
+    pace.write({})
+    assert Pace(tmp_path, CONFIG, HERE).expect([], 20, 100, never) == timed
+    for devices, params in ((["elsewhere"], 100), (HERE, 101)):
+        other = Pace(tmp_path, CONFIG, devices)
+        found = other.expect([], 20, params, taking(7.5, 99))
+        assert found.seconds == 7.5
+    Pace(tmp_path, CONFIG, HERE).write({})
+    assert Pace(tmp_path, CONFIG, HERE).expect([], 20, 100, never) == timed, "kept by a launch that timed none"
+
+
+@pytest.mark.parametrize("timed", [5, {}, {"seconds": -1, "weights": 77, "params": 100}, {"seconds": "2", "weights": 77}])
+def test_a_forecast_that_was_not_written_here_is_made_anew(tmp_path: Path, timed: Any) -> None:
+    seconds(tmp_path)
+    path = tmp_path / ENVIRONMENT
+    path.write_text(json.dumps({**json.loads(path.read_text()), "timed": timed}))
+    found = Pace(tmp_path, CONFIG, HERE).expect([], 20, 100, taking(7.5, 99))
+    assert found.seconds == 7.5
 
 
 def test_the_launch_says_what_it_is_from() -> None:

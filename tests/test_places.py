@@ -75,3 +75,8 @@ def test_what_is_neither_is_left_to_the_command(tmp_path: Path, fails: Fails, ca
     assert "another program wrote it" in fails("predict", tmp_path / "other", "image.png")
     assert run_search.main(["inspect", "vit_tiny_patch16_224"]) == 0
     assert "sites in" in capsys.readouterr().out
+
+
+def test_inspect_says_that_a_run_lacks_its_options(run: Path, fails: Fails) -> None:
+    (run / "config.yaml").unlink()
+    assert f"{run / 'config.yaml'} is missing: restore it from a backup" in fails("inspect", run)

@@ -73,9 +73,10 @@ class Built:
     """An evaluator that makes errors up, and keeps what it was asked to measure."""
 
     def __init__(self, error: float = 0.25, images: int = 256) -> None:
-        self.space, self.costs = SPACE, costs_of(SPACE)
-        self.profile = SimpleNamespace(errors=errors_of(SPACE))
-        self.objective = SimpleNamespace(data=SimpleNamespace(profile_images=images))
+        self.dense = SimpleNamespace(
+            space=SPACE, costs=costs_of(SPACE), profile=SimpleNamespace(errors=errors_of(SPACE)),
+            objective=SimpleNamespace(data=SimpleNamespace(profile_images=images)),
+        )  # fmt: skip
         self.error, self.screened, self.trained = error, list[Allocation](), list[Allocation]()
 
     def divergence(self, allocation: Allocation) -> float:

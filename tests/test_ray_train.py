@@ -53,16 +53,16 @@ def own_ray() -> Iterator[None]:
 
 def job_of(evaluator: Evaluator, folder: Path, epochs: int = 2, **options: Any) -> LongFinetune:
     config = TrainingConfig(finetune_epochs=epochs, finetune_lr=3e-3, **{**PLAIN, **options})
-    allocation = dict(evaluator.space.identity())
+    allocation = dict(evaluator.dense.space.identity())
     return LongFinetune(
-        objective=evaluator.objective, config=config, space="contract", allocation=allocation,
+        objective=evaluator.dense.objective, config=config, space="contract", allocation=allocation,
         seed=0, label=None, name="trial7",
         folder=folder,
     )  # fmt: skip
 
 
 def trained(job: LongFinetune, evaluator: Evaluator, machines: MachineConfig, progress: Any = lambda *_: None) -> Any:
-    model, found = run_long_finetune(job, evaluator, evaluator.model, machines, progress)
+    model, found = run_long_finetune(job, evaluator.dense, evaluator.dense.model, machines, progress)
     return model.state_dict(), found
 
 
@@ -93,7 +93,7 @@ def test_two_processes_train_as_one_and_outlive_a_kill(evaluator: Evaluator, tmp
     assert all(torch.allclose(weights[name], expected[name], atol=2e-3) for name in expected)
     assert found.error < found.start_error - 0.2
     assert not (tmp_path / "two" / "trial7-ray").exists()
-    job.remove(evaluator)
+    job.remove(evaluator.dense)
     assert not (tmp_path / "two").exists()
 
 
@@ -115,7 +115,7 @@ def until_done(monkeypatch: pytest.MonkeyPatch, evaluator: Evaluator, tmp_path: 
         monkeypatch.setattr(train_runner, "_fit", fits)
         monkeypatch.setattr(train_runner, "Connection", lambda machines: Mock(plan=plan_workers(machines, {"CPU": 2})))
         monkeypatch.setattr(train_runner, "Queue", Mock)
-        train_together(job_of(evaluator, tmp_path), evaluator.model.state_dict(), TWO, lambda *_: None)
+        train_together(job_of(evaluator, tmp_path), evaluator.dense.model.state_dict(), TWO, lambda *_: None)
         assert fits.ends == []
         return fits.parts
 

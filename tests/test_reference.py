@@ -20,18 +20,18 @@ def test_it_is_that_of_the_same_mark(tmp_path: Path) -> None:
 
 
 def test_a_mark_is_of_all_that_changes_the_figure(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = evaluator.objective
+    before = evaluator.dense.objective
     others = {
-        "seed": reference_mark(evaluator, 1),
-        "again": reference_mark(evaluator, 0),
+        "seed": reference_mark(evaluator.dense, 1),
+        "again": reference_mark(evaluator.dense, 0),
     }
     for name, changed in {
         "steps": replace(before, finetune=FinetuneConfig(steps=6)),
         "images": replace(before, data=replace(before.data, data_dir="elsewhere")),
         "how it runs": replace(before, data=replace(before.data, workers=7, eval_batch_size=3), device="elsewhere"),
     }.items():
-        monkeypatch.setattr(evaluator, "objective", changed)
-        others[name] = reference_mark(evaluator, 0)
+        monkeypatch.setattr(evaluator.dense, "objective", changed)
+        others[name] = reference_mark(evaluator.dense, 0)
     assert others["again"] == others["how it runs"]
     assert len(set(others.values())) == len(others) - 1
 

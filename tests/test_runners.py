@@ -19,6 +19,7 @@ from local_digits import DATA, MODEL, evaluator_of
 from local_launches import Silent, config_of
 from local_patience import poll
 
+from objectives.dense_model import load_dense
 from objectives.error import Evaluation
 from objectives.evaluator import Evaluator
 from objectives.runtime.progress import Step
@@ -28,11 +29,11 @@ from search import launch
 from search.layout import METRICS, STDERR, WEIGHTS
 from search.runners.base import Listener, Runner
 from search.runners.in_process import InProcessRunner
-from search.runners.job import Job, Outcome, Screened, compute
+from search.runners.job import compute
 from search.runners.ray_actors import RayRunner
 from search.runners.resources import MachineConfig
 from search.runners.tune import TuneRunner
-from search.trial import Proposal, Screening
+from search.trial import Job, Outcome, Proposal, Screened, Screening
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError
 from spaces.models.create import create_model
@@ -134,7 +135,7 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
 def allocations(evaluator: Evaluator) -> list[Allocation]:
     """A small one, a medium one, and the dense model."""
     return [
-        Allocation({site.name: site.choices[int(share * (len(site.choices) - 1))] for site in evaluator.space.sites})
+        Allocation({site.name: site.choices[int(share * (len(site.choices) - 1))] for site in evaluator.dense.space.sites})
         for share in (0, 0.5, 1)
     ]
 
@@ -150,8 +151,8 @@ def place(request: pytest.FixtureRequest, evaluator: Evaluator, tmp_path_factory
     torch.set_num_threads(1)
     place = Place(directory=tmp_path_factory.mktemp("place") / "run")
     place.directory.mkdir()
-    objective = replace(evaluator.objective, factors=place.directory / "factors")
-    here = Evaluator(objective, place.listener.stage)
+    objective = replace(evaluator.dense.objective, factors=place.directory / "factors")
+    here = Evaluator(load_dense(objective, place.listener.stage))
     if request.param == "in-process":
         place.runner = InProcessRunner(here, place.listener)
     elif request.param == "ray":
@@ -179,9 +180,8 @@ def alone(place: Place) -> bool:
 
 
 def test_preparing_leaves_what_trials_share(place: Place, evaluator: Evaluator) -> None:
-    compute(evaluator, ("factors",))
-    evaluator.warm()
-    there = {path.name for path in evaluator.objective.factors.rglob("*")}
+    compute(evaluator.dense, ("factors",))
+    there = {path.name for path in evaluator.dense.objective.factors.rglob("*")}
     assert {path.name for path in (place.directory / "factors").rglob("*")} == there != set()
     assert place.stages.index("dense model") < place.stages.index("measured") < place.stages.index("factors")
     assert place.runner.devices

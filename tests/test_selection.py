@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from spaces.errors import AllocationError
 from spaces.factors import Factors
-from spaces.operators.selection import magnitude, select
+from spaces.operators.contraction import query_key_magnitude, value_output_magnitude
+from spaces.operators.neurons import neuron_magnitude
+from spaces.operators.registry import select
 from spaces.sites import Site
 from spaces.vit import describe
 
@@ -70,6 +72,20 @@ def test_slicing_is_masking(make_vit: MakeVit, images: Tensor, name: str, parts:
         assert not torch.allclose(built(images), model(images), atol=1e-3)
 
 
+def test_inputs_go_where_neurons_must_stay(make_vit: MakeVit, images: Tensor) -> None:
+    """A normalisation over the hidden width keeps every neuron; the inputs of the FFN are sliced all the same."""
+    model = make_vit(scale_mlp_norm=True, num_heads=HEADS)
+    space = describe(model, "gated", multiple=4)
+    site = site_of(space, "blocks.0.mlp.inputs")
+    scores = {entry.name: scores_of(entry) for entry in space.sites}
+    masked = copy.deepcopy(model)
+    mask(masked, "mlp.inputs", dropped(scores[site.name], CUTS["mlp.inputs"]))
+    built = Factors.compute(model, space, [], scores=scores).build(space.identity().replace({site.name: CUTS["mlp.inputs"]}))
+    with torch.no_grad():
+        assert torch.allclose(built(images), masked(images), atol=1e-5)
+        assert not torch.allclose(built(images), model(images), atol=1e-3)
+
+
 def test_what_is_lost_are_the_smallest_scores(make_vit: MakeVit) -> None:
     model = with_four_heads(make_vit)
     space = describe(model, "gated", multiple=4)
@@ -93,7 +109,7 @@ def test_magnitude_is_what_comes_in_times_what_goes_out(make_vit: MakeVit) -> No
         second[:, :4] /= 100
         first[4:8] /= 2
         second[:, 4:8] *= 4
-    scores = magnitude(model, site_of(space, "blocks.0.mlp.hidden"))
+    scores = neuron_magnitude(model, site_of(space, "blocks.0.mlp.hidden"))
     expected = [0.01] * 4 + [4.0] * 4 + [1.0] * 120
     assert scores.tolist() == pytest.approx(expected, rel=1e-4)
 
@@ -109,8 +125,8 @@ def test_magnitude_of_head_channels_by_hand(make_vit: MakeVit) -> None:
         qkv[1 * WIDTH + 3] = 2  # query 3 of head 1
         qkv[2 * DIM + 2 * WIDTH + 4] = 3  # value 4 of head 2
         proj[:, 3 * WIDTH + 5] = 5  # output of channel 5 of head 3
-    query_key = magnitude(model, site_of(space, "blocks.0.attn.qk"))
-    value_output = magnitude(model, site_of(space, "blocks.0.attn.vo"))
+    query_key = query_key_magnitude(model, site_of(space, "blocks.0.attn.qk"))
+    value_output = value_output_magnitude(model, site_of(space, "blocks.0.attn.vo"))
     assert query_key.shape == value_output.shape == (HEADS, WIDTH)
     assert query_key[1, 3] == 4 * DIM * DIM
     assert query_key.sum() == DIM * DIM * (31 + 4)

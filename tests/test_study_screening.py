@@ -1,16 +1,19 @@
 """A study whose candidates are screened: asked, chosen and told in any order, interrupted and taken up again."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 from local_problems import Problem
 from local_searches import opened, score_of, searched, space_of
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, RandomSampler
 
-from search.samplers.additive import SCREENED
+from search.samplers.registry import SAMPLERS, create_sampler
+from search.samplers.screening import Measured, Parameters, ScreeningSampler
 from search.study.study import Study
-from search.trial import Proposal, Screening
+from search.trial import SCREENED, Outcome, Proposal, Screening
 from spaces.allocation import Allocation
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -50,9 +53,9 @@ def run(study: Study, problem: Problem, trials: int) -> None:
         proposal = proposed(study, problem)
         assert proposal is not None and proposal.allocation is not None
         if proposal.number == 9:
-            study.tell(proposal.number, None, "out of memory")
+            study.tell(Outcome(number=proposal.number, score=None, reason="out of memory"))
         else:
-            study.tell(proposal.number, problem.score(proposal.allocation))
+            study.tell(Outcome(number=proposal.number, score=problem.score(proposal.allocation)))
 
 
 def history(study: Study) -> list[tuple[int, Allocation | None]]:
@@ -110,7 +113,7 @@ def test_a_start_is_proposed_at_once(tmp_path: Path) -> None:
     for number in range(4):
         proposal = study.ask()
         assert isinstance(proposal, Proposal) and proposal.number == number
-        study.tell(number, problem.score(proposal.allocation))  # type: ignore[arg-type]
+        study.tell(Outcome(number=number, score=problem.score(proposal.allocation)))  # type: ignore[arg-type]
     assert isinstance(study.ask(), Screening)
 
 
@@ -160,7 +163,7 @@ def test_screenings_may_end_in_any_order(tmp_path: Path) -> None:
     assert [proposal.number for proposal in found] == [12, 11, 10, 9, 8]
     for proposal in found:
         assert proposal.allocation is not None
-        study.tell(proposal.number, problem.score(proposal.allocation))
+        study.tell(Outcome(number=proposal.number, score=problem.score(proposal.allocation)))
     assert len({allocation for _, allocation in history(study)}) == 13
 
 
@@ -234,7 +237,7 @@ def test_what_is_left_of_a_small_space_is_found_and_then_nothing(tmp_path: Path)
         elif entry is not None:
             assert entry.allocation is not None
             found.append(entry.allocation["b0.hidden"])
-            study.tell(entry.number, score_of(entry.allocation))
+            study.tell(Outcome(number=entry.number, score=score_of(entry.allocation)))
             waiting.append(study.ask())
     assert sorted(found) == [8, 16, 24, 32, 40, 48, 56, 64]
 
@@ -248,3 +251,41 @@ def test_many_trials_at_once_are_all_different(tmp_path: Path, screening: bool) 
     found = [screened(study, problem, entry) for entry in [study.ask() for _ in range(64)]]
     assert [proposal.number for proposal in found if proposal] == list(range(12, 76))
     assert len({proposal.allocation for proposal in found if proposal} | {entry for _, entry in history(study)}) == 76
+
+
+class Pair:
+    """Two candidates, the one of whose divergence is smaller is taken."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._starts = problem.starts[:2]
+        self.candidates = tuple(problem.parametrisation.decode(start) for start in self._starts)
+
+    def best(self) -> dict[str, float]:
+        return self._starts[0]
+
+    def choose(self, divergences: Sequence[float]) -> dict[str, float]:
+        return self._starts[int(np.argmin(divergences))]
+
+    def measured(self, divergences: Sequence[float]) -> Measured:
+        return list(zip(self._starts, divergences, strict=True))
+
+
+class Pairs(RandomSampler):
+    def draw(self, study: optuna.Study, pending: Sequence[Parameters] = (), skipped: int = 0) -> Pair:
+        return Pair(Problem())
+
+
+def test_any_sampler_that_can_draw_has_its_candidates_screened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SAMPLERS, "pairs", lambda seed, parametrisation: Pairs(seed=seed))
+    problem = Problem()
+    study = opened(Study(tmp_path, problem.parametrisation, ("error", "macs"), "pairs", 0, screening=True))
+    screening = study.ask()
+    assert isinstance(screening, Screening) and screening.candidates == Pair(problem).candidates
+    proposal = study.choose(screening.number, [2.0, 1.0])
+    assert isinstance(proposal, Proposal) and proposal.allocation == screening.candidates[1]
+    assert [value for _, value in proposal.attributes[SCREENED]] == [2.0, 1.0]
+
+
+def test_samplers_that_screen() -> None:
+    made = {name: create_sampler(name, 0, Problem().parametrisation) for name in SAMPLERS}
+    assert [name for name, sampler in made.items() if isinstance(sampler, ScreeningSampler)] == ["additive"]

@@ -17,11 +17,11 @@ from objectives.recipes.vtp import GlobalThreshold, train_gates
 def test_a_gate_that_the_loss_does_not_see_falls(steps: Callable[[int], Evaluator]) -> None:
     """Neurons that are off for every image (GELU of -20) have a gradient from the penalty alone."""
     evaluator, off = steps(40), slice(0, 20)
-    bench = open_workbench(evaluator, "vtp", limits_of(evaluator, macs=0.5), seed=0)
-    bench.dense = copy.deepcopy(evaluator.model)
+    bench = open_workbench(evaluator.dense, "vtp", limits_of(evaluator.dense, macs=0.5), seed=0)
+    bench.model = copy.deepcopy(evaluator.dense.model)
     with torch.no_grad():
-        bench.dense.get_parameter("blocks.0.mlp.fc1.weight")[off] = 0
-        bench.dense.get_parameter("blocks.0.mlp.fc1.bias")[off] = -20
+        bench.model.get_parameter("blocks.0.mlp.fc1.weight")[off] = 0
+        bench.model.get_parameter("blocks.0.mlp.fc1.bias")[off] = -20
     hidden = [site for site in bench.space.sites if site.part == "hidden"]
     _, gates = train_gates(bench, hidden)
     found = gates["blocks.0.mlp.hidden"]
@@ -32,7 +32,7 @@ def test_a_gate_that_the_loss_does_not_see_falls(steps: Callable[[int], Evaluato
 
 
 def test_folding_the_gates_changes_nothing(evaluator: Evaluator, digits: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = open_workbench(evaluator, "vtp", limits_of(evaluator, macs=0.5), seed=0)
+    bench = open_workbench(evaluator.dense, "vtp", limits_of(evaluator.dense, macs=0.5), seed=0)
     genuine, seen = bench.train, list[Tensor]()
 
     def train(model: nn.Module, penalty: Callable[[], Tensor] | None = None) -> Iterator[object]:
@@ -46,7 +46,7 @@ def test_folding_the_gates_changes_nothing(evaluator: Evaluator, digits: Tensor,
     assert float(torch.cat(list(gates.values())).std()) > 0.01, "gates have moved apart"
     with torch.no_grad():
         assert torch.allclose(model(digits), seen[0], atol=1e-5)
-        assert not torch.allclose(model(digits), evaluator.model(digits), atol=1e-3)
+        assert not torch.allclose(model(digits), evaluator.dense.model(digits), atol=1e-3)
 
 
 def test_one_threshold_for_all_gates_by_hand() -> None:

@@ -2,7 +2,7 @@
 and latency from a table where one was measured.
 
 `flops` in options means MACs. Biases count as parameters; MACs cover the products of convolutions, linear layers and
-attention (what objectives/count.py counts by tracing).
+attention (what objectives/cost/tracing.py counts by tracing).
 """
 
 from collections import Counter
@@ -12,20 +12,20 @@ from functools import cached_property, partial
 from typing import Literal, get_args
 
 import torch
-from timm.layers import AttentionPoolLatent, GluMlp, SwiGLU
+from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
 from spaces.allocation import Allocation
+from spaces.branches import ATTENTION
 from spaces.errors import CountError, first_line, printable
 from spaces.models.create import input_size
+from spaces.operators.base import Sizes
+from spaces.operators.registry import OPERATORS
 from spaces.sites import Operator, Space
-from spaces.vit import ATTENTION
 
 Cost = Literal["macs", "params", "latency"]
 COSTS: tuple[Cost, ...] = get_args(Cost)
 
-Sizes = Mapping[str, int]
-Count = tuple[int, int]  # MACs, parameters
 Figures = tuple[float, ...]  # the costs of `CostModel.names`, in their order
 
 
@@ -97,7 +97,8 @@ def cost_model(dense: nn.Module, space: Space) -> CostModel:
         if tokens.get(path, 0) == 0:
             raise CountError(f"{path} was not called in a forward pass: its cost is unknown")
         for operator in rivals:
-            operators.append((operator, _branch_cost(dense.get_submodule(path), operator, tokens[path])))
+            count = OPERATORS[operator.name].cost(dense.get_submodule(path), operator.sites, tokens[path])
+            operators.append((operator, count))
     return CostModel({"macs": sum(macs.values()), "params": params}, tuple(operators))
 
 
@@ -105,76 +106,6 @@ def _timed(
     operator: Operator, count: Callable[[Sizes], Figures], saved: Callable[[Operator, Sizes], float], sizes: Sizes
 ) -> Figures:
     return *count(sizes), -saved(operator, sizes)
-
-
-def _branch_cost(branch: nn.Module, operator: Operator, tokens: int) -> Callable[[Sizes], Count]:
-    """What of a branch's cost depends on the sizes of an operator's sites, as a function of them."""
-    if any(site.kind in ("rank", "rows") for site in operator.sites):
-        shapes = {site.part: site.linear for site in operator.sites if site.kind == "rank" and site.linear is not None}
-        return partial(_linears_cost, shapes=shapes, tokens=tokens)
-    if isinstance(branch, ATTENTION):
-        return partial(_attention_cost, attention=_AttentionShape.of(branch), tokens=tokens)
-    return partial(_ffn_cost, ffn=_FfnShape.of(branch), tokens=tokens)
-
-
-@dataclass(frozen=True)
-class _AttentionShape:
-    inputs: int
-    heads: int
-    width: int
-    outputs: int
-    bias: bool
-
-    @classmethod
-    def of(cls, attention: nn.Module) -> "_AttentionShape":
-        qkv, proj = attention.get_submodule("qkv"), attention.get_submodule("proj")
-        assert isinstance(qkv, nn.Linear) and isinstance(proj, nn.Linear)
-        heads: int = attention.num_heads  # type: ignore[assignment]
-        width: int = attention.head_dim  # type: ignore[assignment]
-        return cls(qkv.in_features, heads, width, proj.out_features, qkv.bias is not None)
-
-
-def _attention_cost(sizes: Sizes, attention: _AttentionShape, tokens: int) -> Count:
-    inputs, heads = sizes.get("inputs", attention.inputs), sizes.get("heads", attention.heads)
-    query_key, value = heads * sizes.get("qk", attention.width), heads * sizes.get("vo", attention.width)
-    projected = 2 * query_key + value
-    weights = inputs * projected + value * attention.outputs
-    return tokens * weights + tokens * tokens * (query_key + value), weights + attention.bias * projected
-
-
-@dataclass(frozen=True)
-class _FfnShape:
-    inputs: int
-    hidden: int
-    outputs: int
-    gates: int
-    bias: bool
-
-    @classmethod
-    def of(cls, ffn: nn.Module) -> "_FfnShape":
-        first = ffn.get_submodule("fc1_x" if isinstance(ffn, SwiGLU) else "fc1")
-        second = ffn.get_submodule("fc2")
-        assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
-        gates = 2 if isinstance(ffn, SwiGLU | GluMlp) else 1
-        return cls(first.in_features, second.in_features, second.out_features, gates, first.bias is not None)
-
-
-def _ffn_cost(sizes: Sizes, ffn: _FfnShape, tokens: int) -> Count:
-    inputs, hidden = sizes.get("inputs", ffn.inputs), sizes.get("hidden", ffn.hidden)
-    weights = hidden * (ffn.gates * inputs + ffn.outputs)
-    return tokens * weights, weights + hidden * ffn.gates * ffn.bias
-
-
-def _linears_cost(sizes: Sizes, shapes: Mapping[str, tuple[int, int]], tokens: int) -> Count:
-    """Linear layers of which some rows may be whole, the others of low rank."""
-    weights = 0
-    for part, (rows, columns) in shapes.items():
-        rank, whole = sizes[part], sizes.get(f"{part}_rows")
-        if whole == rows or (whole is None and rank == min(rows, columns)):
-            weights += rows * columns
-        else:
-            weights += (whole or 0) * columns + rank * (columns + rows - (whole or 0))
-    return tokens * weights, weights
 
 
 def layer_macs(model: nn.Module) -> dict[str, int]:

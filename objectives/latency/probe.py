@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import get_args
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from objectives.latency.units import Unit, units_of
 from objectives.runtime.device import name_of
 from objectives.runtime.progress import Progress
 from spaces.allocation import Allocation
-from spaces.sites import Space
+from spaces.sites import Role, Space
 from spaces.vit import resize
 
 _TOGETHER = 5  # models that are timed in turns with the dense one: no more than fit beside it in memory
@@ -212,8 +213,8 @@ def _allocations(space: Space, costs: CostModel, seed: int) -> list[Allocation]:
         limit = least + (share - 0.1 * seed) * (1 - least)
         operators = {branch: rng.choice(rivals).name for branch, rivals in space.branches.items()}
         offsets = {site.name: rng.gauss(0, _SPREAD) for site in space.sites}
-        tilt = {part: rng.gauss(0, 2 * _SPREAD) for part in ("attn", "mlp")}
-        level = {branch: rng.gauss(0, _SPREAD) + tilt.get(branch.rpartition(".")[2], 0.0) for branch in space.branches}
+        tilt = {role: rng.gauss(0, 2 * _SPREAD) for role in get_args(Role)}
+        level = {branch: rng.gauss(0, _SPREAD) + tilt[space.roles[branch]] for branch in space.branches}
         alike = {site.name: level[site.branch] for site in space.sites}
         found += [space.decode(limit, load), space.decode(limit, load, operators, offsets)]
         found.append(space.decode(limit, load, operators, alike))

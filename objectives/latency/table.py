@@ -10,19 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import RegularGridInterpolator
 
-from objectives.cost.closed_form import Sizes
 from objectives.latency.timing import Setting
 from objectives.latency.units import Unit
 from spaces.allocation import Allocation
 from spaces.errors import ConfigError, RunError
 from spaces.files import write_json
-from spaces.schema import FLAG, NUMBER, OBJECT, POSITIVE, SIZE, TEXT, Each, Kind, read_json
+from spaces.operators.base import Sizes
+from spaces.operators.registry import OPERATORS
+from spaces.schema import FLAG, NUMBER, OBJECT, POSITIVE, SIZE, TEXT, Each, Kind, choice, read_json
 from spaces.sites import Operator, Space
 
 Floats = NDArray[np.float64]
 
 LATENCY = "latency.json"  # in the run directory
-_UNIT = {"operator": TEXT, "parts": [TEXT], "choices": [[SIZE]], "anchored": FLAG, "branches": [TEXT]}
+_UNIT = {"operator": choice(*OPERATORS), "parts": [TEXT], "choices": [[SIZE]], "anchored": FLAG, "branches": [TEXT]}
 _SAVED = Kind("numbers", lambda value: isinstance(value, list | float | int))
 _SCHEMA = {
     "dense": POSITIVE,
@@ -145,7 +146,7 @@ class LatencyTable:
         """Seconds that one operator saves its branch at sizes by part; 0 for dense ones."""
         shares = (
             grids[unit.regime(sizes)].at(sizes)
-            for unit, grids in self._units[operator.sites[0].branch, operator.name]
+            for unit, grids in self._units[operator.branch, operator.name]
             if not unit.is_dense(sizes)
         )
         return self.dense * sum(shares)
@@ -162,10 +163,10 @@ class LatencyTable:
             ValueError: something is missing, or is of other sizes.
         """
         for operator in (operator for rivals in space.branches.values() for operator in rivals):
-            units = self._units.get((operator.sites[0].branch, operator.name), [])
+            units = self._units.get((operator.branch, operator.name), [])
             found = sorted((part, choices) for unit, _ in units for part, choices in zip(unit.parts, unit.choices, strict=True))
             if found != sorted((site.part, site.choices) for site in operator.sites):
-                raise ValueError(f"it has not the sizes of {operator.sites[0].branch}, {operator.name}")
+                raise ValueError(f"it has not the sizes of {operator.branch}, {operator.name}")
         for unit, grids in self.grids:
             wanted = {regime: axes for regime in unit.regimes if (axes := unit.axes(regime))}
             if {regime: dict(grid.axes) for regime, grid in grids.items()} != wanted:

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from objectives.cost.closed_form import CostModel, Sizes
+from objectives.cost.closed_form import CostModel
+from spaces.operators.base import Sizes
+from spaces.operators.registry import OPERATORS
 from spaces.sites import Operator, Site, Space
 
 # Sizes that are measured along every axis: of a single site, of the common width of heads, and of widths that differ.
@@ -21,7 +23,7 @@ class Unit:
         operator: name of the operator that they belong to.
         parts: what they are called within a branch.
         choices: of every one, the sizes that it offers.
-        anchored: whether the dense size continues the smaller ones. A linear layer of any rank below its dense one is two.
+        anchored: whether the dense size continues the smaller ones (`Timing.continuous`).
         branches: paths of the branches that take the same time at the same sizes.
     """
 
@@ -33,34 +35,46 @@ class Unit:
 
     @property
     def regimes(self) -> tuple[str, ...]:
-        """Ways to compute the branch that differ in kind: fused attention kernels want values as wide as queries and keys."""
-        return ("equal", "unequal") if {"qk", "vo"} <= set(self.parts) else ("alone",)
+        """Ways to compute the branch that differ in kind: with paired sizes that are equal, or that are not."""
+        return ("equal", "unequal") if self._pair else ("alone",)
 
     def regime(self, sizes: Sizes) -> str:
         """The one that sizes, by part, belong to."""
-        first = self.regimes[0]
-        return "unequal" if first == "equal" and sizes["qk"] != sizes["vo"] else first
+        if not self._pair:
+            return "alone"
+        first, second = self._pair
+        return "equal" if sizes[first] == sizes[second] else "unequal"
 
     def is_dense(self, sizes: Sizes) -> bool:
         """Whether nothing is cut."""
         return all(sizes[part] == choices[-1] for part, choices in zip(self.parts, self.choices, strict=True))
 
     def axes(self, regime: str) -> dict[str, tuple[int, ...]]:
-        """Part -> the sizes to measure in a regime, in every combination; widths that are equal have one axis, ``qk``."""
+        """Part -> the sizes to measure in a regime, in every combination; sizes that are equal have one axis, the first's."""
         count = (_WITH_HEADS if "heads" in self.parts else _COUNTS)[regime]
+        first, second = self._pair or ("", "")
         axes = {}
         for part, choices in zip(self.parts, self.choices, strict=True):
             offered = choices if self.anchored or len(choices) == 1 else choices[:-1]
-            if regime == "equal" and part == "vo":
+            if regime == "equal" and part == second:
                 continue
-            if regime == "unequal" and part != "heads":  # none of one's sizes is the other's
-                offered = offered[0::2] if part == "qk" else offered[1::2]
+            if regime == "unequal" and part in (first, second):  # none of one's sizes is the other's
+                offered = offered[0::2] if part == first else offered[1::2]
             axes[part] = _spaced(offered, count)
-        return {} if regime == "unequal" and not axes["vo"] else axes
+        return {} if regime == "unequal" and not axes[second] else axes
 
     def sizes(self, regime: str, point: Mapping[str, int]) -> dict[str, int]:
         """Sizes of all parts at a point of a regime's axes."""
-        return {**point, "vo": point["qk"]} if regime == "equal" else dict(point)
+        if regime != "equal" or not self._pair:
+            return dict(point)
+        first, second = self._pair
+        return {**point, second: point[first]}
+
+    @property
+    def _pair(self) -> tuple[str, str] | None:
+        """The paired parts of its operator, if it has both."""
+        pair = OPERATORS[self.operator].timing.paired
+        return pair if pair and set(pair) <= set(self.parts) else None
 
 
 def units_of(model: nn.Module, space: Space, costs: CostModel) -> list[Unit]:
@@ -73,7 +87,7 @@ def units_of(model: nn.Module, space: Space, costs: CostModel) -> list[Unit]:
     """
     alike: dict[object, tuple[Operator, tuple[Site, ...], list[str]]] = {}
     for operator, count in costs.operators:
-        path = operator.sites[0].branch
+        path = operator.branch
         smallest = {site.part: site.choices[0] for site in operator.sites}
         branch = type(model.get_submodule(path)), operator.name, count(operator.dense_sizes), count(smallest)
         for sites in _together(operator):
@@ -84,7 +98,7 @@ def units_of(model: nn.Module, space: Space, costs: CostModel) -> list[Unit]:
             operator=operator.name,
             parts=tuple(site.part for site in sites),
             choices=tuple(site.choices for site in sites),
-            anchored=all(site.kind != "rank" for site in sites),
+            anchored=OPERATORS[operator.name].timing.continuous,
             branches=tuple(branches),
         )
         for operator, sites, branches in alike.values()
@@ -92,11 +106,10 @@ def units_of(model: nn.Module, space: Space, costs: CostModel) -> list[Unit]:
 
 
 def _together(operator: Operator) -> Iterator[tuple[Site, ...]]:
-    """Linear layers of low rank take their time one after the other; the widths of attention act on each other."""
-    if all(site.kind == "rank" for site in operator.sites):
-        yield from ((site,) for site in operator.sites)
-    else:
+    if OPERATORS[operator.name].timing.together:
         yield operator.sites
+    else:
+        yield from ((site,) for site in operator.sites)
 
 
 def _spaced(offered: Sequence[int], count: int) -> tuple[int, ...]:

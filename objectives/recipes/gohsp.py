@@ -1,7 +1,7 @@
 """GOHSP: heads ranked by a graph, then an optimisation that drives the weights into heterogeneous structured sparsity.
 
 Source: GOHSP, arXiv 2301.05345. The stationary distribution of a Markov chain over the heads of a layer ranks them
-(spaces/head_graph.py); the alternating direction method of multipliers then alternates training on the loss
+(spaces/operators/head_graph.py); the alternating direction method of multipliers then alternates training on the loss
 + rho/2 ||W - Z + U||^2, a projection Z of W + U onto at most k heads, k columns inside heads and k FFN neurons, and the dual
 update U += W - Z. What is not in Z is removed, and the rest fine-tuned. What the paper sets by hand, here:
 
@@ -47,9 +47,9 @@ def _wanted(site: Site, level: float) -> float:
 def rank_heads(bench: Workbench) -> dict[str, Tensor]:
     """Stationary distribution of every layer's chain of heads, from the calibration images: site -> [heads]."""
     sites = [site for site in bench.space.sites if site.kind == "heads"]
-    images = bench.evaluator.data.calibration()
-    moments = collect(bench.evaluator.teacher, map(input_of, sites), images, gradients=False)
-    return {site.name: graph_scores(moments[input_of(site)].second(), site.dense) for site in sites}
+    images = bench.dense.data.calibration()
+    moments = collect(bench.dense.teacher, [input_of(bench.model, site) for site in sites], images, gradients=False)
+    return {site.name: graph_scores(moments[input_of(bench.model, site)].second(), site.dense) for site in sites}
 
 
 def alternate(bench: Workbench, structure: "Structure") -> list[float]:
@@ -76,6 +76,7 @@ class Structure:
 
     def __init__(self, model: nn.Module, space: Space, allocation: Allocation, heads: Mapping[str, Tensor]) -> None:
         self.model, self.allocation, self.heads = model, allocation, heads
+        self._roles = space.roles
         self._branches = {
             path: {site.part: site for operator in rivals for site in operator.sites} for path, rivals in space.branches.items()
         }
@@ -107,7 +108,7 @@ class Structure:
         return math.sqrt(lost / sum(float(weight.square().sum()) for weight in weights.values()))
 
     def scores(self) -> dict[str, Tensor]:
-        """Importance by site, for `operators.selection.select`: the energies of W's groups, and the ranking of the heads."""
+        """Importance by site, for `operators.registry.select`: the energies of W's groups, and the ranking of the heads."""
         weights, found = self._detached(), dict(self.heads)
         for path, sites in self._branches.items():
             energies = self._energies(path, weights)
@@ -130,9 +131,9 @@ class Structure:
     def _energies(self, path: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Squared norms of the groups of a branch: head channels [heads, d] and FFN neurons [n]."""
         branch = self.model.get_submodule(path)
-        second = weights[f"{path}.proj.weight" if f"{path}.proj.weight" in weights else f"{path}.fc2.weight"]
-        leaving = second.square().sum(0)
-        if f"{path}.proj.weight" in weights:
+        attention = self._roles[path] == "attention"
+        leaving = weights[f"{path}.proj.weight" if attention else f"{path}.fc2.weight"].square().sum(0)
+        if attention:
             heads: int = branch.num_heads  # type: ignore[assignment]
             query, key, value = weights[f"{path}.qkv.weight"].square().sum(1).reshape(3, heads, -1)
             return {"qk": query + key, "vo": value + leaving.reshape(heads, -1)}
@@ -144,7 +145,7 @@ class Structure:
         masks = {}
         for path, sites in self._branches.items():
             kept = {part: self._largest(sites.get(part), scores) for part, scores in self._energies(path, weights).items()}
-            if "hidden" in kept:
+            if self._roles[path] == "ffn":
                 *first, last = self._names(path)
                 masks[last] = kept["hidden"]
                 for name in first:

@@ -39,7 +39,7 @@ def _hybrid(bench: Workbench, variants: Variants) -> Cut:
         return threshold.share(site.name, sigmoid(level + _APART))
 
     allocation = bench.fit(wanted)
-    images = bench.evaluator.data.calibration()
-    device = bench.evaluator.device
+    images = bench.dense.data.calibration()
+    device = bench.dense.device
     factors = Factors.compute(model, bench.space, images, device, variants=variants, scores=gates, gradients=False)
     return Cut(model=factors.build(allocation), allocation=allocation)

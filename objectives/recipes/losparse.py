@@ -18,9 +18,8 @@ from objectives.recipes.vtp import GlobalThreshold
 from objectives.recipes.workbench import Cut, Workbench
 from spaces.allocation import Allocation
 from spaces.modules import LowRankSparseLinear
-from spaces.operators.filling import fill_linear
+from spaces.operators.linears import fill_linear, linear_of
 from spaces.operators.low_rank import factorise
-from spaces.operators.selection import linear_of
 from spaces.sites import Site, sigmoid
 from spaces.vit import resize
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from objectives.cost.closed_form import Cost
+from objectives.dense_model import DenseModel
 from objectives.evaluator import Evaluator, OnStep
 from objectives.recipes.gohsp import prune_by_admm
 from objectives.recipes.kumar_hybrid import hybrid_plain, hybrid_whitened
@@ -45,7 +46,7 @@ class Recipe:
 def _uniform_cut(bench: Workbench, variants: Variants) -> Cut:
     """The same share everywhere."""
     allocation = bench.fit(lambda site, level: sigmoid(level))
-    return Cut(model=bench.evaluator.factors_of(bench.space, variants).build(allocation), allocation=allocation)
+    return Cut(model=bench.dense.factors_of(bench.space, variants).build(allocation), allocation=allocation)
 
 
 def _magnitude(bench: Workbench) -> Cut:
@@ -55,7 +56,7 @@ def _magnitude(bench: Workbench) -> Cut:
 
 def _energy(bench: Workbench) -> Cut:
     """The same share of the squared singular values in every layer: ranks follow from the spectra."""
-    factors = bench.evaluator.factors_of(bench.space, {"rank": "plain"})
+    factors = bench.dense.factors_of(bench.space, {"rank": "plain"})
     lost = {site.name: factors.error(site) for site in bench.space.sites}
     total = {site.name: factors.total(site) for site in bench.space.sites}
 
@@ -101,7 +102,7 @@ def recipe_of(name: str) -> Recipe:
 
 
 def open_workbench(
-    evaluator: Evaluator,
+    dense: DenseModel,
     name: str,
     limits: Mapping[Cost, float],
     seed: int,
@@ -109,13 +110,13 @@ def open_workbench(
     parts: int = 1,
 ) -> Workbench:
     """What the recipe called `name` works with."""
-    recipe, config = recipe_of(name), evaluator.objective.finetune
+    recipe, config = recipe_of(name), dense.objective.finetune
     steps = round(config.recipe_share * config.steps) if recipe.trains else 0
-    return Workbench(evaluator, recipe.space, recipe.kinds, limits, steps, seed, on_step, parts)
+    return Workbench(dense, recipe.space, recipe.kinds, limits, steps, seed, on_step, parts)
 
 
 def make_cut(
-    evaluator: Evaluator,
+    dense: DenseModel,
     name: str,
     limits: Mapping[Cost, float],
     seed: int,
@@ -124,7 +125,7 @@ def make_cut(
 ) -> tuple[Workbench, Cut]:
     """Run a recipe up to its cut: the model before its fine-tune."""
     seed_everything(seed)
-    bench = open_workbench(evaluator, name, limits, seed, on_step, parts)
+    bench = open_workbench(dense, name, limits, seed, on_step, parts)
     return bench, recipe_of(name).make(bench)
 
 
@@ -154,30 +155,31 @@ def evaluate_recipe(
         DivergedError: the loss or the outputs became NaN or infinite.
     """
     evaluator = evaluator.alone()
+    dense = evaluator.dense
 
     def attempt(parts: int) -> tuple[Score, Allocation]:
         start = time.perf_counter()
-        bench, cut = make_cut(evaluator, name, limits, seed, on_step, parts)
+        bench, cut = make_cut(dense, name, limits, seed, on_step, parts)
         costs = bench.costs.costs(cut.allocation)
-        if evaluator.latency is not None:  # its space is not the table's
-            costs["latency"] = evaluator.time(cut.model)
+        if dense.latency is not None:  # its space is not the table's
+            costs["latency"] = dense.time(cut.model)
         score = evaluator.finish(cut.model, costs, bench.batches, start, bench.steps, on_step, weights, parts=parts)
         return score, cut.allocation
 
     return within_memory(attempt)
 
 
-def check_reach(evaluator: Evaluator, name: str, limits: Mapping[Cost, float]) -> None:
+def check_reach(dense: DenseModel, name: str, limits: Mapping[Cost, float]) -> None:
     """Raise unless the recipe called `name` can keep these limits.
 
     Raises:
         ConfigError: unknown recipe.
         AllocationError: the smallest model that it makes is above a limit.
     """
-    bench = open_workbench(evaluator, name, limits, seed=0)
+    bench = open_workbench(dense, name, limits, seed=0)
     least = bench.smallest()
     if bench.load(least) > 1:
-        costs, dense = bench.costs.costs(least), bench.costs.dense
+        costs, whole = bench.costs.costs(least), bench.costs.dense
         names: dict[Cost, str] = {"macs": "MACs", "params": "parameters"}
-        kept = " and ".join(f"{costs[cost] / dense[cost]:.1%} of {names[cost]}" for cost in limits)
+        kept = " and ".join(f"{costs[cost] / whole[cost]:.1%} of {names[cost]}" for cost in limits)
         raise AllocationError(f"recipe {name!r} cannot keep this budget: the smallest model that it makes keeps {kept}")

@@ -30,7 +30,7 @@ def prune_by_gates(bench: Workbench) -> Cut:
     model, gates = train_gates(bench, bench.sites)
     wanted = GlobalThreshold(gates)
     allocation = bench.fit(lambda site, level: wanted.share(site.name, sigmoid(level)))
-    scores = {site.name: _scores(site, gates[site.name], bench.dense) for site in bench.sites}
+    scores = {site.name: _scores(site, gates[site.name], bench.model) for site in bench.sites}
     return Cut(model=Factors.compute(model, bench.space, [], scores=scores).build(allocation), allocation=allocation)
 
 
@@ -41,8 +41,8 @@ def train_gates(bench: Workbench, sites: list[Site]) -> tuple[nn.Module, dict[st
         The trained model with the gates folded into its weights, on the CPU, and the gates' magnitudes by site, [channels].
     """
     model = bench.copy()
-    linears = {site.name: _linear(model, input_of(site)) for site in sites}
-    travel = 2 / (bench.evaluator.objective.finetune.lr * max(1, bench.steps))  # a cosine schedule's mean is half its peak
+    linears = {site.name: _linear(model, input_of(bench.model, site)) for site in sites}
+    travel = 2 / (bench.dense.objective.finetune.lr * max(1, bench.steps))  # a cosine schedule's mean is half its peak
     parameters = {
         name: nn.Parameter(torch.full((linear.in_features,), 1 / travel, device=linear.weight.device))
         for name, linear in linears.items()
@@ -97,6 +97,6 @@ def _linear(model: nn.Module, name: str) -> nn.Linear:
 
 
 def _scores(site: Site, gates: Tensor, dense: nn.Module) -> Tensor:
-    """Gates as `spaces.operators.selection.select` takes them: head outputs as [heads, d]."""
+    """Gates as `spaces.operators.registry.select` takes them: head outputs as [heads, d]."""
     heads: int = dense.get_submodule(site.branch).num_heads if site.kind == "value_output" else 0  # type: ignore[assignment]
     return gates.reshape(heads, -1) if heads else gates

@@ -9,7 +9,8 @@ from itertools import islice
 from torch import Tensor, nn
 
 from objectives.cost.closed_form import Cost, CostModel, cost_model
-from objectives.evaluator import Evaluator, OnStep
+from objectives.dense_model import DenseModel
+from objectives.evaluator import OnStep
 from objectives.runtime.progress import Step
 from objectives.training.finetune import finetune
 from spaces.allocation import Allocation
@@ -26,10 +27,10 @@ class Cut:
 
 
 class Workbench:
-    """One recipe's view of an evaluator.
+    """One recipe's view of the dense model.
 
     Args:
-        evaluator: dense model, images, fine-tune.
+        dense: what all candidates share: model, images, factors and the options of the fine-tune.
         space: name of the space that the recipe's allocations are of.
         kinds: kinds of sites that the recipe moves; None for all of the space.
         limits: upper bounds on costs, in MACs or parameters.
@@ -39,7 +40,7 @@ class Workbench:
         parts: how many every batch is split in.
 
     Attributes:
-        dense: the dense model, on the CPU; not to be changed.
+        model: the dense model, on the CPU; not to be changed.
         space: the space, described for the dense model.
         sites: those that the recipe moves.
         batches: training batches; what the recipe does not take is left for the fine-tune.
@@ -47,7 +48,7 @@ class Workbench:
 
     def __init__(
         self,
-        evaluator: Evaluator,
+        dense: DenseModel,
         space: str,
         kinds: Collection[Kind] | None,
         limits: Mapping[Cost, float],
@@ -56,11 +57,11 @@ class Workbench:
         on_step: OnStep,
         parts: int = 1,
     ) -> None:
-        self.evaluator = evaluator
-        self.dense = evaluator.model
-        self.space: Space = describe(evaluator.model, space, evaluator.objective.multiple)
+        self.dense = dense
+        self.model = dense.model
+        self.space: Space = describe(dense.model, space, dense.objective.multiple)
         self.sites = [site for site in self.space.sites if kinds is None or site.kind in kinds]
-        self.costs: CostModel = cost_model(evaluator.model, self.space)
+        self.costs: CostModel = cost_model(dense.model, self.space)
         self.limits = limits
         self.steps = steps
         self._seed = seed
@@ -69,7 +70,7 @@ class Workbench:
 
     @cached_property
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return self.evaluator.data.training(self.evaluator.objective.finetune.steps, self._seed)
+        return self.dense.data.training(self.dense.objective.finetune.steps, self._seed)
 
     def load(self, allocation: Allocation) -> float:
         """How much of the budget an allocation uses; 1 is all of it."""
@@ -93,14 +94,14 @@ class Workbench:
 
     def copy(self) -> nn.Module:
         """A copy of the dense model to train, on the device."""
-        return copy.deepcopy(self.dense).to(self.evaluator.device)
+        return copy.deepcopy(self.model).to(self.dense.device)
 
     def train(self, model: nn.Module, penalty: Callable[[], Tensor] | None = None) -> Iterator[Step]:
         """Train for the recipe's share of the steps, as candidates are fine-tuned; one step per value taken."""
         if not self.steps:
             return
-        config = replace(self.evaluator.objective.finetune, steps=self.steps)
+        config = replace(self.dense.objective.finetune, steps=self.steps)
         batches = islice(self.batches, self.steps)
-        for step in finetune(model, batches, config, self.evaluator.teacher, penalty, self._parts):
+        for step in finetune(model, batches, config, self.dense.teacher, penalty, self._parts):
             self._on_step(step)
             yield step

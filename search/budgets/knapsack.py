@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from objectives.cost.closed_form import Cost, CostModel
-from objectives.evaluator import Evaluator
+from objectives.dense_model import DenseModel
 from objectives.sensitivity import Errors, closed_form
 from search.pareto import staircase
 from spaces.allocation import Allocation
@@ -221,15 +221,15 @@ class Knapsack:
             yield int(near[first]), int(near[second])
 
 
-def knapsack_of(evaluator: Evaluator, measured: bool) -> Knapsack:
+def knapsack_of(dense: DenseModel, measured: bool) -> Knapsack:
     """The one that a search decodes with.
 
     Args:
-        evaluator: of the search.
+        dense: of the search.
         measured: whether over the errors of the measured profile, else over the closed-form ones.
     """
-    errors = evaluator.profile.errors if measured else closed_form(evaluator.factors)
-    return Knapsack(evaluator.space, evaluator.costs, errors)
+    errors = dense.profile.errors if measured else closed_form(dense.factors)
+    return Knapsack(dense.space, dense.costs, errors)
 
 
 def _hull(curve: Indices, weights: Floats, errors: Floats) -> list[int]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from objectives.dense_model import DenseModel
 from objectives.evaluator import Evaluator, OnStep
 from search.budgets.knapsack import Knapsack, knapsack_of
 from search.budgets.parametrisation import BUDGET
@@ -49,12 +50,12 @@ def materialise(
         raise RunError(
             f"{run.directory} holds the recipe {run.config.study.recipe!r} alone: only a search knows what else fits a budget"
         )
-    candidates = dict(_candidates(run, evaluator, best))
+    candidates = dict(_candidates(run, evaluator.dense, best))
     if not candidates:
         return None
     chosen = _least_divergent(evaluator, list(candidates))
-    load = evaluator.costs.load(chosen, best.limits)
-    point = replace(exact_of(best), allocation=chosen, space=evaluator.space.name, load=load, between=candidates[chosen])
+    load = evaluator.dense.costs.load(chosen, best.limits)
+    point = replace(exact_of(best), allocation=chosen, space=evaluator.dense.space.name, load=load, between=candidates[chosen])
     return measured(evaluator, point, run.config.study.seed, weights_in(scratch, point.name), on_step)
 
 
@@ -80,24 +81,24 @@ def measured(evaluator: Evaluator, point: Point, seed: int, weights: Path, on_st
         DivergedError: the fine-tune diverged.
     """
     error = evaluator.evaluate(point.allocation, seed, on_step, weights).error
-    return replace(point, costs=evaluator.costs.costs(point.allocation), error=error)
+    return replace(point, costs=evaluator.dense.costs.costs(point.allocation), error=error)
 
 
 def _least_divergent(evaluator: Evaluator, candidates: Sequence[Allocation]) -> Allocation:
     """Of candidates as built; the first one where no images were set aside for that."""
-    if len(candidates) == 1 or evaluator.objective.data.profile_images == 0:
+    if len(candidates) == 1 or evaluator.dense.objective.data.profile_images == 0:
         return candidates[0]
     divergences = screen(evaluator, candidates)
     return min(zip(divergences, candidates, strict=True), key=lambda pair: pair[0] if math.isfinite(pair[0]) else math.inf)[1]
 
 
-def _candidates(run: Run, evaluator: Evaluator, best: Point) -> Iterator[tuple[Allocation, tuple[int, ...]]]:
+def _candidates(run: Run, dense: DenseModel, best: Point) -> Iterator[tuple[Allocation, tuple[int, ...]]]:
     """Allocations on the budget that are no trial and use more of it, with the trials whose multipliers they come from."""
-    knapsack = knapsack_of(evaluator, run.config.study.measured_profile)
+    knapsack = knapsack_of(dense, run.config.study.measured_profile)
     seen = {run.allocation(row) for _, row in run.trials[run.trials["state"] == "COMPLETE"].iterrows()}
     for multipliers, between in _multipliers(run, knapsack, best):
         allocation = knapsack.allocate(best.limits, dict(zip(knapsack.sites, multipliers.tolist(), strict=True)))
-        if allocation not in seen and evaluator.costs.load(allocation, best.limits) > (best.load or 0.0):
+        if allocation not in seen and dense.costs.load(allocation, best.limits) > (best.load or 0.0):
             seen.add(allocation)
             yield allocation, between
 

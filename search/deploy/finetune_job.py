@@ -9,8 +9,9 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from objectives.evaluator import Evaluator
+from objectives.dense_model import DenseModel
 from objectives.objective import Objective
+from objectives.runtime.distributed import Group
 from objectives.runtime.progress import Progress
 from objectives.training.epochs import train
 from objectives.training.long_finetune import Course, Trained, TrainingConfig
@@ -44,46 +45,46 @@ class LongFinetune:
     name: str
     folder: Path
 
-    def epochs_done(self, evaluator: Evaluator) -> int:
+    def epochs_done(self, dense: DenseModel) -> int:
         """How many epochs the checkpoint holds."""
-        note = read_note(self.checkpoint(evaluator), self.course(evaluator).mark)
+        note = read_note(self.checkpoint(dense), self.course(dense).mark)
         return 0 if note is None else len(note["epochs"])
 
-    def take_part(self, evaluator: Evaluator, progress: Progress, parts: int) -> None:
+    def take_part(self, dense: DenseModel, group: Group, progress: Progress, parts: int) -> None:
         """What every process of a group does; the result is in the checkpoint."""
-        model = copy.deepcopy(evaluator.model)
-        resize(model, describe(evaluator.model, self.space, self.objective.multiple), Allocation(self.allocation))
+        model = copy.deepcopy(dense.model)
+        resize(model, describe(dense.model, self.space, self.objective.multiple), Allocation(self.allocation))
         model.load_state_dict(load_file(self.start))
-        checkpoint = self.checkpoint(evaluator)
-        train(model, self.course(evaluator), evaluator.teacher, checkpoint, evaluator.group, progress, parts)
+        checkpoint = self.checkpoint(dense)
+        train(model, self.course(dense), dense.teacher, checkpoint, group, progress, parts)
 
     def report(self, trained: Trained) -> dict[str, Any]:
         """What an export says of it, as JSON values."""
         lr = self.config.finetune_lr or self.objective.finetune.lr
         return {**asdict(self.config), "finetune_lr": lr, **asdict(trained), "seconds": trained.seconds, "seed": self.seed}
 
-    def remove(self, evaluator: Evaluator) -> None:
+    def remove(self, dense: DenseModel) -> None:
         """The export is whole: its checkpoint is not needed any more."""
-        self.checkpoint(evaluator).unlink(missing_ok=True)
+        self.checkpoint(dense).unlink(missing_ok=True)
         self.start.unlink(missing_ok=True)
         shutil.rmtree(self.notes, ignore_errors=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
 
-    def course(self, evaluator: Evaluator) -> Course:
+    def course(self, dense: DenseModel) -> Course:
         """All that it follows from besides the weights that it begins with, which the conditions determine."""
         return Course(
             config=self.config,
             finetune=self.objective.finetune,
-            data=evaluator.data,
-            classes=int(evaluator.model.num_classes),  # type: ignore[arg-type]
+            data=dense.data,
+            classes=int(dense.model.num_classes),  # type: ignore[arg-type]
             seed=self.seed,
-            conditions=(evaluator.fingerprint, self.space, sorted(self.allocation.items()), self.label),
+            conditions=(dense.fingerprint, self.space, sorted(self.allocation.items()), self.label),
         )
 
-    def checkpoint(self, evaluator: Evaluator) -> Path:
+    def checkpoint(self, dense: DenseModel) -> Path:
         """Named for the trial and all that its state depends on, so that the same command finds it again."""
-        return self.folder / f"{self.name}-{self.course(evaluator).mark[:12]}.safetensors"
+        return self.folder / f"{self.name}-{self.course(dense).mark[:12]}.safetensors"
 
     @property
     def start(self) -> Path:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from objectives.evaluator import Evaluator
+from objectives.dense_model import DenseModel
 from objectives.runtime.distributed import ALONE
 from objectives.runtime.progress import Progress
 from objectives.training.epochs import train
@@ -32,13 +32,13 @@ def long_finetune(run: Run, point: Point, config: TrainingConfig) -> LongFinetun
 
 
 def run_long_finetune(
-    job: LongFinetune, evaluator: Evaluator, model: nn.Module, machines: MachineConfig, progress: Progress
+    job: LongFinetune, dense: DenseModel, model: nn.Module, machines: MachineConfig, progress: Progress
 ) -> tuple[nn.Module, Trained]:
     """The model after the long fine-tune, from its checkpoint on where there is one.
 
     Args:
         job: of the point.
-        evaluator: of the objective, in this process.
+        dense: of the objective, in this process.
         model: the point's, with the weights of its short fine-tune.
         machines: with `gpus_per_trial` above 1, or `gpus`, so many processes train, through Ray Train.
         progress: called with (what, optimiser steps done, in all).
@@ -46,14 +46,14 @@ def run_long_finetune(
     Raises:
         RunError: it diverged, or its processes were lost again and again.
     """
-    done, course = job.epochs_done(evaluator), job.course(evaluator)
+    done, course = job.epochs_done(dense), job.course(dense)
     progress("long fine-tune", done * course.data.epoch_steps, course.steps)
     if machines.distributed and done < job.config.finetune_epochs:
         from search.deploy.ray_train import train_together
 
         train_together(job, model.state_dict(), machines, progress)
     try:  # where others have trained, the checkpoint holds all of it
-        return train(model, course, evaluator.teacher, job.checkpoint(evaluator), ALONE, progress)
+        return train(model, course, dense.teacher, job.checkpoint(dense), ALONE, progress)
     except DivergedError as error:
         raise RunError(f"the long fine-tune of {job.name} failed: {error}") from error
 

@@ -102,26 +102,27 @@ class _Export:
         command: str,
         progress: Progress,
     ) -> None:
-        self.run, self.point, self.evaluator, self.scratch = run, point, evaluator, scratch
+        self.run, self.point, self.scratch = run, point, scratch
+        self.evaluator, self.dense = evaluator, evaluator.dense
         self.options, self.command, self.progress = options, command, progress
         self.number, self.allocation = point.number, point.allocation
         self.recipe: str | None = point.label if point.label in RECIPES else None
-        self.space = describe(self.evaluator.model, point.space, run.config.study.multiple)
-        self.costs = cost_model(self.evaluator.model, self.space)
+        self.space = describe(self.dense.model, point.space, run.config.study.multiple)
+        self.costs = cost_model(self.dense.model, self.space)
         self.long = long_finetune(run, point, options.training)
 
     def write(self, folder: Path) -> None:
         """Write everything that the folder holds."""
         model, trained = self._finetuned(), None
         if self.long.config.finetune_epochs:
-            model, trained = run_long_finetune(self.long, self.evaluator, model, self.options.machines, self.progress)
+            model, trained = run_long_finetune(self.long, self.dense, model, self.options.machines, self.progress)
         measured = self._handover(model).write(folder)
         report = self._report(model, measured, trained)
         write_json(folder / "report.json", report)
-        write_text(folder / "README.md", card(report, self.run.config, self.evaluator.model, self.space.name))
+        write_text(folder / "README.md", card(report, self.run.config, self.dense.model, self.space.name))
 
     def _handover(self, model: nn.Module) -> Handover:
-        config, dense, data = self.run.config, self.evaluator.model, self.evaluator.data
+        config, dense, data = self.run.config, self.dense.model, self.dense.data
         classes = getattr(model, "num_classes", None)
         names = data.class_names
         description = {
@@ -133,7 +134,7 @@ class _Export:
             "space": self.space.name,
             "multiple": config.study.multiple,
             "allocation": dict(self.allocation),
-            "pretrained_cfg": self.evaluator.preprocessing,
+            "pretrained_cfg": self.dense.preprocessing,
             "pictures": data.reading.to_json(),
             "operators": self.space.operators(self.allocation),
             "recipe": self.recipe,
@@ -142,7 +143,7 @@ class _Export:
         }
         return Handover(
             model=model, dense=dense, description=description, identity=self.space.identity(), data=data,
-            device=self.evaluator.device, output=self.options.output, progress=self.progress,
+            device=self.dense.device, output=self.options.output, progress=self.progress,
         )  # fmt: skip
 
     def _report(self, model: nn.Module, measured: dict[str, Any], trained: Trained | None) -> dict[str, Any]:
@@ -163,7 +164,7 @@ class _Export:
             "origin": self._origin(),
             "target": list(self.run.config.study.target),
             "command": self.command,
-            "class_order": self.evaluator.data.found.class_order,
+            "class_order": self.dense.data.found.class_order,
             "dtype": self.options.output.dtype,
             "macs": {**self._kept("macs"),
                      "fvcore_after_reload": reloaded["macs_fvcore"], "torch_after_reload": reloaded["macs_torch"],
@@ -174,8 +175,8 @@ class _Export:
                             for batch, value in reloaded["peak_memory"].items()},
             "latency": measured["latency"],
             "test_top1": {**top1, "after_reload": reloaded["top1"]},
-            "test_images": self.evaluator.data.size("test"),
-            "left_out": self.evaluator.data.checked.report(),
+            "test_images": self.dense.data.size("test"),
+            "left_out": self.dense.data.checked.report(),
             "relative_error": {
                 "as_built": _ratio(errors["as_built"], errors["dense_finetuned"]),
                 "finetuned": _ratio(errors["finetuned"], errors["dense_finetuned"]),
@@ -186,7 +187,7 @@ class _Export:
             "measured_on": {"devices": measured["devices"], "threads": measured["threads"]},
             "finetune": {**asdict(self.run.config.finetune), "seed": self.run.config.study.seed},
             "long_finetune": self.long.report(trained) if trained else None,
-            "environment": environment([name_of(self.evaluator.device)]),
+            "environment": environment([name_of(self.dense.device)]),
         }  # fmt: skip
 
     def _origin(self) -> dict[str, Any]:
@@ -197,15 +198,15 @@ class _Export:
         return {"dense": dense, "compressed": compressed, "kept": compressed / dense}
 
     def _top1(self, model: nn.Module, what: str) -> float:
-        return 1 - evaluate(model.to(self.evaluator.device), tested(self.evaluator.data, what, self.progress)).error
+        return 1 - evaluate(model.to(self.dense.device), tested(self.dense.data, what, self.progress)).error
 
     def _reference(self) -> float:
         """Top-1 of the dense model given the same fine-tune as the candidates: measured by the first export of a run."""
-        mark = reference_mark(self.evaluator, self._seed)
+        mark = reference_mark(self.dense, self._seed)
         top1 = read_reference(self.run.directory, mark)
         if top1 is None:
-            identity = self.evaluator.space.identity()
-            model = copy.deepcopy(self.evaluator.model)
+            identity = self.dense.space.identity()
+            model = copy.deepcopy(self.dense.model)
             if self.run.config.finetune.steps:
                 model = self._filled(model, None, "the dense model", lambda *made: self._evaluate(identity, *made))
             top1 = self._top1(model, "the dense model after the same fine-tune")
@@ -216,7 +217,7 @@ class _Export:
         """The trial's model before its fine-tune."""
         if self.recipe is not None:
             with told_steps(f"{self.recipe} again", self.run.config.finetune.steps, self.progress) as on_step:
-                return make_cut(self.evaluator, self.recipe, self._limits(), self._seed, on_step)[1].model
+                return make_cut(self.dense, self.recipe, self._limits(), self._seed, on_step)[1].model
         return self.evaluator.build(self.allocation)
 
     def _finetuned(self) -> nn.Module:
@@ -228,7 +229,7 @@ class _Export:
             else:
                 self._evaluate(self.allocation, weights, on_step)
 
-        model = copy.deepcopy(self.evaluator.model)
+        model = copy.deepcopy(self.dense.model)
         resize(model, self.space, self.allocation)
         return self._filled(model, self.number, self.point.name, make)
 

@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 from ray.util.queue import Empty, Queue
 from torch import Tensor
 
-from objectives.evaluator import Evaluator
+from objectives.dense_model import load_dense
 from objectives.runtime.distributed import Group
 from objectives.runtime.out_of_memory import is_out_of_memory
 from objectives.runtime.progress import Progress
@@ -139,8 +139,8 @@ def _take_part(config: dict[str, Any]) -> None:
     torch.set_num_threads(share.plan.threads)
     group = Group(rank=get_context().get_world_rank(), size=get_context().get_world_size())
     device = str(get_device()) if share.plan.gpus else "cpu"
-    evaluator = Evaluator(replace(share.job.objective, device=device), group=group)
-    share.job.take_part(evaluator, _teller(share.told), share.parts)
+    dense = load_dense(replace(share.job.objective, device=device))
+    share.job.take_part(dense, group, _teller(share.told), share.parts)
 
 
 def _teller(told: Queue) -> Progress:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from objectives.evaluator import Evaluator
+from objectives.dense_model import DenseModel
 from spaces.errors import RunError
 from spaces.files import write_json
 from spaces.schema import read_json
@@ -17,16 +17,16 @@ from spaces.schema import read_json
 REFERENCE = "reference.json"
 
 
-def reference_mark(evaluator: Evaluator, seed: int) -> str:
+def reference_mark(dense: DenseModel, seed: int) -> str:
     """Hash of all that the figure depends on: the dense model, its fine-tune, and the images that it is measured on."""
-    objective, data = evaluator.objective, evaluator.objective.data
+    objective, data = dense.objective, dense.objective.data
     images = {name: value for name, value in asdict(data).items() if name not in ("workers", "eval_batch_size")}
     fixed = (
-        evaluator.fingerprint,
+        dense.fingerprint,
         asdict(objective.finetune),
         images,
-        evaluator.data.size("test"),
-        evaluator.data.mark_of("test"),
+        dense.data.size("test"),
+        dense.data.mark_of("test"),
         seed,
     )
     return hashlib.sha256(repr(fixed).encode()).hexdigest()[:16]

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
+from objectives.dense_model import load_dense
 from objectives.deploy.formats import DTYPES, FILES
 from objectives.evaluator import Evaluator
 from objectives.runtime.progress import Progress, told_steps
@@ -151,9 +152,9 @@ class _Session:
         images = objective.data.data_dir
         if images is not None and not Path(images).exists():
             raise DataError(f"the images of {self.run.directory} are no longer in {images}: say with --data-dir where they are")
-        evaluator = Evaluator(objective, self.progress, lambda found: check_same_model(self.run.directory, found.fingerprint))
-        warn(evaluator.data, self.notice)
-        return evaluator
+        dense = load_dense(objective, self.progress, lambda dense: check_same_model(self.run.directory, dense.fingerprint))
+        warn(dense.data, self.notice)
+        return Evaluator(dense)
 
     @property
     def scratch(self) -> Path:
@@ -244,7 +245,7 @@ class _Session:
             command = self._command(point, wish)
             write_export(partial, self.run, point, self.evaluator, self.scratch, self.options, command, self.progress)
         if self.options.training.finetune_epochs:
-            long_finetune(self.run, point, self.options.training).remove(self.evaluator)
+            long_finetune(self.run, point, self.options.training).remove(self.evaluator.dense)
         return folder
 
     def _command(self, point: Point, wish: Wish) -> str:

@@ -1,7 +1,9 @@
 """What every search evaluates before its sampler proposes: the dense model, warm starts, uniform allocations and recipes."""
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from typing import get_args
 
 from objectives.cost.closed_form import Cost
 from search.budgets.parametrisation import Parametrisation
@@ -10,7 +12,7 @@ from search.driver.opening import WARM_START
 from search.study.study import Study
 from search.trial import DENSE
 from spaces.errors import AllocationError
-from spaces.sites import Space
+from spaces.sites import Role, Space
 
 
 def enqueue_baselines(
@@ -69,19 +71,18 @@ def _full(parametrisation: Parametrisation, config: StudyConfig, target: int) ->
 
 
 def _mixes(space: Space) -> Iterable[tuple[str, dict[str, str]]]:
-    """Ways to use one operator per kind of branch: suffix of the label, and branch -> operator."""
-    attention = _rivals(space, "attn")
-    ffn = _rivals(space, "mlp")
-    for first in attention:
-        for second in ffn:
-            chosen = {
-                branch: (first if branch.endswith("attn") else second)
-                for branch, rivals in space.branches.items()
-                if (first if branch.endswith("attn") else second) in {operator.name for operator in rivals}
-            }
-            yield (f" {first}+{second}" if len(attention) * len(ffn) > 1 else ""), chosen
+    """Ways to use one operator per role of branch: suffix of the label, and branch -> operator."""
+    offered: dict[Role, list[str]] = {role: _rivals(space, role) for role in get_args(Role)}
+    mixes = [dict(zip(offered, names, strict=True)) for names in itertools.product(*offered.values())]
+    for mix in mixes:
+        chosen = {
+            branch: mix[role]
+            for branch, role in space.roles.items()
+            if mix[role] in {operator.name for operator in space.branches[branch]}
+        }
+        yield (f" {'+'.join(mix.values())}" if len(mixes) > 1 else ""), chosen
 
 
-def _rivals(space: Space, part: str) -> list[str]:
-    names = [operator.name for branch, rivals in space.branches.items() if branch.endswith(part) for operator in rivals]
-    return list(dict.fromkeys(names)) or [""]
+def _rivals(space: Space, role: Role) -> list[str]:
+    branches = [branch for branch, found in space.roles.items() if found == role]
+    return list(dict.fromkeys(operator.name for branch in branches for operator in space.branches[branch])) or [""]

@@ -1,26 +1,25 @@
 """How long a trial takes: what those of the run took that ran as this launch's will, or a few timed steps."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from objectives.runtime.progress import Progress
+from objectives.forecast import Forecast
 from search.config import SearchConfig
 from search.layout import ANOTHER_RUN, ENVIRONMENT, RUN_FORMAT
-from search.runners.base import Runner
 from search.trial import Trial
-from spaces.allocation import Allocation
 from spaces.errors import RunError
 from spaces.files import write_json
 from spaces.format_number import FORMAT, check_format
-from spaces.schema import OBJECT, read_json
+from spaces.schema import OBJECT, POSITIVE, SIZE, SchemaError, check, read_json
 
 _WEIGHT_BYTES = 4  # of a parameter, as weights are kept
 _MACHINES = ("runner", "parallel", "workers_per_gpu", "gpus_per_trial", "threads")
 _DATA = ("workers", "eval_batch_size")
+_TIMED = {"seconds": POSITIVE, "weights": SIZE, "params": SIZE}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,23 +39,7 @@ class Expected:
     recorded: int = 0
 
 
-def expect(runner: Runner, allocation: Allocation, params: float, recorded: Sequence[float], progress: Progress) -> Expected:
-    """What trials take, from recorded seconds where there are some; else one is timed.
-
-    Args:
-        runner: prepared.
-        allocation: to be timed.
-        params: parameters of it.
-        recorded: `Pace.seconds`.
-        progress: told of the timing.
-    """
-    if recorded:
-        weights = int(_WEIGHT_BYTES * params)
-        return Expected(seconds=statistics.median(recorded), slowest=max(recorded), weights=weights, recorded=len(recorded))
-    progress("forecast", 0, 1)
-    timed = runner.forecast(allocation)
-    progress("forecast", 1, 1)
-    return Expected(seconds=timed.seconds, slowest=timed.seconds, weights=timed.weights)
+NOTHING = Expected(seconds=0.0, slowest=0.0, weights=0)  # where no trial is to be run
 
 
 class Pace:
@@ -79,15 +62,47 @@ class Pace:
         same = before.get("conditions") == self._conditions and isinstance(before.get("since"), str)
         self._since = before["since"] if same else datetime.now(UTC).isoformat(timespec="seconds")
         self._known = same
+        self._timed = _timed(before.get("timed")) if same else None
 
     def seconds(self, trials: Sequence[Trial]) -> list[float]:
         """Of every trial that finished under these conditions; one that was stopped or that a recipe made is like no other."""
         found = [trial for trial in trials if trial.state == "COMPLETE" and trial.ended >= self._since and self._known]
         return [trial.score.seconds for trial in found if trial.score is not None and trial.proposal.recipe is None]
 
+    def expect(self, trials: Sequence[Trial], wanted: int, params: int, time: Callable[[], Forecast]) -> Expected:
+        """What a trial of this launch takes: what finished ones took, or what one was timed to take, now or in a launch before.
+
+        Args:
+            trials: of the run that have ended.
+            wanted: trials in the run when it is done; nothing is timed where there are as many.
+            params: parameters of the allocation that is timed.
+            time: times a few steps of it.
+        """
+        if recorded := self.seconds(trials):
+            weights, seconds = _WEIGHT_BYTES * params, statistics.median(recorded)
+            return Expected(seconds=seconds, slowest=max(recorded), weights=weights, recorded=len(recorded))
+        if len(trials) >= wanted:
+            return NOTHING
+        if self._timed is None or self._timed["params"] != params:
+            timed = time()
+            self._timed = {"seconds": timed.seconds, "weights": timed.weights, "params": params}
+        seconds = self._timed["seconds"]
+        return Expected(seconds=seconds, slowest=seconds, weights=self._timed["weights"])
+
     def write(self, environment: dict[str, Any]) -> None:
-        """Write env.json: what the launch runs on, and these conditions."""
-        write_json(self._path, {FORMAT: RUN_FORMAT, **environment, "conditions": self._conditions, "since": self._since})
+        """Write env.json: what the launch runs on, these conditions, and what a trial was timed to take under them."""
+        timed = {} if self._timed is None else {"timed": self._timed}
+        conditions = {"conditions": self._conditions, "since": self._since}
+        write_json(self._path, {FORMAT: RUN_FORMAT, **environment, **conditions, **timed})
+
+
+def _timed(found: Any) -> dict[str, Any] | None:
+    """What a trial was timed to take in a launch before; None where env.json does not say it as it should."""
+    try:
+        check(found, _TIMED)
+    except SchemaError:
+        return None
+    return dict(found)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
+from objectives.dense_model import load_dense
 from objectives.error import evaluate
 from objectives.evaluator import Evaluator, OnStep
 from objectives.runtime.device import name_of, resolve_device
@@ -113,7 +114,7 @@ class _Audit:
             what = f"audit {len(wanted) - len(missing) + index + 1} of {len(wanted)}: trial {number}, seed {seed}"
             if index == 0:
                 evaluator = self._evaluator(progress)
-                warn(evaluator.data, notice)
+                warn(evaluator.dense.data, notice)
             with told_steps(what, self.steps, progress) as on_step:
                 entry = self._measure(evaluator, number, seed, on_step)
             with path.open("a", encoding="utf-8") as log:
@@ -126,7 +127,8 @@ class _Audit:
             torch.set_num_threads(self.config.machines.threads)
         objective = self.config.objective(self.run.directory)
         objective = replace(objective, finetune=replace(objective.finetune, steps=self.steps))
-        return Evaluator(objective, progress, lambda found: check_same_model(self.run.directory, found.fingerprint))
+        dense = load_dense(objective, progress, lambda dense: check_same_model(self.run.directory, dense.fingerprint))
+        return Evaluator(dense)
 
     def _measure(self, evaluator: Evaluator, number: int, seed: int, on_step: OnStep) -> dict[str, Any]:
         allocation = self.run.allocation(self.run.trial(number))
@@ -138,7 +140,7 @@ class _Audit:
                 model.load_state_dict(load_file(weights))
         except DivergedError as error:
             raise RunError(f"the long fine-tune of trial {number} with seed {seed} failed: {error}") from error
-        test = evaluate(model.to(evaluator.device), evaluator.data.evaluation("test"))
+        test = evaluate(model.to(evaluator.dense.device), evaluator.dense.data.evaluation("test"))
         figures = {"error": score.error, "test_error": test.error, "seconds": score.seconds}
         return {"trial": number, "seed": seed, "steps": self.steps, **figures}
 

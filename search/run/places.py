@@ -14,6 +14,11 @@ _ABOVE = 3  # folders above a path in which it is looked for what it belongs to
 _NAMED = 5  # of the exported models that are told
 
 
+def is_run(path: Path) -> bool:
+    """Whether a folder has a file of a run, if only of one that begins."""
+    return any((path / name).exists() for name in _OF_A_RUN)
+
+
 def check_exported(path: Path, command: str) -> None:
     """Raise where a path is known to be no exported model, for a command that takes one.
 
@@ -39,7 +44,7 @@ def check_run(path: Path) -> None:
     Raises:
         RunError: it is one.
     """
-    if _is_run(path):
+    if is_run(path):
         return
     run = _run_of(path)
     if _is_export(path):
@@ -55,12 +60,8 @@ def check_no_export(path: Path) -> None:
     Raises:
         RunError: it would.
     """
-    if _is_export(path) and not _is_run(path):
+    if _is_export(path) and not is_run(path):
         raise RunError(f"{path} is an exported model, which predict and measure take: choose another --output for the run")
-
-
-def _is_run(path: Path) -> bool:
-    return any((path / name).exists() for name in _OF_A_RUN)
 
 
 def _is_export(path: Path) -> bool:
@@ -75,7 +76,7 @@ def _run_of(path: Path) -> Path | None:
     """The run that a path is or lies in."""
     if not path.exists():
         return None
-    if _is_run(path):
+    if is_run(path):
         return path
     above = list(path.parents or path.absolute().parents)[:_ABOVE]
     return next((folder for folder in above if any((folder / name).exists() for name in _RESULTS)), None)

@@ -9,12 +9,13 @@ from objectives.forecast import Forecast, forecast
 from objectives.runtime.device import name_of
 from objectives.runtime.progress import Step
 from search.runners.base import Listener
-from search.runners.job import Job, Need, Outcome, Screened, compute, run_job
+from search.runners.job import Need, compute, run_job
+from search.trial import Job, Outcome, Screened
 from spaces.allocation import Allocation
 
 
 class InProcessRunner:
-    """Runs one job at a time, in this process, on the evaluator's device.
+    """Runs one job at a time, in this process, on the dense model's device.
 
     A trial beyond the limit is stopped at its next optimiser step; what hangs within one cannot be stopped from inside.
     """
@@ -32,11 +33,10 @@ class InProcessRunner:
 
     @property
     def devices(self) -> list[str]:
-        return [name_of(self._evaluator.device)]
+        return [name_of(self._evaluator.dense.device)]
 
     def prepare(self, needs: Sequence[Need]) -> None:
-        compute(self._evaluator, needs, self._listener.measured)
-        self._evaluator.warm()
+        compute(self._evaluator.dense, needs, self._listener.measured)
 
     def forecast(self, allocation: Allocation) -> Forecast:
         return forecast(self._evaluator, allocation)

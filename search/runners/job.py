@@ -4,17 +4,18 @@ import json
 import math
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Literal
 
+from objectives.dense_model import DenseModel
 from objectives.evaluator import Evaluator, OnRung, OnStep
 from objectives.recipes.registry import evaluate_recipe
 from objectives.runtime.out_of_memory import is_out_of_memory
 from objectives.runtime.progress import Step
 from objectives.score import Score
 from search.layout import CHECKPOINT, METRICS, STDERR, WEIGHTS
-from search.trial import Proposal, Screening
+from search.trial import Job, Outcome, Proposal, Screened, Screening
 from spaces.allocation import Allocation
 from spaces.errors import CompressionError
 from spaces.files import cut_torn_line
@@ -23,39 +24,8 @@ from spaces.files import cut_torn_line
 Need = Literal["latency", "factors", "profile"]
 
 
-Job = Proposal | Screening
-
 # Asked at a rung, in the process that tells the study: proposal, optimiser step, error there -> why to stop, or None.
 AskRung = Callable[[Proposal, int, float], str | None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a trial ended.
-
-    Attributes:
-        number: of the trial.
-        score: its figures; None where it failed.
-        reason: why it failed or was stopped.
-        allocation: what a recipe made.
-        starved: it ran out of memory, also with its batches in parts. What its worker holds is better given back.
-        lost: it did not fail itself: its worker ended, or was ended because it hung. The same job may succeed elsewhere.
-    """
-
-    number: int
-    score: Score | None
-    reason: str | None = None
-    allocation: Allocation | None = None
-    starved: bool = False
-    lost: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Screened:
-    """Divergences of the candidates of a trial to be, in nats; NaN where it could not be measured."""
-
-    number: int
-    divergences: tuple[float, ...]
 
 
 def run_job(evaluator: Evaluator, job: Job, folder: Path, on_step: OnStep, ask_rung: AskRung) -> Outcome | Screened:
@@ -133,7 +103,7 @@ def _score(
     if proposal.recipe is not None:  # trains otherwise than a candidate: its error at a rung could be compared with nothing
         return evaluate_recipe(evaluator, proposal.recipe, proposal.limits, proposal.seed, on_step, weights)
     assert proposal.allocation is not None
-    checkpoint = folder / CHECKPOINT if evaluator.rungs else None
+    checkpoint = folder / CHECKPOINT if evaluator.dense.objective.rung_steps else None
     score = evaluator.evaluate(proposal.allocation, proposal.seed, on_step, weights, on_rung, checkpoint)
     return score, proposal.allocation
 
@@ -153,13 +123,32 @@ def _divergence(evaluator: Evaluator, allocation: Allocation) -> float:
         return math.nan
 
 
-def compute(evaluator: Evaluator, needs: Sequence[Need], measured: Callable[[], None] = lambda: None) -> None:
-    """Compute what is computed once per run, or load it where that was done; `measured` is called after the dense figures."""
-    if "latency" in needs:  # the first, so that nothing of what follows is on the caches' mind
-        _ = evaluator.latency
-    _ = evaluator.dense
+def needs_of(*, latency: bool, factors: bool, profile: bool) -> list[Need]:
+    """What is computed once per run.
+
+    Args:
+        latency: whether the search has it as a cost.
+        factors: whether allocations are built, and not recipes alone.
+        profile: whether sites are measured, where allocations are built.
+    """
+    wanted: dict[Need, bool] = {"latency": latency, "factors": factors, "profile": factors and profile}
+    return [need for need, is_wanted in wanted.items() if is_wanted]
+
+
+def compute(dense: DenseModel, needs: Sequence[Need], measured: Callable[[], None] = lambda: None) -> None:
+    """Compute what is computed once per run, or load it where that was done.
+
+    Args:
+        dense: what trials share.
+        needs: what else trials use than the dense model's answers.
+        measured: called when the dense model's figures are there.
+    """
+    if "latency" in needs:  # timed first, while nothing that is computed here fills the processor's caches
+        _ = dense.latency
+    _ = dense.figures
     measured()
     if "factors" in needs:
-        _ = evaluator.factors
+        _ = dense.factors
     if "profile" in needs:
-        _ = evaluator.profile
+        _ = dense.profile
+    _ = dense.answers  # else the first trial would pay for them

@@ -16,14 +16,15 @@ from pathlib import Path
 
 import torch
 
+from objectives.dense_model import DenseModel, load_dense
 from objectives.evaluator import Evaluator
 from objectives.forecast import Forecast, forecast
 from objectives.objective import Objective
 from objectives.runtime.device import name_of
 from objectives.runtime.distributed import join_group
 from objectives.runtime.progress import Step
-from search.runners.job import Job, Need, Outcome, Screened, compute, run_job
-from search.trial import Proposal
+from search.runners.job import Need, compute, run_job
+from search.trial import Job, Outcome, Proposal, Screened
 from spaces.allocation import Allocation
 from spaces.errors import RunError
 
@@ -101,12 +102,10 @@ class Worker:
             def stage(what: str, done: int, total: int) -> None:
                 tell(Stage(what=what, done=done, total=total))
 
-            evaluator = Evaluator(self._objective, stage)
-            compute(evaluator, needs, lambda: tell(Measured()))
-            if self._processes == 1:
-                evaluator.warm()
-            self._evaluator = evaluator
-            return self._place(evaluator)
+            dense = load_dense(self._objective, stage)
+            compute(dense, needs, lambda: tell(Measured()))
+            self._evaluator = Evaluator(dense)
+            return self._place(dense)
 
         yield from self._stream(work)  # type: ignore[misc]
 
@@ -122,10 +121,9 @@ class Worker:
         if self._evaluator is None:
             for _ in self.prepare(needs):
                 pass
-        evaluator = self._ready
-        self._evaluator = evaluator.within(join_group(rank, self._processes, address, port, evaluator.device))
-        self._evaluator.warm()
-        return self._place(evaluator)
+        dense = self._ready.dense
+        self._evaluator = Evaluator(dense, join_group(rank, self._processes, address, port, dense.device))
+        return self._place(dense)
 
     def follow(self, proposal: Proposal) -> None:
         """Take part in a trial that the first process of the group runs."""
@@ -165,9 +163,9 @@ class Worker:
             file.seek(0)
             return file.read()
 
-    def _place(self, evaluator: Evaluator) -> Ready:
+    def _place(self, dense: DenseModel) -> Ready:
         stderr = Path("/proc/self/fd/2").resolve()
-        return Ready(host=socket.gethostname(), pid=os.getpid(), device=name_of(evaluator.device), stderr=str(stderr))
+        return Ready(host=socket.gethostname(), pid=os.getpid(), device=name_of(dense.device), stderr=str(stderr))
 
     @property
     def _ready(self) -> Evaluator:

@@ -1,8 +1,8 @@
 """The engine's own sampler: it knows that errors nearly add up over the sites, and learns from finished trials by how much not.
 
-Candidates are drawn from what the finished trials say (search/draw.py). Those whose expected gain of hypervolume is largest are
-screened: their divergence is measured without a fine-tune. The one with the largest expected gain is proposed. What was
-screened is kept with the trial, so that the study alone says what the next proposal is.
+Candidates are drawn from what the finished trials say (search/samplers/candidates.py). Those whose expected gain of hypervolume
+is largest are screened: their divergence is measured without a fine-tune. The one with the largest expected gain is proposed.
+What was screened is kept with the trial, so that the study alone says what the next proposal is.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,9 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from search.budgets.parametrisation import SPAN, Multipliers
-from search.samplers.candidates import FEWEST, Draw, Parameters
+from search.optuna_internals import note
+from search.samplers.candidates import FEWEST, Draw
+from search.samplers.screening import Parameters
 from search.trial import SCREENED
 from spaces.allocation import Allocation
 
@@ -81,7 +83,7 @@ class AdditiveSampler(BaseSampler):
         if self._screen is None:
             return draw.best()
         divergences = [self._screen(candidate) for candidate in draw.candidates]
-        study._storage.set_trial_system_attr(trial._trial_id, SCREENED, draw.measured(divergences))
+        note(study, trial, SCREENED, draw.measured(divergences))
         return draw.choose(divergences)
 
     def sample_independent(

@@ -1,12 +1,12 @@
 """Candidates of one trial to be, and how they compare.
 
-Models of the divergence before the fine-tune and of the error after it are fitted to what was measured (search/posterior.py).
-The knapsack answers draws of their multipliers, and those of trials on the front with a few sites moved, so that cost goes from
-some sites to others, on many budgets. Candidates are compared by their expected gain of hypervolume; a measured divergence
-makes it more certain.
+Models of the divergence before the fine-tune and of the error after it (search/samplers/error_posterior.py) are fitted to what
+was measured. The knapsack answers draws of their multipliers, and those of trials on the front with a few sites moved, so that
+cost goes from some sites to others, on many budgets. Candidates are compared by their expected gain of hypervolume; a measured
+divergence makes it more certain.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,13 +20,10 @@ from search.budgets.parametrisation import SPAN, Multipliers
 from search.pareto import staircase
 from search.samplers.ehvi import expected_gain
 from search.samplers.error_posterior import ErrorPosterior
+from search.samplers.screening import SCORE, Measured, Parameters
 from spaces.allocation import Allocation
 
 Floats = NDArray[np.float64]
-Parameters = Mapping[str, Any]
-Screened = list[tuple[Parameters, float]]  # parameters of candidates, and their divergences in nats
-
-SCORE = "score"  # of a finished trial: holds kl_before, the divergence that screening would have measured
 FEWEST = 4  # finished trials before anything can be learnt
 
 _DRAWS, _MOVES, _LOADS = 8, 8, 10  # draws of the models, moves from the front, and budgets of each
@@ -72,7 +69,7 @@ class Draw:
         target: int,
         done: Sequence[FrozenTrial],
         unfinished: Sequence[Parameters],
-        screened: Screened,
+        screened: Measured,
     ) -> None:
         self._parametrisation, self._rng, self._target = parametrisation, rng, target
         self._tried = self._decoded([*(entry.params for entry in done), *unfinished])
@@ -111,7 +108,7 @@ class Draw:
             gains[~np.isfinite(measured)] = -np.inf
         return self.parameters[int(gains.argmax())]
 
-    def measured(self, divergences: Sequence[float]) -> Screened:
+    def measured(self, divergences: Sequence[float]) -> Measured:
         """Parameters and divergences of the candidates that were measured, for draws to come."""
         pairs = zip(self.parameters, map(float, divergences), strict=True)
         return [(parameters, value) for parameters, value in pairs if np.isfinite(value)]

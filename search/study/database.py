@@ -10,8 +10,7 @@ from typing import Any
 import optuna
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages._rdb import models
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
@@ -21,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from search.layout import JOURNAL
 from search.masking import masked, secrets_of, without_secrets
+from search.optuna_internals import GuardedStorage, models
 from search.study.replay import STUDY, journal_numbers
 from spaces.errors import CompressionError, RunError, first_line
 from spaces.files import cut_torn_line
@@ -34,7 +34,7 @@ _EXTRAS = {"postgresql": ("postgresql+psycopg", "postgresql"), "mysql": ("mysql+
 _ALLOWED = "sqlite:///FILE, postgresql+psycopg://USER:PASSWORD@HOST/DATABASE or mysql+pymysql://USER:PASSWORD@HOST/DATABASE"
 
 
-class Database(RDBStorage):
+class Database(GuardedStorage):
     """A database to which only the process that opened a study last can add trials, and none twice.
 
     Optuna repeats an insertion that failed, also where it is unclear whether it was carried out.
@@ -51,14 +51,13 @@ class Database(RDBStorage):
         super().__init__(url.render_as_string(hide_password=False), {"pool_pre_ping": True, **arguments})
         self._widen()
 
-    def _get_prepared_new_trial(self, study_id: int, template_trial: FrozenTrial | None, session: Session) -> models.TrialModel:
-        study = models.StudyModel.find_or_raise_by_id(study_id, session)  # its row is locked by the caller
+    def inserting(self, study_id: int, trial: FrozenTrial | None, session: Session) -> models.TrialModel | None:
+        study = models.StudyModel.find_or_raise_by_id(study_id, session)  # whose row is locked
         writer = models.StudyUserAttributeModel.find_by_study_and_key(study, WRITER, session)
         last = None if writer is None else json.loads(str(writer.value_json))
         if last != self.writer:
             raise RunError(f"the study {study.study_name!r} was taken over by {last}: this process adds nothing more to it")
-        stored = _stored(study_id, template_trial, session)
-        return stored or super()._get_prepared_new_trial(study_id, template_trial, session)
+        return _stored(study_id, trial, session)
 
     def _widen(self) -> None:
         """MySQL's TEXT ends at 64 KiB, and the candidates that were screened for a proposal can need more."""
@@ -69,8 +68,10 @@ class Database(RDBStorage):
                 connection.execute(sqlalchemy.text(f"ALTER TABLE {table} MODIFY value_json MEDIUMTEXT"))
 
 
-def open_study(directory: Path, objectives: int, storage: str | None = None, identity: str | None = None) -> optuna.Study:
-    """The study of a run, which is created where it is not there yet; only the holder of the run's lock may call this.
+def open_study(
+    directory: Path, objectives: int, storage: str | None = None, identity: str | None = None
+) -> tuple[optuna.Study, BaseStorage]:
+    """The study of a run and what it is kept in, to be given to `close`; only the holder of the run's lock may call this.
 
     Args:
         directory: of the run; its name is that of the study in a database.
@@ -97,7 +98,7 @@ def open_study(directory: Path, objectives: int, storage: str | None = None, ide
     except Exception as error:  # damaged rows make Optuna and the drivers raise what they like
         close(opened)
         raise RunError(f"{where} cannot be read ({reason(error, storage)}): restore it, or {remedy}") from error
-    return study
+    return study, opened
 
 
 def remedy_of(storage: str | None) -> str:
@@ -107,10 +108,9 @@ def remedy_of(storage: str | None) -> str:
 
 def close(storage: BaseStorage) -> None:
     """Give connections back."""
-    backend = getattr(storage, "_backend", storage)  # Optuna wraps databases in a cache
-    if isinstance(backend, Database):
-        backend.scoped_session.remove()
-        backend.engine.dispose()
+    if isinstance(storage, Database):
+        storage.remove_session()
+        storage.engine.dispose()
 
 
 def reason(error: BaseException, url: str | None = None) -> str:
@@ -145,7 +145,15 @@ def _connect(url: str, directory: Path) -> BaseStorage:
     except RuntimeError as error:  # tables of another version of Optuna; what it says to do shows no URL
         raise RunError(f"{shown}: {reason(error, url)}") from error
     except (SQLAlchemyError, StorageInternalError, TypeError) as error:  # TypeError: an option that its driver does not have
-        raise RunError(f"{shown} cannot be opened ({reason(error, url)}): start its server, or correct --storage") from error
+        raise RunError(f"{shown} cannot be opened ({reason(error, url)}): {_repair(parsed)}") from error
+
+
+def _repair(url: URL) -> str:
+    """What to do where a database cannot be opened."""
+    if url.get_backend_name() != "sqlite":
+        return "start its server, or correct --storage"
+    damaged = "restore the file from a backup where it is damaged, or " if Path(url.database or "").is_file() else ""
+    return f"{damaged}correct --storage"
 
 
 def _parse(url: str) -> URL:

@@ -44,7 +44,7 @@ class Journal:
             self.where = f"the study {directory.resolve().name!r} in {masked(storage)}"
             self.backup += ", or give the run directory the name back that it had, by which its study is called"
         self._url, self._remedy = storage, remedy_of(storage)
-        self._study = open_study(directory, objectives, storage, identity)
+        self._study, self._opened = open_study(directory, objectives, storage, identity)
 
     def frozen(self) -> list[FrozenTrial]:
         """All that was appended, as Optuna holds it."""
@@ -85,7 +85,7 @@ class Journal:
 
     def close(self) -> None:
         """Give the connections of a database back."""
-        close(self._study._storage)
+        close(self._opened)
 
     def _lost(self, trial: Trial, error: Exception) -> RunError:
         return RunError(

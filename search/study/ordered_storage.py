@@ -10,6 +10,8 @@ from typing import Any
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from search.optuna_internals import renumber, trial_id
+
 
 class OrderedStorage(InMemoryStorage):
     """Storage of one study, in memory.
@@ -26,9 +28,13 @@ class OrderedStorage(InMemoryStorage):
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         trial_id = super().create_new_trial(study_id, template_trial)
-        self.get_trial(trial_id).number = self.next_number
+        renumber(self, trial_id, self.next_number)
         self._ids[self.next_number] = trial_id
         return trial_id
+
+    def latest(self, number: int) -> int:
+        """Id of the latest trial of a proposal."""
+        return self._ids[number]
 
     def forget(self, trial_id: int) -> None:
         """Show a trial no more: a repetition counts only while something else is sought in its place."""
@@ -38,10 +44,10 @@ class OrderedStorage(InMemoryStorage):
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
         trials = super().get_all_trials(study_id, deepcopy, states)
-        return sorted((trial for trial in trials if trial._trial_id not in self._forgotten), key=lambda trial: trial.number)
+        return sorted((trial for trial in trials if trial_id(trial) not in self._forgotten), key=lambda trial: trial.number)
 
     def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
-        return self._ids[trial_number]
+        return self.latest(trial_number)
 
     def get_trial_number_from_id(self, trial_id: int) -> int:
         return self.get_trial(trial_id).number

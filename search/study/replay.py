@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
 
 from objectives.recipes.registry import recipe_of
+from search.optuna_internals import contains
 from search.trial import SCREENED, Proposal
 from spaces.errors import RunError
 from spaces.schema import (
@@ -58,7 +60,7 @@ _ATTRIBUTES = {**_PROPOSAL, "reason": Maybe(TEXT), "ended": _TIME, "score": Mayb
 _SYSTEM = {f"{SCREENED}?": [(Each(NUMBER), NUMBER)]}
 
 # The operations that this project's journals have, by the numbers that Optuna gives them; every opening begins the study.
-_BEGIN, _ATTRIBUTE, _TRIAL = 0, 2, 4
+OPERATIONS = _BEGIN, _ATTRIBUTE, _TRIAL = 0, 2, 4
 _LINES: dict[int, Any] = {
     _BEGIN: {"worker_id": TEXT, "study_name": choice(STUDY), "directions": [choice(1, 2)]},
     _ATTRIBUTE: {"worker_id": TEXT, "study_id": choice(0), "user_attr": OBJECT},
@@ -74,9 +76,20 @@ _LINES: dict[int, Any] = {
 def journal_numbers(path: Path) -> list[int]:
     """Numbers of the trials in a journal file, none where it is not there; a last line that was not finished does not count.
 
+    A launch asks before anything is computed and when it opens the study. The file is read again only if it has changed.
+
     Raises:
         RunError: a line is no operation of a search's journal, or a trial is there twice; it names the line.
     """
+    if not path.exists():
+        return []
+    found = path.stat()
+    return list(_numbers_in(path, found.st_ino, found.st_size, found.st_mtime_ns))
+
+
+@lru_cache(maxsize=1)
+def _numbers_in(path: Path, *stamp: int) -> tuple[int, ...]:
+    """Numbers of the trials in a file, whose stamp changes with its content."""
     known: dict[int, int] = {}  # trial -> line
     for index, line in enumerate(_lines(path), start=1):
         try:
@@ -87,7 +100,7 @@ def journal_numbers(path: Path) -> list[int]:
             raise RunError(
                 f"{path}, line {index} cannot be read ({error}): correct or remove this line, or restore the file from a backup"
             ) from error
-    return list(known)
+    return tuple(known)
 
 
 def check_attributes(trial: FrozenTrial) -> None:
@@ -139,7 +152,7 @@ def check_parameters(
     screened = [pair[0] for pair in attributes.get(SCREENED, [])]
     for name, value in (item for each in (parameters, *screened) for item in each.items()):
         known = distributions.get(name)
-        if known is None or not known._contains(known.to_internal_repr(value)):
+        if known is None or not contains(known, known.to_internal_repr(value)):
             raise SchemaError(f"the parameter {name} is {value!r}, which this search does not propose")
     if any(each.keys() != distributions.keys() for each in screened):
         raise SchemaError("candidates that were screened for it lack parameters")
@@ -182,9 +195,8 @@ def _is_same(stored: float, expected: Any) -> bool:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    if path.exists():
-        with path.open("rb") as file:
-            yield from (line for line in file if line.endswith(b"\n"))
+    with path.open("rb") as file:
+        yield from (line for line in file if line.endswith(b"\n"))
 
 
 def _number_in(line: bytes, first: bool) -> int | None:
@@ -209,7 +221,7 @@ def _check_distributions(entry: dict[str, Any]) -> None:
     for name, text in entry["distributions"].items():
         try:
             distribution = json_to_distribution(text)
-            is_inside = distribution._contains(entry["params"][name])
+            is_inside = contains(distribution, entry["params"][name])
         except Exception as error:  # Optuna raises what it likes here
             raise SchemaError(f"distributions.{name} is none: {str(error)[:80]!r}") from error
         if not is_inside:

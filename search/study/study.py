@@ -21,13 +21,12 @@ from objectives.recipes.registry import recipe_of
 from objectives.score import Score
 from search.budgets.parametrisation import Parametrisation
 from search.run.losses import check_nothing_lost
-from search.samplers.additive import AdditiveSampler
-from search.samplers.candidates import SCORE, Draw
 from search.samplers.registry import create_sampler
+from search.samplers.screening import SCORE, Candidates, ScreeningSampler
 from search.study.journal import Journal, thaw
 from search.study.ordered_storage import OrderedStorage
 from search.study.replay import check_allocation, check_parameters, check_result, read_begun
-from search.trial import SCREENED, Proposal, Screening, Trial
+from search.trial import SCREENED, Outcome, Proposal, Screening, Trial
 from spaces.allocation import Allocation
 from spaces.files import write_json
 
@@ -80,7 +79,7 @@ class Study:
             self._take_up(frozen)
         self._running: dict[int, Proposal] = {}
         self._queue = self._interrupted()
-        self._screenings: dict[int, tuple[int, Draw]] = {}  # number -> attempt, and what was drawn in it
+        self._screenings: dict[int, tuple[int, Candidates]] = {}  # number -> attempt, and what was drawn in it
         # Allocations that need no further trial; what a recipe made has other weights, and does not count.
         self._known = {entry.allocation for entry in self.proposals if entry.allocation is not None and entry.recipe is None}
         self._taken = {proposal.number for proposal in self.proposals}
@@ -167,22 +166,19 @@ class Study:
         self._show(number, self._running_trial(proposal))
         return self._start(proposal)
 
-    def tell(self, number: int, score: Score | None, reason: str | None = None, allocation: Allocation | None = None) -> Trial:
-        """Record the score of a running trial, why it has none or was stopped, and the allocation that a recipe made."""
-        proposal = self._running.pop(number)
-        if allocation is not None:
-            proposal = replace(proposal, allocation=allocation)
-        values = None if score is None or score.error is None else self._values(score)
-        if values is not None and not all(map(math.isfinite, values)):
-            reason, score, values = f"the score is not finite: {values}", None, None
-        ended = datetime.now(UTC).isoformat(timespec="seconds")
-        trial = Trial(proposal=proposal, score=score, reason=None if values else reason or "no reason was given", ended=ended)
-        attributes: dict[str, Any] = {}
-        if proposal.parameters:
-            sampled = self._seen.get_trial_id_from_study_id_trial_number(self._memory._study_id, number)
-            self._seen.set_trial_user_attr(sampled, SCORE, None if score is None else asdict(score))
-            attributes = self._memory.tell(number, values, state=TrialState[trial.state]).system_attrs
-        self._journal.append(trial, values, self.parametrisation.distributions, attributes)
+    def tell(self, outcome: Outcome) -> Trial:
+        """Record how the job of a running trial ended.
+
+        Returns:
+            What is recorded: a trial whose objectives are not finite has failed.
+
+        Raises:
+            KeyError: no trial of this number runs.
+            RunError: it could not be recorded.
+        """
+        trial = self._trial_of(self._running.pop(outcome.number), outcome)
+        values = self._values(trial.score)
+        self._journal.append(trial, values, self.parametrisation.distributions, self._tell_sampler(trial, values))
         self.trials.append(trial)
         return trial
 
@@ -198,6 +194,23 @@ class Study:
     def folder(self, number: int) -> Path:
         """Where one trial keeps its files."""
         return self.directory / "trials" / f"{number:04d}"
+
+    def _trial_of(self, proposal: Proposal, outcome: Outcome) -> Trial:
+        score, reason, values = outcome.score, outcome.reason, self._values(outcome.score)
+        if values is not None and not all(map(math.isfinite, values)):
+            score, reason, values = None, f"the score is not finite: {values}", None
+        if outcome.allocation is not None:  # made by a recipe
+            proposal = replace(proposal, allocation=outcome.allocation)
+        ended = datetime.now(UTC).isoformat(timespec="seconds")
+        return Trial(proposal=proposal, score=score, reason=None if values else reason or "no reason was given", ended=ended)
+
+    def _tell_sampler(self, trial: Trial, values: list[float] | None) -> dict[str, Any]:
+        """Let the sampler see how a trial that it knows ended; returns what samplers have noted with it."""
+        number, score = trial.proposal.number, trial.score
+        if not trial.proposal.parameters:
+            return {}
+        self._seen.set_trial_user_attr(self._seen.latest(number), SCORE, None if score is None else asdict(score))
+        return self._memory.tell(number, values, state=TrialState[trial.state]).system_attrs
 
     def _sought(self, number: int, first: int = 0) -> Proposal | Screening | None:
         """What the sampler has for a number, from this attempt on: a trial of a new allocation, or candidates of it."""
@@ -215,9 +228,9 @@ class Study:
                 allocation = self.parametrisation.decode(sampled.params)
                 if allocation not in self._known:
                     proposal = self._propose(number, allocation, None, sampled.params)
-                    return self._start(replace(proposal, attributes=self._attributes(sampled)))
+                    return self._start(replace(proposal, attributes=self._attributes(number)))
                 self._memory.tell(sampled, state=TrialState.FAIL)  # a repetition is not paid for, and must not count
-                repetitions.append(sampled._trial_id)
+                repetitions.append(self._seen.latest(number))
         finally:
             for repetition in repetitions:
                 self._seen.forget(repetition)
@@ -229,9 +242,9 @@ class Study:
         self._taken.discard(number)
         self._least = min(self._least, number)
 
-    def _draw(self, sampler: BaseSampler, attempt: int) -> Draw | None:
+    def _draw(self, sampler: BaseSampler, attempt: int) -> Candidates | None:
         """Candidates to be screened; what others are being screened for is taken to become what is expected now."""
-        if not self.screening or not isinstance(sampler, AdditiveSampler):
+        if not self.screening or not isinstance(sampler, ScreeningSampler):
             return None
         return sampler.draw(self._memory, [draw.best() for _, draw in self._screenings.values()], skipped=attempt)
 
@@ -258,8 +271,8 @@ class Study:
             system_attrs=dict(proposal.attributes),
         )
 
-    def _attributes(self, sampled: optuna.Trial) -> dict[str, Any]:
-        return dict(self._seen.get_trial_system_attrs(sampled._trial_id))
+    def _attributes(self, number: int) -> dict[str, Any]:
+        return dict(self._seen.get_trial_system_attrs(self._seen.latest(number)))
 
     def _propose(
         self, number: int, allocation: Allocation | None, label: str | None, parameters: Mapping[str, float]
@@ -295,5 +308,8 @@ class Study:
         waiting = [proposal for proposal in found if proposal is not None and proposal.number not in told]
         return sorted(waiting, key=lambda proposal: proposal.number)
 
-    def _values(self, score: Score) -> list[float]:
+    def _values(self, score: Score | None) -> list[float] | None:
+        """Of the objectives; None where there is no final error."""
+        if score is None or score.error is None:
+            return None
         return [float(getattr(score, name)) for name in self.objectives]

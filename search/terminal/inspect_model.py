@@ -11,7 +11,7 @@ from rich.table import Table
 
 from objectives.cost.check import check_count
 from objectives.cost.closed_form import CostModel, cost_model
-from objectives.evaluator import Evaluator
+from objectives.dense_model import DenseModel, load_dense
 from objectives.sensitivity import Profile
 from search.budgets.targets import reach_of
 from search.config import SearchConfig
@@ -21,12 +21,9 @@ from search.run.continuation import check_same_model
 from search.run.directory import default_output, make_directory
 from search.units import format_count, format_kept
 from spaces.models.create import create_model, preprocessing, weights_of
+from spaces.operators.registry import KINDS
 from spaces.sites import Site, Space
 from spaces.vit import describe
-
-_COUNTED = {
-    "query_key": "width per head", "value_output": "width per head", "heads": "heads", "ffn_hidden": "neurons", "rank": "rank",
-}  # fmt: skip
 
 
 class Watcher(Protocol):
@@ -69,21 +66,21 @@ def inspect_profile(config: SearchConfig, watcher: Watcher) -> Iterator[Table | 
     """
     directory = Path(config.study.output or default_output(config))
 
-    def accept(evaluator: Evaluator) -> None:
-        tell_found(evaluator.data, watcher.say, watcher.notice)
-        check_same_model(directory, evaluator.fingerprint)
-        watcher.say(f"weights: {weights_of(evaluator.model)}")
-        check_count(evaluator.model, evaluator.counted)
+    def accept(dense: DenseModel) -> None:
+        tell_found(dense.data, watcher.say, watcher.notice)
+        check_same_model(directory, dense.fingerprint)
+        watcher.say(f"weights: {weights_of(dense.model)}")
+        check_count(dense.model, dense.counted)
         make_directory(directory)
 
     if config.machines.threads is not None:
         torch.set_num_threads(config.machines.threads)
-    evaluator = Evaluator(config.objective(directory), watcher.stage, accept)
-    profile, space = evaluator.profile, evaluator.space
+    dense = load_dense(config.objective(directory), watcher.stage, accept)
+    profile, space = dense.profile, dense.space
     title = f"{config.model.model}, space {space.name}: {conditions(profile)}"
     write_heat_maps(directory / "profile.png", profile, space, title)
     yield title
-    yield _errors(profile, space, evaluator.costs)
+    yield _errors(profile, space, dense.costs)
     if profile.measured:
         yield _agreement(profile)
     yield heat_table(profile.errors, space, SHARES[1])
@@ -140,7 +137,7 @@ def _sites(space: Space, costs: CostModel) -> Table:
             for site in operator.sites:
                 least = costs.count(space.identity().replace({site.name: site.choices[0]}), "macs")
                 saved = f"{1 - least / costs.dense['macs']:.1%}"
-                table.add_row(site.name, operator.name, _COUNTED[site.kind], str(site.dense), _choices(site), saved)
+                table.add_row(site.name, operator.name, KINDS[site.kind].counts, str(site.dense), _choices(site), saved)
     return table
 
 

@@ -1,6 +1,5 @@
 """What timm.models.save_for_hf wrote, in a folder or on the hub: the model that config.json describes, and its weights."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from spaces.models.arguments import checked_arguments
 from spaces.models.config import ModelConfig
 from spaces.models.hub import first_of_hub
 from spaces.models.weight_files import WEIGHT_FILES
+from spaces.schema import read_json
 
 CONFIG = "config.json"
 _HUB = ("hf-hub:", "hf_hub:")
@@ -97,8 +97,8 @@ def recipe_of(checkpoint: str) -> Recipe | None:
         if not path.is_file():
             return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
     return _parsed(path, content)
 

@@ -2,7 +2,6 @@
 
 import argparse
 import codecs
-import json
 import pathlib
 import pickle
 import types
@@ -18,12 +17,14 @@ import torch
 from safetensors.torch import load_file
 
 from spaces.errors import CheckpointError, first_line, printable, shown
+from spaces.schema import Each, Kind, SchemaError, check, read_json
 
 # Names of weights in a folder, as timm and transformers write them, the most wanted first; an index names several files.
 WEIGHT_FILES = (
     "model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json",
     "pytorch_model.pth", "model.pth",
 )  # fmt: skip
+_INDEX = {"weight_map": Each(Kind("a file of its folder", lambda name: isinstance(name, str) and Path(name).name == name))}
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 _SCALAR = np.float64(0).__reduce__()[0]
 _ENCODE: Any = codecs.encode
@@ -65,11 +66,13 @@ def _in_folder(folder: Path) -> Path:
 
 def _read_shards(index: Path) -> dict[str, Any]:
     with _readable(index):
-        content = json.loads(index.read_text(encoding="utf-8"))
-    files = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(files, dict) or not all(isinstance(name, str) and Path(name).name == name for name in files.values()):
-        raise CheckpointError(f"{index} does not say in which file of its folder every tensor is (weight_map)")
-    return {key: tensor for name in sorted(set(files.values())) for key, tensor in _read_file(index.parent / name).items()}
+        content = read_json(index)
+    try:
+        check(content, _INDEX)
+    except SchemaError as error:
+        raise CheckpointError(f"{index} does not say in which file of its folder every tensor is (weight_map)") from error
+    files = sorted(set(content["weight_map"].values()))
+    return {key: tensor for name in files for key, tensor in _read_file(index.parent / name).items()}
 
 
 def _read_file(path: Path) -> Any:

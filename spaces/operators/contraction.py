@@ -5,13 +5,48 @@ between them is free. Both truncations are the best of their rank in the metric 
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from spaces.operators.linalg import head_blocks, roots
-from spaces.operators.low_rank import tail_sums
-from spaces.operators.neurons import PrefixFactors, prefix_factors
+from spaces.branches import Branch, Trait
+from spaces.operators.attention import ATTENTION_TIMING, attention_cost, fill_attention, head_parts, resize_attention
+from spaces.operators.base import FoundSites, OperatorSpec, SiteKind, Tensors, Variant, widths
+from spaces.operators.least_squares import PrefixFactors, prefix_factors
+from spaces.operators.linalg import head_blocks, roots, tail_sums
+from spaces.operators.linears import linear_of
+from spaces.operators.metric import metric_of, spread_of
+from spaces.operators.selection import by_magnitude, permutations, uncorrected
+from spaces.sites import Site, Skipped
+from spaces.statistics import Moments
+
+_QUERY_KEY_OBSTACLES: dict[Trait, str] = {
+    "qk norm": "q/k normalisation acts between the projection and the product, so W_q and W_k cannot be contracted",
+    "rotary": "rotary positions act between the projection and the product, so W_q and W_k cannot be contracted",
+}
+VALUE_OUTPUT_OBSTACLES: dict[Trait, str] = {
+    "output norm": "a normalisation between the heads and the output projection mixes the head widths",
+    "output gate": "a gate multiplies every channel between the heads and the output projection",
+    "separate biases": "EVA's separate query and value biases are not handled",
+}
+
+
+def contraction_sites(branch: Branch, multiple: int) -> FoundSites:
+    """Widths of heads: of queries and keys, of values and output."""
+    dense: int = branch.module.head_dim  # type: ignore[assignment]
+    step = max(1, min(multiple, dense // 8))
+    refused = {"query_key": branch.obstacle(_QUERY_KEY_OBSTACLES), "value_output": branch.obstacle(VALUE_OUTPUT_OBSTACLES)}
+    names: dict[Literal["query_key", "value_output"], str] = {"query_key": "qk", "value_output": "vo"}
+    sites = [
+        Site(name=f"{branch.path}.{short}", branch=branch.path, kind=kind, choices=widths(dense, step))
+        for kind, short in names.items()
+        if refused[kind] is None
+    ]
+    reasons = [
+        Skipped(name=f"{branch.path}.{short}", reason=reason) for kind, short in names.items() if (reason := refused[kind])
+    ]
+    return sites, reasons
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,3 +125,82 @@ def value_output(weight: Tensor, covariance: Tensor, heads: int, metric: Tensor 
     rotated = (rotation @ covariance @ rotation.T).reshape(heads, width, heads, width)
     rotated = rotated.permute(1, 0, 3, 2).reshape(heads * width, heads * width)
     return ValueOutputFactors(value=value, output=prefix_factors(interleaved, rotated, out_root))
+
+
+def _contract_query_key(dense: nn.Module, site: Site, moments: Moments | None, device: torch.device) -> Tensors:
+    assert moments is not None and moments.heads is not None
+    unit = None if moments.heads.unit is None else moments.heads.unit.to(device)
+    factors = query_key(moments.heads.query.to(device), moments.heads.key.to(device), unit)
+    return {"query": factors.query, "key": factors.key, "error": factors.error}
+
+
+def _contract_value_output(dense: nn.Module, site: Site, moments: Moments | None, device: torch.device) -> Tensors:
+    weight, bias = linear_of(dense, f"{site.branch}.proj")
+    count = weight.shape[1] // site.dense
+    spread = spread_of(moments, bias).to(device)
+    factors = value_output(weight.to(device).double(), spread, count, metric_of(moments, device))
+    assert moments is not None
+    output = factors.output
+    return {
+        "value": factors.value,
+        "projected": output.projected,
+        "triangle": output.triangle,
+        "error": output.error,
+        "mean": moments.mean,
+    }
+
+
+def query_key_magnitude(dense: nn.Module, site: Site) -> Tensor:
+    """Scores by weight norms: those of a query times those of its key. [heads, d]"""
+    _, (query, key, _), _ = head_parts(dense, site.branch)
+    return query.square().sum(-1) * key.square().sum(-1)
+
+
+def value_output_magnitude(dense: nn.Module, site: Site) -> Tensor:
+    """Scores by weight norms: what comes in times what goes out. [heads, d]"""
+    count, (_, _, value), _ = head_parts(dense, site.branch)
+    weight, _ = linear_of(dense, f"{site.branch}.proj")
+    return value.square().sum(-1) * weight.square().sum(0).reshape(count, -1)
+
+
+def _select_query_key(dense: nn.Module, site: Site, scores: Tensor) -> Tensors:
+    basis, kept = permutations(scores)
+    return {"query": basis, "key": basis.clone(), "error": tail_sums(kept.sum(0))}
+
+
+def _select_value_output(dense: nn.Module, site: Site, scores: Tensor) -> Tensors:
+    weight, _ = linear_of(dense, f"{site.branch}.proj")
+    basis, kept = permutations(scores)
+    output = weight.cpu().reshape(weight.shape[0], scores.shape[0], -1).permute(1, 2, 0)
+    interleaved = (basis @ output).permute(2, 1, 0).flatten(1)
+    return uncorrected(interleaved, kept.T.flatten()) | {"value": basis}
+
+
+CONTRACT = OperatorSpec(
+    name="contract",
+    sites=contraction_sites,
+    kinds={
+        "query_key": SiteKind(
+            counts="width per head",
+            readers=("qkv",),
+            variants={
+                "contraction": Variant(compute=_contract_query_key, needs=frozenset({"moments", "heads"})),
+                "magnitude": by_magnitude(query_key_magnitude, _select_query_key),
+            },
+            select=_select_query_key,
+        ),
+        "value_output": SiteKind(
+            counts="width per head",
+            readers=("proj",),
+            variants={
+                "contraction": Variant(compute=_contract_value_output),
+                "magnitude": by_magnitude(value_output_magnitude, _select_value_output),
+            },
+            select=_select_value_output,
+        ),
+    },
+    resize=resize_attention,
+    fill=fill_attention,
+    cost=attention_cost,
+    timing=ATTENTION_TIMING,
+)

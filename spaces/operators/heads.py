@@ -1,16 +1,42 @@
-"""Rankings of whole attention heads: which of them a layer gives up first.
+"""Fewer attention heads: a ranking says which of them a layer gives up first, and the output projection makes up for them.
 
 Scores are larger for more important heads, and comparable within one layer only.
 """
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from spaces.branches import Branch, Trait
+from spaces.operators.attention import ATTENTION_TIMING, attention_cost, fill_attention, resize_attention
+from spaces.operators.base import NOTHING, Compute, FoundSites, OperatorSpec, SiteKind, Tensors, Variant, widths
+from spaces.operators.contraction import VALUE_OUTPUT_OBSTACLES, contraction_sites
 from spaces.operators.head_graph import graph_scores
-from spaces.operators.linalg import head_blocks, triangle
-from spaces.operators.neurons import DAMPING
+from spaces.operators.least_squares import prefix_factors
+from spaces.operators.linalg import DAMPING, head_blocks, triangle
+from spaces.operators.linears import linear_of
+from spaces.operators.metric import root_of, seen_through, spread_of
+from spaces.operators.selection import in_order
+from spaces.sites import Site, Skipped
+from spaces.statistics import Moments
 
-__all__ = ["elimination_scores", "energy_scores", "graph_scores", "magnitude_scores", "taylor_scores"]
+_OBSTACLES: dict[Trait, str] = {
+    **VALUE_OUTPUT_OBSTACLES,
+    "shared keys": "several heads share their keys and values",
+    "rotary": "rotary positions may differ from head to head",
+}
+
+
+def _head_sites(branch: Branch, multiple: int) -> FoundSites:
+    """Whole heads, and the widths of those that stay."""
+    sites, reasons = contraction_sites(branch, multiple)
+    name = f"{branch.path}.heads"
+    obstacle = branch.obstacle(_OBSTACLES)
+    if obstacle:
+        return sites, [*reasons, Skipped(name=name, reason=obstacle)]
+    heads: int = branch.module.num_heads  # type: ignore[assignment]
+    return [Site(name=name, branch=branch.path, kind="heads", choices=widths(heads, 1)), *sites], reasons
 
 
 def energy_scores(weight: Tensor, covariance: Tensor, heads: int) -> Tensor:
@@ -70,3 +96,71 @@ def elimination_scores(weight: Tensor, covariance: Tensor, heads: int) -> Tensor
         inverse = inverse[~gone][:, ~gone] - inverse[~gone][:, gone] @ solved
         scores[alive.pop(cheapest)] = position
     return scores
+
+
+def _order_heads(score: Callable[[nn.Module, Site, Moments | None, torch.device], Tensor]) -> Compute:
+    """Factors of a ranking of heads: their order, and what is lost once the output projection makes up for the others."""
+
+    def compute(dense: nn.Module, site: Site, moments: Moments | None, device: torch.device) -> Tensors:
+        order = score(dense, site, moments, device).argsort(descending=True, stable=True).cpu()
+        if moments is None:
+            return {"order": order, "error": torch.arange(site.dense, -1, -1)}  # heads lost: no images, no better measure
+        weight, bias = linear_of(dense, f"{site.branch}.proj")
+        columns = torch.arange(weight.shape[1]).reshape(site.dense, -1)[order].flatten().to(device)
+        spread = spread_of(moments, bias).to(device)[columns][:, columns]
+        factors = prefix_factors(weight.to(device).double()[:, columns], spread, root_of(moments, device))
+        return {"order": order, "error": factors.error[:: weight.shape[1] // site.dense]}
+
+    return compute
+
+
+def _head_energy(dense: nn.Module, site: Site, moments: Moments | None, device: torch.device) -> Tensor:
+    weight, bias = linear_of(dense, f"{site.branch}.proj")
+    weight = seen_through(root_of(moments, device), weight.to(device).double())
+    return energy_scores(weight, spread_of(moments, bias).to(device), site.dense)
+
+
+def _head_elimination(dense: nn.Module, site: Site, moments: Moments | None, device: torch.device) -> Tensor:
+    weight, bias = linear_of(dense, f"{site.branch}.proj")
+    weight = seen_through(root_of(moments, device), weight.to(device).double())
+    return elimination_scores(weight, spread_of(moments, bias).to(device), site.dense)
+
+
+def _head_magnitude(dense: nn.Module, site: Site, moments: Moments | None, device: torch.device) -> Tensor:
+    qkv, _ = linear_of(dense, f"{site.branch}.qkv")
+    weight, _ = linear_of(dense, f"{site.branch}.proj")
+    return magnitude_scores(qkv, weight, site.dense)
+
+
+def _head_taylor(dense: nn.Module, site: Site, moments: Moments | None, device: torch.device) -> Tensor:
+    assert moments is not None and moments.saliency is not None
+    return taylor_scores(moments.saliency, site.dense)
+
+
+def _head_graph(dense: nn.Module, site: Site, moments: Moments | None, device: torch.device) -> Tensor:
+    assert moments is not None
+    return graph_scores(moments.second(), site.dense)
+
+
+HEADS = OperatorSpec(
+    name="heads",
+    sites=_head_sites,
+    kinds={
+        "heads": SiteKind(
+            counts="heads",
+            readers=("proj",),
+            variants={
+                "elimination": Variant(compute=_order_heads(_head_elimination)),
+                "energy": Variant(compute=_order_heads(_head_energy)),
+                "magnitude": Variant(compute=_order_heads(_head_magnitude), needs=NOTHING),
+                "taylor": Variant(compute=_order_heads(_head_taylor), needs=frozenset({"moments", "saliency"})),
+                "graph": Variant(compute=_order_heads(_head_graph)),
+            },
+            select=in_order,
+        ),
+    },
+    resize=resize_attention,
+    fill=fill_attention,
+    cost=attention_cost,
+    timing=ATTENTION_TIMING,
+)

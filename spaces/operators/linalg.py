@@ -1,4 +1,4 @@
-"""Square roots of covariance matrices that may be singular, and their blocks; shared by the closed-form operators."""
+"""Linear algebra that operators share: roots of covariance matrices that may be singular, their blocks, sums of tails."""
 
 import torch
 from torch import Tensor
@@ -6,6 +6,10 @@ from torch import Tensor
 # Directions whose variance is below this share of the largest are noise of the calibration sample: they are floored,
 # so that their inverse root stays bounded.
 FLOOR = 1e-7
+
+# Ridge added to the covariance, as a share of its mean variance: bounds the corrected weights where neurons are
+# nearly collinear on the calibration images.
+DAMPING = 1e-4
 
 
 def roots(covariance: Tensor, floor: float = FLOOR) -> tuple[Tensor, Tensor]:
@@ -53,3 +57,9 @@ def blended(metric: Tensor, share: float) -> Tensor:
     identity = torch.eye(metric.shape[0], dtype=metric.dtype, device=metric.device)
     scale = metric.diagonal().mean()
     return (1 - share) * metric + share * scale * identity if scale > 0 else identity
+
+
+def tail_sums(energy: Tensor) -> Tensor:
+    """Sum of what is left out after keeping the first r entries, r = 0..n. Shape [n] -> [n + 1]; the last is 0."""
+    tails = energy.flip(0).cumsum(0).flip(0)
+    return torch.cat([tails, tails.new_zeros(1)])

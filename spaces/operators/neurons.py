@@ -1,75 +1,82 @@
-"""Structured pruning with a closed-form correction: what the kept inputs of a linear layer can make up for.
+"""Fewer FFN neurons, in the order of an elimination, with the second linear solved anew by least squares.
 
-Removing inputs P of y = W x and refitting the weights of the kept inputs S by least squares gives
-W' = W C[:, S] C[S, S]^-1 and leaves the error tr(W_P (C_PP - C_PS C_SS^-1 C_SP) W_P^T), with C the inputs' covariance.
-With the inputs in a fixed order every size is a prefix, and one Cholesky factorisation C = L L^T serves all of them:
-W' = A[:, :s] L[:s, :s]^-1 with A = W L, and the error is the energy of the columns A[:, s:].
-What an error of the outputs costs, a metric M on them, changes the order and the error (W becomes M^1/2 W), not the refit.
 Source of the elimination order: Optimal Brain Surgeon (Hassibi & Stork 1993), applied to whole neurons.
 """
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor
+from timm.layers import GluMlp, SwiGLU
+from torch import Tensor, nn
 
-from spaces.operators.linalg import triangle
-from spaces.operators.low_rank import tail_sums
+from spaces.branches import Branch, Trait
+from spaces.modules import empty_linear, selected_linear
+from spaces.operators.base import Compute, Count, FoundSites, OperatorSpec, SiteKind, Sizes, Tensors, Variant, widths
+from spaces.operators.least_squares import prefix_factors, prefix_weight
+from spaces.operators.linalg import DAMPING, triangle
+from spaces.operators.linears import fill_linear, linear_of, rows_of, select_inputs, shifted
+from spaces.operators.metric import root_of, seen_through, spread_of
+from spaces.operators.selection import by_magnitude, uncorrected
+from spaces.sites import Site, Skipped
+from spaces.statistics import Moments
 
-# Ridge added to the covariance, as a share of its mean variance: bounds the corrected weights where neurons are
-# nearly collinear on the calibration images.
-DAMPING = 1e-4
-_BLOCK = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrefixFactors:
-    """What every prefix of a layer's ordered inputs needs.
-
-    Attributes:
-        projected: A = W L, [m, n].
-        triangle: lower Cholesky factor L of the covariance, [n, n].
-        error: expected squared output error, in the metric, of every size 0..n after the correction, [n + 1].
-    """
-
-    projected: Tensor
-    triangle: Tensor
-    error: Tensor
+_OBSTACLES: dict[Trait, str] = {"hidden norm": "a normalisation over the hidden width depends on every neuron"}
+_BLOCK = 32  # eliminations at a time
 
 
-def prefix_factors(weight: Tensor, covariance: Tensor, root: Tensor | None = None) -> PrefixFactors:
-    """Factors for a weight [m, n] whose inputs, of covariance [n, n], are already in order of importance.
-
-    Args:
-        weight: [m, n].
-        covariance: [n, n].
-        root: [m, m], square root of the outputs' metric; None for the Euclidean one.
-    """
-    factor = triangle(covariance, DAMPING)
-    projected = weight @ factor
-    energy = (projected if root is None else root @ projected).square().sum(0)
-    return PrefixFactors(projected=projected, triangle=factor, error=tail_sums(energy))
+def neuron_sites(branch: Branch, multiple: int) -> FoundSites:
+    """The hidden width."""
+    name = f"{branch.path}.hidden"
+    if obstacle := branch.obstacle(_OBSTACLES):
+        return [], [Skipped(name=name, reason=obstacle)]
+    fc2 = branch.module.fc2
+    if not isinstance(fc2, nn.Linear):
+        return [], [Skipped(name=name, reason=f"{type(fc2).__name__} in place of a linear layer")]
+    return [Site(name=name, branch=branch.path, kind="ffn_hidden", choices=widths(fc2.in_features, multiple))], []
 
 
-def prefix_weight(projected: Tensor, triangle: Tensor | None, size: int) -> Tensor:
-    """Corrected weight [m, size] of the first `size` inputs; without a triangle, plain columns."""
-    if triangle is None:
-        return projected[:, :size]
-    weight: Tensor = torch.linalg.solve_triangular(triangle[:size, :size], projected[:, :size], upper=False, left=False)
-    return weight
+def _entering(ffn: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    """Names and layers that lead into the hidden neurons: one, or two where a gate has its own."""
+    for name in ("fc1", "fc1_g", "fc1_x"):
+        linear = getattr(ffn, name, None)
+        if isinstance(linear, nn.Linear):
+            yield name, linear
 
 
-def subset_weight(projected: Tensor, triangle: Tensor | None, kept: Tensor) -> Tensor:
-    """Corrected weight [m, k] of any subset of the inputs, given by their indices [k] in the order of the factors.
+def resize_ffn(model: nn.Module, path: str, sizes: Sizes, moved: Sizes) -> None:
+    """Fewer neurons, or fewer inputs."""
+    ffn = model.get_submodule(path)
+    fc2 = ffn.get_submodule("fc2")
+    assert isinstance(fc2, nn.Linear)
+    width = sizes.get("hidden", fc2.in_features)
+    rows = 2 * width if isinstance(ffn, GluMlp) else width
+    for name, linear in _entering(ffn):
+        inputs = sizes.get("inputs", linear.in_features)
+        setattr(ffn, name, selected_linear(linear.in_features, inputs, rows, linear.bias is not None))
+    ffn.fc2 = empty_linear(width, fc2.out_features, bias=fc2.bias is not None)
 
-    Least squares on the rows L_S of the triangle: C_SS = L_S L_S^T and W C_{:,S} = A L_S^T. In float64, because the
-    product squares the triangle's condition number.
-    """
-    if triangle is None:
-        return projected[:, kept]
-    rows = triangle[kept].double()
-    weight: Tensor = torch.linalg.solve(rows @ rows.T, rows @ projected.double().T)
-    return weight.T.to(projected)
+
+def _order_neurons(order_of: Callable[[Tensor, Tensor], Tensor]) -> Compute:
+    """Factors of an order of FFN neurons, with the second linear corrected."""
+
+    def compute(dense: nn.Module, site: Site, moments: Moments | None, device: torch.device) -> Tensors:
+        weight, bias = linear_of(dense, f"{site.branch}.fc2")
+        weight, covariance = weight.to(device).double(), spread_of(moments, bias).to(device)
+        root = root_of(moments, device)
+        order = order_of(seen_through(root, weight), covariance)
+        factors = prefix_factors(weight[:, order], covariance[order][:, order], root)
+        assert moments is not None
+        return {
+            "order": order,
+            "projected": factors.projected,
+            "triangle": factors.triangle,
+            "error": factors.error,
+            "mean": moments.mean,
+        }
+
+    return compute
 
 
 def variance_order(weight: Tensor, covariance: Tensor) -> Tensor:
@@ -126,3 +133,89 @@ def _eliminate(weight: Tensor, inverse: Tensor, count: int) -> tuple[Tensor, Ten
         gone[j], steps[j], pivots[j], columns[j] = index, step, pivot, w
         diagonal[gone[: j + 1]] = 0.0
     return gone, inverse - steps.T @ (pivots.unsqueeze(1) * steps), weight - columns.T @ steps
+
+
+def neuron_magnitude(dense: nn.Module, site: Site) -> Tensor:
+    """Scores by weight norms: what comes in times what goes out. [neurons]"""
+    weight, _ = linear_of(dense, f"{site.branch}.fc2")
+    norms = [rows.square().sum(-1) for rows in _incoming(dense.get_submodule(site.branch))]
+    return torch.stack(norms).sum(0) * weight.square().sum(0)
+
+
+def _incoming(ffn: nn.Module) -> list[Tensor]:
+    """Weights into the hidden neurons of an FFN, [neurons, dim] each; two where the FFN is gated."""
+    weights = [linear.weight.detach() for _, linear in _entering(ffn)]
+    return list(weights[0].chunk(2)) if isinstance(ffn, GluMlp) else weights
+
+
+def _select_neurons(dense: nn.Module, site: Site, scores: Tensor) -> Tensors:
+    weight, _ = linear_of(dense, f"{site.branch}.fc2")
+    order = scores.argsort(descending=True, stable=True)
+    return uncorrected(weight.cpu()[:, order], scores[order]) | {"order": order}
+
+
+def fill_neurons(dense: nn.Module, model: nn.Module, branch: str, sizes: Sizes, factors: Mapping[str, Tensors]) -> None:
+    """The kept neurons in their order, and the second linear solved for them."""
+    ffn, second = model.get_submodule(branch), linear_of(dense, f"{branch}.fc2")
+    count = second[0].shape[1]
+    kept = factors["hidden"]["order"][: sizes["hidden"]].long() if "hidden" in sizes else torch.arange(count)
+    rows = torch.cat([kept, kept + count]) if isinstance(ffn, GluMlp) else kept
+    for name, first in _entering(ffn):
+        weight, bias = linear_of(dense, f"{branch}.{name}")
+        fill_linear(first, weight[rows][:, select_inputs(first, factors)], rows_of(bias, rows))
+    fill_linear(ffn.get_submodule("fc2"), *(_corrected(*second, kept, factors["hidden"]) if "hidden" in sizes else second))
+
+
+def _corrected(weight: Tensor, bias: Tensor | None, kept: Tensor, factors: Tensors) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the second linear, for the kept neurons."""
+    corrected = prefix_weight(factors["projected"], factors.get("triangle"), len(kept))
+    return corrected, shifted(bias, weight, factors["mean"], corrected, factors["mean"][kept])
+
+
+def ffn_cost(ffn: nn.Module, sites: Sequence[Site], tokens: int) -> Callable[[Sizes], Count]:
+    """MACs and parameters of an FFN as a function of the sizes of its sites."""
+    return partial(_count, ffn=_Shape.of(ffn), tokens=tokens)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    inputs: int
+    hidden: int
+    outputs: int
+    gates: int
+    bias: bool
+
+    @classmethod
+    def of(cls, ffn: nn.Module) -> "_Shape":
+        first = ffn.get_submodule("fc1_x" if isinstance(ffn, SwiGLU) else "fc1")
+        second = ffn.get_submodule("fc2")
+        assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
+        gates = 2 if isinstance(ffn, SwiGLU | GluMlp) else 1
+        return cls(first.in_features, second.in_features, second.out_features, gates, first.bias is not None)
+
+
+def _count(sizes: Sizes, ffn: _Shape, tokens: int) -> Count:
+    inputs, hidden = sizes.get("inputs", ffn.inputs), sizes.get("hidden", ffn.hidden)
+    weights = hidden * (ffn.gates * inputs + ffn.outputs)
+    return tokens * weights, weights + hidden * ffn.gates * ffn.bias
+
+
+NEURONS = OperatorSpec(
+    name="neurons",
+    sites=neuron_sites,
+    kinds={
+        "ffn_hidden": SiteKind(
+            counts="neurons",
+            readers=("fc2",),
+            variants={
+                "elimination": Variant(compute=_order_neurons(elimination_order)),
+                "variance": Variant(compute=_order_neurons(variance_order)),
+                "magnitude": by_magnitude(neuron_magnitude, _select_neurons),
+            },
+            select=_select_neurons,
+        ),
+    },
+    resize=resize_ffn,
+    fill=fill_neurons,
+    cost=ffn_cost,
+)

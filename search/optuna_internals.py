@@ -1,0 +1,51 @@
+"""Everything of Optuna that is used and is not public, with the reason. Try a newer Optuna against this file."""
+
+from typing import Any
+
+from optuna.distributions import BaseDistribution
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages._rdb import models  # its tables: queries within the transaction of an insertion need their classes
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+from sqlalchemy.orm import Session
+
+__all__ = ["GuardedStorage", "contains", "models", "note", "renumber", "trial_id"]
+
+
+def trial_id(trial: FrozenTrial) -> int:
+    """The id by which a storage knows a trial. Public are numbers alone, which several trials here share."""
+    return trial._trial_id
+
+
+def note(study: Study, trial: FrozenTrial, key: str, value: Any) -> None:
+    """Keep a sampler's note with a trial that it proposes for. What samplers are given has no public method for that."""
+    study._storage.set_trial_system_attr(trial._trial_id, key, value)
+
+
+def contains(distribution: BaseDistribution, internal: float) -> bool:
+    """Whether a value, as `to_internal_repr` gives it, is in a distribution. The public check comes with a whole trial."""
+    return distribution._contains(internal)
+
+
+def renumber(storage: BaseStorage, identity: int, number: int) -> None:
+    """Give a trial in memory another number. Optuna counts in the order of insertions, and lets nobody choose."""
+    storage.get_trial(identity).number = number  # an in-memory storage gives the trial itself, not a copy
+
+
+class GuardedStorage(RDBStorage):
+    """A database whose insertions of trials can be refused or found done already, in their own transaction.
+
+    Optuna calls no public method within it, and a check before it would come too early.
+    """
+
+    def inserting(self, study_id: int, trial: FrozenTrial | None, session: Session) -> models.TrialModel | None:
+        """Called before a trial is inserted, with the row of its study locked; may raise.
+
+        Returns:
+            The trial where it is there already, and is not to be inserted.
+        """
+        return None
+
+    def _get_prepared_new_trial(self, study_id: int, template_trial: FrozenTrial | None, session: Session) -> models.TrialModel:
+        found = self.inserting(study_id, template_trial, session)
+        return found or super()._get_prepared_new_trial(study_id, template_trial, session)

@@ -1,0 +1,70 @@
+"""What is used of Optuna's private parts still does what it is used for: a newer Optuna fails here first."""
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import InMemoryStorage
+from optuna.storages.journal._storage import JournalOperation
+from optuna.trial import create_trial
+
+from search.optuna_internals import GuardedStorage, contains, models, note, renumber, trial_id
+from search.study.replay import OPERATIONS
+from spaces.errors import RunError
+
+
+def test_a_trial_in_memory_gets_another_number() -> None:
+    storage = InMemoryStorage()
+    study = optuna.create_study(storage=storage)
+    study.add_trials([create_trial(value=0.5), create_trial(value=0.25)])
+    renumber(storage, trial_id(study.get_trials(deepcopy=False)[1]), 7)
+    assert [(trial.number, trial.value) for trial in study.trials] == [(0, 0.5), (7, 0.25)]
+
+
+def test_a_note_stays_with_its_trial() -> None:
+    study = optuna.create_study()
+    for _ in range(2):
+        study.ask()
+    note(study, study.get_trials(deepcopy=False)[1], "key", [1.5])
+    assert [trial.system_attrs for trial in study.trials] == [{}, {"key": [1.5]}]
+
+
+@pytest.mark.parametrize(
+    ("distribution", "inside", "outside"),
+    [
+        (FloatDistribution(0.5, 1.0), 0.5, 1.01),
+        (IntDistribution(8, 64, step=8), 24, 25),
+        (CategoricalDistribution(("a", "b")), 1, 2),
+    ],
+)
+def test_what_a_distribution_contains(distribution: BaseDistribution, inside: float, outside: float) -> None:
+    assert contains(distribution, inside)
+    assert not contains(distribution, outside)
+
+
+class Guarded(GuardedStorage):
+    """Refuses values of 0, and inserts nothing for those of 1 but gives the first trial."""
+
+    def inserting(self, study_id: int, trial: Any, session: Any) -> Any:
+        if trial.value == 0.0:
+            raise RunError("refused")
+        return session.query(models.TrialModel).first() if trial.value == 1.0 else None
+
+
+def test_an_insertion_is_guarded_in_its_transaction(tmp_path: Path) -> None:
+    storage = Guarded(f"sqlite:///{tmp_path}/studies.db")
+    study = optuna.create_study(storage=storage)
+    study.add_trial(create_trial(value=0.5))
+    study.add_trial(create_trial(value=1.0))
+    with pytest.raises(RunError, match="refused"):
+        study.add_trial(create_trial(value=0.0))
+    study.add_trial(create_trial(value=0.25))
+    assert [trial.value for trial in optuna.load_study(study_name=study.study_name, storage=storage).trials] == [0.5, 0.25]
+    storage.remove_session()
+    storage.engine.dispose()
+
+
+def test_the_operations_of_a_journal_have_the_numbers_that_are_read() -> None:
+    assert OPERATIONS == (JournalOperation.CREATE_STUDY, JournalOperation.SET_STUDY_USER_ATTR, JournalOperation.CREATE_TRIAL)
