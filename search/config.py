@@ -25,13 +25,15 @@ from objectives.objective import Objective
 from objectives.recipes.names import RECIPE_NAMES
 from objectives.training.config import FinetuneConfig
 from search.budgets.targets import Target, check_recipes, parse_target
+from search.layout import ANOTHER_RUN, RUN_FORMAT
 from search.masking import masked
 from search.paths import absolute
 from search.runners.resources import ONE_LAUNCH, MachineConfig
 from search.samplers.registry import ADDITIVE, SAMPLERS
 from search.values import mended
-from spaces.errors import ConfigError, explained, shown
+from spaces.errors import ConfigError, RunError, explained, shown
 from spaces.files import write_text
+from spaces.format_number import FORMAT, check_format
 from spaces.models.config import ModelConfig
 from spaces.sites import SpaceName
 
@@ -214,14 +216,19 @@ class SearchConfig:
         options = {name: value for name, value in absolute(self.flat()).items() if name not in ONE_LAUNCH}
         if options["storage"] is not None:
             options["storage"] = masked(options["storage"])
-        write_text(path, yaml.safe_dump(options, sort_keys=False, allow_unicode=True))
+        write_text(path, yaml.safe_dump({FORMAT: RUN_FORMAT, **options}, sort_keys=False, allow_unicode=True))
 
 
-def read_options(path: Path) -> dict[str, Any]:
+def read_options(path: Path, of_run: bool = False) -> dict[str, Any]:
     """Option name -> value of a YAML file.
+
+    Args:
+        path: of the file.
+        of_run: whether it is that of a run directory, which must have a format number; another file may have one.
 
     Raises:
         ConfigError: the file is missing or is no YAML mapping.
+        RunError: it has another format.
     """
     try:
         options = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -235,7 +242,9 @@ def read_options(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(options, dict):
         raise ConfigError(f"{path} must hold 'name: value' lines, got a {type(options).__name__}")
-    return options
+    if options and (of_run or FORMAT in options):
+        check_format(path, options, RUN_FORMAT, RunError, ANOTHER_RUN)
+    return {name: value for name, value in options.items() if name != FORMAT}
 
 
 def option_types() -> dict[str, Any]:

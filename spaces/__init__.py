@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from spaces.lazy import lazily
+from spaces.version import __version__
 
 if TYPE_CHECKING:
     from spaces.allocation import Allocation
@@ -21,6 +22,7 @@ __all__ = [
     "Site",
     "Skipped",
     "Space",
+    "__version__",
     "create_model",
     "describe",
     "load_compressed",

@@ -38,6 +38,7 @@ def made_up(count: int, costs: Sequence[str] = ("macs", "params"), seed: int = 0
     dense = {name: DENSE[name] for name in (*costs, "error")}
     facts = {
         "model": "deit_small",
+        "classes": None,
         "fingerprint": "made-up",
         "space": space.name,
         "spaces": {space.name: describe_space(space)},

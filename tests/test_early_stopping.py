@@ -62,7 +62,7 @@ def score(rung: float, error: float | None, macs: int = 100, params: int = 10) -
 def trial(number: int, *figures: Any, label: str | None = None) -> Trial:
     allocation = Allocation({"b.hidden": number + 1})
     proposal = Proposal(number=number, allocation=allocation, space="contract", seed=0, label=label)
-    return Trial(proposal=proposal, score=score(*figures) if figures else None, reason=None)
+    return Trial(proposal=proposal, score=score(*figures) if figures else None, reason=None, ended="2026-11-24T01:00:00+00:00")
 
 
 # From the rung to the end: -0.10, -0.12, -0.08, -0.11, -0.09; mean -0.10, variance 0.001 / 4.

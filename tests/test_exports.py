@@ -101,6 +101,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[Point]:
             "multiple": 1,
             "allocation": dict(point.allocation),
             "pretrained_cfg": evaluator.dense.preprocessing,
+            "pictures": evaluator.dense.data.reading.to_json(),
             "origin": point.origin(evaluator.dense.fingerprint),
             "training": None,
         })  # fmt: skip

@@ -107,13 +107,13 @@ def preprocessing_of(description: dict[str, Any]) -> Callable[[Image.Image], Ten
 
 
 def reading_of(description: dict[str, Any]) -> Reading:
-    """How picture files are read for the model; of a folder that does not say it, as its export did: Pillow's convert.
+    """How picture files are read for the model.
 
     Raises:
-        DataError: it takes no pictures of 1 or 3 channels.
+        DataError: it takes no pictures, having other than 1 or 3 channels.
     """
-    reading = reading_for(description["pretrained_cfg"]["input_size"][0], background="ignored")
-    return Reading.from_json(description["pictures"]) if "pictures" in description else reading
+    given = description["pictures"]
+    return Reading.from_json(given) if given is not None else reading_for(description["pretrained_cfg"]["input_size"][0])
 
 
 def _files(path: Path) -> tuple[list[Path], str]:

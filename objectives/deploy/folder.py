@@ -69,7 +69,7 @@ class Handover:
             RunError: a file does not load in a fresh process, or gives other outputs there.
         """
         stored = copy.deepcopy(self.model).cpu().eval().to(DTYPES[self.output.dtype])
-        told = {key: self.description[key] for key in ("label_names", "pictures") if key in self.description}
+        told = {key: self.description[key] for key in ("label_names", "pictures")}
         facts = {**self.description["pretrained_cfg"], **told}
         self.progress(_WRITING, 0, 1)
         write_formats(folder, stored, self.output.formats, facts)

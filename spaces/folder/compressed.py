@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from spaces.allocation import Allocation
 from spaces.errors import CheckpointError, CompressionError, printable, shown
 from spaces.files import write_json
-from spaces.folder.description import CONFIG, WEIGHTS, checked_file, fingerprint_of, read_description
+from spaces.folder.description import CONFIG, FOLDER_FORMAT, WEIGHTS, checked_file, fingerprint_of, read_description
+from spaces.format_number import FORMAT
 from spaces.models.create import input_size, instantiate
 from spaces.tensors import save_tensors
 from spaces.vit import describe, resize
@@ -30,12 +31,13 @@ def save_compressed(folder: Path, model: nn.Module, description: dict[str, Any])
         folder: where config.json and model.safetensors go.
         model: a model of `Factors.build`, fine-tuned or not; its parameters are float32, bfloat16 or float16.
         description: architecture (timm name), model_args, num_classes, space, multiple, allocation (site -> size),
-            pretrained_cfg (the preprocessing) and label_names (of the classes, or None); JSON values.
+            pretrained_cfg (the preprocessing), label_names (of the classes, or None) and pictures (how picture files become
+            images, or None for a model of other than 1 or 3 channels); JSON values.
     """
     save_tensors(folder / WEIGHTS, model.state_dict(), {"format": "pt"})
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     files = {path.name: fingerprint_of(path) for path in sorted(folder.glob("model.*"))}
-    write_json(folder / CONFIG, {**description, "dtype": dtype, "files": files})
+    write_json(folder / CONFIG, {FORMAT: FOLDER_FORMAT, **description, "dtype": dtype, "files": files})
     read_description(folder)  # what cannot be read back must not be left
 
 
