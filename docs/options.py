@@ -11,8 +11,8 @@ _INTRODUCTION = """# Options
 
 Every option of every command, as `--help` prints them. `python docs/options.py` writes this page.
 
-Options of `launch` can also be given in a YAML file (`launch --config FILE`) or in Python (`SearchConfig`), by the same names with `_` in place of
-`-`. Flags win over the file. `--no-NAME` switches a yes/no option off.
+Options of `launch` can also be given in a YAML file (`launch --config FILE`) or in Python (`SearchConfig`). There their names have
+`_` in place of `-`. Flags win over the file. `--no-NAME` switches a yes/no option off.
 """
 
 
@@ -33,7 +33,7 @@ def _section(name: str, parser: argparse.ArgumentParser, known: set[str]) -> str
         rows = {_name(action): _row(action) for action in group._group_actions if action.dest != "help"}
         shared += [option for option, row in rows.items() if row in known]
         fresh = [row for row in rows.values() if row not in known]
-        known.update(fresh)
+        known.update(row for row in fresh if row.startswith("| `-"))
         if fresh:
             title = (group.title or "").replace("positional ", "")
             own.append("\n".join([f"| {title} | meaning |", "|---|---|", *fresh, ""]))
