@@ -11,8 +11,8 @@ _INTRODUCTION = """# Options
 
 Every option of every command, as `--help` prints them. `python docs/options.py` writes this page.
 
-Options of `launch` can also be given in a YAML file (`launch --config FILE`) or in Python (`SearchConfig`). There their names have
-`_` in place of `-`. Flags win over the file. `--no-NAME` switches a yes/no option off.
+Options of `launch` can also be given in a YAML file (`launch --config FILE`) or in Python (`SearchConfig`), with names that
+have `_` in place of `-`. Flags win over the file. `--no-NAME` switches a yes/no option off.
 """
 
 
