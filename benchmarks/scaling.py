@@ -41,18 +41,18 @@ from search.budgets.knapsack import Knapsack
 from search.budgets.parametrisation import Budgets, Multipliers
 from search.config import SearchConfig
 from search.driver import demo
+from search.driver.launch import launch
 from search.driver.loop import Loop
-from search.driver.publisher import Views
-from search.driver.session import launch
+from search.driver.observer import Observer, Observers
+from search.driver.publisher import Publisher
 from search.layout import WEIGHTS
 from search.pareto import hypervolume
 from search.run.tables import describe_space
 from search.runners.base import Listener, Runner
-from search.runners.job import Job, Outcome, Screened
 from search.runners.resources import MachineConfig
 from search.study.study import Study
 from search.terminal.display import Display
-from search.trial import Proposal, Screening, Trial
+from search.trial import Job, Outcome, Proposal, Screened, Screening, Trial
 from spaces.allocation import Allocation
 from spaces.models.create import ModelConfig
 
@@ -80,8 +80,8 @@ class Watched(Study):
     def choose(self, number: int, divergences: Sequence[float]) -> Proposal | Screening | None:
         return self.timed("choose", super().choose, number, divergences)  # type: ignore[no-any-return]
 
-    def tell(self, *given: Any) -> Trial:
-        return self.timed("tell", super().tell, *given)  # type: ignore[no-any-return]
+    def tell(self, outcome: Outcome) -> Trial:
+        return self.timed("tell", super().tell, outcome)  # type: ignore[no-any-return]
 
 
 class Spans:
@@ -170,15 +170,15 @@ def views(arguments: argparse.Namespace) -> None:
     print("| trials | on the front | tables and weights, ms | report, ms |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         study = study_of(Path(folder), sleep.surrogate, "random")
-        shown = Views(study, (), facts_of(sleep.surrogate), None)
+        shown = Publisher(study, (), facts_of(sleep.surrogate), None)
         for trials in (100, 300, 1000, 3000):
             while len(study.trials) < trials:
                 tell_next(study, sleep, shown)
-            shown.update(at_once=True)
+            shown.update()
             times: dict[str, list[float]] = defaultdict(list)
             for _ in range(9):
                 tell_next(study, sleep, shown)
-                study.timed("tables", shown.update, True)
+                study.timed("tables", shown.update)
                 study.timed("report", shown.write_report)
                 for name in ("tables", "report"):
                     times[name].append(study.times[name][-1])
@@ -186,14 +186,14 @@ def views(arguments: argparse.Namespace) -> None:
             print(f"| {trials} | {len(shown.summary['front'])} | {tables:.0f} | {report:.0f} |", flush=True)
 
 
-def tell_next(study: Watched, sleep: Sleep, shown: Views) -> None:
+def tell_next(study: Watched, sleep: Sleep, shown: Publisher) -> None:
     """One trial, with an empty file of weights."""
     job = study.ask()
     assert isinstance(job, Proposal)
     outcome = sleep.result(job)
     assert isinstance(outcome, Outcome)
     (study.folder(job.number) / WEIGHTS).touch()
-    shown.ended(study.tell(job.number, outcome.score))
+    shown.ended(study.tell(outcome))
 
 
 class Starts(Display):
@@ -256,19 +256,26 @@ def search(runner: Any, trials: int, url: str | None) -> Watched:
         for load in np.linspace(LEAST, 1.0, STARTS):  # the warm start
             parameters = study.parametrisation.encode(0, float(load))
             study.enqueue(f"start {load:.2f}", study.parametrisation.decode(parameters), parameters)
-        shown = Views(study, (), facts_of(surrogate), None)
+        shown = Timed(study, (), facts_of(surrogate), None, at_once=runner.workers == 1)
         shown.write_tables()
-
-        def show() -> None:
-            study.timed("views", shown.update, runner.workers == 1)
-
-        def ignore(given: Any) -> None:
-            pass
-
-        loop = Loop(study, runner, trials, lambda: False, ignore, shown.ended, print, show)
+        loop = Loop(study, runner, trials, lambda: False, Observers([shown, Prints()]))
         study.timed("loop", loop.run)
         study.close()
     return study
+
+
+class Timed(Publisher):
+    """Has its study note how long the writing of tables took."""
+
+    def waiting(self) -> None:
+        self._study.timed("views", super().waiting)  # type: ignore[attr-defined]
+
+
+class Prints(Observer):
+    """Prints what a person should know."""
+
+    def notice(self, text: str) -> None:
+        print(text)
 
 
 def study_of(folder: Path, surrogate: Surrogate, sampler: str, url: str | None = None) -> Watched:

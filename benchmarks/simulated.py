@@ -14,9 +14,9 @@ from surrogate import Surrogate
 from objectives.forecast import Forecast
 from objectives.runtime.progress import Step
 from objectives.score import Score
-from search.runners.job import Job, Need, Outcome, Screened
+from search.runners.job import Need
 from search.runners.worker import Ready
-from search.trial import Screening
+from search.trial import Job, Outcome, Screened, Screening
 from spaces.allocation import Allocation
 
 Span = tuple[float, float, bool]  # when a job began and ended, by the monotonic clock, and whether it was a trial

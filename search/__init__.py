@@ -2,7 +2,7 @@
 
 from search.config import SearchConfig
 from search.deploy.session import export
-from search.driver.session import launch
+from search.driver.launch import launch
 from search.fidelity.audit import audit
 from search.run.run import Run, open_run
 

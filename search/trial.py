@@ -1,4 +1,4 @@
-"""A trial: what was proposed, and how it ended."""
+"""A trial: what is proposed, how a job of it ended, and what is recorded of it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -9,9 +9,7 @@ from objectives.score import Score
 from spaces.allocation import Allocation
 
 SCREENED = "additive:screened"  # attribute of a trial: parameters and divergence of the candidates that it was chosen from
-
-
-DENSE = "dense"
+DENSE = "dense"  # label of the reference: the dense model given the same fine-tune
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +64,38 @@ class Screening:
 
     number: int
     candidates: tuple[Allocation, ...]
+
+
+Job = Proposal | Screening
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a trial ended.
+
+    Attributes:
+        number: of the trial.
+        score: its figures; None where it failed.
+        reason: why it failed or was stopped.
+        allocation: what a recipe made.
+        starved: it ran out of memory, also with its batches in parts. What its worker holds is better given back.
+        lost: it did not fail itself: its worker ended, or was ended because it hung. The same job may succeed elsewhere.
+    """
+
+    number: int
+    score: Score | None
+    reason: str | None = None
+    allocation: Allocation | None = None
+    starved: bool = False
+    lost: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Screened:
+    """Divergences of the candidates of a trial to be, in nats; NaN where it could not be measured."""
+
+    number: int
+    divergences: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

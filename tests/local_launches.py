@@ -7,7 +7,8 @@ import torch
 
 from objectives.runtime.progress import Step
 from search import SearchConfig
-from search.driver.forecast import Outlook
+from search.driver.observer import Observer
+from search.driver.outlook import Outlook
 from search.trial import Proposal, Trial
 from spaces.files import save_tensors
 from spaces.models.create import ModelConfig, create_model
@@ -33,8 +34,8 @@ OPTIONS: dict[str, Any] = {
 TIMES = ["seconds", "ended"]  # columns of trials.csv that two searches differ in
 
 
-class Silent:
-    """A reporter that keeps what it was told, and stops the search where it is asked to."""
+class Silent(Observer):
+    """Keeps what it was told, and stops the search where it is asked to."""
 
     def __init__(self, stop_at: int | None = None) -> None:
         self.stop_at, self.trials, self.steps = stop_at, list[Trial](), 0

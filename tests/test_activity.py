@@ -11,9 +11,10 @@ from local_launches import Silent, config_of
 
 from objectives.runtime.progress import Step
 from search import launch, open_run
+from search.driver.activity import Activity
 from search.layout import RUNNING
-from search.run.activity import Running, running_of
-from search.trial import Proposal
+from search.run.activity import running_of
+from search.trial import Proposal, Trial
 
 
 def proposal(number: int) -> Proposal:
@@ -22,38 +23,38 @@ def proposal(number: int) -> Proposal:
 
 def test_a_trial_is_followed_from_its_start_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 100, 2))  # every look at it is two seconds later
-    monkeypatch.setattr("search.run.activity.time.monotonic", lambda: next(clock))
-    running = Running(tmp_path, steps=100)
-    running.started(proposal(7))
-    running.step(7, Step(step=12, loss=0.5, lr=1e-3))
+    monkeypatch.setattr("search.driver.activity.time.monotonic", lambda: next(clock))
+    activity = Activity(tmp_path, steps=100)
+    activity.started(proposal(7))
+    activity.step(7, Step(step=12, loss=0.5, lr=1e-3))
     (trial,) = running_of(tmp_path)
     assert {key: trial[key] for key in ("number", "label", "step", "steps", "rung", "error")} == {
         "number": 7, "label": "uniform", "step": 12, "steps": 100, "rung": None, "error": None,
     }  # fmt: skip
-    running.rung(7, 25, 0.4)
+    activity.rung(7, 25, 0.4)
     (trial,) = running_of(tmp_path)
     assert (trial["step"], trial["rung"], trial["error"]) == (25, 25, 0.4)
-    running.ended(7)
+    activity.ended(Trial(proposal=proposal(7), score=None, reason="lost"))
     assert running_of(tmp_path) == []
-    running.close()
+    activity.closed()
     assert not (tmp_path / RUNNING).exists()
 
 
 def test_it_is_written_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [10.0]
-    monkeypatch.setattr("search.run.activity.time.monotonic", lambda: now[0])
-    running = Running(tmp_path, steps=100)
-    running.started(proposal(0))
-    running.step(0, Step(step=1, loss=0.5, lr=1e-3))
+    monkeypatch.setattr("search.driver.activity.time.monotonic", lambda: now[0])
+    activity = Activity(tmp_path, steps=100)
+    activity.started(proposal(0))
+    activity.step(0, Step(step=1, loss=0.5, lr=1e-3))
     assert running_of(tmp_path)[0]["step"] == 0
     now[0] += 1.0
-    running.update()
+    activity.waiting()
     assert running_of(tmp_path)[0]["step"] == 1
 
 
 @pytest.mark.parametrize("host", ["here", "elsewhere"])
 def test_what_a_killed_launch_left_does_not_count(tmp_path: Path, host: str) -> None:
-    Running(tmp_path, steps=100).started(proposal(0))
+    Activity(tmp_path, steps=100).started(proposal(0))
     path = tmp_path / RUNNING
     entry = json.loads(path.read_text())
     assert len(running_of(tmp_path)) == 1
@@ -74,10 +75,10 @@ def test_nonsense_is_nothing(tmp_path: Path, text: str) -> None:
 
 
 def test_a_folder_that_is_gone_is_no_reason_to_stop(tmp_path: Path) -> None:
-    running = Running(tmp_path / "gone", steps=100)
+    activity = Activity(tmp_path / "gone", steps=100)
     (tmp_path / "gone").write_text("a file")
-    running.started(proposal(0))
-    running.close()
+    activity.started(proposal(0))
+    activity.closed()
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ from search.run.run import Run
 from search.run.weights import read_weights
 from search.study.study import Study
 from search.terminal.tables import fronts
+from search.trial import Outcome
 from spaces.errors import CheckpointError, CompressionError, RunError
 from spaces.factors import Factors
 from spaces.models.create import create_model
@@ -118,7 +119,8 @@ def told(directory: Path, url: str | None = None) -> Study:
     while len(study.trials) < 8:
         proposal = asked(study)
         assert proposal.allocation is not None
-        study.tell(proposal.number, None if proposal.number == 3 else score_of(proposal.allocation))
+        score = None if proposal.number == 3 else score_of(proposal.allocation)
+        study.tell(Outcome(number=proposal.number, score=score))
     return study
 
 

@@ -31,7 +31,7 @@ from sqlalchemy.exc import OperationalError
 
 from search.study.database import close, masked
 from search.study.study import Study
-from search.trial import Proposal
+from search.trial import Outcome, Proposal
 from spaces.errors import RunError
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -97,12 +97,14 @@ def told(study: Study, proposal: Proposal | None) -> None:
     assert proposal is not None and proposal.allocation is not None
     score = score_of(proposal.allocation)
     if proposal.number % 4 == 1:
-        study.tell(proposal.number, None, "RuntimeError: 'Ärger' \N{PILE OF POO} \\ \"%s\"\x00")
+        reason = "RuntimeError: 'Ärger' \N{PILE OF POO} \\ \"%s\"\x00"
+        study.tell(Outcome(number=proposal.number, score=None, reason=reason))
     elif proposal.number % 4 == 2:
         stopped = replace(score, error=None, kl=None, steps=3, rungs={1: 0.1 + 0.2, 3: 1 / 3})
-        study.tell(proposal.number, stopped, "dominated by trial 0")
+        study.tell(Outcome(number=proposal.number, score=stopped, reason="dominated by trial 0"))
     else:
-        study.tell(proposal.number, replace(score, kl=math.nan, error_before=math.inf, rungs={1: 1e-300}))
+        odd = replace(score, kl=math.nan, error_before=math.inf, rungs={1: 1e-300})
+        study.tell(Outcome(number=proposal.number, score=odd))
 
 
 def run(study: Study, trials: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from objectives.score import Score
-from search.driver.forecast import Outlook
+from search.driver.outlook import Outlook
 from search.terminal.display import Display
 from search.terminal.tables import front_table
 from search.trial import Proposal, Trial

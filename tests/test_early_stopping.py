@@ -35,7 +35,7 @@ from search.runners import job
 from search.study.early_stopping import dominating, margin, reason_to_stop
 from search.terminal.display import Display
 from search.terminal.parser import build_parser, given_options
-from search.trial import Proposal, Trial
+from search.trial import Outcome, Proposal, Trial
 from spaces.allocation import Allocation
 from spaces.errors import ConfigError, RunError
 from spaces.files import save_tensors
@@ -273,13 +273,13 @@ def test_a_pass_draws_no_random_number(monkeypatch: pytest.MonkeyPatch) -> None:
 def stop(study: Any) -> Trial:
     proposal = study.ask()
     unfinished = replace(score_of(proposal.allocation), error=None, kl=None, steps=3, rungs={1: 0.75, 3: 0.5})
-    return study.tell(proposal.number, unfinished, reason="dominated by trial 0")
+    return study.tell(Outcome(number=proposal.number, score=unfinished, reason="dominated by trial 0"))
 
 
 def test_a_stopped_trial_is_kept_and_told_to_the_sampler(tmp_path: Path) -> None:
     study = open_study(tmp_path)
     first = study.ask()
-    study.tell(first.number, replace(score_of(first.allocation), rungs={1: 0.5, 3: 0.25}))
+    study.tell(Outcome(number=first.number, score=replace(score_of(first.allocation), rungs={1: 0.5, 3: 0.25})))
     stopped = stop(study)
     assert (stopped.state, stopped.reason) == ("PRUNED", "dominated by trial 0")
     assert [frozen.state.name for frozen in study._memory.get_trials()] == ["COMPLETE", "PRUNED"]
@@ -299,7 +299,7 @@ def test_resumed_after_stopped_trials_proposes_as_uninterrupted(tmp_path: Path, 
                 stop(study)
             else:
                 proposal = study.ask()
-                study.tell(proposal.number, score_of(proposal.allocation))
+                study.tell(Outcome(number=proposal.number, score=score_of(proposal.allocation)))
         return [entry.proposal.allocation for entry in study.trials]
 
     whole = go_on(open_study(tmp_path / "whole", sampler=sampler), 20)

@@ -5,8 +5,7 @@ from local_searches import scored
 
 from objectives.score import Score
 from search.driver.failure_policy import Faults, cause_of
-from search.runners.job import Outcome
-from search.trial import Proposal, Trial
+from search.trial import Outcome, Proposal, Trial
 from spaces.allocation import Allocation
 from spaces.errors import RunError
 

@@ -12,10 +12,9 @@ from local_patience import poll
 from objectives.evaluator import Evaluator
 from search.layout import WEIGHTS
 from search.runners.base import Listener
-from search.runners.job import Outcome, Screened
 from search.runners.ray_actors import RayRunner
 from search.runners.resources import MachineConfig
-from search.trial import Proposal, Screening
+from search.trial import Outcome, Proposal, Screened, Screening
 from spaces.allocation import Allocation
 
 pytestmark = pytest.mark.slow

@@ -17,11 +17,10 @@ from objectives.latency.table import LATENCY, LatencyTable
 from search import launch
 from search.run.run import Run
 from search.runners.base import Listener
-from search.runners.job import Outcome
 from search.runners.ray_actors import RayRunner
 from search.terminal.display import Display
 from search.terminal.tables import front_table
-from search.trial import Proposal
+from search.trial import Outcome, Proposal
 from spaces.errors import RunError, TargetError
 from spaces.models.create import create_model
 from spaces.vit import describe

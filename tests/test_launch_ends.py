@@ -34,7 +34,9 @@ class Hourly(Silent):
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
         self.now = 0.0
-        monkeypatch.setattr(sys.modules["search.driver.session"], "time", SimpleNamespace(monotonic=lambda: self.now))
+        clock = SimpleNamespace(monotonic=lambda: self.now)
+        for module in ("launch", "deadline"):
+            monkeypatch.setattr(sys.modules[f"search.driver.{module}"], "time", clock)
 
     def started(self, proposal: Proposal) -> None:
         super().started(proposal)

@@ -11,10 +11,11 @@ from local_searches import opened, scored, searched, space_of
 from objectives.forecast import Forecast
 from search.budgets.parametrisation import Multipliers
 from search.driver.loop import Loop
-from search.runners.job import Job, Need, Outcome, Screened
+from search.driver.observer import Observer
+from search.runners.job import Need
 from search.samplers.additive import FEWEST
 from search.study.study import Study
-from search.trial import Proposal, Screening, Trial
+from search.trial import Job, Outcome, Proposal, Screened, Screening, Trial
 from spaces.allocation import Allocation
 from spaces.errors import RunError
 
@@ -91,10 +92,21 @@ class Search:
         self.notices: list[str] = []
 
     def run(self, runner: Scripted, wanted: int, stopping: Callable[[], bool] = lambda: False) -> None:
-        def started(proposal: Proposal) -> None:
-            self.started.append(proposal.number)
+        Loop(self.study, runner, wanted, stopping, Noted(self)).run()
 
-        Loop(self.study, runner, wanted, stopping, started, self.ended.append, self.notices.append).run()
+
+class Noted(Observer):
+    def __init__(self, search: Search) -> None:
+        self._search = search
+
+    def started(self, proposal: Proposal) -> None:
+        self._search.started.append(proposal.number)
+
+    def ended(self, trial: Trial) -> None:
+        self._search.ended.append(trial)
+
+    def notice(self, text: str) -> None:
+        self._search.notices.append(text)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from objectives.score import Score
 from search.config import SearchConfig
-from search.driver.forecast import Outlook
+from search.driver.outlook import Outlook
 from search.driver.pace import ENVIRONMENT, Pace, expect
 from search.terminal.display import _forecast
 from search.trial import Proposal, Trial

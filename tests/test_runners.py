@@ -28,11 +28,11 @@ from search import launch
 from search.layout import METRICS, STDERR, WEIGHTS
 from search.runners.base import Listener, Runner
 from search.runners.in_process import InProcessRunner
-from search.runners.job import Job, Outcome, Screened, compute
+from search.runners.job import compute
 from search.runners.ray_actors import RayRunner
 from search.runners.resources import MachineConfig
 from search.runners.tune import TuneRunner
-from search.trial import Proposal, Screening
+from search.trial import Job, Outcome, Proposal, Screened, Screening
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError
 from spaces.models.create import create_model

@@ -11,12 +11,11 @@ import optuna
 import pytest
 from local_searches import asked, opened, score_of, searched, space_of
 
-from objectives.score import Score
 from search.budgets.parametrisation import Multipliers
 from search.run.directory import lock_run
 from search.samplers.registry import OPTUNA, SAMPLERS, create_sampler
 from search.study.study import Study
-from search.trial import Proposal
+from search.trial import Outcome, Proposal
 from spaces.allocation import Allocation
 from spaces.errors import ConfigError, RunError
 from spaces.sites import Operator, Site, Space
@@ -37,7 +36,7 @@ def run(study: Study, trials: int) -> None:
     while len(study.trials) < trials:
         proposal = study.ask()
         assert proposal is not None
-        study.tell(proposal.number, score_of(proposal.allocation))
+        study.tell(Outcome(number=proposal.number, score=score_of(proposal.allocation)))
 
 
 def history(study: Study) -> list[tuple[int, Allocation]]:
@@ -69,13 +68,16 @@ def test_resumed_proposes_what_an_uninterrupted_one_would(tmp_path: Path, sample
     assert history(open_study(tmp_path / "part", sampler=sampler)) == history(whole)
 
 
-def told(proposal: Proposal) -> tuple[Score | None, str | None]:
+def told(proposal: Proposal) -> Outcome:
     """A made-up result: every fifth trial fails, every seventh is stopped at a rung."""
     assert proposal.allocation is not None
     score = replace(score_of(proposal.allocation), kl_before=proposal.number / 10)
     if proposal.number % 5 == 4:
-        return None, "out of memory"
-    return (replace(score, error=None, kl=None, rungs={1: 0.5}), "dominated") if proposal.number % 7 == 6 else (score, None)
+        return Outcome(number=proposal.number, score=None, reason="out of memory")
+    if proposal.number % 7 == 6:
+        stopped = replace(score, error=None, kl=None, rungs={1: 0.5})
+        return Outcome(number=proposal.number, score=stopped, reason="dominated")
+    return Outcome(number=proposal.number, score=score)
 
 
 def started(directory: Path, **options: Any) -> Study:
@@ -104,7 +106,7 @@ def scheduled(directory: Path, schedule: int, kills: int, trials: int, **options
             flying[proposal.number] = proposal
         else:
             number = ends.choice(sorted(flying))
-            study.tell(number, *told(flying.pop(number)))
+            study.tell(told(flying.pop(number)))
         moment += 1
     study.close()
     return seen
@@ -136,7 +138,7 @@ def test_a_number_that_was_never_started_is_given_again(tmp_path: Path) -> None:
     first, lost, last = (study.ask() for _ in range(3))
     assert first is not None and lost is not None and last is not None
     for proposal in (first, last):
-        study.tell(proposal.number, score_of(proposal.allocation))
+        study.tell(Outcome(number=proposal.number, score=score_of(proposal.allocation)))
     study.close()
     (study.folder(lost.number) / "allocation.json").unlink()
     again = open_study(tmp_path, sampler="random")
@@ -179,7 +181,7 @@ def test_a_trial_that_was_running_is_run_again(tmp_path: Path) -> None:
     again = open_study(tmp_path)
     assert again.ask() == lost
     assert lost is not None
-    again.tell(lost.number, score_of(lost.allocation))
+    again.tell(Outcome(number=lost.number, score=score_of(lost.allocation)))
     assert [number for number, _ in history(again)] == [0, 1, 2, 3]
 
 
@@ -190,7 +192,7 @@ def test_several_trials_run_at_once_and_end_in_any_order(tmp_path: Path) -> None
     assert numbers == [0, 1, 2, 3]
     for proposal in reversed(proposals[1:]):
         assert proposal is not None
-        study.tell(proposal.number, score_of(proposal.allocation))
+        study.tell(Outcome(number=proposal.number, score=score_of(proposal.allocation)))
     study.close()
     again = open_study(tmp_path)
     assert again.ask() == proposals[0]
@@ -205,7 +207,7 @@ def test_a_score_that_is_not_finite_is_a_failure(tmp_path: Path, bad: float) -> 
     proposal = study.ask()
     assert proposal is not None
     score = score_of(proposal.allocation)
-    trial = study.tell(proposal.number, Score(**{**vars(score), "error": bad}))
+    trial = study.tell(Outcome(number=proposal.number, score=replace(score, error=bad)))
     assert trial.state == "FAIL"
     assert "not finite" in (trial.reason or "")
     run(study, 4)
@@ -254,7 +256,7 @@ def test_an_exhausted_space_ends_the_search(tmp_path: Path) -> None:
     study = open_study(tmp_path, parametrisation=searched(space, [{"macs": 500}], [1.0]))
     first = study.ask()
     assert first is not None
-    study.tell(first.number, score_of(first.allocation))
+    study.tell(Outcome(number=first.number, score=score_of(first.allocation)))
     assert study.ask() is None
 
 
@@ -282,7 +284,7 @@ import test_study as t
 study = t.open_study(Path({str(tmp_path)!r}))
 while True:
     proposal = study.ask()
-    study.tell(proposal.number, t.score_of(proposal.allocation))
+    study.tell(t.Outcome(number=proposal.number, score=t.score_of(proposal.allocation)))
     print(proposal.number, flush=True)
 """
     told = -1

@@ -10,7 +10,7 @@ from optuna.samplers import BaseSampler
 
 from search.samplers.additive import SCREENED
 from search.study.study import Study
-from search.trial import Proposal, Screening
+from search.trial import Outcome, Proposal, Screening
 from spaces.allocation import Allocation
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -50,9 +50,9 @@ def run(study: Study, problem: Problem, trials: int) -> None:
         proposal = proposed(study, problem)
         assert proposal is not None and proposal.allocation is not None
         if proposal.number == 9:
-            study.tell(proposal.number, None, "out of memory")
+            study.tell(Outcome(number=proposal.number, score=None, reason="out of memory"))
         else:
-            study.tell(proposal.number, problem.score(proposal.allocation))
+            study.tell(Outcome(number=proposal.number, score=problem.score(proposal.allocation)))
 
 
 def history(study: Study) -> list[tuple[int, Allocation | None]]:
@@ -110,7 +110,7 @@ def test_a_start_is_proposed_at_once(tmp_path: Path) -> None:
     for number in range(4):
         proposal = study.ask()
         assert isinstance(proposal, Proposal) and proposal.number == number
-        study.tell(number, problem.score(proposal.allocation))  # type: ignore[arg-type]
+        study.tell(Outcome(number=number, score=problem.score(proposal.allocation)))  # type: ignore[arg-type]
     assert isinstance(study.ask(), Screening)
 
 
@@ -160,7 +160,7 @@ def test_screenings_may_end_in_any_order(tmp_path: Path) -> None:
     assert [proposal.number for proposal in found] == [12, 11, 10, 9, 8]
     for proposal in found:
         assert proposal.allocation is not None
-        study.tell(proposal.number, problem.score(proposal.allocation))
+        study.tell(Outcome(number=proposal.number, score=problem.score(proposal.allocation)))
     assert len({allocation for _, allocation in history(study)}) == 13
 
 
@@ -234,7 +234,7 @@ def test_what_is_left_of_a_small_space_is_found_and_then_nothing(tmp_path: Path)
         elif entry is not None:
             assert entry.allocation is not None
             found.append(entry.allocation["b0.hidden"])
-            study.tell(entry.number, score_of(entry.allocation))
+            study.tell(Outcome(number=entry.number, score=score_of(entry.allocation)))
             waiting.append(study.ask())
     assert sorted(found) == [8, 16, 24, 32, 40, 48, 56, 64]
 

@@ -3,8 +3,7 @@
 import re
 from collections import Counter
 
-from search.runners.job import Outcome
-from search.trial import Trial
+from search.trial import Outcome, Trial
 from spaces.errors import RunError
 
 _RETRIES = 2

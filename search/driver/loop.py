@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 
 from search.driver.failure_policy import Faults
+from search.driver.observer import Observer
 from search.runners.base import Runner
-from search.runners.job import Job, Outcome, Screened
 from search.study.study import Study
-from search.trial import Proposal, Trial
+from search.trial import Job, Outcome, Proposal, Screened
 
 
 class Loop:
@@ -17,11 +17,7 @@ class Loop:
         runner: prepared.
         wanted: trials in the study when the loop ends, unless it is stopped or nothing new is left to propose.
         stopping: whether no further job should be begun.
-        started: called before a trial is run.
-        ended: called when the study has been told.
-        notice: told what a person should know.
-        filled: called when all workers were given work, before more is waited for: about once a second, where the runner
-            returns that often.
+        observer: told of trials that start and end, of jobs that are run again, and when the loop waits.
     """
 
     def __init__(
@@ -30,14 +26,10 @@ class Loop:
         runner: Runner,
         wanted: int,
         stopping: Callable[[], bool],
-        started: Callable[[Proposal], None],
-        ended: Callable[[Trial], None],
-        notice: Callable[[str], None],
-        filled: Callable[[], None] = lambda: None,
+        observer: Observer,
     ) -> None:
         self._study, self._runner, self._wanted = study, runner, wanted
-        self._stopping, self._started, self._ended = stopping, started, ended
-        self._notice, self._filled = notice, filled
+        self._stopping, self._observer = stopping, observer
         self._jobs: dict[int, Job] = {}
         self._waiting: list[Job] = []  # for a worker
         self._faults = Faults()
@@ -52,7 +44,7 @@ class Loop:
         """
         while True:
             self._fill()
-            self._filled()
+            self._observer.waiting()
             if not self._jobs and not self._wanting:
                 return
             ended = self._runner.wait()
@@ -82,18 +74,18 @@ class Loop:
         if job is not None:
             self._waiting.append(job)
         if isinstance(job, Proposal):
-            self._started(job)
+            self._observer.started(job)
 
     def _end(self, job: Job, ended: Outcome | Screened) -> None:
         if isinstance(ended, Screened):
             self._choose(ended.number, ended.divergences)
         elif self._faults.again(ended):
             what = "trial" if isinstance(job, Proposal) else "the screening for trial"
-            self._notice(f"{what} {ended.number} is run again: {ended.reason}")
+            self._observer.notice(f"{what} {ended.number} is run again: {ended.reason}")
             self._waiting.append(job)
         elif isinstance(job, Proposal):
-            trial = self._study.tell(ended.number, ended.score, ended.reason, ended.allocation)
-            self._ended(trial)
+            trial = self._study.tell(ended)
+            self._observer.ended(trial)
             self._faults.ended(trial)
         else:  # screening was lost every time: its candidates are chosen from as if they had not been measured
             self._choose(ended.number, [float("nan")] * len(job.candidates))

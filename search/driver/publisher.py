@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from search.budgets.targets import Target
+from search.driver.observer import Observer
 from search.report.write import render
 from search.run.run import Run
 from search.run.tables import sites_of, summarise, trial_table, write_tables
@@ -20,21 +21,32 @@ _SHARE = 0.1  # of the driver's time that tables may take
 _REPORT_SECONDS = 20.0
 
 
-class Views:
-    """The views of one study.
+class Publisher(Observer):
+    """Publishes one study.
 
     Args:
         study: to show.
         targets: of the run.
         facts: `summarise`'s.
         disk_limit: GB of weights that are kept.
+        observer: told of every trial that tables show for the first time.
+        at_once: whether tables are written after every trial, however much time that takes.
 
     Attributes:
         summary: the content of pareto.json when it was written last.
     """
 
-    def __init__(self, study: Study, targets: Sequence[Target], facts: dict[str, Any], disk_limit: float | None) -> None:
+    def __init__(
+        self,
+        study: Study,
+        targets: Sequence[Target],
+        facts: dict[str, Any],
+        disk_limit: float | None,
+        observer: Observer | None = None,
+        at_once: bool = False,
+    ) -> None:
         self.summary: dict[str, Any] = {}
+        self._observer, self._at_once = observer or Observer(), at_once
         self._study, self._targets, self._facts = study, targets, facts
         self._sites = sites_of(facts)
         self._bytes = None if disk_limit is None else disk_limit * 1e9
@@ -43,20 +55,22 @@ class Views:
         self._due = self._reported = 0.0
 
     def ended(self, trial: Trial) -> None:
-        """Take note that the study was told of a trial."""
         self._new.append(trial)
 
-    def update(self, at_once: bool) -> list[Trial]:
-        """Show the trials that have ended, unless tables were written so lately that it would take too much time.
+    def waiting(self) -> None:
+        """Show the trials that have ended, unless tables were written so lately that it would take too much time."""
+        if self._at_once or time.monotonic() >= self._due:
+            self.update()
 
-        Args:
-            at_once: whether to do it in any case.
+    def finish(self) -> None:
+        """Show all that ended, in the report too."""
+        self.update()
+        self.write_report()
 
-        Returns:
-            The trials that are shown for the first time.
-        """
-        if not self._new or (time.monotonic() < self._due and not at_once):
-            return []
+    def update(self) -> None:
+        """Show the trials that have ended, and tell of them."""
+        if not self._new:
+            return
         began = time.monotonic()
         shown, self._new = self._new, []
         self.write_tables()
@@ -65,7 +79,8 @@ class Views:
         self._due = now + (now - began) * (1 / _SHARE - 1)
         if now - self._reported > _REPORT_SECONDS:
             self.write_report()
-        return shown
+        for count, trial in enumerate(shown, start=len(self._study.trials) - len(shown) + 1):
+            self._observer.finished(trial, self.summary, count)
 
     def write(self) -> None:
         """Bring everything up to date with the journal: a launch that was killed may not have come to it."""

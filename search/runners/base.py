@@ -7,7 +7,8 @@ from typing import Protocol
 
 from objectives.forecast import Forecast
 from objectives.runtime.progress import Step
-from search.runners.job import AskRung, Job, Need, Outcome, Screened
+from search.runners.job import AskRung, Need
+from search.trial import Job, Outcome, Screened
 from spaces.allocation import Allocation
 
 

@@ -9,7 +9,8 @@ from objectives.forecast import Forecast, forecast
 from objectives.runtime.device import name_of
 from objectives.runtime.progress import Step
 from search.runners.base import Listener
-from search.runners.job import Job, Need, Outcome, Screened, compute, run_job
+from search.runners.job import Need, compute, run_job
+from search.trial import Job, Outcome, Screened
 from spaces.allocation import Allocation
 
 

@@ -4,7 +4,7 @@ import json
 import math
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Literal
 
@@ -14,7 +14,7 @@ from objectives.runtime.out_of_memory import is_out_of_memory
 from objectives.runtime.progress import Step
 from objectives.score import Score
 from search.layout import CHECKPOINT, METRICS, STDERR, WEIGHTS
-from search.trial import Proposal, Screening
+from search.trial import Job, Outcome, Proposal, Screened, Screening
 from spaces.allocation import Allocation
 from spaces.errors import CompressionError
 from spaces.files import cut_torn_line
@@ -23,39 +23,8 @@ from spaces.files import cut_torn_line
 Need = Literal["latency", "factors", "profile"]
 
 
-Job = Proposal | Screening
-
 # Asked at a rung, in the process that tells the study: proposal, optimiser step, error there -> why to stop, or None.
 AskRung = Callable[[Proposal, int, float], str | None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a trial ended.
-
-    Attributes:
-        number: of the trial.
-        score: its figures; None where it failed.
-        reason: why it failed or was stopped.
-        allocation: what a recipe made.
-        starved: it ran out of memory, also with its batches in parts. What its worker holds is better given back.
-        lost: it did not fail itself: its worker ended, or was ended because it hung. The same job may succeed elsewhere.
-    """
-
-    number: int
-    score: Score | None
-    reason: str | None = None
-    allocation: Allocation | None = None
-    starved: bool = False
-    lost: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Screened:
-    """Divergences of the candidates of a trial to be, in nats; NaN where it could not be measured."""
-
-    number: int
-    divergences: tuple[float, ...]
 
 
 def run_job(evaluator: Evaluator, job: Job, folder: Path, on_step: OnStep, ask_rung: AskRung) -> Outcome | Screened:
@@ -151,6 +120,18 @@ def _divergence(evaluator: Evaluator, allocation: Allocation) -> float:
         raise
     except Exception:
         return math.nan
+
+
+def needs_of(latency: bool, factors: bool, profile: bool) -> list[Need]:
+    """What is computed once per run.
+
+    Args:
+        latency: whether the search has it as a cost.
+        factors: whether allocations are built, and not recipes alone.
+        profile: whether sites are measured, where allocations are built.
+    """
+    wanted: dict[Need, bool] = {"latency": latency, "factors": factors, "profile": factors and profile}
+    return [need for need, is_wanted in wanted.items() if is_wanted]
 
 
 def compute(evaluator: Evaluator, needs: Sequence[Need], measured: Callable[[], None] = lambda: None) -> None:

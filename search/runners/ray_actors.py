@@ -17,11 +17,11 @@ from objectives.forecast import Forecast
 from objectives.objective import Objective
 from objectives.runtime.progress import Step
 from search.runners.base import Listener
-from search.runners.job import Job, Need, Outcome, Screened, keep_stderr
+from search.runners.job import Need, keep_stderr
 from search.runners.ray_cluster import Connection, Team, check_alive, first_sentence, last_lines
 from search.runners.resources import MachineConfig
 from search.runners.worker import AtRung, Measured, Ready, Stage, Worker
-from search.trial import Proposal
+from search.trial import Job, Outcome, Proposal, Screened
 from spaces.allocation import Allocation
 from spaces.errors import CompressionError, DivergedError, RunError
 

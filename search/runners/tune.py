@@ -27,13 +27,13 @@ from objectives.forecast import Forecast
 from objectives.objective import Objective
 from objectives.runtime.progress import Step
 from search.runners.base import Listener
-from search.runners.job import Job, Need, Outcome, Screened, keep_stderr, run_job
+from search.runners.job import Need, keep_stderr, run_job
 from search.runners.ray_cluster import Connection, check_alive, first_sentence, last_lines
 from search.runners.resources import MachineConfig, Plan
 from search.runners.tune_channel import Exchange
 from search.runners.tune_trainable import EVENT, Trainable
 from search.runners.worker import AtRung, Measured, Ready, Stage
-from search.trial import Proposal, Screening
+from search.trial import Job, Outcome, Proposal, Screened, Screening
 from spaces.allocation import Allocation
 from spaces.errors import CompressionError, RunError
 

@@ -13,9 +13,9 @@ from objectives.forecast import Forecast
 from objectives.objective import Objective
 from objectives.runtime.progress import Step
 from objectives.score import Score
-from search.runners.job import Need, Outcome
+from search.runners.job import Need
 from search.runners.worker import AtRung, Event, Worker
-from search.trial import Proposal
+from search.trial import Outcome, Proposal
 from spaces.allocation import Allocation
 from spaces.errors import CompressionError
 

@@ -22,8 +22,8 @@ from objectives.objective import Objective
 from objectives.runtime.device import name_of
 from objectives.runtime.distributed import join_group
 from objectives.runtime.progress import Step
-from search.runners.job import Job, Need, Outcome, Screened, compute, run_job
-from search.trial import Proposal
+from search.runners.job import Need, compute, run_job
+from search.trial import Job, Outcome, Proposal, Screened
 from spaces.allocation import Allocation
 from spaces.errors import RunError
 

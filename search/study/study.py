@@ -27,7 +27,7 @@ from search.samplers.registry import create_sampler
 from search.study.journal import Journal, thaw
 from search.study.ordered_storage import OrderedStorage
 from search.study.replay import check_allocation, check_parameters, check_result, read_begun
-from search.trial import SCREENED, Proposal, Screening, Trial
+from search.trial import SCREENED, Outcome, Proposal, Screening, Trial
 from spaces.allocation import Allocation
 from spaces.files import write_json
 
@@ -167,22 +167,19 @@ class Study:
         self._show(number, self._running_trial(proposal))
         return self._start(proposal)
 
-    def tell(self, number: int, score: Score | None, reason: str | None = None, allocation: Allocation | None = None) -> Trial:
-        """Record the score of a running trial, why it has none or was stopped, and the allocation that a recipe made."""
-        proposal = self._running.pop(number)
-        if allocation is not None:
-            proposal = replace(proposal, allocation=allocation)
-        values = None if score is None or score.error is None else self._values(score)
-        if values is not None and not all(map(math.isfinite, values)):
-            reason, score, values = f"the score is not finite: {values}", None, None
-        ended = datetime.now(UTC).isoformat(timespec="seconds")
-        trial = Trial(proposal=proposal, score=score, reason=None if values else reason or "no reason was given", ended=ended)
-        attributes: dict[str, Any] = {}
-        if proposal.parameters:
-            sampled = self._seen.get_trial_id_from_study_id_trial_number(self._memory._study_id, number)
-            self._seen.set_trial_user_attr(sampled, SCORE, None if score is None else asdict(score))
-            attributes = self._memory.tell(number, values, state=TrialState[trial.state]).system_attrs
-        self._journal.append(trial, values, self.parametrisation.distributions, attributes)
+    def tell(self, outcome: Outcome) -> Trial:
+        """Record how the job of a running trial ended.
+
+        Returns:
+            What is recorded: a trial whose objectives are not finite has failed.
+
+        Raises:
+            KeyError: no trial of this number runs.
+            RunError: it could not be recorded.
+        """
+        trial = self._trial_of(self._running.pop(outcome.number), outcome)
+        values = self._values(trial.score)
+        self._journal.append(trial, values, self.parametrisation.distributions, self._tell_sampler(trial, values))
         self.trials.append(trial)
         return trial
 
@@ -198,6 +195,24 @@ class Study:
     def folder(self, number: int) -> Path:
         """Where one trial keeps its files."""
         return self.directory / "trials" / f"{number:04d}"
+
+    def _trial_of(self, proposal: Proposal, outcome: Outcome) -> Trial:
+        score, reason, values = outcome.score, outcome.reason, self._values(outcome.score)
+        if values is not None and not all(map(math.isfinite, values)):
+            score, reason, values = None, f"the score is not finite: {values}", None
+        if outcome.allocation is not None:  # made by a recipe
+            proposal = replace(proposal, allocation=outcome.allocation)
+        ended = datetime.now(UTC).isoformat(timespec="seconds")
+        return Trial(proposal=proposal, score=score, reason=None if values else reason or "no reason was given", ended=ended)
+
+    def _tell_sampler(self, trial: Trial, values: list[float] | None) -> dict[str, Any]:
+        """Let the sampler see how a trial that it knows ended; returns what samplers have noted with it."""
+        number, score = trial.proposal.number, trial.score
+        if not trial.proposal.parameters:
+            return {}
+        sampled = self._seen.get_trial_id_from_study_id_trial_number(self._memory._study_id, number)
+        self._seen.set_trial_user_attr(sampled, SCORE, None if score is None else asdict(score))
+        return self._memory.tell(number, values, state=TrialState[trial.state]).system_attrs
 
     def _sought(self, number: int, first: int = 0) -> Proposal | Screening | None:
         """What the sampler has for a number, from this attempt on: a trial of a new allocation, or candidates of it."""
@@ -295,5 +310,8 @@ class Study:
         waiting = [proposal for proposal in found if proposal is not None and proposal.number not in told]
         return sorted(waiting, key=lambda proposal: proposal.number)
 
-    def _values(self, score: Score) -> list[float]:
+    def _values(self, score: Score | None) -> list[float] | None:
+        """Of the objectives; None where there is no final error."""
+        if score is None or score.error is None:
+            return None
         return [float(getattr(score, name)) for name in self.objectives]

@@ -15,7 +15,8 @@ from rich.text import Text
 from objectives.runtime.progress import Step
 from objectives.units import format_size
 from search.budgets.targets import names_of
-from search.driver.forecast import Outlook
+from search.driver.observer import Observer
+from search.driver.outlook import Outlook
 from search.terminal.lines import Lines
 from search.trial import Proposal, Trial
 from search.units import format_cost, format_count, format_duration, format_kept
@@ -35,8 +36,8 @@ _STAGES = {
 }
 
 
-class Display:
-    """Implements `search.driver.session.Reporter` with rich; a context manager, so that the terminal is always given back."""
+class Display(Observer):
+    """Shows a search with rich; a context manager, so that the terminal is always given back."""
 
     def __init__(self, console: Console) -> None:
         self.console = console

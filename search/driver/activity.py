@@ -1,0 +1,70 @@
+"""What a launch has running, kept in a file of the run directory: for whoever looks at the run from outside.
+
+Nothing is continued from it; where it cannot be written, the search goes on without. `search.run.activity` reads it.
+"""
+
+import os
+import socket
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from objectives.runtime.progress import Step
+from search.driver.observer import Observer
+from search.layout import RUNNING
+from search.trial import Proposal, Trial
+from spaces.files import write_json
+
+_EVERY = 1.0  # seconds between two writings
+
+
+class Activity(Observer):
+    """Writes down which trials run, at most once a second.
+
+    Args:
+        directory: of the run.
+        steps: of every fine-tune.
+    """
+
+    def __init__(self, directory: Path, steps: int) -> None:
+        self._path, self._steps = directory / RUNNING, steps
+        self._trials: dict[int, dict[str, Any]] = {}
+        self._changed, self._due = False, 0.0
+
+    def started(self, proposal: Proposal) -> None:
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        entry = {"number": proposal.number, "label": proposal.label, "space": proposal.space, "since": since}
+        self._trials[proposal.number] = {**entry, "step": 0, "steps": self._steps, "rung": None, "error": None}
+        self._change()
+
+    def step(self, number: int, step: Step) -> None:
+        if number in self._trials:
+            self._trials[number]["step"] = step.step
+            self._change()
+
+    def rung(self, number: int, step: int, error: float) -> None:
+        if number in self._trials:
+            self._trials[number].update(step=step, rung=step, error=error)
+            self._change()
+
+    def ended(self, trial: Trial) -> None:
+        self._trials.pop(trial.proposal.number, None)
+        self._change()
+
+    def waiting(self) -> None:
+        """Write what has changed, unless that was done within the last second."""
+        if self._changed and time.monotonic() >= self._due:
+            self._changed, self._due = False, time.monotonic() + _EVERY
+            trials = [self._trials[number] for number in sorted(self._trials)]
+            with suppress(OSError):
+                write_json(self._path, {"host": socket.gethostname(), "pid": os.getpid(), "trials": trials})
+
+    def closed(self) -> None:
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
+
+    def _change(self) -> None:
+        self._changed = True
+        self.waiting()
