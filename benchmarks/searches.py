@@ -37,11 +37,13 @@ from search.budgets.knapsack import Knapsack
 from search.budgets.parametrisation import Budgets, Parametrisation, parametrise
 from search.config import SearchConfig
 from search.driver import demo
+from search.driver.demo_options import OPTIONS
 from search.samplers import candidates as draw
 from search.samplers import error_posterior as posterior
 from search.samplers.additive import Screen
 from search.samplers.candidates import SCORE
-from search.samplers.registry import ADDITIVE, create_sampler
+from search.samplers.names import ADDITIVE
+from search.samplers.registry import create_sampler
 from spaces.allocation import Allocation
 from spaces.sites import Space
 
@@ -208,7 +210,7 @@ def problem_of(name: str, seed: int, arguments: argparse.Namespace) -> Problem:
     if name == "fmnist":
         options = {**fashion_mnist.OPTIONS, "search_size": 2000, "steps": 30, "space": "heads", "threads": arguments.threads}
         return Trained(SearchConfig.from_flat({**options, "checkpoint": arguments.checkpoint}), name)
-    options = {**demo.OPTIONS, "output": str(RUNS / name), "steps": 20, "space": "heads", "threads": arguments.threads}
+    options = {**OPTIONS, "output": str(RUNS / name), "steps": 20, "space": "heads", "threads": arguments.threads}
     return Trained(demo.with_dense_model(SearchConfig.from_flat(options), lambda what, done, total: None), name)
 
 

@@ -20,24 +20,25 @@ from objectives.latency.probe import measure_latency, share_of_latency
 from objectives.latency.table import LATENCY, LatencyTable
 from objectives.objective import Objective
 from objectives.pictures.check import CHECKED
+from objectives.profile import SIZES, Profile, profile_name
 from objectives.runtime.device import resolve_device
 from objectives.runtime.distributed import ALONE, Group
 from objectives.runtime.out_of_memory import within_memory
 from objectives.runtime.progress import Progress, Step, counted
 from objectives.runtime.seeding import seed_everything
 from objectives.score import Score
-from objectives.sensitivity import SIZES, Profile, divergence, measure_profile, profile_name
+from objectives.sensitivity import divergence, measure_profile
 from objectives.store import read_stored
 from objectives.training.checkpoint import Checkpoint, Passed
 from objectives.training.finetune import finetune
 from spaces.allocation import Allocation
 from spaces.errors import DataError, DivergedError
 from spaces.factors import Factors, fingerprint
-from spaces.files import save_tensors
 from spaces.models.create import create_model, input_size, preprocessing
 from spaces.operators.registry import Variants
 from spaces.sites import Space
 from spaces.statistics import has_classes, outputs_of
+from spaces.tensors import save_tensors
 from spaces.vit import describe
 
 OnStep = Callable[[Step], None]

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from objectives.data.splits import DataConfig
-from objectives.latency.table import LatencyConfig
-from objectives.training.finetune import FinetuneConfig
-from spaces.models.create import ModelConfig
-from spaces.vit import SpaceName
+from objectives.data.config import DataConfig
+from objectives.latency.config import LatencyConfig
+from objectives.training.config import FinetuneConfig
+from spaces.models.config import ModelConfig
+from spaces.sites import SpaceName
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,26 +17,26 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from objectives.data.splits import DataConfig
-from objectives.latency.table import LatencyConfig
+from objectives.data.config import DataConfig
+from objectives.latency.config import LatencyConfig
 from objectives.objective import Objective
-from objectives.recipes.registry import RECIPES
-from objectives.training.finetune import FinetuneConfig
-from search.budgets.parametrisation import Name
+from objectives.recipes.names import RECIPE_NAMES
+from objectives.training.config import FinetuneConfig
 from search.masking import masked
 from search.paths import absolute
 from search.runners.resources import ONE_LAUNCH, MachineConfig
-from search.samplers.registry import ADDITIVE, SAMPLERS
+from search.samplers.names import ADDITIVE, SAMPLERS
 from search.values import mended
 from spaces.errors import ConfigError, explained, shown
 from spaces.files import write_text
-from spaces.models.create import ModelConfig
-from spaces.vit import SpaceName
+from spaces.models.config import ModelConfig
+from spaces.sites import SpaceName
 
 # Trials that an order is judged by: two agree or do not.
 LEAST_AUDITED = 3
 
 
+Parametrised = Literal["multipliers", "sizes"]
 ObjectiveName = Literal["error", "flops", "params", "latency"]
 
 # Baselines that are points of the searched space; the others are recipes, which make models of their own.
@@ -83,7 +83,7 @@ class StudyConfig:
     objectives: tuple[ObjectiveName, ...] = ("error", "flops")
     trials: int = 50
     sampler: str = ADDITIVE
-    parametrisation: Name = "multipliers"
+    parametrisation: Parametrised = "multipliers"
     screening: bool = True
     measured_profile: bool = False
     baselines: tuple[str, ...] = ("uniform",)
@@ -113,8 +113,8 @@ class StudyConfig:
         if self.parametrisation == "sizes" and len(self.target) > 1:
             raise ConfigError(f"parametrisation sizes serves one target, got {', '.join(self.target)}: search them one by one")
         for name in self.recipes:
-            if name not in (*ALLOCATED, *RECIPES):
-                raise ConfigError(f"unknown recipe {name!r}: choose one of {', '.join((*ALLOCATED, *RECIPES))}")
+            if name not in (*ALLOCATED, *RECIPE_NAMES):
+                raise ConfigError(f"unknown recipe {name!r}: choose one of {', '.join((*ALLOCATED, *RECIPE_NAMES))}")
         if self.recipe is not None and not self.target:
             raise ConfigError(f"the recipe {self.recipe!r} needs a budget: --target flops=50%")
         if self.audit != 0 and self.audit < LEAST_AUDITED:

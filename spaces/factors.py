@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from spaces.allocation import Allocation
 from spaces.errors import CheckpointError
-from spaces.files import save_tensors
 from spaces.operators.filling import FILL
 from spaces.operators.registry import Variants, input_of, variant_of
 from spaces.operators.selection import Tensors, select
 from spaces.sites import Site, Space
 from spaces.statistics import collect
+from spaces.tensors import save_tensors
 from spaces.vit import resize
 
 _FORMAT = "2"

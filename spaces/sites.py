@@ -9,6 +9,9 @@ from typing import Literal
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError
 
+SpaceName = Literal["contract", "heads", "hybrid", "low-rank", "full"]
+
+
 Kind = Literal["query_key", "value_output", "heads", "ffn_hidden", "rank", "rows", "inputs"]
 
 # Keep ratios are swept on the log-odds scale; beyond ±40 every site is at an end of its range.

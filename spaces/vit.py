@@ -12,9 +12,7 @@ from torch import nn
 from spaces.allocation import Allocation
 from spaces.errors import ModelError
 from spaces.modules import ContractedAttention, LowRankLinear, LowRankSparseLinear, empty_linear, selected_linear
-from spaces.sites import Operator, Site, Skipped, Space
-
-SpaceName = Literal["contract", "heads", "hybrid", "low-rank", "full"]
+from spaces.sites import Operator, Site, Skipped, Space, SpaceName
 
 # Space -> rival operators of an attention and of an FFN branch. The last two only describe what trained recipes make.
 OPERATORS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

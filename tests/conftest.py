@@ -22,7 +22,7 @@ import run_search
 from objectives.evaluator import Evaluator
 from objectives.recipes.registry import open_workbench
 from objectives.recipes.workbench import Workbench
-from objectives.training.finetune import FinetuneConfig
+from objectives.training.config import FinetuneConfig
 from spaces.models.create import create_model
 
 # Files that take long and would come late: begun last, one of them would be waited for by the other worker.

@@ -12,7 +12,8 @@ from local_vits import KINDS, MakeVit, factors_of
 from torch import Tensor, nn
 
 from objectives.deploy.classify import preprocessing_of
-from objectives.deploy.formats import Format, write_formats
+from objectives.deploy.config import Format
+from objectives.deploy.formats import write_formats
 from objectives.pictures.digits import Digits
 from spaces import Allocation, save_compressed
 from spaces.folder.description import read_description

@@ -16,9 +16,10 @@ PACKAGES = ["spaces", "objectives", "search", "run_search"]
 FORBIDDEN = {"spaces": {"optuna", "ray", "pandas", "fvcore"}, "objectives": {"optuna", "ray", "pandas"}}
 # Rooms, and modules that stand beside them, of every package: each may import those before it.
 ROOMS = {
-    "spaces": "errors schema scratch files modules allocation sites statistics models operators vit factors folder",
-    "objectives": "units score runtime cost error latency pictures data training deploy objective sensitivity store evaluator "
-    "forecast recipes",
+    "spaces": "lazy errors schema scratch files tensors modules allocation sites statistics models operators vit factors "
+    "folder",
+    "objectives": "units score runtime cost error latency pictures data training deploy objective profile sensitivity "
+    "store evaluator forecast recipes",
     "search": "layout masking paths units values pareto trial budgets runners samplers config run report study browse fidelity "
     "deploy driver terminal",
 }

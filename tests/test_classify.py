@@ -20,7 +20,8 @@ from torch import Tensor
 
 import run_search
 from objectives.deploy.classify import Answer, Unread, classify
-from objectives.deploy.formats import Format, write_formats
+from objectives.deploy.config import Format
+from objectives.deploy.formats import write_formats
 from objectives.pictures.digits import Digits
 from spaces import load_compressed
 from spaces.errors import CheckpointError, DataError

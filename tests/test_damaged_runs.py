@@ -18,7 +18,7 @@ from local_searches import asked, opened, score_of, searched, space_of
 
 import run_search
 from objectives.error import Evaluation
-from objectives.sensitivity import Profile
+from objectives.profile import Profile
 from search import launch
 from search.browse.server import Shown
 from search.deploy.points import wishes

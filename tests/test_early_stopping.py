@@ -22,12 +22,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from objectives import evaluator as evaluator_module
+from objectives.data.config import DataConfig
 from objectives.data.loaders import Data
-from objectives.data.splits import DataConfig
 from objectives.evaluator import Evaluator
 from objectives.objective import Objective
 from objectives.score import Score
-from objectives.training.finetune import FinetuneConfig
+from objectives.training.config import FinetuneConfig
 from search import SearchConfig, export, launch
 from search.driver.demo import train_dense
 from search.run.run import Run
@@ -38,8 +38,8 @@ from search.terminal.parser import build_parser, given_options
 from search.trial import Outcome, Proposal, Trial
 from spaces.allocation import Allocation
 from spaces.errors import ConfigError, RunError
-from spaces.files import save_tensors
 from spaces.models.create import create_model, preprocessing
+from spaces.tensors import save_tensors
 
 # The decision, by hand
 

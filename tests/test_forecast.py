@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from objectives import forecast as forecast_module
 from objectives.evaluator import Evaluator
 from objectives.forecast import forecast
-from objectives.training.finetune import FinetuneConfig
+from objectives.training.config import FinetuneConfig
 from spaces.allocation import Allocation
 from spaces.models.create import create_model
 

@@ -15,7 +15,7 @@ from scipy.sparse import block_diag
 from torch import Tensor, nn
 
 from objectives.cost.closed_form import COSTS, Cost, CostModel, cost_model
-from objectives.sensitivity import Errors
+from objectives.profile import Errors
 from search.budgets.knapsack import Knapsack
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError

@@ -13,7 +13,8 @@ from local_searches import asked, opened, score_of, searched, space_of
 
 from search.budgets.parametrisation import Multipliers
 from search.run.directory import lock_run
-from search.samplers.registry import OPTUNA, SAMPLERS, create_sampler
+from search.samplers.names import SAMPLERS
+from search.samplers.registry import OPTUNA, create_sampler
 from search.study.study import Study
 from search.trial import Outcome, Proposal
 from spaces.allocation import Allocation

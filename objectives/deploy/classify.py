@@ -9,7 +9,8 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
-from objectives.deploy.formats import Format, Forward, open_format
+from objectives.deploy.config import Format
+from objectives.deploy.formats import Forward, open_format
 from objectives.pictures.reading import Reading, is_hidden, is_picture, reading_for
 from spaces.errors import CheckpointError, ConfigError, DataError, first_line, printable
 from spaces.folder.description import read_description

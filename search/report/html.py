@@ -15,8 +15,8 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from search.report.comparison import differences, run_names
-from search.report.heat_map import SHARES
 from search.report.page_data import Content
+from search.report.site_grid import SHARES
 from search.units import WORDS
 
 _TEMPLATES = Path(__file__).with_name("templates")

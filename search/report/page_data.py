@@ -6,13 +6,13 @@ from typing import Any
 
 import pandas as pd
 
-from objectives.sensitivity import Profile
+from objectives.profile import Profile
 from objectives.units import format_divergence
 from search.budgets.targets import names_of
 from search.report.audit_tables import audit_tables
 from search.report.front_plot import Row, costs_of, figure_of, is_finite, reference_of, split_trials
-from search.report.heat_map import SHARES, conditions, grid_of
 from search.report.history import progress_of
+from search.report.site_grid import SHARES, conditions, grid_of
 from search.run.edge import lower_edges
 from search.run.options import stored_options
 from search.run.run import Run

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from objectives.cost.closed_form import COSTS
-from objectives.sensitivity import Profile, profile_name
+from objectives.profile import Profile, profile_name
 from search.budgets.targets import Target, parse_targets
 from search.config import SearchConfig
 from search.layout import AUDIT, STDERR

@@ -11,6 +11,7 @@ from objectives.cost.closed_form import COSTS, Cost
 from search.budgets.targets import Target, budgets_of
 from search.layout import SUMMARY, TRIALS
 from search.pareto import best_under, front, hypervolume
+from search.run.places import no_run
 from search.run.schemas import FIGURES, HEAD, RUNG, check_summary, check_trials
 from search.trial import DENSE, Trial
 from spaces.errors import RunError, first_line
@@ -176,7 +177,7 @@ def read_tables(directory: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         trials = pd.read_csv(path, low_memory=False)
         check_trials(trials, summary, [site.name for site in sites_of(summary)])
     except FileNotFoundError as error:
-        raise RunError(f"no search in {directory} ({path.name} is missing): start one with launch --output") from error
+        raise no_run(directory, path.name) from error
     except (ValueError, OverflowError) as error:  # pandas' are ValueErrors too
         raise RunError(
             f"the tables of {directory} cannot be read ({path.name}: {first_line(error)}): launch the run again to write them "

@@ -8,9 +8,8 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler
 
 from search.budgets.parametrisation import Multipliers, Parametrisation
 from search.samplers.additive import AdditiveSampler, Screen
+from search.samplers.names import ADDITIVE, SAMPLERS
 from spaces.errors import ConfigError
-
-ADDITIVE = "additive"
 
 
 def _tpe(seed: int) -> BaseSampler:
@@ -29,7 +28,6 @@ OPTUNA: dict[str, Callable[[int], BaseSampler]] = {
     "gp": lambda seed: GPSampler(seed=seed),
     "random": lambda seed: RandomSampler(seed=seed),
 }
-SAMPLERS = (ADDITIVE, *OPTUNA)
 
 
 def create_sampler(name: str, seed: int, parametrisation: Parametrisation, screen: Screen | None = None) -> BaseSampler:

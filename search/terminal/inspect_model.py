@@ -12,11 +12,12 @@ from rich.table import Table
 from objectives.cost.check import check_count
 from objectives.cost.closed_form import CostModel, cost_model
 from objectives.evaluator import Evaluator
-from objectives.sensitivity import Profile
+from objectives.profile import Profile
 from search.budgets.targets import reach_of
 from search.config import SearchConfig
 from search.fidelity.judge import tell_found
-from search.report.heat_map import SHARES, conditions, format_error, heat_table, write_heat_maps
+from search.report.heat_map import heat_table, write_heat_maps
+from search.report.site_grid import SHARES, conditions, format_error
 from search.run.continuation import check_same_model
 from search.run.directory import default_output, make_directory
 from search.units import format_count, format_kept

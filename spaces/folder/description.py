@@ -3,17 +3,18 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from spaces.errors import CheckpointError, first_line, shown
 from spaces.models.preprocessing import is_a, is_number, preprocessing_problem
 
+WEIGHTS = "model.safetensors"
+
+
 CONFIG = "config.json"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES = ("float32", "bfloat16", "float16")
 
 # Names are those of timm's own config.json on the hub where it has one: the first five.
 _TYPES: dict[str, type] = {
@@ -87,11 +88,6 @@ def checked_file(folder: Path, name: str, description: dict[str, Any]) -> Path:
     return path
 
 
-def stored_type(description: Mapping[str, Any]) -> torch.dtype:
-    """Of the weights."""
-    return DTYPES[description["dtype"]]
-
-
 def fingerprint_of(path: Path) -> dict[str, Any]:
     """Size in bytes and SHA-256 of a file, in this order: a file that was cut short is told by its size."""
     with path.open("rb") as file:
@@ -112,8 +108,8 @@ def _wrong_value(description: dict[str, Any]) -> str | None:
     refused = [name for name in _REFUSED if name in description["model_args"]]
     if refused:
         return f"model_args must not have {refused[0]}"
-    if description["dtype"] not in DTYPES:
-        return f"dtype must be one of {', '.join(DTYPES)}, got {shown(description['dtype'])}"
+    if description["dtype"] not in _DTYPES:
+        return f"dtype must be one of {', '.join(_DTYPES)}, got {shown(description['dtype'])}"
     if description["multiple"] < 1 or description["multiple"] > _LARGEST:
         return f"multiple must be from 1 to {_LARGEST:,}, got {shown(description['multiple'])}"
     order = description.get("class_order")
