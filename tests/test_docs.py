@@ -77,6 +77,12 @@ def test_every_page_is_in_the_index() -> None:
     assert {page for page in PAGES if page.parent == ROOT / "docs" and page.name != "README.md"} <= linked
 
 
+def test_every_room_is_in_the_architecture() -> None:
+    text = text_of(ROOT / "docs" / "architecture.md")
+    rooms = {path.parent.name for package in PACKAGES for path in (ROOT / package).glob("*/__init__.py")}
+    assert rooms <= set(re.findall(r"`(\w+)/`", text))
+
+
 def test_the_readme_is_short() -> None:
     assert len(text_of(ROOT / "README.md").splitlines()) <= 120
 
