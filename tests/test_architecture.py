@@ -16,7 +16,7 @@ PACKAGES = ["spaces", "objectives", "search", "run_search"]
 FORBIDDEN = {"spaces": {"optuna", "ray", "pandas", "fvcore"}, "objectives": {"optuna", "ray", "pandas"}}
 # Rooms, and modules that stand beside them, of every package: each may import those before it.
 ROOMS = {
-    "spaces": "lazy errors schema scratch files tensors modules allocation sites statistics models operators vit factors "
+    "spaces": "lazy errors schema locks scratch files tensors modules allocation sites statistics models operators vit factors "
     "folder",
     "objectives": "units score runtime cost error latency pictures data training deploy objective profile sensitivity "
     "store evaluator forecast recipes",

@@ -158,7 +158,7 @@ def test_what_the_system_refuses_is_told_with_the_path_and_what_to_do(
     def refuse(*arguments: Any) -> Any:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("search.run.directory.fcntl.flock", refuse)
+    monkeypatch.setattr("portalocker.portalocker.LOCKER", refuse)
     line = fails("launch", "--model", OPTIONS["model"], "--dataset", "digits", "--output", tmp_path / "run")
     assert f"{tmp_path / 'run' / '.lock'}: {os.strerror(code)}: " in line and KINDS[code] in line and "Errno" not in line
 
