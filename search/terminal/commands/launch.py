@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 def _search(config: SearchConfig, is_demo: bool, console: Console) -> Path:
     """The directory of the run."""
     from search.driver.demo import with_dense_model
-    from search.driver.session import launch
+    from search.driver.launch import launch
     from search.run.provenance import command_line
     from search.terminal.display import Display
     from search.terminal.quiet import quiet_optuna
