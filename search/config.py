@@ -56,32 +56,33 @@ class StudyConfig:
     """What is searched, and how long.
 
     Attributes:
-        space: contract (narrower heads + fewer FFN neurons), hybrid (low-rank attention +
-            neurons), low-rank, or full (chosen per block).
-        multiple: FFN widths and ranks are multiples of this; GPUs want 8.
-        target: upper bound on what is kept: flops=50% (MACs), flops=2.3G, params=11M, or flops=50%,params=11M for both at
-            once. Several are budgets of their own in one search: flops=50% flops=30%. latency=8ms or latency=60% bounds what a
-            table of latencies says, which is measured first.
-        objectives: what the front trades off: error, flops (MACs), params, latency.
+        space: what is made smaller. contract: narrower heads and fewer FFN neurons. heads: also fewer heads. hybrid: low-rank
+            attention and fewer neurons. low-rank: both low-rank. full: the best of these for each block.
+        multiple: FFN widths and ranks are multiples of this number. GPUs are fastest with 8.
+        target: upper bound on what is kept: flops=50% (MACs), flops=2.3G, params=11M, latency=8ms or latency=60%. Join bounds
+            that must hold together by a comma: flops=50%,params=11M. Separate words are separate budgets of one search:
+            flops=50% flops=30%. A latency is read from a table that is measured before the first trial.
+        objectives: what the front trades off: error, and at least one of flops (MACs), params and latency.
         trials: trials in the run, baselines included.
-        sampler: additive (the engine's own), or Optuna's tpe, nsga2, gp or random.
-        parametrisation: what the sampler proposes: multipliers (a budget and how much every site matters, decoded onto the
-            budget) or sizes (each by itself, for comparison; not with additive).
-        measured_profile: start from closed-form errors corrected by measuring every site alone (see inspect --profile).
-        screening: measure the divergence of several candidates as built before one is fine-tuned (sampler additive).
+        sampler: additive (this project's own), or Optuna's tpe, nsga2, gp or random.
+        parametrisation: what the sampler proposes. multipliers: a budget and the importance of every site, which are decoded
+            onto the budget. sizes: every size by itself, for comparison; not with additive.
+        measured_profile: measure every site alone and correct the closed-form errors before the search starts (see inspect
+            --profile).
+        screening: measure the divergence of several candidates as built, then fine-tune one (sampler additive).
         baselines: named recipes that run first and are drawn with the others: uniform, random, kumar-hybrid,
             kumar-hybrid-whitened, vtp, gohsp, losparse, svd-energy, magnitude, heads-energy (-elimination, -magnitude, -taylor,
             -graph); or none.
-        recipe: run this recipe and the dense reference alone, with no search.
-        rungs: a candidate that is clearly worse than a cheaper one after these shares of its fine-tune's steps is
-            stopped there; or none.
-        band: proposals use between this share of the budget and all of it.
-        audit: when the search is done, fine-tune so many points of its front for ten times the steps, and report whether
-            that ranks them alike; 0 for no audit.
-        seed: of the sampler, the batches and the augmentation.
-        storage: URL of a database that keeps the trials (postgresql+psycopg://, mysql+pymysql://, sqlite:///), in place of the
-            run directory's journal file.
-        output: run directory; one that exists is continued. By default runs/MODEL-SPACE.
+        recipe: run only this recipe and the dense reference, with no search.
+        rungs: shares of the fine-tune's steps at which a trial is checked, e.g. 0.25 0.5; it is stopped if a cheaper one is
+            clearly better there; or none.
+        band: lower end of the proposals, as a share of the budget; the upper end is the whole budget.
+        audit: after the search, fine-tune this many points of the front for ten times the steps, and report whether the long
+            fine-tune ranks them as the short one does; 0 for no audit.
+        seed: seed of the sampler, the batches and the augmentation.
+        storage: URL of a database for the trials (postgresql+psycopg://, mysql+pymysql://, sqlite:///). By default they are
+            kept in a journal file in the run directory.
+        output: run directory. If it holds a run, that run is continued. By default runs/MODEL-SPACE.
     """
 
     space: SpaceName = "contract"

@@ -18,35 +18,35 @@ class DataConfig:
     """Which images, how they are split, and how training images are varied. Names are timm's where timm has one.
 
     Attributes:
-        dataset: data set in the words of timm.data.create_dataset (torch/cifar10, hfds/...,
-            wds/...), or digits; empty for a folder.
-        data_dir: image folder (class folders, or train/ and val/ with class folders), or the root of `dataset`.
-        train_split: split to train on; the search split is taken from it.
-        search_split: split to select on; by default a part of train_split is held out.
-        val_split: split to report on; never used to select. A folder without one gives up a part of its images.
-        search_size: images held out of train_split for searching: a share below 1, or a number.
-        least_images: held-out splits (search, test) with fewer images are refused.
+        dataset: name of a data set for timm.data.create_dataset (torch/cifar10, hfds/..., wds/...), or digits; empty for an
+            image folder.
+        data_dir: image folder: class folders, or train/ and val/ with class folders. With `dataset`: its root.
+        train_split: split to train on.
+        search_split: split to compare candidates on; by default a part of train_split is held out for it.
+        val_split: split for the final report; nothing is selected on it. A folder without one holds out a part of its images.
+        search_size: images held out of train_split for the search: a share below 1, or a number.
+        least_images: held-out splits (search, test) with fewer images than this are refused.
         holdout: which images are held out: random ones, or the end of the split.
-        class_order: in which order class folders have their labels: timm's (numbers by their value, shape_9 before shape_10;
-            upper case as lower case), or that of torchvision's ImageFolder (character by character).
-        class_map: timm's class map file: the names of the classes in the order of their labels, a line each; in place of
-            an order.
+        class_order: order of the class folders, which sets their labels. timm: numbers by value (shape_9 before shape_10),
+            upper case like lower case. torchvision: character by character, as its ImageFolder sorts.
+        class_map: timm's class map file: one class name a line, in the order of the labels; replaces class_order.
         dataset_download: let the data set download itself.
         batch_size: images per training step.
         eval_batch_size: images per evaluation batch.
         workers: loader processes; by default 0 for data held in memory, else up to 4.
         calibration_size: training images for the statistics of the factors.
-        profile_images: how many of them the divergence of candidates, and of every site alone, is measured on; 0 for none.
+        profile_images: how many of the calibration images the divergences of candidates and of single sites are measured on;
+            0 for none.
         scale: range of the area of random resized crops.
-        crop_padding: for images that already have the model's size: pad by so many pixels and
-            crop at random, in place of resized crops.
+        crop_padding: for images that already have the model's size: pad by this many pixels and crop at random, instead of
+            resizing a random crop.
         hflip: probability of a horizontal flip.
         color_jitter: strength of the colour jitter; 0 for none.
         aa: timm's auto-augment policy, e.g. rand-m9-mstd0.5.
         split_seed: seed of the random hold-out.
-        pixel_range: values of pictures of more than 8 bits that become black and white; what is outside is clamped. By
-            default the whole range of their type: 0 to 65535 of integers, 0 to 1 of floating-point numbers.
-        background: what transparent pictures are laid over; ignored drops their transparency.
+        pixel_range: the two pixel values that become black and white, for pictures of more than 8 bits; values outside are
+            clamped. By default the whole range of the type: 0 to 65535 for integers, 0 to 1 for floating-point numbers.
+        background: colour behind transparent pictures; ignored drops the transparency.
     """
 
     dataset: str = ""
