@@ -4,14 +4,15 @@ BIN := .venv/bin
 READY := .venv/.ready
 OLDEST := .venv-oldest
 TWO_CORES := -n 2 --dist loadfile --no-loadscope-reorder
+THREE := -n 3 --dist loadfile --no-loadscope-reorder  # of the slow tests many wait: three at once keep two cores busy
 
 .PHONY: demo test test-quick test-oldest coverage check lint types install data clean
 
 demo: install            ## train a small model on the digits, search for flops=50%, export; leaves runs/demo
 	$(BIN)/python run_search.py launch
 
-test: install            ## all tests, on two cores; the tests of a file share what they prepare
-	$(BIN)/python -m pytest $(TWO_CORES)
+test: install            ## all tests; the tests of a file share what they prepare
+	$(BIN)/python -m pytest $(THREE)
 
 test-quick: install      ## the tests of functions and commands in this process; no searches in other processes
 	$(BIN)/python -m pytest $(TWO_CORES) -m "not slow"

@@ -67,7 +67,7 @@ def measured(
                 config=replace(config, finetune_epochs=epochs),
                 finetune=evaluator.dense.objective.finetune,
                 data=evaluator.dense.data,
-                classes=int(evaluator.dense.model.num_classes),
+                classes=evaluator.dense.model.num_classes,  # type: ignore[arg-type]
                 seed=seed,
             )
             trained_model, trained = train(model, course, evaluator.dense.teacher, Path(folder) / f"{epochs}.safetensors")

@@ -18,7 +18,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -107,7 +107,7 @@ def main() -> None:
 def planned(arguments: argparse.Namespace, short: int) -> Iterator[tuple[str, str, int, int]]:
     """Method, budget, seed and steps of every measurement, the dense model of a seed before all others."""
     everything = [(BUDGETS, [START, *SEEDS, UNIFORM, SEARCH, *RANKINGS])]
-    plan = everything if arguments.full else DEFAULT[arguments.model]
+    plan: Sequence[tuple[tuple[int, ...], Sequence[str]]] = everything if arguments.full else DEFAULT[arguments.model]
     lengths = [LONG * short] if arguments.long else [short, LONG * short] if arguments.full else [short]
     for steps in lengths:
         if arguments.long and not arguments.full:

@@ -147,7 +147,7 @@ def on_ray(arguments: argparse.Namespace) -> None:
             path_of_actors(runner, arguments.trials or 2000)
         else:
             watched = Spans(runner, sleep)
-            study = search(watched, arguments.trials or 4 * workers, None)  # type: ignore[arg-type]
+            study = search(watched, arguments.trials or 4 * workers, None)
             describe(workers, arguments, watched.spans, study)
         runner.close()
 

@@ -32,6 +32,7 @@ import torch
 from searches_report import Search, read, report
 from surrogate import Surrogate
 
+from objectives.cost.spec import Cost
 from objectives.dense_model import load_dense
 from objectives.evaluator import Evaluator
 from search.budgets.knapsack import Knapsack
@@ -78,7 +79,7 @@ METHODS = {
     "ours, no moves": replace(OURS, without={(draw, "_MOVES"): 0}),
     "ours, 8 in flight": replace(OURS, in_flight=8),
     "ours, 32 in flight": replace(OURS, in_flight=32),
-    "ours, nothing learnt of sites": replace(OURS, without={(posterior, "_MULTIPLIERS"): (1e-3,)}),
+    "ours, nothing learnt of sites": replace(OURS, without={(posterior, "MULTIPLIERS"): (1e-3,)}),
     "multipliers, TPE": Method(sampler="tpe"),
     "multipliers, NSGA-II": Method(sampler="nsga2"),
     "multipliers, random": Method(sampler="random"),
@@ -217,17 +218,17 @@ def problem_of(name: str, seed: int, arguments: argparse.Namespace) -> Problem:
 def search(problem: Any, problem_name: str, name: str, seed: int, trials: int) -> Search:
     """One search, as `search.study.study.Study` makes it, without its files."""
     method, rng = METHODS[name], np.random.default_rng(1000 + seed)
-    limits = {"macs": problem.costs.dense["macs"]}
+    limits: dict[Cost, float] = {"macs": problem.costs.dense["macs"]}
     least = problem.costs.load(problem.space.smallest(partial(problem.costs.load, limits=limits)), limits)
     budgets = Budgets(problem.space, problem.costs, [limits], [least])
     knapsack = Knapsack(problem.space, problem.costs, problem.errors(method.measured))
-    parametrisation = parametrise(method.parametrisation, budgets, knapsack)  # type: ignore[arg-type]
+    parametrisation = parametrise(method.parametrisation, budgets, knapsack)
     screen = Timed(problem.screen()) if method.screened and problem.screen() else None
     study = optuna.create_study(directions=["minimize"] * 2)
     for load in np.linspace(least, 1.0, STARTS) if method.warm else ():
         study.enqueue_trial(parametrisation.encode(0, float(load)))
     running: list[tuple[optuna.Trial, Allocation]] = []
-    shares, errors, seconds, proposing = [], [], [], 0.0
+    shares, errors, seconds, proposing = list[float](), list[float](), list[float](), 0.0
     start = time.perf_counter()
     with ExitStack() as stack:
         for (module, constant), value in method.without.items():

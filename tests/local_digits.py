@@ -36,7 +36,7 @@ def evaluator_of(model: nn.Module, folder: Path, **options: Any) -> Evaluator:
 
 
 def limits_of(dense: DenseModel, **shares: float) -> dict[Cost, float]:
-    return {cost: share * dense.costs.dense[cost] for cost, share in shares.items()}  # type: ignore[index,misc]
+    return {cost: share * dense.costs.dense[cost] for cost, share in shares.items()}
 
 
 def sites_of(bench: Workbench, *kinds: str) -> list[Site]:

@@ -58,7 +58,8 @@ class Folder:
     def logits(self, images: Tensor) -> Tensor:
         """Of the model in memory."""
         with torch.inference_mode():
-            return self.model(images.to(next(self.model.parameters()).dtype)).float()
+            outputs: Tensor = self.model(images.to(next(self.model.parameters()).dtype))
+        return outputs.float()
 
 
 def write_folder(

@@ -1,6 +1,6 @@
 """Images on disk for the tests of data: every image carries its own number as its brightness."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def picture(number: int, width: int = SIZE, height: int = SIZE) -> Image.Image:
     return Image.new("RGB", (width, height), (number, number, number))
 
 
-def fill(root: Path, classes: dict[str, Iterable[int]]) -> None:
+def fill(root: Path, classes: Mapping[str, Iterable[int]]) -> None:
     for name, numbers in classes.items():
         (root / name).mkdir(parents=True)
         for number in numbers:

@@ -79,6 +79,7 @@ def test_a_folder_that_is_gone_is_no_reason_to_stop(tmp_path: Path) -> None:
     (tmp_path / "gone").write_text("a file")
     activity.started(proposal(0))
     activity.closed()
+    assert (tmp_path / "gone").read_text() == "a file"
 
 
 @pytest.mark.slow

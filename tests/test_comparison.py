@@ -109,6 +109,7 @@ def test_the_keyboard_goes_over_the_heading_of_a_run(visit: Visit) -> None:
     first = visit.page.locator("#rows tr[data-run='1']").first
     expect(first.locator("button")).to_be_focused()
     expect(first).to_have_class(re.compile("chosen"))
+    assert visit.problems == []
 
 
 @needs_chromium

@@ -99,7 +99,7 @@ TRIALS = [trial(0, 128), trial(1, 64), trial(2, 32)]
 
 
 def made(folder: Path, budget: Budget) -> Run:
-    facts = {
+    facts: dict[str, Any] = {
         "model": "made-up", "classes": None, "fingerprint": "f", "space": "test", "spaces": {"test": describe_space(SPACE)},
         "skipped": [],
         "dense": DENSE, "reach": {cost: list(ends) for cost, ends in REACH.items()},
@@ -116,7 +116,8 @@ def test_tables_hold_it(tmp_path: Path) -> None:
     assert (run.summary["objectives"], run.summary["best"]) == (["error", "bytes"], [1])
     assert run.summary["front"][0]["bytes"] == 4000, "in the order of the cost"
     point = pick_target(run, "size=30%")
-    assert (point.name, point.number, point.costs["bytes"], point.load) == ("size30", 2, 4000, pytest.approx(4000 / 4800))
+    assert (point.name, point.number, point.costs["bytes"]) == ("size30", 2, 4000)
+    assert point.load == pytest.approx(4000 / 4800)
 
 
 def test_a_smaller_target_is_proposed_by_its_flag(tmp_path: Path) -> None:

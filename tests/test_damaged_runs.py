@@ -136,7 +136,12 @@ def taken_up(directory: Path, sampler: str = "additive", url: str | None = None)
 def test_a_damaged_journal_is_refused_in_one_line_or_continued(tmp_path: Path) -> None:
     told(tmp_path).close()
     journal = tmp_path / "study.journal"
-    assert refused(journal, damaged_lines, lambda: (taken_up(tmp_path), shutil.rmtree(tmp_path / "trials"))) > MUTATIONS / 2
+
+    def take_up() -> None:
+        taken_up(tmp_path)
+        shutil.rmtree(tmp_path / "trials")
+
+    assert refused(journal, damaged_lines, take_up) > MUTATIONS / 2
 
 
 def test_a_damaged_database_is_refused_in_one_line_or_continued(tmp_path: Path) -> None:

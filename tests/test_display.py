@@ -1,5 +1,6 @@
 """What a search shows while it runs, of one target and of several."""
 
+from collections.abc import Sequence
 from io import StringIO
 from itertools import count
 from pathlib import Path
@@ -24,7 +25,7 @@ BOUNDS = (("macs", 450, "flops=45%", 0), ("macs", 350, "flops=35%", 1), ("params
 TARGETS = [dict(zip(("cost", "limit", "text", "group"), bound, strict=True)) for bound in BOUNDS]
 
 
-def summary(targets: list[dict[str, Any]], best: list[int | None]) -> dict[str, Any]:
+def summary(targets: list[dict[str, Any]], best: Sequence[int | None]) -> dict[str, Any]:
     return {
         "model": "vit_tiny",
         "space": "contract",

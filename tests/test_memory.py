@@ -50,7 +50,7 @@ def test_what_was_held_is_freed_before_the_second_attempt() -> None:
             assert held[0]() is None
             return parts
         model = nn.Linear(2, 2)
-        model.itself = model  # type: ignore[assignment]
+        model.itself = model
         held.append(weakref.ref(model))
         raise torch.OutOfMemoryError
 

@@ -80,6 +80,7 @@ def test_a_folder_is_the_model(tmp_path: Path, safe: bool) -> None:
     check(ModelConfig(model=f"local-dir:{folder}"))
     check(ModelConfig(checkpoint=str(folder)))
     check(ModelConfig(model=NAME, checkpoint=f"local-dir:{folder}"))
+    assert settled(ModelConfig(checkpoint=str(folder))).model == NAME
 
 
 def test_options_go_before_what_the_folder_says(tmp_path: Path) -> None:
@@ -94,6 +95,7 @@ def test_a_cached_repository_needs_no_network(tmp_path: Path, cache: Path) -> No
     shutil.move(written(tmp_path / "hf", safe=False), folder)
     check(ModelConfig(model="hf-hub:me/mine"))
     check(ModelConfig(checkpoint="hf-hub:me/mine"))
+    assert settled(ModelConfig(checkpoint="hf-hub:me/mine")).model == NAME
 
 
 def test_cached_pretrained_weights_need_no_network(cache: Path) -> None:

@@ -13,7 +13,7 @@ from search.config import SearchConfig
 from search.driver.outlook import Outlook
 from search.driver.pace import NOTHING, Pace
 from search.layout import ENVIRONMENT, RUN_FORMAT
-from search.terminal.display import _forecast
+from search.terminal.display import forecast_line
 from search.trial import Proposal, Trial
 from spaces.allocation import Allocation
 from spaces.errors import RunError
@@ -134,9 +134,9 @@ def test_a_forecast_that_was_not_written_here_is_made_anew(tmp_path: Path, timed
 def test_the_launch_says_what_it_is_from() -> None:
     for recorded, words in ((0, "forecast: 4.0 s"), (1, "forecast from 1 finished trial: "), (12, "from 12 finished trials: ")):
         outlook = Outlook(trials=20, finished=12, workers=1, seconds=4.0, weights=400, free=10**9, recorded=recorded)
-        assert words in _forecast(outlook)
+        assert words in forecast_line(outlook)
 
 
 def test_one_trial_is_no_plural() -> None:
     outlook = Outlook(trials=13, finished=12, workers=2, seconds=4.0, weights=400, free=10**9, recorded=0)
-    assert "1 trial on 2 workers takes " in _forecast(outlook)
+    assert "1 trial on 2 workers takes " in forecast_line(outlook)

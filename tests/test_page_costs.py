@@ -27,7 +27,7 @@ def profile_of(space: Space) -> Profile:
 
 
 def costs_of(visit: Visit) -> list[str]:
-    return visit.page.eval_on_selector_all("input[name=cost]", "inputs => inputs.map((input) => input.value)")
+    return list(visit.page.eval_on_selector_all("input[name=cost]", "inputs => inputs.map((input) => input.value)"))
 
 
 @needs_chromium

@@ -119,7 +119,8 @@ def test_a_folder_is_named_for_its_target(target: str, name: str) -> None:
 )
 def test_the_best_under_a_target_is_picked(run: Run, target: str, number: int, load: float) -> None:
     point = pick_target(run, target)
-    assert (point.number, point.load) == (number, pytest.approx(load))
+    assert point.number == number
+    assert point.load == pytest.approx(load)
     assert point.leaves_gap == (load < 0.95)
     assert f"trial {number}, the best under {target}" in point.describe()
 

@@ -58,8 +58,14 @@ def frame(table: tuple[Any, ...] = TABLE, reason: Any = "loss is NaN") -> pd.Dat
 def point(number: int) -> dict[str, Any]:
     _, _, label, _, error, macs, params, sizes = TABLE[number]
     allocation = {site.name: size for site, size in zip(SITES, sizes, strict=True)}
-    label = label if isinstance(label, str) else None
-    return {"number": number, "label": label, "error": error, "macs": macs, "params": params, "allocation": allocation}
+    return {
+        "number": number,
+        "label": label if isinstance(label, str) else None,
+        "error": error,
+        "macs": macs,
+        "params": params,
+        "allocation": allocation,
+    }
 
 
 def summary(**changes: Any) -> dict[str, Any]:
@@ -105,7 +111,7 @@ class Page(HTMLParser):
 
     @property
     def data(self) -> dict[str, Any]:
-        runs = json.loads(self.scripts[0], parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+        runs: list[dict[str, Any]] = json.loads(self.scripts[0], parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
         assert len(runs) == 1
         return runs[0]
 

@@ -63,7 +63,7 @@ def write_formats(folder: Path, model: nn.Module, formats: Sequence[Format], fac
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporters, about their own next versions
-            program = _traced(model)
+            program = traced(model)
             for name in wanted:
                 _WRITE[name](program, folder / FILES[name], facts)
     except OSError:  # a full disk says so itself
@@ -72,7 +72,8 @@ def write_formats(folder: Path, model: nn.Module, formats: Sequence[Format], fac
         raise CheckpointError(f"the model cannot be written as {' and '.join(wanted)}: {first_line(error)[:300]}") from error
 
 
-def _traced(model: nn.Module) -> ExportedProgram:
+def traced(model: nn.Module) -> ExportedProgram:
+    """The program of a model, for batches of any size; no image is kept in it."""
     images = torch.zeros(2, *input_size(model))
     program = torch.export.export(_Portable(model), (images,), dynamic_shapes=_SHAPES)
     program.example_inputs = None  # else they are in the archive, pickled

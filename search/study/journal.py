@@ -18,7 +18,7 @@ from search.study.replay import check_attributes
 from search.trial import Proposal, Trial
 from spaces.errors import RunError
 
-_PAUSES = (2.0, 8.0, 30.0)  # seconds before another try to append: a database restarts, or another server takes over
+PAUSES = (2.0, 8.0, 30.0)  # seconds before another try to append: a database restarts, or another server takes over
 
 
 class Journal:
@@ -74,7 +74,7 @@ class Journal:
             RunError: it could not be added, or another process has taken the study over.
         """
         frozen = _freeze(trial, values, distributions, system)
-        for pause in (*_PAUSES, None):
+        for pause in (*PAUSES, None):
             try:
                 self._study.add_trial(frozen)
                 return
