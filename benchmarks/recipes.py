@@ -41,6 +41,7 @@ from search import launch, open_run
 from search.budgets.knapsack import Knapsack
 from search.config import SearchConfig
 from search.driver import demo
+from search.driver.demo_options import OPTIONS
 from search.terminal.display import Display
 from spaces.allocation import Allocation
 from spaces.errors import CompressionError
@@ -130,7 +131,7 @@ def config_of(model: str, checkpoint: str, threads: int) -> SearchConfig:
     """The options of one of the two models: its images, and the short fine-tune."""
     if model == "fmnist":
         return SearchConfig.from_flat({**fashion_mnist.OPTIONS, "checkpoint": checkpoint, "threads": threads, "space": "heads"})
-    options = {**demo.OPTIONS, "output": str(RUNS / "digits"), "threads": threads, "space": "heads"}
+    options = {**OPTIONS, "output": str(RUNS / "digits"), "threads": threads, "space": "heads"}
     return demo.with_dense_model(SearchConfig.from_flat(options), lambda what, done, total: None)
 
 

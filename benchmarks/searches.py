@@ -39,6 +39,7 @@ from search.budgets.knapsack import Knapsack
 from search.budgets.parametrisation import Budgets, Multipliers, Parametrisation, parametrise
 from search.config import SearchConfig
 from search.driver import demo
+from search.driver.demo_options import OPTIONS
 from search.samplers import candidates as draw
 from search.samplers import error_posterior as posterior
 from search.samplers.additive import AdditiveSampler, Screen
@@ -210,7 +211,7 @@ def problem_of(name: str, seed: int, arguments: argparse.Namespace) -> Problem:
     if name == "fmnist":
         options = {**fashion_mnist.OPTIONS, "search_size": 2000, "steps": 30, "space": "heads", "threads": arguments.threads}
         return Trained(SearchConfig.from_flat({**options, "checkpoint": arguments.checkpoint}), name)
-    options = {**demo.OPTIONS, "output": str(RUNS / name), "steps": 20, "space": "heads", "threads": arguments.threads}
+    options = {**OPTIONS, "output": str(RUNS / name), "steps": 20, "space": "heads", "threads": arguments.threads}
     return Trained(demo.with_dense_model(SearchConfig.from_flat(options), lambda what, done, total: None), name)
 
 
@@ -221,7 +222,7 @@ def search(problem: Any, problem_name: str, name: str, seed: int, trials: int) -
     least = problem.costs.load(problem.space.smallest(partial(problem.costs.load, limits=limits)), limits)
     budgets = Budgets(problem.space, problem.costs, [limits], [least])
     knapsack = Knapsack(problem.space, problem.costs, problem.errors(method.measured))
-    parametrisation = parametrise(method.parametrisation, budgets, knapsack)  # type: ignore[arg-type]
+    parametrisation = parametrise(method.parametrisation, budgets, knapsack)
     screen = Timed(problem.screen()) if method.screened and problem.screen() else None
     study = optuna.create_study(directions=["minimize"] * 2)
     for load in np.linspace(least, 1.0, STARTS) if method.warm else ():

@@ -24,7 +24,7 @@ import run_search
 from objectives.evaluator import Evaluator
 from objectives.recipes.registry import open_workbench
 from objectives.recipes.workbench import Workbench
-from objectives.training.finetune import FinetuneConfig
+from objectives.training.config import FinetuneConfig
 from spaces.models.create import create_model
 
 # A shell's background jobs (`make test &`) ignore Ctrl-C, and so would the processes that tests start.

@@ -7,14 +7,14 @@ from typing import Any
 from torch import nn
 
 from objectives.cost.spec import Cost
-from objectives.data.splits import DataConfig
+from objectives.data.config import DataConfig
 from objectives.dense_model import DenseModel, load_dense
 from objectives.evaluator import Evaluator
 from objectives.objective import Objective
 from objectives.recipes.workbench import Workbench
-from spaces.files import save_tensors
 from spaces.models.create import ModelConfig
 from spaces.sites import Site
+from spaces.tensors import save_tensors
 
 SIZE = (1, 8, 8)
 MODEL = ModelConfig(

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from objectives.data.config import DataConfig
 from objectives.data.loaders import Data
-from objectives.data.splits import DataConfig
 
 SIZE = 8
 # As they are: no crop, no scaling but to [0, 1], so that a batch tells which images it holds.

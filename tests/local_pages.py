@@ -36,8 +36,9 @@ def made_up(count: int, costs: Sequence[str] = ("macs", "params"), seed: int = 0
     space = _space(blocks=12)
     trials = _trials(count, space, costs, np.random.default_rng(seed))
     dense = {name: DENSE[name] for name in (*costs, "error")}
-    facts = {
+    facts: dict[str, Any] = {
         "model": "deit_small",
+        "classes": None,
         "fingerprint": "made-up",
         "space": space.name,
         "spaces": {space.name: describe_space(space)},

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from objectives.cost.closed_form import CostModel
 from objectives.cost.spec import Cost
+from objectives.profile import Errors
 from objectives.score import Score
-from objectives.sensitivity import Errors
 from search.budgets.knapsack import Knapsack
 from search.budgets.parametrisation import Budgets, Multipliers
 from search.study.study import Study

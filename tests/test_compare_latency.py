@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from objectives.deploy import compare_latency as module
 from objectives.deploy.compare_latency import Comparison, measure, rows_of
 from objectives.deploy.formats import open_format
-from objectives.latency.timing import Call, Setting, Timing
+from objectives.latency.config import Setting
+from objectives.latency.timing import Call, Timing
 from spaces.errors import CheckpointError
 from spaces.folder.description import fingerprint_of
 

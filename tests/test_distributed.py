@@ -25,7 +25,8 @@ from objectives.recipes.registry import evaluate_recipe
 from objectives.runtime.distributed import ALONE, Group, join_group, leave_group
 from objectives.runtime.seeding import seed_everything
 from objectives.score import Score
-from objectives.training.finetune import FinetuneConfig, finetune
+from objectives.training.config import FinetuneConfig
+from objectives.training.finetune import finetune
 from spaces.allocation import Allocation
 from spaces.errors import ConfigError, DivergedError
 from spaces.models.create import create_model, preprocessing

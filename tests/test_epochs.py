@@ -16,9 +16,9 @@ from torch import nn
 
 from objectives.error import evaluate
 from objectives.evaluator import Evaluator
+from objectives.training.config import FinetuneConfig, TrainingConfig
 from objectives.training.epochs import train
-from objectives.training.finetune import FinetuneConfig
-from objectives.training.long_finetune import Course, Trained, TrainingConfig
+from objectives.training.long_finetune import Course, Trained
 from spaces.errors import ConfigError, DivergedError
 from spaces.models.create import create_model
 
@@ -226,6 +226,6 @@ def test_values_out_of_range(options: dict[str, Any], text: str) -> None:
 
 def test_auto_augment_is_for_images_that_bear_it(evaluator: Evaluator) -> None:
     """8 x 8 digits get none; what was asked for counts."""
-    assert TrainingConfig().policy(evaluator.dense.data) is None
-    assert TrainingConfig(aa="3a").policy(evaluator.dense.data) == "3a"
+    assert TrainingConfig().policy(evaluator.dense.data.preprocessing["input_size"], evaluator.dense.data.config.aa) is None
+    assert TrainingConfig(aa="3a").policy((3, 32, 32), None) == "3a"
     assert set(asdict(TrainingConfig())) >= {"aa", "reprob", "mixup", "cutmix", "smoothing", "drop_path"}

@@ -16,7 +16,8 @@ from objectives.error import evaluate, load_answers, predict, save_answers
 from objectives.evaluator import Evaluator
 from objectives.objective import Objective
 from objectives.runtime.device import resolve_device
-from objectives.training.finetune import FinetuneConfig, finetune
+from objectives.training.config import FinetuneConfig
+from objectives.training.finetune import finetune
 from spaces.allocation import Allocation
 from spaces.errors import CheckpointError, ConfigError, DataError, DivergedError
 from spaces.factors import fingerprint

@@ -19,7 +19,7 @@ from torch import nn
 
 import run_search
 from objectives.data.loaders import Data
-from objectives.deploy.formats import FormatConfig
+from objectives.deploy.config import FormatConfig
 from objectives.error import evaluate
 from search import SearchConfig, export, launch
 from search.deploy import session as exports
@@ -30,9 +30,9 @@ from search.terminal.parser import build_parser
 from search.trial import Trial
 from spaces import load_compressed
 from spaces.errors import RunError
-from spaces.files import save_tensors
 from spaces.folder.compressed import save_compressed
 from spaces.models.create import ModelConfig, create_model, preprocessing
+from spaces.tensors import save_tensors
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
@@ -101,6 +101,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[Point]:
             "multiple": 1,
             "allocation": dict(point.allocation),
             "pretrained_cfg": evaluator.dense.preprocessing,
+            "pictures": evaluator.dense.data.reading.to_json(),
             "origin": point.origin(evaluator.dense.fingerprint),
             "training": None,
         })  # fmt: skip

@@ -16,7 +16,7 @@ def lost(number: int) -> Outcome:
 
 def trial(number: int, score: Score | None, reason: str | None) -> Trial:
     proposal = Proposal(number=number, allocation=Allocation({"b.hidden": 8}), space="test", seed=0)
-    return Trial(proposal=proposal, score=score, reason=reason)
+    return Trial(proposal=proposal, score=score, reason=reason, ended="2026-11-24T01:00:00+00:00")
 
 
 def failed(number: int, reason: str = "RuntimeError: out of memory") -> Trial:

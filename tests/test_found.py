@@ -309,7 +309,7 @@ def test_what_was_found_is_told_before_factors_are_computed(tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_an_export_says_which_order_its_names_are_in(tmp_path: Path) -> None:
-    """Old models are read as before; the figures are of the files that are there."""
+    """The figures are of the files that are there."""
     fill(tmp_path / "set", {f"{split}/{name}": range(4) for split in ("train", "val") for name in SHAPES[:10]})
     given = {"dataset": "", "data_dir": str(tmp_path / "set"), "class_order": "torchvision", "search_size": 20, "workers": 0}
     reporter = Silent()

@@ -13,8 +13,9 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 import run_search
-from objectives.sensitivity import Profile
-from search.report.heat_map import format_error, grid_of, heat_table, write_heat_maps
+from objectives.profile import Profile
+from search.report.heat_map import heat_table, write_heat_maps
+from search.report.site_grid import format_error, grid_of
 from spaces.sites import Operator, Site, Space
 
 NAME, KWARGS = MODEL[1], MODEL[2:]

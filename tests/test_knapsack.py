@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from objectives.cost.closed_form import CostModel, cost_model
 from objectives.cost.spec import COSTS, Cost
-from objectives.sensitivity import Errors
+from objectives.profile import Errors
 from search.budgets.knapsack import Knapsack
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError

@@ -16,9 +16,10 @@ from torch import nn
 from objectives.cost.closed_form import cost_model
 from objectives.latency import probe as latency_probe
 from objectives.latency import timing as latency
+from objectives.latency.config import LatencyConfig
 from objectives.latency.probe import clock_of, measure_latency
 from objectives.latency.smoothing import monotone, smoothed
-from objectives.latency.table import Grid, LatencyConfig, LatencyTable
+from objectives.latency.table import Grid, LatencyTable
 from spaces.allocation import Allocation
 from spaces.errors import ConfigError, RunError
 from spaces.sites import Space

@@ -360,6 +360,6 @@ def test_broken_folders_are_refused(folder: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match="does not fit"):
         load_compressed(broken)
-    (broken / "config.json").write_text("{}")
+    (broken / "config.json").write_text('{"format": 1}')
     with pytest.raises(CheckpointError, match="lacks architecture"):
         load_compressed(broken)

@@ -21,8 +21,8 @@ from search.run.run import Run
 from search.runners import job
 from search.trial import Proposal, Trial
 from spaces.errors import DataError, RunError
-from spaces.files import save_tensors
 from spaces.models.create import ModelConfig, create_model
+from spaces.tensors import save_tensors
 
 pytestmark = pytest.mark.slow
 

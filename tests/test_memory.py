@@ -18,7 +18,8 @@ from objectives.error import evaluate, predict
 from objectives.evaluator import Evaluator
 from objectives.recipes.registry import evaluate_recipe
 from objectives.runtime.out_of_memory import is_out_of_memory, within_memory
-from objectives.training.finetune import FinetuneConfig, finetune
+from objectives.training.config import FinetuneConfig
+from objectives.training.finetune import finetune
 from search.study import journal
 from spaces.errors import DivergedError
 from spaces.models.create import create_model, preprocessing

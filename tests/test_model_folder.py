@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from huggingface_hub import constants
+from local_folders import pictures_for
 from local_launches import OPTIONS, Silent
 from local_runs import SIZES, Fails
 from safetensors.torch import save_file
@@ -222,7 +223,7 @@ def test_an_export_of_a_folder_s_model_loads_by_itself(digits: Path, tmp_path: P
     description = {
         "architecture": config.model, "model_args": config.model_kwargs, "num_classes": 10, "label_names": None,
         "space": "contract", "multiple": 8, "allocation": dict(describe(dense).identity()),
-        "pretrained_cfg": preprocessing(dense, config),
+        "pretrained_cfg": preprocessing(dense, config), "pictures": pictures_for(1),
     }  # fmt: skip
     save_compressed(tmp_path, dense, description)
     model = load_compressed(tmp_path)

@@ -11,17 +11,19 @@ import pytest
 from objectives.score import Score
 from search.config import SearchConfig
 from search.driver.outlook import Outlook
-from search.driver.pace import ENVIRONMENT, NOTHING, Pace
+from search.driver.pace import NOTHING, Pace
+from search.layout import ENVIRONMENT, RUN_FORMAT
 from search.terminal.display import forecast_line
 from search.trial import Proposal, Trial
 from spaces.allocation import Allocation
+from spaces.errors import RunError
 
 CONFIG, HERE = SearchConfig.from_flat({"device": "cpu", "parallel": 2}), ["host cpu (x86_64)"]
 SCORE = Score(error=0.25, error_before=0.4, kl=0.1, kl_before=0.2, costs={"macs": 400, "params": 120}, steps=100, seconds=3.0)
 PROPOSAL = Proposal(number=0, allocation=Allocation({"b.qk": 8}), space="contract", seed=0)
 
 
-def trial(seconds: float, ended: str | None = "2100-01-01T00:00:00+00:00", **changes: Any) -> Trial:
+def trial(seconds: float, ended: str = "2100-01-01T00:00:00+00:00", **changes: Any) -> Trial:
     return replace(Trial(proposal=PROPOSAL, score=replace(SCORE, seconds=seconds), reason=None, ended=ended), **changes)
 
 
@@ -72,13 +74,22 @@ def test_trials_unlike_others_say_nothing(tmp_path: Path) -> None:
     recipe = trial(50.0, proposal=replace(PROPOSAL, recipe="vtp"))
     stopped = trial(1.0, score=replace(SCORE, error=None), reason="stopped")
     failed = trial(1.0, score=None, reason="failed")
-    assert seconds(tmp_path, trials=[recipe, stopped, failed, trial(2.0, ended=None), trial(5.0)]) == [5.0]
+    assert seconds(tmp_path, trials=[recipe, stopped, failed, trial(5.0)]) == [5.0]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"since": 1}', "{}", "[" * 10_000])
-def test_an_old_or_broken_file_says_nothing(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 1, "since": 1}', '{"format": 1}', "[" * 10_000])
+def test_a_broken_file_says_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / ENVIRONMENT).write_text(text)
     assert seconds(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(RUN_FORMAT + 1, "newer version"), (RUN_FORMAT - 1, "older"), (None, "no format")]
+)
+def test_conditions_of_another_format_are_refused(tmp_path: Path, number: int | None, words: str) -> None:
+    (tmp_path / ENVIRONMENT).write_text(json.dumps({"format": number}))
+    with pytest.raises(RunError, match=rf"env\.json .*{words}"):
+        Pace(tmp_path, CONFIG, HERE)
 
 
 def never() -> Any:

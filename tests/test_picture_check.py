@@ -15,8 +15,8 @@ from PIL import Image
 from test_pictures import bomb, saved, with_text
 from torch.utils.data import Dataset
 
+from objectives.data.config import DataConfig
 from objectives.data.loaders import Data
-from objectives.data.splits import DataConfig
 from objectives.pictures import check as picture_check
 from objectives.pictures.reading import Reading
 from spaces.errors import DataError

@@ -51,14 +51,11 @@ def made(folder: Path, trials: dict[int, Any] = TRIALS, **options: Any) -> Run:
         )
         write_json(folder / "trials" / f"{number:04d}" / "allocation.json", proposal.to_dict())
         macs = costs_of(SPACE).count(allocation, "macs")
-        score = (
-            None
-            if error is None
-            else replace(score_of(allocation), error=error, costs={"macs": round(macs), "params": round(macs)})
-        )
-        ended.append(Trial(proposal=proposal, score=score, reason=None if score else "ValueError: broken"))
+        score = None if error is None else replace(score_of(allocation), error=error, costs={"macs": macs, "params": macs})
+        reason = None if score else "ValueError: broken"
+        ended.append(Trial(proposal=proposal, score=score, reason=reason, ended="2026-11-24T01:00:00+00:00"))
     facts: dict[str, Any] = {
-        "model": "made-up", "fingerprint": "f",
+        "model": "made-up", "classes": None, "fingerprint": "f",
         "space": "test", "spaces": {"test": describe_space(SPACE)}, "skipped": [], "dense": DENSE,
         "reach": {"macs": [32, 2000], "params": [32, 2000]},
     }  # fmt: skip

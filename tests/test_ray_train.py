@@ -18,7 +18,7 @@ from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
 from objectives.evaluator import Evaluator
-from objectives.training.long_finetune import TrainingConfig
+from objectives.training.config import TrainingConfig
 from search.deploy import ray_train as train_runner
 from search.deploy.finetune_job import LongFinetune
 from search.deploy.long_finetune import run_long_finetune

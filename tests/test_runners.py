@@ -24,7 +24,7 @@ from objectives.error import Evaluation
 from objectives.evaluator import Evaluator
 from objectives.runtime.progress import Step
 from objectives.score import Score
-from objectives.training.finetune import FinetuneConfig
+from objectives.training.config import FinetuneConfig
 from search import launch
 from search.layout import METRICS, STDERR, WEIGHTS
 from search.runners.base import Listener, Runner

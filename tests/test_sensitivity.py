@@ -10,7 +10,8 @@ import torch
 from local_vits import KINDS
 from torch import Tensor, nn
 
-from objectives.sensitivity import Profile, informative, measure_profile
+from objectives.profile import Profile
+from objectives.sensitivity import informative, measure_profile
 from spaces.errors import CheckpointError, DataError
 from spaces.factors import Factors
 from spaces.vit import describe

@@ -13,7 +13,7 @@ from local_images import GREY, SIZE, fill, numbers_of, opened, picture, splits_o
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from objectives.data.splits import DataConfig
+from objectives.data.config import DataConfig
 from spaces.errors import ConfigError, DataError
 
 

@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import Compose, RandomCrop
 
 from objectives.data.batches import Shuffled, View, loaded
+from objectives.data.config import DataConfig
 from objectives.data.found import Found
-from objectives.data.splits import DataConfig, count_classes, name_classes, open_splits
+from objectives.data.splits import count_classes, name_classes, open_splits
 from objectives.pictures.check import check_pictures
 from objectives.pictures.reading import reading_for
 from objectives.pictures.sources import Files, SplitName, is_in_memory, pictures_of_splits

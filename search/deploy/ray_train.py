@@ -24,7 +24,7 @@ from search.deploy.finetune_job import LongFinetune
 from search.runners.ray_cluster import Connection, first_sentence
 from search.runners.resources import MachineConfig, Plan
 from spaces.errors import CompressionError, ConfigError, DivergedError, RunError, first_line
-from spaces.files import save_tensors
+from spaces.tensors import save_tensors
 
 _LOSSES = 3  # of processes in one export: what ends them more often does not come from outside
 _SECONDS = 1.0  # between two reports of optimiser steps

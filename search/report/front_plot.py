@@ -72,7 +72,7 @@ def figure_of(spec: CostSpec, summary: Row, points: Sequence[Row], stopped: Sequ
     }
     limits = [(100 * target["limit"] / dense[cost], target["text"]) for target in summary["targets"] if target["cost"] == cost]
     ranges = _ranges(traces, [x for x, _ in limits])
-    at_rung = [{**row, "error": row["rung_error"]} for row in stopped if is_finite(row.get("rung_error"))]
+    at_rung = [{**row, "error": row["rung_error"]} for row in stopped if is_finite(row["rung_error"])]
     figure = {"traces": traces | {"stopped": _trace(at_rung, cost, dense)}, "ranges": ranges}
     return {
         **figure,

@@ -8,20 +8,19 @@ from search.pareto import front, hypervolume
 from search.run.schemas import front_columns
 
 
-def progress_of(points: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dict[str, list[float | None]]:
+def progress_of(points: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dict[str, Sequence[float | None]]:
     """After every finished trial, in the order in which they ended.
 
     Args:
-        points: finished trials: number, error, shares of costs kept, seconds and ended; an older run lacks the last one, and
-            its trials come in the order of their numbers.
+        points: finished trials: number, error, shares of costs kept, seconds and ended.
         summary: objectives and targets of the run.
 
     Returns:
-        trials: 1, 2, ...; hours since the first one began, None where it is not known; hypervolume, as in pareto.json; best:
-        the smallest error, in percent, under the first target, None before one is under it.
+        trials: 1, 2, ...; hours since the first one began; hypervolume, as in pareto.json; best: the smallest error, in
+        percent, under the first target, None before one is under it.
     """
     columns = front_columns(summary["objectives"])
-    ordered = sorted(points, key=lambda row: (_text(row.get("ended")), row["number"]))
+    ordered = sorted(points, key=lambda row: (row["ended"], row["number"]))
     limits = {target["cost"]: target["limit"] for target in summary["targets"] if target["group"] == 0}
     hours, volumes, bests = _hours(ordered), list[float | None](), list[float | None]()
     kept: list[tuple[float, ...]] = []
@@ -38,11 +37,7 @@ def progress_of(points: Sequence[Mapping[str, Any]], summary: Mapping[str, Any])
     return {"trials": list(range(1, len(ordered) + 1)), "hours": hours, "hypervolume": volumes, "best": bests}
 
 
-def _hours(ordered: Sequence[Mapping[str, Any]]) -> list[float | None]:
-    ends = [datetime.fromisoformat(text).timestamp() if (text := _text(row.get("ended"))) else None for row in ordered]
-    known = [end - row["seconds"] for end, row in zip(ends, ordered, strict=True) if end is not None]
-    return [None if end is None else (end - min(known)) / 3600 for end in ends]
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
+def _hours(ordered: Sequence[Mapping[str, Any]]) -> list[float]:
+    ends = [datetime.fromisoformat(row["ended"]).timestamp() for row in ordered]
+    begins = [end - row["seconds"] for end, row in zip(ends, ordered, strict=True)]
+    return [(end - min(begins)) / 3600 for end in ends]

@@ -7,13 +7,13 @@ from typing import Any
 import pandas as pd
 
 from objectives.cost.spec import MAIN
-from objectives.sensitivity import Profile
+from objectives.profile import Profile
 from objectives.units import format_divergence, format_kept
 from search.budgets.targets import names_of
 from search.report.audit_tables import audit_tables
 from search.report.front_plot import Row, costs_of, figure_of, is_finite, reference_of, split_trials
-from search.report.heat_map import SHARES, conditions, grid_of
 from search.report.history import progress_of
+from search.report.site_grid import SHARES, conditions, grid_of
 from search.run.edge import lower_edges
 from search.run.options import stored_options
 from search.run.run import Run
@@ -116,7 +116,7 @@ def _data(summary: Row, points: Sequence[Row], stopped: Sequence[Row], sites: Se
         "points": {
             number: {
                 "label": row["label"],
-                "space": row.get("space", ""),
+                "space": row["space"],
                 "sizes": [int(row[site.name]) for site in sites],
                 **_texts(row, summary),
             }
@@ -124,7 +124,7 @@ def _data(summary: Row, points: Sequence[Row], stopped: Sequence[Row], sites: Se
         },
         "figures": {spec.name: figure_of(spec, summary, points, stopped) for spec in costs},
         "stopped": {
-            row["number"]: {"reason": row["reason"], "rung": _number(row.get("rung"), ".0f"), **_texts(row, summary)}
+            row["number"]: {"reason": row["reason"], "rung": _number(row["rung"], ".0f"), **_texts(row, summary)}
             for row in stopped
         },
         "progress": progress_of(points, summary),
@@ -162,7 +162,7 @@ def _edges(summary: Row, band: float | None) -> list[str]:
 
 def _spaces(summary: Row) -> dict[str, set[str]]:
     """Names of the sites of every space of the run."""
-    return {name: {entry["name"] for entry in entries} for name, entries in summary.get("spaces", {}).items()}
+    return {name: {entry["name"] for entry in entries} for name, entries in summary["spaces"].items()}
 
 
 def _site(site: Site) -> dict[str, Any]:
@@ -187,7 +187,7 @@ def _texts(row: Row, summary: Row) -> dict[str, str]:
     """The figures of one trial as text; '–' for a figure that it does not have."""
     reference, _ = reference_of(summary["dense"])
     texts = {
-        "before": _number(row.get("error_before"), ".2%"),
+        "before": _number(row["error_before"], ".2%"),
         "error": _number(row["error"], ".2%"),
         "ratio": f"×{row['error'] / reference:.2f}" if reference > 0 else "–",
         "kl": f"{_divergence(row.get('kl_before'))} → {_divergence(row.get('kl'))}",

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from objectives.cost.spec import known_costs
-from objectives.sensitivity import Profile, profile_name
+from objectives.profile import Profile, profile_name
 from search.budgets.targets import Budget, Target, parse_target
 from search.config import SearchConfig
 from search.layout import AUDIT, STDERR

@@ -84,7 +84,7 @@ def _summary_schema() -> dict[str, Any]:
     costs = _of_costs(POSITIVE)
     return {
         "model": TEXT,
-        "classes?": Maybe(WHOLE),
+        "classes": Maybe(WHOLE),
         "fingerprint": TEXT,
         "space": TEXT,
         "spaces": Each([_SITE]),
@@ -139,9 +139,9 @@ def check_trials(trials: pd.DataFrame, summary: dict[str, Any], sites: Sequence[
         if column not in trials.columns:
             raise SchemaError(f"the column {column} is missing")
     numbers = {column: _numbers(trials, column) for column in (*names, *sites)}
-    for column in ("label", "reason", "ended"):
+    for column in ("label", "reason"):
         _require(trials, column, trials[column].map(_is_text_or_none), "text")
-    _require(trials, "ended", trials["ended"].map(_is_time_or_none), "a time, as 2026-11-27T12:00:00+00:00")
+    _require(trials, "ended", trials["ended"].map(_is_time), "a time, as 2026-11-27T12:00:00+00:00")
     _require(trials, "state", trials["state"].isin(STATES), f"one of {', '.join(STATES)}")
     _require(trials, "space", trials["space"].isin(list(summary["spaces"])), f"one of {', '.join(summary['spaces'])}")
     _require(trials, "number", _is_whole(numbers["number"], 0), "a whole number, 0 or more")
@@ -188,9 +188,9 @@ def _is_text_or_none(value: Any) -> bool:
     return isinstance(value, str) or bool(pd.isna(value))
 
 
-def _is_time_or_none(value: Any) -> bool:
+def _is_time(value: Any) -> bool:
     if not isinstance(value, str):
-        return True
+        return False
     try:
         found = datetime.fromisoformat(value)
     except ValueError:

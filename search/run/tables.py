@@ -10,13 +10,15 @@ import pandas as pd
 from objectives.cost.spec import Cost, known_costs
 from objectives.score import figure_names
 from search.budgets.targets import Budget
-from search.layout import SUMMARY, TRIALS
+from search.layout import ANOTHER_RUN, RUN_FORMAT, SUMMARY, TRIALS
 from search.pareto import best_under, front, hypervolume
+from search.run.places import no_run
 from search.run.schemas import HEAD, RUNG, check_summary, check_trials, front_columns
 from search.trial import DENSE, Trial
 from spaces.errors import RunError, first_line
 from spaces.files import replacing, write_json
-from spaces.schema import read_json
+from spaces.format_number import FORMAT, check_format
+from spaces.schema import OBJECT, read_json
 from spaces.sites import Operator, Site, Skipped, Space
 
 
@@ -71,9 +73,9 @@ def summarise(
         facts: model, space, dense (its costs and its error), reach, spaces (name -> `describe_space`); copied.
 
     Returns:
-        `facts` and objectives, targets, states, front (rows with their allocations), best (the number of a trial or None,
-        under every target), and the hypervolume of the front in the unit box: errors as they are, costs as shares of the
-        dense model.
+        `facts` and the format's number, objectives, targets, states, front (rows with their allocations), best (the number of
+        a trial or None, under every target), and the hypervolume of the front in the unit box: errors as they are, costs as
+        shares of the dense model.
     """
     done = trials[trials["state"] == "COMPLETE"].reset_index(drop=True)
     columns, known = front_columns(objectives), (spec.name for spec in known_costs(facts["dense"]))
@@ -89,6 +91,7 @@ def summarise(
     ]
     reference = done.loc[done["label"] == DENSE, "error"]
     return {
+        FORMAT: RUN_FORMAT,
         **facts,
         "dense": {**facts["dense"], "error_finetuned": float(reference.iloc[0]) if len(reference) else None},
         "objectives": list(objectives),
@@ -172,7 +175,7 @@ def read_tables(directory: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         trials = pd.read_csv(path, low_memory=False)
         check_trials(trials, summary, [site.name for site in sites_of(summary)])
     except FileNotFoundError as error:
-        raise RunError(f"no search in {directory} ({path.name} is missing): start one with launch --output") from error
+        raise no_run(directory, path.name) from error
     except (ValueError, OverflowError) as error:  # pandas' are ValueErrors too
         raise RunError(
             f"the tables of {directory} cannot be read ({path.name}: {first_line(error)}): launch the run again to write them "
@@ -186,11 +189,12 @@ def read_summary(directory: Path) -> dict[str, Any]:
 
     Raises:
         OSError: it is not there, or cannot be read.
-        RunError: it is damaged.
+        RunError: it is damaged, or of another format.
     """
     path = directory / SUMMARY
     try:
-        summary: dict[str, Any] = read_json(path)
+        summary: dict[str, Any] = read_json(path, OBJECT)
+        check_format(path, summary, RUN_FORMAT, RunError, ANOTHER_RUN)
         check_summary(summary)
     except ValueError as error:
         raise RunError(f"{path} cannot be read ({error}): remove it, and launch the run again to write it anew") from error

@@ -102,13 +102,13 @@ def thaw(frozen: FrozenTrial) -> Trial:
     """
     check_attributes(frozen)
     entry = dict(frozen.user_attrs)
-    score, reason, ended = entry.pop("score"), entry.pop("reason"), entry.pop("ended", None)
+    score, reason, ended = entry.pop("score"), entry.pop("reason"), entry.pop("ended")
     proposal = Proposal.from_dict({**entry, "parameters": frozen.params})
     return Trial(proposal=proposal, score=_score(score) if score else None, reason=reason, ended=ended)
 
 
 def _score(entry: Mapping[str, Any]) -> Score:
-    return Score(**{**entry, "rungs": {int(step): error for step, error in entry.get("rungs", {}).items()}})
+    return Score(**{**entry, "rungs": {int(step): error for step, error in entry["rungs"].items()}})
 
 
 def _freeze(
