@@ -208,8 +208,8 @@ def test_a_fine_tune_that_goes_on_is_the_same_to_the_bit(
     assert measured.rungs == dict(asked)
     assert plain.rungs == {}
     monkeypatch.setattr("objectives.data.loaders.CACHE_BYTES", 0)  # as with a split that does not fit in memory
-    evaluator.dense.data._cache.clear()
-    evaluator.evaluate(half(evaluator), 0, weights=tmp_path / "uncached", on_rung=go_on)
+    uncached = Evaluator(load_dense(evaluator.dense.objective))
+    uncached.evaluate(half(evaluator), 0, weights=tmp_path / "uncached", on_rung=go_on)
     assert (tmp_path / "uncached").read_bytes() == (tmp_path / "plain").read_bytes()
 
 
@@ -290,14 +290,14 @@ def test_a_stopped_trial_is_kept_and_told_to_the_sampler(tmp_path: Path) -> None
     study.tell(Outcome(number=first.number, score=replace(score_of(first.allocation), rungs={1: 0.5, 3: 0.25})))
     stopped = stop(study)
     assert (stopped.state, stopped.reason) == ("PRUNED", "dominated by trial 0")
-    assert [frozen.state.name for frozen in study._memory.get_trials()] == ["COMPLETE", "PRUNED"]
+    assert [frozen.state.name for frozen in study.memory.get_trials()] == ["COMPLETE", "PRUNED"]
     study.close()
     again = open_study(tmp_path)
     assert again.trials == study.trials
     assert again.trials[1].score is not None
     assert again.trials[1].score.rungs == {1: 0.75, 3: 0.5}
-    assert [frozen.state.name for frozen in again._memory.get_trials()] == ["COMPLETE", "PRUNED"]
-    assert again._memory.get_trials()[1].values is None
+    assert [frozen.state.name for frozen in again.memory.get_trials()] == ["COMPLETE", "PRUNED"]
+    assert again.memory.get_trials()[1].values is None
 
 
 @pytest.mark.parametrize("sampler", ["additive", "tpe", "random"])

@@ -23,7 +23,7 @@ from objectives.deploy.config import FormatConfig
 from objectives.error import evaluate
 from search import SearchConfig, export, launch
 from search.deploy import session as exports
-from search.deploy.model_folder import ExportOptions, write_export
+from search.deploy.model_folder import ExportOptions
 from search.deploy.points import Point, wishes
 from search.run.run import Run
 from search.terminal.parser import build_parser
@@ -169,7 +169,7 @@ def test_the_whole_front_is_exported_but_for_what_fails(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """There is no trial 77, and the disk is full when trial 0 is written."""
-    write = write_export
+    write = vars(exports)["write_export"]  # that of `written`
 
     def fail(folder: Path, run: Run, point: Point, *rest: Any) -> None:
         if point.number == 0:

@@ -124,13 +124,13 @@ def test_what_the_run_knows_is_not_computed_again(run: Run, tmp_path: Path, monk
         launch(config_of(tmp_path), Silent(stop_at=0))
     shutil.copytree(run.directory, tmp_path / "done")
     checked: list[bytes] = []
-    genuine = replay._number_in
+    genuine = replay.number_in
 
     def number_in(line: bytes, first: bool) -> int | None:
         checked.append(line)
         return genuine(line, first)
 
-    monkeypatch.setattr(replay, "_number_in", number_in)
+    monkeypatch.setattr(replay, "number_in", number_in)
     for folder, stop in (("run", 1), ("done", None)):
         journal = (tmp_path / folder / "study.journal").read_bytes()
         reporter = Silent(stop)

@@ -16,7 +16,7 @@ from search import launch
 
 pytestmark = pytest.mark.slow
 
-TRIALS, STEPS = 20, 100
+TRIALS, STEPS = 12, 100
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 128 << 20}
 
 
