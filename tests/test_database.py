@@ -295,8 +295,10 @@ def test_attributes_may_be_long(place: Place, directory: Path) -> None:
     """MySQL's TEXT ends at 64 KiB; what is screened for a proposal of a large model needs more."""
     study = open_study(directory, place.url)
     proposal = proposed(study)
-    trial = Trial(proposal=proposal, score=score_of(proposal.allocation), reason=None, ended="2026-11-27T12:00:00+00:00")
-    study.journal.append(trial, [0.1, 1.0], study.parametrisation.distributions, {"noted": "x" * 200_000})
+    score = score_of(proposal.allocation)
+    trial = Trial(proposal=proposal, score=score, reason=None, ended="2026-11-27T12:00:00+00:00")
+    values = [score.error or 0.0, score.costs["macs"]]
+    study.journal.append(trial, values, study.parametrisation.distributions, {"noted": "x" * 200_000})
     study.close()
     assert len(stored(open_study(directory, place.url))[0][-1]["noted"]) == 200_000
 
