@@ -171,7 +171,7 @@ def _export(arguments: argparse.Namespace, console: Console) -> None:
     with Display(console) as display:
         exported = export_points(run, wanted, display.stage, options, display.notice)
     if len(exported) > 1:
-        console.print(export_table(exported, run.summary["dense"]))
+        console.print(export_table(exported, run.summary.dense.costs))
         check_all(exported)
         return
     folder = exported[0].folder

@@ -10,12 +10,12 @@ import time
 
 import pandas as pd
 import torch
+from search.run.schemas import front_columns
 
 from objectives.dense_model import load_dense
 from objectives.evaluator import Evaluator
 from search import Run, open_run
 from search.pareto import front, hypervolume
-from search.run.schemas import front_columns
 
 HEADER = (
     "| run | sampler | trials | sampled | stopped | farthest behind | steps saved | time saved | cost of rungs | wrongly "
