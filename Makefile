@@ -2,14 +2,29 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+OLDEST := .venv-oldest
+TWO_CORES := -n 2 --dist loadfile --no-loadscope-reorder
+THREE := -n 3 --dist loadfile --no-loadscope-reorder  # of the slow tests many wait: three at once keep two cores busy
 
-.PHONY: demo test check lint types install data clean
+.PHONY: demo test test-quick test-oldest coverage check lint types install data clean
 
 demo: install            ## train a small model on the digits, search for flops=50%, export; leaves runs/demo
 	$(BIN)/python run_search.py launch
 
-test: install            ## all tests, on two cores; the tests of a file share what they prepare
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: install            ## all tests; the tests of a file share what they prepare
+	$(BIN)/python -m pytest $(THREE)
+
+test-quick: install      ## the tests of functions and commands in this process; no searches in other processes
+	$(BIN)/python -m pytest $(TWO_CORES) -m "not slow"
+
+test-oldest: $(OLDEST)/.ready  ## the quick tests with the oldest versions that pyproject.toml allows
+	$(OLDEST)/bin/python -m pytest $(TWO_CORES) -m "not slow"
+
+coverage: install        ## all tests, and which lines of the packages they run: at least the share that pyproject.toml says
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(TWO_CORES)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 check: lint types test   ## what CI runs
 
@@ -29,8 +44,15 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev]'
 	touch $(READY)
 
+# Made anew from nothing: uv would keep newer versions that are there already.
+$(OLDEST)/.ready: pyproject.toml $(READY)
+	rm -rf $(OLDEST)
+	$(BIN)/uv venv --quiet --python $(BIN)/python $(OLDEST)
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(OLDEST)/bin/python --resolution lowest-direct -r pyproject.toml --extra dev
+	touch $(OLDEST)/.ready
+
 data:                    ## Fashion-MNIST in data/, from Debian's package dataset-fashion-mnist
 	$(BIN)/python benchmarks/fashion_mnist.py
 
 clean:                   ## everything that the other targets made, except runs/ and data/
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv $(OLDEST) .mypy_cache .pytest_cache .ruff_cache .coverage* *.egg-info

@@ -45,7 +45,8 @@ def measure(model: nn.Module, space: Space, images: torch.Tensor, repeats: int) 
     start = time.perf_counter()
     parts = ("qkv", "proj", "fc1", "fc2")
     linears = [name for name, _ in model.named_modules() if name.startswith("blocks") and name.endswith(parts)]
-    heads = {name: model.get_submodule(name.removesuffix(".qkv")).num_heads for name in linears if name.endswith("qkv")}
+    attentions = {name: model.get_submodule(name.removesuffix(".qkv")) for name in linears if name.endswith("qkv")}
+    heads: dict[str, int] = {name: attention.num_heads for name, attention in attentions.items()}  # type: ignore[misc]
     moments = collect(model, linears, images.split(16), heads)
     calibration = time.perf_counter() - start
     with mock.patch("spaces.factors.collect", return_value=moments):

@@ -61,7 +61,8 @@ def _measure(launches: Launches, arguments: argparse.Namespace) -> None:
 
 def _kinds(kills: int) -> list[Kind]:
     kinds: list[Kind] = [kind for kind, share in _SHARES.items() for _ in range(round(share * kills))]
-    return [*kinds, *(["worker"] * (kills - len(kinds)))]
+    workers: list[Kind] = ["worker"] * (kills - len(kinds))
+    return [*kinds, *workers]
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ from torch import nn
 from objectives.dense_model import load_dense
 from objectives.error import evaluate
 from objectives.evaluator import Evaluator
+from objectives.training.config import TrainingConfig
 from objectives.training.epochs import train
-from objectives.training.long_finetune import Course, TrainingConfig
+from objectives.training.long_finetune import Course
 from search import open_run
 from spaces.allocation import Allocation
 
@@ -66,7 +67,7 @@ def measured(
                 config=replace(config, finetune_epochs=epochs),
                 finetune=evaluator.dense.objective.finetune,
                 data=evaluator.dense.data,
-                classes=int(evaluator.dense.model.num_classes),
+                classes=evaluator.dense.model.num_classes,  # type: ignore[arg-type]
                 seed=seed,
             )
             trained_model, trained = train(model, course, evaluator.dense.teacher, Path(folder) / f"{epochs}.safetensors")

@@ -34,7 +34,7 @@ from spaces.operators.linalg import blended, roots
 from spaces.operators.linears import linear_of
 from spaces.operators.metric import METRIC_DAMPING
 from spaces.operators.registry import input_of, select, variant_of
-from spaces.sites import Role, Site, Space
+from spaces.sites import Kind, Role, Site, Space
 from spaces.statistics import Moments, collect
 from spaces.vit import describe
 
@@ -45,7 +45,7 @@ _BATCH = 64
 PLAIN, WEIGHTED, TOKENS, OUTPUTS = "layer by layer", "weighted by gradients", "only tokens weighted", "only outputs weighted"
 
 # Name -> space and variants of its sites, by role of the branch.
-Ways = dict[Role, dict[str, tuple[str, dict[str, str]]]]
+Ways = dict[Role, dict[str, tuple[str, dict[Kind, str]]]]
 WAYS: Ways = {
     "attention": {"whitened SVD": ("low-rank", {}), "contraction": ("contract", {})},
     "ffn": {
@@ -54,10 +54,8 @@ WAYS: Ways = {
         "optimal-brain order": ("contract", {}),
     },
 }
-_PLAIN_SVD, _MAGNITUDE = (
-    ("low-rank", {"rank": "plain"}),
-    dict.fromkeys(("query_key", "value_output", "ffn_hidden"), "magnitude"),
-)
+_PLAIN_SVD: tuple[str, dict[Kind, str]] = ("low-rank", {"rank": "plain"})
+_MAGNITUDE: dict[Kind, str] = {"query_key": "magnitude", "value_output": "magnitude", "ffn_hidden": "magnitude"}
 UNCORRECTED: Ways = {
     "attention": {"plain SVD": _PLAIN_SVD, "magnitude widths": ("contract", _MAGNITUDE)},
     "ffn": {"plain SVD": _PLAIN_SVD, "magnitude neurons": ("contract", _MAGNITUDE)},
@@ -123,10 +121,10 @@ class Draw:
         self.reference = self._features(dense)
         self._tensors: dict[tuple[str, str, str], dict[str, Tensor]] = {}
 
-    def factors(self, part: Role, way: tuple[str, dict[str, str]], weighting: str, multiple: int = 8) -> Factors:
+    def factors(self, part: Role, way: tuple[str, dict[Kind, str]], weighting: str, multiple: int = 8) -> Factors:
         """Factors of one part of a space; those of a site are computed once per draw."""
         space, variants = part_space(self.dense, way[0], part, multiple), way[1]
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for site in space.sites:
             key = site.name, variants.get(site.kind, ""), weighting
             if key not in self._tensors:

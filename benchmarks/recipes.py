@@ -18,7 +18,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -41,6 +41,7 @@ from search import launch, open_run
 from search.budgets.knapsack import Knapsack
 from search.config import SearchConfig
 from search.driver import demo
+from search.driver.demo_options import OPTIONS
 from search.terminal.display import Display
 from spaces.allocation import Allocation
 from spaces.errors import CompressionError
@@ -106,7 +107,7 @@ def main() -> None:
 def planned(arguments: argparse.Namespace, short: int) -> Iterator[tuple[str, str, int, int]]:
     """Method, budget, seed and steps of every measurement, the dense model of a seed before all others."""
     everything = [(BUDGETS, [START, *SEEDS, UNIFORM, SEARCH, *RANKINGS])]
-    plan = everything if arguments.full else DEFAULT[arguments.model]
+    plan: Sequence[tuple[tuple[int, ...], Sequence[str]]] = everything if arguments.full else DEFAULT[arguments.model]
     lengths = [LONG * short] if arguments.long else [short, LONG * short] if arguments.full else [short]
     for steps in lengths:
         if arguments.long and not arguments.full:
@@ -130,7 +131,7 @@ def config_of(model: str, checkpoint: str, threads: int) -> SearchConfig:
     """The options of one of the two models: its images, and the short fine-tune."""
     if model == "fmnist":
         return SearchConfig.from_flat({**fashion_mnist.OPTIONS, "checkpoint": checkpoint, "threads": threads, "space": "heads"})
-    options = {**demo.OPTIONS, "output": str(RUNS / "digits"), "threads": threads, "space": "heads"}
+    options = {**OPTIONS, "output": str(RUNS / "digits"), "threads": threads, "space": "heads"}
     return demo.with_dense_model(SearchConfig.from_flat(options), lambda what, done, total: None)
 
 

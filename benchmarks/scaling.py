@@ -35,12 +35,13 @@ from rich.console import Console
 from simulated import SPREAD, SimulatedRunner, Sleep, Sleeper, Span
 from surrogate import DENSE_ERROR, REFERENCE, Surrogate
 
-from objectives.data.splits import DataConfig
+from objectives.data.config import DataConfig
 from objectives.objective import Objective
 from search.budgets.knapsack import Knapsack
 from search.budgets.parametrisation import Budgets, Multipliers
 from search.config import SearchConfig
 from search.driver import demo
+from search.driver.demo_options import OPTIONS
 from search.driver.launch import launch
 from search.driver.loop import Loop
 from search.driver.observer import Observer, Observers
@@ -146,7 +147,7 @@ def on_ray(arguments: argparse.Namespace) -> None:
             path_of_actors(runner, arguments.trials or 2000)
         else:
             watched = Spans(runner, sleep)
-            study = search(watched, arguments.trials or 4 * workers, None)  # type: ignore[arg-type]
+            study = search(watched, arguments.trials or 4 * workers, None)
             describe(workers, arguments, watched.spans, study)
         runner.close()
 
@@ -211,7 +212,7 @@ def real(arguments: argparse.Namespace) -> None:
     """Print trials per minute on the digits demo, one thread for every worker, while all workers are busy."""
     print("| seed | workers | trials a minute | hypervolume |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        options = {**demo.OPTIONS, "runner": "ray", "trials": arguments.trials or 24, "output": str(Path(folder) / "dense")}
+        options = {**OPTIONS, "runner": "ray", "trials": arguments.trials or 24, "output": str(Path(folder) / "dense")}
         config = demo.with_dense_model(SearchConfig.from_flat(options), lambda what, done, total: None)
         for seed in arguments.seeds:
             for workers in arguments.workers:

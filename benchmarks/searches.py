@@ -32,12 +32,14 @@ import torch
 from searches_report import Search, read, report
 from surrogate import Surrogate
 
+from objectives.cost.spec import Cost
 from objectives.dense_model import load_dense
 from objectives.evaluator import Evaluator
 from search.budgets.knapsack import Knapsack
 from search.budgets.parametrisation import Budgets, Multipliers, Parametrisation, parametrise
 from search.config import SearchConfig
 from search.driver import demo
+from search.driver.demo_options import OPTIONS
 from search.samplers import candidates as draw
 from search.samplers import error_posterior as posterior
 from search.samplers.additive import AdditiveSampler, Screen
@@ -77,7 +79,7 @@ METHODS = {
     "ours, no moves": replace(OURS, without={(draw, "_MOVES"): 0}),
     "ours, 8 in flight": replace(OURS, in_flight=8),
     "ours, 32 in flight": replace(OURS, in_flight=32),
-    "ours, nothing learnt of sites": replace(OURS, without={(posterior, "_MULTIPLIERS"): (1e-3,)}),
+    "ours, nothing learnt of sites": replace(OURS, without={(posterior, "MULTIPLIERS"): (1e-3,)}),
     "multipliers, TPE": Method(sampler="tpe"),
     "multipliers, NSGA-II": Method(sampler="nsga2"),
     "multipliers, random": Method(sampler="random"),
@@ -209,24 +211,24 @@ def problem_of(name: str, seed: int, arguments: argparse.Namespace) -> Problem:
     if name == "fmnist":
         options = {**fashion_mnist.OPTIONS, "search_size": 2000, "steps": 30, "space": "heads", "threads": arguments.threads}
         return Trained(SearchConfig.from_flat({**options, "checkpoint": arguments.checkpoint}), name)
-    options = {**demo.OPTIONS, "output": str(RUNS / name), "steps": 20, "space": "heads", "threads": arguments.threads}
+    options = {**OPTIONS, "output": str(RUNS / name), "steps": 20, "space": "heads", "threads": arguments.threads}
     return Trained(demo.with_dense_model(SearchConfig.from_flat(options), lambda what, done, total: None), name)
 
 
 def search(problem: Any, problem_name: str, name: str, seed: int, trials: int) -> Search:
     """One search, as `search.study.study.Study` makes it, without its files."""
     method, rng = METHODS[name], np.random.default_rng(1000 + seed)
-    limits = {"macs": problem.costs.dense["macs"]}
+    limits: dict[Cost, float] = {"macs": problem.costs.dense["macs"]}
     least = problem.costs.load(problem.space.smallest(partial(problem.costs.load, limits=limits)), limits)
     budgets = Budgets(problem.space, problem.costs, [limits], [least])
     knapsack = Knapsack(problem.space, problem.costs, problem.errors(method.measured))
-    parametrisation = parametrise(method.parametrisation, budgets, knapsack)  # type: ignore[arg-type]
+    parametrisation = parametrise(method.parametrisation, budgets, knapsack)
     screen = Timed(problem.screen()) if method.screened and problem.screen() else None
     study = optuna.create_study(directions=["minimize"] * 2)
     for load in np.linspace(least, 1.0, STARTS) if method.warm else ():
         study.enqueue_trial(parametrisation.encode(0, float(load)))
     running: list[tuple[optuna.Trial, Allocation]] = []
-    shares, errors, seconds, proposing = [], [], [], 0.0
+    shares, errors, seconds, proposing = list[float](), list[float](), list[float](), 0.0
     start = time.perf_counter()
     with ExitStack() as stack:
         for (module, constant), value in method.without.items():

@@ -26,7 +26,8 @@ from torch import Tensor
 from objectives.dense_model import load_dense
 from objectives.error import predict
 from objectives.evaluator import Evaluator
-from objectives.sensitivity import Errors, Profile, measure_profile
+from objectives.profile import Errors, Profile
+from objectives.sensitivity import measure_profile
 from search.budgets.knapsack import Knapsack
 from search.config import SearchConfig
 from spaces.allocation import Allocation

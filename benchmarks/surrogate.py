@@ -91,7 +91,7 @@ class Surrogate:
 
     def error(self, allocation: Allocation) -> float:
         """Without noise."""
-        return _of_total(self._totals(self._row(allocation)))
+        return float(_of_total(self._totals(self._row(allocation))))
 
     def evaluate(self, allocation: Allocation, rng: np.random.Generator) -> float:
         """As a trial sees it."""

@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from objectives.data.loaders import Data
 from objectives.error import evaluate
-from objectives.training.finetune import FinetuneConfig
+from objectives.training.config import FinetuneConfig
 from search.config import SearchConfig
 from search.driver.demo import train_dense
 from spaces.models.create import create_model, preprocessing

@@ -136,7 +136,8 @@ def _positions(token: Tensor, patches: Tensor) -> Tensor:
 
 def create() -> nn.Module:
     """The architecture, with weights yet to be loaded."""
-    return timm.create_model(MODEL, **OPTIONS).eval()
+    model: nn.Module = timm.create_model(MODEL, **OPTIONS)
+    return model.eval()
 
 
 def load(path: Path = OUTPUT) -> nn.Module:

@@ -20,11 +20,12 @@ from objectives.latency.probe import measure_latency, share_of_latency
 from objectives.latency.table import LATENCY, LatencyTable
 from objectives.objective import Objective
 from objectives.pictures.check import CHECKED
+from objectives.profile import SIZES, Profile, profile_name
 from objectives.runtime.device import resolve_device
 from objectives.runtime.out_of_memory import within_memory
 from objectives.runtime.progress import Progress, counted
 from objectives.runtime.seeding import seed_everything
-from objectives.sensitivity import SIZES, Profile, measure_profile, profile_name
+from objectives.sensitivity import measure_profile
 from spaces.errors import CompressionError, DataError
 from spaces.factors import Factors, fingerprint
 from spaces.files import replacing

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from objectives.runtime.distributed import ALONE, Group
 from spaces.errors import CheckpointError, DataError, DivergedError
-from spaces.files import save_tensors, write_json
+from spaces.files import write_json
 from spaces.schema import NUMBER, SHARE, SIZE, WHOLE, Maybe, read_json
+from spaces.tensors import save_tensors
 
 _SCHEMA = {"error": SHARE, "kl": Maybe(NUMBER), "count": SIZE, "confusion": Maybe([(WHOLE, WHOLE, SIZE)])}
 

@@ -23,8 +23,8 @@ from objectives.training.checkpoint import Checkpoint, Passed
 from objectives.training.finetune import finetune
 from spaces.allocation import Allocation
 from spaces.errors import DivergedError
-from spaces.files import save_tensors
 from spaces.statistics import has_classes, outputs_of
+from spaces.tensors import save_tensors
 
 OnStep = Callable[[Step], None]
 OnRung = Callable[[int, float], bool]  # the optimiser step, and the error there -> whether to stop

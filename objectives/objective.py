@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from objectives.data.splits import DataConfig
-from objectives.latency.table import LatencyConfig
-from objectives.training.finetune import FinetuneConfig
-from spaces.models.create import ModelConfig
+from objectives.data.config import DataConfig
+from objectives.latency.config import LatencyConfig
+from objectives.training.config import FinetuneConfig
+from spaces.models.config import ModelConfig
 from spaces.sites import SpaceName
 
 

@@ -19,27 +19,29 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 import yaml
 
 from objectives.cost.spec import COSTS, Cost, cost_of
-from objectives.data.splits import DataConfig
-from objectives.latency.table import LatencyConfig
+from objectives.data.config import DataConfig
+from objectives.latency.config import LatencyConfig
 from objectives.objective import Objective
-from objectives.recipes.registry import RECIPES
-from objectives.training.finetune import FinetuneConfig
-from search.budgets.parametrisation import Name
+from objectives.recipes.names import RECIPE_NAMES
+from objectives.training.config import FinetuneConfig
 from search.budgets.targets import Target, check_recipes, parse_target
+from search.layout import ANOTHER_RUN, RUN_FORMAT
 from search.masking import masked
 from search.paths import absolute
 from search.runners.resources import ONE_LAUNCH, MachineConfig
 from search.samplers.registry import ADDITIVE, SAMPLERS
 from search.values import mended
-from spaces.errors import ConfigError, explained, shown
+from spaces.errors import ConfigError, RunError, explained, shown
 from spaces.files import write_text
-from spaces.models.create import ModelConfig
+from spaces.format_number import FORMAT, check_format
+from spaces.models.config import ModelConfig
 from spaces.sites import SpaceName
 
 # Trials that an order is judged by: two agree or do not.
 LEAST_AUDITED = 3
 
 
+Parametrised = Literal["multipliers", "sizes"]
 if TYPE_CHECKING:
     ObjectiveName = str
 else:  # for the command line: the names that it offers
@@ -54,32 +56,33 @@ class StudyConfig:
     """What is searched, and how long.
 
     Attributes:
-        space: contract (narrower heads + fewer FFN neurons), hybrid (low-rank attention +
-            neurons), low-rank, or full (chosen per block).
-        multiple: FFN widths and ranks are multiples of this; GPUs want 8.
-        target: upper bound on what is kept: flops=50% (MACs), flops=2.3G, params=11M, or flops=50%,params=11M for both at
-            once. Several are budgets of their own in one search: flops=50% flops=30%. latency=8ms or latency=60% bounds what a
-            table of latencies says, which is measured first.
-        objectives: what the front trades off: error, flops (MACs), params, latency.
+        space: what is made smaller. contract: narrower heads and fewer FFN neurons. heads: also fewer heads. hybrid: low-rank
+            attention and fewer neurons. low-rank: both low-rank. full: the best of these for each block.
+        multiple: FFN widths and ranks are multiples of this number. GPUs are fastest with 8.
+        target: upper bound on what is kept: flops=50% (MACs), flops=2.3G, params=11M, latency=8ms or latency=60%. Join bounds
+            that must hold together by a comma: flops=50%,params=11M. Separate words are separate budgets of one search:
+            flops=50% flops=30%. A latency is read from a table that is measured before the first trial.
+        objectives: what the front trades off: error, and at least one of flops (MACs), params and latency.
         trials: trials in the run, baselines included.
-        sampler: additive (the engine's own), or Optuna's tpe, nsga2, gp or random.
-        parametrisation: what the sampler proposes: multipliers (a budget and how much every site matters, decoded onto the
-            budget) or sizes (each by itself, for comparison; not with additive).
-        measured_profile: start from closed-form errors corrected by measuring every site alone (see inspect --profile).
-        screening: measure the divergence of several candidates as built before one is fine-tuned (sampler additive).
+        sampler: additive (this project's own), or Optuna's tpe, nsga2, gp or random.
+        parametrisation: what the sampler proposes. multipliers: a budget and the importance of every site, which are decoded
+            onto the budget. sizes: every size by itself, for comparison; not with additive.
+        measured_profile: measure every site alone and correct the closed-form errors before the search starts (see inspect
+            --profile).
+        screening: measure the divergence of several candidates as built, then fine-tune one (sampler additive).
         baselines: named recipes that run first and are drawn with the others: uniform, random, kumar-hybrid,
             kumar-hybrid-whitened, vtp, gohsp, losparse, svd-energy, magnitude, heads-energy (-elimination, -magnitude, -taylor,
             -graph); or none.
-        recipe: run this recipe and the dense reference alone, with no search.
-        rungs: a candidate that is clearly worse than a cheaper one after these shares of its fine-tune's steps is
-            stopped there; or none.
-        band: proposals use between this share of the budget and all of it.
-        audit: when the search is done, fine-tune so many points of its front for ten times the steps, and report whether
-            that ranks them alike; 0 for no audit.
-        seed: of the sampler, the batches and the augmentation.
-        storage: URL of a database that keeps the trials (postgresql+psycopg://, mysql+pymysql://, sqlite:///), in place of the
-            run directory's journal file.
-        output: run directory; one that exists is continued. By default runs/MODEL-SPACE.
+        recipe: run only this recipe and the dense reference, with no search.
+        rungs: shares of the fine-tune's steps at which a trial is checked, e.g. 0.25 0.5; it is stopped if a cheaper one is
+            clearly better there; or none.
+        band: lower end of the proposals, as a share of the budget; the upper end is the whole budget.
+        audit: after the search, fine-tune this many points of the front for ten times the steps, and report whether the long
+            fine-tune ranks them as the short one does; 0 for no audit.
+        seed: seed of the sampler, the batches and the augmentation.
+        storage: URL of a database for the trials (postgresql+psycopg://, mysql+pymysql://, sqlite:///). By default they are
+            kept in a journal file in the run directory.
+        output: run directory. If it holds a run, that run is continued. By default runs/MODEL-SPACE.
     """
 
     space: SpaceName = "contract"
@@ -88,7 +91,7 @@ class StudyConfig:
     objectives: tuple[ObjectiveName, ...] = ("error", "flops")
     trials: int = 50
     sampler: str = ADDITIVE
-    parametrisation: Name = "multipliers"
+    parametrisation: Parametrised = "multipliers"
     screening: bool = True
     measured_profile: bool = False
     baselines: tuple[str, ...] = ("uniform",)
@@ -118,8 +121,8 @@ class StudyConfig:
         if self.parametrisation == "sizes" and len(self.target) > 1:
             raise ConfigError(f"parametrisation sizes serves one target, got {', '.join(self.target)}: search them one by one")
         for name in self.recipes:
-            if name not in (*ALLOCATED, *RECIPES):
-                raise ConfigError(f"unknown recipe {name!r}: choose one of {', '.join((*ALLOCATED, *RECIPES))}")
+            if name not in (*ALLOCATED, *RECIPE_NAMES):
+                raise ConfigError(f"unknown recipe {name!r}: choose one of {', '.join((*ALLOCATED, *RECIPE_NAMES))}")
         if self.recipe is not None and not self.target:
             raise ConfigError(f"the recipe {self.recipe!r} needs a budget: --target flops=50%")
         if self.audit != 0 and self.audit < LEAST_AUDITED:
@@ -214,14 +217,19 @@ class SearchConfig:
         options = {name: value for name, value in absolute(self.flat()).items() if name not in ONE_LAUNCH}
         if options["storage"] is not None:
             options["storage"] = masked(options["storage"])
-        write_text(path, yaml.safe_dump(options, sort_keys=False, allow_unicode=True))
+        write_text(path, yaml.safe_dump({FORMAT: RUN_FORMAT, **options}, sort_keys=False, allow_unicode=True))
 
 
-def read_options(path: Path) -> dict[str, Any]:
+def read_options(path: Path, of_run: bool = False) -> dict[str, Any]:
     """Option name -> value of a YAML file.
+
+    Args:
+        path: of the file.
+        of_run: whether it is that of a run directory, which must have a format number; another file may have one.
 
     Raises:
         ConfigError: the file is missing or is no YAML mapping.
+        RunError: it has another format.
     """
     try:
         options = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -235,7 +243,9 @@ def read_options(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(options, dict):
         raise ConfigError(f"{path} must hold 'name: value' lines, got a {type(options).__name__}")
-    return options
+    if options and (of_run or FORMAT in options):
+        check_format(path, options, RUN_FORMAT, RunError, ANOTHER_RUN)
+    return {name: value for name, value in options.items() if name != FORMAT}
 
 
 def option_types() -> dict[str, Any]:

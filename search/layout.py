@@ -1,11 +1,17 @@
-"""Names of the files of a run directory, each said once."""
+"""Names of the files of a run directory, each said once, and the number of their format."""
 
 from pathlib import Path
+
+# In config.yaml, pareto.json and env.json. Raise it with every change that makes an old run unreadable, or a new run unreadable
+# for the version before. Other files of a run are read after one of these.
+RUN_FORMAT = 1
+ANOTHER_RUN = "search again with another --output"  # what to do about a run of an older format
+
 
 CONFIG = "config.yaml"
 
 
-TRIALS, SUMMARY = "trials.csv", "pareto.json"
+TRIALS, SUMMARY, ENVIRONMENT = "trials.csv", "pareto.json", "env.json"
 
 
 WEIGHTS, METRICS, STDERR, CHECKPOINT = "weights.safetensors", "metrics.jsonl", "stderr.log", "checkpoint.safetensors"

@@ -106,13 +106,13 @@ class Trial:
         proposal: what was proposed.
         score: what it came to; None for a failed one.
         reason: why it has no score, or was stopped at a rung.
-        ended: when it was recorded, as ISO 8601 in UTC; None in a run of an older version.
+        ended: when it was recorded, as ISO 8601 in UTC.
     """
 
     proposal: Proposal
     score: Score | None
     reason: str | None
-    ended: str | None = None
+    ended: str
 
     @property
     def state(self) -> str:

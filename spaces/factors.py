@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from spaces.allocation import Allocation
 from spaces.errors import CheckpointError
-from spaces.files import save_tensors
 from spaces.operators.base import Tensors
 from spaces.operators.registry import OPERATORS, Variants, input_of, select, variant_of
 from spaces.sites import Site, Space
 from spaces.statistics import collect
+from spaces.tensors import save_tensors
 from spaces.vit import resize
 
 _FORMAT = "2"

@@ -4,16 +4,10 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
-
-from spaces.errors import code_in, first_line
 
 
 @contextmanager
@@ -90,23 +84,6 @@ def lives(pid: int) -> bool:
     except OSError:  # another user's
         return True
     return True
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors atomically as safetensors, readable for whoever the umask allows (the library's own are private).
-
-    Raises:
-        OSError: the disk is full, or cannot be written to.
-    """
-    with replacing(path) as partial:
-        try:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, metadata)
-        except SafetensorError as error:
-            code = code_in(str(error))
-            raise OSError(code or errno.EIO, os.strerror(code) if code else first_line(error), str(path)) from error
-        mask = os.umask(0)
-        os.umask(mask)
-        partial.chmod(0o666 & ~mask)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,6 +1,5 @@
 """Folders for what is needed for a while; what a process that was killed left of its own is removed by the next one."""
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -8,6 +7,8 @@ import weakref
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+
+from spaces.locks import lock_file
 
 PREFIX = "vcs-"  # short: sockets lie in such folders, and the system bounds the length of their paths
 _LOCK = ".lock"  # held by the process that has made the folder, as long as it lives
@@ -28,7 +29,7 @@ class Scratch:
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
         fresh = self.path / f"{_LOCK}.new"
         lock = os.open(fresh, os.O_CREAT | os.O_RDWR, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock_file(lock, wait=True)
         fresh.rename(self.path / _LOCK)  # has its name when it is held: nobody finds it free
         self._closed = weakref.finalize(self, _close, self.path, lock, os.getpid())
 
@@ -57,7 +58,7 @@ def remove_abandoned(parent: Path | None = None) -> None:
                 continue
             lock = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where its process lives
+                lock_file(lock)  # raises where its process lives
                 _remove(folder)
             finally:
                 os.close(lock)

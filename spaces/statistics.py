@@ -86,7 +86,7 @@ class _Accumulator:
         flat, weight = (x - self.pilot).flatten(0, 1), x.new_ones(x.shape[:2])
         if gradient is not None:
             gradient = gradient.detach().reshape(output.shape).float()
-            weight = _weights(gradient)
+            weight = token_weights(gradient)
             self._sum(metric=gradient.flatten(0, 1).T @ gradient.flatten(0, 1))
         weighted = weight.flatten().unsqueeze(1) * flat
         self._sum(weight=weight.sum(), total=weighted.sum(0), outer=weighted.T @ flat)
@@ -104,7 +104,7 @@ class _Accumulator:
         batch, tokens, _ = output.shape
         query, key, _ = output.reshape(batch, tokens, 3, self.heads, -1).permute(2, 3, 0, 1, 4)
         to_query, to_key, _ = gradient.reshape(batch, tokens, 3, self.heads, -1).permute(2, 3, 0, 1, 4)
-        by_query, by_key = _weights(to_query).unsqueeze(-1), _weights(to_key).unsqueeze(-1)
+        by_query, by_key = token_weights(to_query).unsqueeze(-1), token_weights(to_key).unsqueeze(-1)
         key = key - (by_key * key).sum(2, keepdim=True) / by_key.sum(2, keepdim=True)
         self._sum(
             queries=by_query.sum((1, 2, 3)),
@@ -141,7 +141,7 @@ class _Accumulator:
         )
 
 
-def _weights(gradient: Tensor) -> Tensor:
+def token_weights(gradient: Tensor) -> Tensor:
     """Weights of tokens: the norms of their gradients, with a floor. Shape [..., tokens, m] -> [..., tokens]."""
     norm = gradient.norm(dim=-1)
     return norm + TOKEN_FLOOR * norm.mean(-1, keepdim=True) + _TINY  # type: ignore[no-any-return]
@@ -193,7 +193,8 @@ def collect(
                 for chunk in batch.split(_CHUNK):  # type: ignore[no-untyped-call]
                     images = chunk.to(device).detach().requires_grad_(gradients)
                     if gradients:
-                        torch.autograd.grad(_probe(model, images, generator), images)  # of the images: parameters get none
+                        probe = fisher_probe(model, images, generator)
+                        torch.autograd.grad(probe, images)  # of the images: parameters get none
                     else:
                         model(images)
     finally:
@@ -223,7 +224,7 @@ def has_classes(model: nn.Module) -> bool:
     return bool(getattr(model, "num_classes", 0))
 
 
-def _probe(model: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
+def fisher_probe(model: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
     """A random scalar of the outputs whose gradients have the Fisher matrix of the model as their second moment.
 
     The outputs z are the logits, with B B^T = diag(p) - p p^T, the Fisher matrix of p = softmax(z), and the scalar is

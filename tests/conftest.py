@@ -1,11 +1,13 @@
 """Small models for the unit tests, whose weights are large enough that attention is far from uniform; images and runs."""
 
+import signal
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import timm
 import torch
@@ -22,11 +24,18 @@ import run_search
 from objectives.evaluator import Evaluator
 from objectives.recipes.registry import open_workbench
 from objectives.recipes.workbench import Workbench
-from objectives.training.finetune import FinetuneConfig
+from objectives.training.config import FinetuneConfig
 from spaces.models.create import create_model
 
-# Files that take long and would come late: begun last, one of them would be waited for by the other worker.
-EARLY = ("chaos", "train_runner", "starts")
+# A shell's background jobs (`make test &`) ignore Ctrl-C, and so would the processes that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The same examples in every process and on every machine, and no folder of those that failed.
+hypothesis.settings.register_profile("tests", derandomize=True, max_examples=50, deadline=None, database=None)
+hypothesis.settings.load_profile("tests")
+
+# Files that take long, the longest first: begun last, one of them would be waited for by the other workers.
+EARLY = ("chaos", "runners", "ray_train", "ray_cluster", "groups", "launch_ends", "server", "handover", "starts")
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
 
@@ -39,7 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def tiny_vit(name: str = "vit_tiny_patch16_224", **options: Any) -> nn.Module:
     """A timm model of two blocks, 32 wide, with random weights of visible effect."""
     torch.manual_seed(0)
-    model = timm.create_model(name, **{**TINY, **options}).eval()
+    model: nn.Module = timm.create_model(name, **{**TINY, **options}).eval()
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if parameter.ndim >= 2:

@@ -23,8 +23,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from safetensors.torch import load_file
 
-from spaces.files import save_tensors
 from spaces.models.create import ModelConfig, create_model
+from spaces.tensors import save_tensors
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "depth": 2, "num_heads": 2}

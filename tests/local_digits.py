@@ -7,14 +7,14 @@ from typing import Any
 from torch import nn
 
 from objectives.cost.spec import Cost
-from objectives.data.splits import DataConfig
+from objectives.data.config import DataConfig
 from objectives.dense_model import DenseModel, load_dense
 from objectives.evaluator import Evaluator
 from objectives.objective import Objective
 from objectives.recipes.workbench import Workbench
-from spaces.files import save_tensors
 from spaces.models.create import ModelConfig
 from spaces.sites import Site
+from spaces.tensors import save_tensors
 
 SIZE = (1, 8, 8)
 MODEL = ModelConfig(
@@ -36,7 +36,7 @@ def evaluator_of(model: nn.Module, folder: Path, **options: Any) -> Evaluator:
 
 
 def limits_of(dense: DenseModel, **shares: float) -> dict[Cost, float]:
-    return {cost: share * dense.costs.dense[cost] for cost, share in shares.items()}  # type: ignore[index,misc]
+    return {cost: share * dense.costs.dense[cost] for cost, share in shares.items()}
 
 
 def sites_of(bench: Workbench, *kinds: str) -> list[Site]:

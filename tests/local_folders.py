@@ -12,8 +12,10 @@ from local_vits import KINDS, MakeVit, factors_of
 from torch import Tensor, nn
 
 from objectives.deploy.classify import preprocessing_of
-from objectives.deploy.formats import Format, write_formats
+from objectives.deploy.config import Format
+from objectives.deploy.formats import write_formats
 from objectives.pictures.digits import Digits
+from objectives.pictures.reading import reading_for
 from spaces import Allocation, save_compressed
 from spaces.folder.description import read_description
 from spaces.sites import Space
@@ -29,6 +31,11 @@ def preprocessing_for(channels: int) -> dict[str, Any]:
     if channels == 3:
         return PREPROCESSING
     return {**PREPROCESSING, "input_size": [channels, 16, 16], "mean": [0.3] * channels, "std": [0.4] * channels}
+
+
+def pictures_for(channels: int) -> dict[str, Any] | None:
+    """How pictures are read for a model of so many channels."""
+    return reading_for(channels).to_json() if channels in (1, 3) else None
 
 
 def uneven(space: Space) -> Allocation:
@@ -51,7 +58,8 @@ class Folder:
     def logits(self, images: Tensor) -> Tensor:
         """Of the model in memory."""
         with torch.inference_mode():
-            return self.model(images.to(next(self.model.parameters()).dtype)).float()
+            outputs: Tensor = self.model(images.to(next(self.model.parameters()).dtype))
+        return outputs.float()
 
 
 def write_folder(
@@ -77,6 +85,7 @@ def write_folder(
     save_compressed(path, model, {
         "architecture": name, "model_args": {key: value for key, value in sizes.items() if key != "num_classes"},
         "num_classes": TINY["num_classes"], "label_names": list("abcde"), "pretrained_cfg": pre,
+        "pictures": pictures_for(pre["input_size"][0]),
         "space": space, "multiple": 4, "allocation": dict(allocation),
     })  # fmt: skip
     return Folder(path, model)

@@ -1,6 +1,6 @@
 """Images on disk for the tests of data: every image carries its own number as its brightness."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from objectives.data.config import DataConfig
 from objectives.data.loaders import Data
-from objectives.data.splits import DataConfig
 
 SIZE = 8
 # As they are: no crop, no scaling but to [0, 1], so that a batch tells which images it holds.
@@ -24,7 +24,7 @@ def picture(number: int, width: int = SIZE, height: int = SIZE) -> Image.Image:
     return Image.new("RGB", (width, height), (number, number, number))
 
 
-def fill(root: Path, classes: dict[str, Iterable[int]]) -> None:
+def fill(root: Path, classes: Mapping[str, Iterable[int]]) -> None:
     for name, numbers in classes.items():
         (root / name).mkdir(parents=True)
         for number in numbers:

@@ -12,7 +12,7 @@ from torch import nn
 from objectives.latency import probe as latency_probe
 from objectives.latency.timing import Timing
 from search.runners.job import Need
-from search.runners.worker import Ready, Stage, Worker
+from search.runners.worker import Measured, Ready, Stage, Worker
 from spaces.allocation import Allocation
 from spaces.branches import ATTENTION
 from spaces.modules import ContractedAttention, LowRankLinear
@@ -34,7 +34,7 @@ def _seconds(module: nn.Module) -> float:
         widths = module.num_heads * (module.query_key_dim + 2 * module.value_dim)
         return _linear(module.qkv) + 1e-6 * widths + APART * (module.query_key_dim != module.value_dim)
     if isinstance(module, ATTENTION):
-        heads, width = int(module.num_heads), int(module.head_dim)  # type: ignore[arg-type]
+        heads, width = int(module.num_heads), int(module.head_dim)
         return _linear(module.qkv) + 1e-6 * heads * 3 * width
     return 0.0
 
@@ -67,7 +67,7 @@ class FakeTimer:
 class FakeTimedWorker(Worker):
     """A worker in whose process a latency table is made of `seconds_of`."""
 
-    def prepare(self, needs: Sequence[Need]) -> Iterator[Stage | Ready]:
+    def prepare(self, needs: Sequence[Need]) -> Iterator[Stage | Measured | Ready]:
         FakeTimer(pytest.MonkeyPatch())
         yield from super().prepare(needs)
 

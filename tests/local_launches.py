@@ -10,8 +10,8 @@ from search import SearchConfig
 from search.driver.observer import Observer
 from search.driver.outlook import Outlook
 from search.trial import Proposal, Trial
-from spaces.files import save_tensors
 from spaces.models.create import ModelConfig, create_model
+from spaces.tensors import save_tensors
 
 OPTIONS: dict[str, Any] = {
     "model": "vit_tiny_patch16_224",

@@ -36,8 +36,9 @@ def made_up(count: int, costs: Sequence[str] = ("macs", "params"), seed: int = 0
     space = _space(blocks=12)
     trials = _trials(count, space, costs, np.random.default_rng(seed))
     dense = {name: DENSE[name] for name in (*costs, "error")}
-    facts = {
+    facts: dict[str, Any] = {
         "model": "deit_small",
+        "classes": None,
         "fingerprint": "made-up",
         "space": space.name,
         "spaces": {space.name: describe_space(space)},
@@ -76,8 +77,8 @@ def _trials(count: int, space: Space, costs: Sequence[str], random: np.random.Ge
     state = np.where(np.arange(count) % 50 == 49, "FAIL", np.where(np.arange(count) % 10 == 9, "PRUNED", "COMPLETE"))
     done = state == "COMPLETE"
     table: dict[str, Any] = {"number": np.arange(count), "state": state, "space": space.name, "seed": 0, "seconds": 60.0}
-    table["label"] = np.where(np.arange(count) == 0, "dense", None)
-    table["reason"] = np.where(done, None, np.where(state == "FAIL", "the loss is NaN", "dominated by trial 1"))
+    table["label"] = ["dense", *[None] * (count - 1)]
+    table["reason"] = [{"COMPLETE": None, "FAIL": "the loss is NaN"}.get(each, "dominated by trial 1") for each in state]
     table |= {"error": np.where(done, error, np.nan), "error_before": error + 0.05, "kl": error / 5, "kl_before": error / 3}
     table |= {"rung": np.where(done, np.nan, 50), "rung_error": np.where(state == "PRUNED", error + 0.1, np.nan), "steps": 100}
     for at, cost in enumerate(costs):

@@ -65,7 +65,7 @@ class Problem:
         return self.parametrisation.budgets.load(allocation, target)
 
     def score(self, allocation: Allocation) -> Score:
-        macs = self.parametrisation.budgets.costs.count(allocation, "macs")
+        macs = round(self.parametrisation.budgets.costs.count(allocation, "macs"))
         return scored(self.error(allocation), macs, self.divergence(allocation))
 
     @property

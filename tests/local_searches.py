@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from objectives.cost.closed_form import CostModel
 from objectives.cost.spec import Cost
+from objectives.profile import Errors
 from objectives.score import Score
-from objectives.sensitivity import Errors
 from search.budgets.knapsack import Knapsack
 from search.budgets.parametrisation import Budgets, Multipliers
 from search.study.study import Study
@@ -55,8 +55,9 @@ def searched(
     return Multipliers(Budgets(space, costs, targets, lows), Knapsack(space, costs, errors or errors_of(space)))
 
 
-def score_of(allocation: Allocation) -> Score:
+def score_of(allocation: Allocation | None) -> Score:
     """A made-up error: branch 0 matters most."""
+    assert allocation is not None, "of a recipe that has not run"
     error = sum((4 - index) * (1 - size / 128) for index, size in enumerate(allocation.values())) / 20
     return scored(error, sum(allocation.values()))
 
@@ -72,6 +73,13 @@ def scored(error: float, macs: int, divergence: float = 0.0) -> Score:
         steps=10,
         seconds=0.1,
     )
+
+
+def proposed(study: Study) -> Proposal:
+    """The next trial of a study that screens no candidates."""
+    found = study.ask()
+    assert isinstance(found, Proposal)
+    return found
 
 
 def asked(study: Study) -> Proposal:

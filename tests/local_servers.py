@@ -35,7 +35,7 @@ class Place(Protocol):
 class Journal:
     """Fails as a full disk does."""
 
-    url = None
+    url: str | None = None
 
     def fail(self) -> None:
         self._limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -73,5 +73,5 @@ def fused_and_unfused(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]
         fused = model(images)
         for module in model.modules():
             if hasattr(module, "fused_attn"):
-                module.fused_attn = False
+                module.fused_attn = False  # type: ignore[assignment]
         return fused, model(images)

@@ -34,7 +34,7 @@ def test_a_trial_is_followed_from_its_start_to_its_end(tmp_path: Path, monkeypat
     activity.rung(7, 25, 0.4)
     (trial,) = running_of(tmp_path)
     assert (trial["step"], trial["rung"], trial["error"]) == (25, 25, 0.4)
-    activity.ended(Trial(proposal=proposal(7), score=None, reason="lost"))
+    activity.ended(Trial(proposal=proposal(7), score=None, reason="lost", ended="2026-11-24T01:00:00+00:00"))
     assert running_of(tmp_path) == []
     activity.closed()
     assert not (tmp_path / RUNNING).exists()
@@ -79,6 +79,7 @@ def test_a_folder_that_is_gone_is_no_reason_to_stop(tmp_path: Path) -> None:
     (tmp_path / "gone").write_text("a file")
     activity.started(proposal(0))
     activity.closed()
+    assert (tmp_path / "gone").read_text() == "a file"
 
 
 @pytest.mark.slow

@@ -1,6 +1,12 @@
+import json
 import pickle
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from local_strategies import JSON
 
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError
@@ -14,11 +20,19 @@ def test_order_of_sites_does_not_matter() -> None:
     assert list(a) == ["blocks.2.mlp.hidden", "blocks.10.mlp.hidden"]
 
 
-def test_json_round_trip() -> None:
-    allocation = Allocation({"blocks.0.attn.qk": 8, "blocks.0.mlp.hidden": 64})
+@given(st.dictionaries(st.text(max_size=20), st.integers(1, 2**70), max_size=6).map(Allocation))
+@example(Allocation({"blocks.0.attn.qk": 8, "blocks.0.mlp.hidden": 64}))
+def test_json_round_trip(allocation: Allocation) -> None:
     assert Allocation.from_json(allocation.to_json()) == allocation
     assert pickle.loads(pickle.dumps(allocation)) == allocation
     assert eval(repr(allocation)) == allocation
+
+
+@given(JSON)
+def test_any_value_is_an_allocation_of_positive_integers_or_refused(value: Any) -> None:
+    whole = isinstance(value, dict) and all(type(size) is int and size > 0 for size in value.values())
+    with nullcontext() if whole else pytest.raises(AllocationError):
+        assert dict(Allocation.from_json(json.dumps(value))) == value
 
 
 def test_is_immutable() -> None:

@@ -19,7 +19,7 @@ from objectives.evaluator import Evaluator
 from objectives.runtime.progress import Step
 from objectives.score import Score
 from objectives.training.checkpoint import Checkpoint, Passed
-from objectives.training.finetune import FinetuneConfig
+from objectives.training.config import FinetuneConfig
 from spaces.allocation import Allocation
 from spaces.errors import DivergedError
 from spaces.models.create import create_model

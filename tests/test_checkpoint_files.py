@@ -192,7 +192,8 @@ def test_a_folder_of_shards(tmp_path: Path) -> None:
     (tmp_path / "b.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"no checkpoint at .*b\.safetensors"):
         loaded(str(tmp_path))
-    for content in ({"weight_map": {"a": "../a.safetensors"}}, {"weight_map": 5}, []):
+    contents: tuple[Any, ...] = ({"weight_map": {"a": "../a.safetensors"}}, {"weight_map": 5}, [])
+    for content in contents:
         index.write_text(json.dumps(content))
         with pytest.raises(CheckpointError, match="does not say in which file of its folder"):
             loaded(str(tmp_path))

@@ -85,7 +85,7 @@ def test_two_classes_in_the_wrong_order_of_eight_are_found() -> None:
 @pytest.mark.parametrize("classes", [2, 5, 12, 40])
 def test_nothing_is_found_in_noise_or_in_the_order_that_is_used(images: int, classes: int, seed: int) -> None:
     rng = np.random.default_rng([seed, images, classes])
-    prior, other = rng.dirichlet(np.ones(classes)), rng.permutation(classes).tolist()
+    prior, other = rng.dirichlet(np.ones(classes)).tolist(), rng.permutation(classes).tolist()
     for order, accuracy in ((other, 0.0), (list(range(classes)), rng.random()), ([int(rng.integers(classes))] * classes, 1.0)):
         assert find_fit(answered(order, images, accuracy, seed, prior), classes, {"torchvision": other}) is None
 

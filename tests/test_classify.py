@@ -20,7 +20,8 @@ from torch import Tensor
 
 import run_search
 from objectives.deploy.classify import Answer, Unread, classify
-from objectives.deploy.formats import Format, write_formats
+from objectives.deploy.config import Format
+from objectives.deploy.formats import write_formats
 from objectives.pictures.digits import Digits
 from spaces import load_compressed
 from spaces.errors import CheckpointError, DataError
@@ -154,19 +155,18 @@ def test_a_picture_that_cannot_be_read_stops_no_other(
     [
         ({"pixel_range": None, "background": "white"}, (64, 255)),
         ({"pixel_range": [0, 32896], "background": "grey"}, (128, 128)),
-        (None, (64, 90)),
+        ({"pixel_range": None, "background": "ignored"}, (64, 90)),
     ],
 )
 def test_pictures_are_read_as_the_folder_says(
-    folder: Folder, tmp_path: Path, options: dict[str, Any] | None, grey: tuple[int, int]
+    folder: Folder, tmp_path: Path, options: dict[str, Any], grey: tuple[int, int]
 ) -> None:
     """A deep picture, and one of which nothing is opaque: the same answers as of plain ones of these greys."""
     copy, plain = tmp_path / "copy", [tmp_path / "0.png", tmp_path / "1.png"]
     copy.mkdir()
     for name in ("config.json", "model.safetensors"):
         (copy / name).write_bytes((folder.path / name).read_bytes())
-    if options is not None:
-        changed(copy, lambda config: config.update(pictures={"mode": "RGB", **options}))
+    changed(copy, lambda config: config.update(pictures={"mode": "RGB", **options}))
     Image.fromarray(np.full((20, 20), 64 * 257, dtype=np.uint16)).save(tmp_path / "deep.png")
     Image.new("LA", (20, 20), (90, 0)).save(tmp_path / "clear.png")
     for path, value in zip(plain, grey, strict=True):

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 
 from objectives.deploy import compare_latency as module
 from objectives.deploy.compare_latency import Comparison, measure, rows_of
-from objectives.latency.timing import Call, Setting, Timing
+from objectives.deploy.formats import open_format
+from objectives.latency.config import Setting
+from objectives.latency.timing import Call, Timing
 from spaces.errors import CheckpointError
 from spaces.folder.description import fingerprint_of
 
@@ -77,8 +80,12 @@ def test_other_formats_are_timed_beside_the_dense_model_in_them(
 ) -> None:
     exported = write_folder(tmp_path / "exported", make_vit, images, formats=("safetensors", "pt2"))
     folders: list[Path] = []
-    real = module.open_format
-    monkeypatch.setattr(module, "open_format", lambda folder, name: (folders.append(folder), real(folder, name))[1])
+
+    def noted(folder: Path, name: Any) -> Any:
+        folders.append(folder)
+        return open_format(folder, name)
+
+    monkeypatch.setattr(module, "open_format", noted)
     found = measure(exported.path, CPU, batch_sizes=(2,), compiled=False, seconds=0.0, formats=("safetensors", "pt2"))
     assert [entry.setting for entry in found][2:] == ["batch 2, torch.export"]
     assert found[2].ratio is not None

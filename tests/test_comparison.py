@@ -14,6 +14,7 @@ from playwright.sync_api import expect
 
 import run_search
 from search.browse.server import Shown
+from search.layout import RUN_FORMAT
 from search.report.comparison import differences
 from search.report.html import assemble, page
 from search.report.page_data import content_of
@@ -28,7 +29,7 @@ def write_run(directory: Path, seed: int, **options: Any) -> Run:
     directory.mkdir(parents=True)
     summary, trials = made_up(TRIALS, seed=seed)
     write_tables(directory, trials, summary)
-    (directory / "config.yaml").write_text(yaml.safe_dump({"dataset": "digits", "steps": 100, **options}))
+    (directory / "config.yaml").write_text(yaml.safe_dump({"format": RUN_FORMAT, "dataset": "digits", "steps": 100, **options}))
     return Run(directory)
 
 
@@ -108,6 +109,7 @@ def test_the_keyboard_goes_over_the_heading_of_a_run(visit: Visit) -> None:
     first = visit.page.locator("#rows tr[data-run='1']").first
     expect(first.locator("button")).to_be_focused()
     expect(first).to_have_class(re.compile("chosen"))
+    assert visit.problems == []
 
 
 @needs_chromium

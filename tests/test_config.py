@@ -166,13 +166,9 @@ def test_values_that_no_model_has(options: dict[str, object], message: str) -> N
 def test_the_preprocessing_of_every_model_of_timm_is_allowed() -> None:
     for name in timm.list_pretrained():
         known = timm.models.get_pretrained_cfg(name)
-        ModelConfig(
-            mean=known.mean,
-            std=known.std,
-            crop_pct=known.crop_pct,
-            interpolation=known.interpolation,
-            crop_mode=known.crop_mode,
-        )
+        names = ("mean", "std", "crop_pct", "interpolation", "crop_mode")
+        config = ModelConfig(**{option: getattr(known, option) for option in names})
+        assert all(getattr(config, option) == getattr(known, option) for option in names), name
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,11 +18,11 @@ from local_searches import asked, opened, score_of, searched, space_of
 
 import run_search
 from objectives.error import Evaluation
-from objectives.sensitivity import Profile
+from objectives.profile import Profile
 from search import launch
 from search.browse.server import Shown
 from search.deploy.points import wishes
-from search.layout import AUDIT, RUNNING, weights_of
+from search.layout import ANOTHER_RUN, AUDIT, RUN_FORMAT, RUNNING, SUMMARY, weights_of
 from search.report.html import assemble
 from search.report.page_data import content_of
 from search.run.activity import running_of
@@ -136,7 +136,12 @@ def taken_up(directory: Path, sampler: str = "additive", url: str | None = None)
 def test_a_damaged_journal_is_refused_in_one_line_or_continued(tmp_path: Path) -> None:
     told(tmp_path).close()
     journal = tmp_path / "study.journal"
-    assert refused(journal, damaged_lines, lambda: (taken_up(tmp_path), shutil.rmtree(tmp_path / "trials"))) > MUTATIONS / 2
+
+    def take_up() -> None:
+        taken_up(tmp_path)
+        shutil.rmtree(tmp_path / "trials")
+
+    assert refused(journal, damaged_lines, take_up) > MUTATIONS / 2
 
 
 def test_a_damaged_database_is_refused_in_one_line_or_continued(tmp_path: Path) -> None:
@@ -225,7 +230,7 @@ def test_damaged_weights_are_made_again(whole: Path, tmp_path: Path) -> None:
     assert read_weights(path, model) is None
 
 
-@pytest.mark.parametrize("text", ["", "null", "[]", '"x"', "3", NESTED, '{"spaces": 3}', "\xff"])
+@pytest.mark.parametrize("text", ["", "null", "[]", '"x"', "3", NESTED, '{"format": 1, "spaces": 3}', "\xff"])
 @pytest.mark.parametrize("name", ["pareto.json", AUDIT])
 def test_a_file_that_is_something_else_is_named(copied: Path, name: str, text: str) -> None:
     (copied / name).write_text(text, encoding="latin-1")
@@ -292,15 +297,59 @@ OPTIONS = [
 
 @pytest.mark.parametrize("text", OPTIONS)
 def test_options_that_are_none_are_one_line(fails: Fails, copied: Path, text: str) -> None:
-    (copied / "config.yaml").write_text(f"model: vit_tiny_patch16_224\n{text}" if ":" in text else text)
+    (copied / "config.yaml").write_text(f"format: 1\nmodel: vit_tiny_patch16_224\n{text}" if ":" in text else text)
     for command in (("launch", "--output", copied), ("export", copied, "--target", "flops=60%"), ("audit", copied)):
         assert str(copied / "config.yaml") in fails(*command)
+
+
+def renumbered(path: Path, number: int | None) -> None:
+    """Give a file of a run another format's number, or none."""
+    if path.suffix == ".json":
+        rest = {key: value for key, value in json.loads(path.read_text()).items() if key != "format"}
+        path.write_text(json.dumps(rest if number is None else {**rest, "format": number}))
+    else:
+        lines = [line for line in path.read_text().splitlines() if not line.startswith("format:")]
+        path.write_text("\n".join(lines if number is None else [*lines, f"format: {number}"]))
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (
+            RUN_FORMAT + 1,
+            f"was written by a newer version (format {RUN_FORMAT + 1}, this one reads {RUN_FORMAT}): pip install -U",
+        ),
+        (
+            RUN_FORMAT - 1,
+            f"was written by an older version (format {RUN_FORMAT - 1}, this one reads {RUN_FORMAT}): {ANOTHER_RUN}",
+        ),
+        (
+            None,
+            "has no format number: an older version or another program wrote it",
+        ),
+    ],
+)
+def test_a_run_of_another_format_is_one_line(fails: Fails, copied: Path, number: int | None, words: str) -> None:
+    """Each file by itself: pareto.json is what readers look at first, config.yaml what a launch does."""
+    commands = [
+        ("browse", "--text", copied),
+        ("export", copied, "--trial", 1),
+        ("audit", copied),
+        ("launch", "--output", copied),
+    ]
+    renumbered(copied / SUMMARY, number)
+    for command in commands:
+        assert f"{copied / SUMMARY} {words}" in fails(*command)
+    renumbered(copied / SUMMARY, RUN_FORMAT)
+    renumbered(copied / "config.yaml", number)
+    for command in (*commands[1:], ("inspect", copied)):
+        assert f"{copied / 'config.yaml'} {words}" in fails(*command)
 
 
 def test_one_run_that_is_damaged_is_shown_beside_the_other(
     copied: Path, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for junk in (*JUNK[:8], {"front": []}, {**json.loads((whole / "pareto.json").read_text()), "dense": {}}):
+    for junk in (*JUNK[:8], {"format": 1, "front": []}, {**json.loads((whole / "pareto.json").read_text()), "dense": {}}):
         (copied / "pareto.json").write_text(json.dumps(junk))
         _, found = Shown([copied, whole]).now()
         assert [run["name"] for run in found["data"]] == [whole.name]

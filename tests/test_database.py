@@ -13,7 +13,7 @@ from urllib.parse import quote
 import optuna
 import pytest
 import sqlalchemy
-from local_searches import asked, opened, score_of, searched, space_of
+from local_searches import asked, opened, proposed, score_of, searched, space_of
 from local_servers import (
     PASSWORD,
     QUOTED,
@@ -29,7 +29,7 @@ from local_servers import (
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import OperationalError
 
-from search.study.database import close, masked
+from search.masking import masked
 from search.study.study import Study
 from search.trial import Outcome, Proposal
 from spaces.errors import RunError
@@ -67,19 +67,21 @@ class _Started(dict[str, Server]):
 @pytest.fixture
 def place(request: pytest.FixtureRequest, servers: dict[str, Server], tmp_path: Path) -> Place:
     name = getattr(request, "param", "sqlite")
-    return Journal() if name == "journal" else Sqlite(tmp_path / "studies.db") if name == "sqlite" else servers[name]
+    if name == "journal":
+        return Journal()
+    return Sqlite(tmp_path / "studies.db") if name == "sqlite" else servers[name]
 
 
 @pytest.fixture
 def directory(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """Of a run whose name no other test uses: servers are shared."""
-    return tmp_path / request.node.name
+    return tmp_path / str(request.node.name)
 
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the journal nor Optuna waits before another try."""
-    monkeypatch.setattr("search.study.journal._PAUSES", (0.0,))
+    monkeypatch.setattr("search.study.journal.PAUSES", (0.0,))
     monkeypatch.setattr("optuna.storages._rdb.storage.time", SimpleNamespace(sleep=lambda seconds: None))
 
 
@@ -144,7 +146,7 @@ def test_resumed_proposes_what_an_uninterrupted_one_would(place: Place, director
     whole = open_study(tmp_path / "whole", None)
     part = open_study(directory, place.url)
     for _ in range(2):
-        asked = [(whole.ask(), part.ask()) for _ in range(6)]
+        asked = [(proposed(whole), proposed(part)) for _ in range(6)]
         random.Random(0).shuffle(asked)
         for first, second in asked:
             assert first == second
@@ -159,7 +161,7 @@ def test_resumed_proposes_what_an_uninterrupted_one_would(place: Place, director
 def test_a_result_that_cannot_be_recorded_ends_the_search_and_nothing_else_is_lost(place: Place, directory: Path) -> None:
     study = open_study(directory, place.url)
     run(study, 3)
-    lost = study.ask()
+    lost = proposed(study)
     place.fail()
     try:
         with pytest.raises(RunError, match=r"trial 3 could not be recorded in .*the same command continues") as caught:
@@ -222,7 +224,7 @@ def test_the_study_is_readable_with_optuna_alone(place: Place, directory: Path) 
 def test_the_search_goes_on_where_the_run_directory_was_lost(place: Place, directory: Path, tmp_path: Path) -> None:
     study = open_study(directory, place.url, identity="one")
     run(study, 3)
-    lost = study.ask()
+    lost = proposed(study)
     study.close()
     elsewhere = tmp_path / "elsewhere" / directory.name
     again = open_study(elsewhere, place.url, identity="one")
@@ -247,7 +249,7 @@ def test_an_insertion_that_was_carried_out_is_not_repeated(
     """The connection breaks when the server has committed, and before it could say so."""
     study = open_study(directory, place.url)
     run(study, 2)
-    commit, broken = sqlalchemy.orm.Session.commit, []
+    commit, broken = sqlalchemy.orm.Session.commit, list[Any]()
 
     def unclear(session: Any) -> None:
         commit(session)
@@ -292,8 +294,7 @@ def test_a_server_that_was_restarted_goes_unnoticed(place: Place, directory: Pat
 def test_attributes_may_be_long(place: Place, directory: Path) -> None:
     """MySQL's TEXT ends at 64 KiB; what is screened for a proposal of a large model needs more."""
     study = open_study(directory, place.url)
-    proposal = study.ask()
-    assert proposal is not None
+    proposal = proposed(study)
     study._seen.set_trial_system_attr(0, "noted", "x" * 200_000)
     told(study, proposal)
     study.close()
@@ -389,4 +390,5 @@ def test_no_password_is_shown(url: str) -> None:
 def test_closing_twice_does_no_harm(place: Place, directory: Path) -> None:
     study = open_study(directory, place.url)
     study.close()
-    close(study._journal._study._storage)
+    study.close()
+    assert open_study(directory, place.url).trials == []

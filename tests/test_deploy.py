@@ -51,7 +51,8 @@ def parsed(command: str) -> SearchConfig:
 
 @pytest.mark.parametrize("command", commands(ROOT / "docs" / "scaling.md"))
 def test_every_command_of_the_page_on_scaling_parses(command: str) -> None:
-    build_parser().parse_args(shlex.split(command, comments=True))
+    words = shlex.split(command, comments=True)
+    assert build_parser().parse_args(words).command == words[0]
 
 
 def test_there_are_commands_on_that_page_and_a_wrong_one_would_be_found() -> None:

@@ -1,5 +1,6 @@
 """What a search shows while it runs, of one target and of several."""
 
+from collections.abc import Sequence
 from io import StringIO
 from itertools import count
 from pathlib import Path
@@ -24,7 +25,7 @@ BOUNDS = (("macs", 450, "flops=45%", 0), ("macs", 350, "flops=35%", 1), ("params
 TARGETS = [dict(zip(("cost", "limit", "text", "group"), bound, strict=True)) for bound in BOUNDS]
 
 
-def summary(targets: list[dict[str, Any]], best: list[int | None]) -> dict[str, Any]:
+def summary(targets: list[dict[str, Any]], best: Sequence[int | None]) -> dict[str, Any]:
     return {
         "model": "vit_tiny",
         "space": "contract",
@@ -55,7 +56,7 @@ def shown(found: dict[str, Any], width: int = 250) -> str:
             error=0.25, error_before=0.4, kl=0.1, kl_before=0.2, costs={"macs": 400, "params": 120}, steps=100, seconds=3.0
         )
         proposal = Proposal(number=5, allocation=Allocation({"b.qk": 8}), space="contract", seed=0)
-        display.finished(Trial(proposal=proposal, score=score, reason=None), found, 6)
+        display.finished(Trial(proposal=proposal, score=score, reason=None, ended="2026-11-24T01:00:00+00:00"), found, 6)
     return text.getvalue()
 
 

@@ -25,7 +25,8 @@ from objectives.recipes.registry import evaluate_recipe
 from objectives.runtime.distributed import ALONE, Group, join_group, leave_group
 from objectives.runtime.seeding import seed_everything
 from objectives.score import Score
-from objectives.training.finetune import FinetuneConfig, finetune
+from objectives.training.config import FinetuneConfig
+from objectives.training.finetune import finetune
 from spaces.allocation import Allocation
 from spaces.errors import ConfigError, DivergedError
 from spaces.models.create import create_model, preprocessing
@@ -75,10 +76,15 @@ def test_every_image_of_a_batch_belongs_to_one_process(split_folder: Path, size:
 
 
 def test_a_process_reads_its_own_images_alone(split_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data, read = opened(split_folder, batch_size=12, eval_batch_size=1), []
+    data, read = opened(split_folder, batch_size=12, eval_batch_size=1), list[int]()
     pictures = type(data._pictures["train"])
     load = pictures.read
-    monkeypatch.setattr(pictures, "read", lambda self, index, reading: read.append(index) or load(self, index, reading))
+
+    def noted(self: Any, index: int, reading: Any) -> Any:
+        read.append(index)
+        return load(self, index, reading)
+
+    monkeypatch.setattr(pictures, "read", noted)
     list(data.training(3, seed=0, group=group_of(1)))
     assert len(set(read)) == len(read) == 18
     read.clear()

@@ -5,6 +5,7 @@ import itertools
 import json
 import random
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,35 +13,39 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from local_digits import DATA, MODEL
 from local_launches import OPTIONS, TIMES, Silent
-from local_searches import score_of
+from local_searches import proposed, score_of
 from rich.console import Console
-from test_evaluator import DATA, MODEL, half
+from test_evaluator import half
 from test_report import Page
 from test_study import open_study
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from objectives import evaluator as evaluator_module
+from objectives.cost.spec import Cost
+from objectives.data.config import DataConfig
 from objectives.data.loaders import Data
-from objectives.data.splits import DataConfig
 from objectives.dense_model import load_dense
+from objectives.error import evaluate
 from objectives.evaluator import Evaluator
 from objectives.objective import Objective
 from objectives.score import Score
-from objectives.training.finetune import FinetuneConfig
+from objectives.training.config import FinetuneConfig
 from search import SearchConfig, export, launch
 from search.driver.demo import train_dense
 from search.run.run import Run
 from search.runners import job
 from search.study.early_stopping import dominating, margin, reason_to_stop
+from search.study.study import Study
 from search.terminal.display import Display
 from search.terminal.parser import build_parser, given_options
 from search.trial import Outcome, Proposal, Trial
 from spaces.allocation import Allocation
 from spaces.errors import ConfigError, RunError
-from spaces.files import save_tensors
 from spaces.models.create import create_model, preprocessing
+from spaces.tensors import save_tensors
 
 # The decision, by hand
 
@@ -62,7 +67,7 @@ def score(rung: float, error: float | None, macs: int = 100, params: int = 10) -
 def trial(number: int, *figures: Any, label: str | None = None) -> Trial:
     allocation = Allocation({"b.hidden": number + 1})
     proposal = Proposal(number=number, allocation=allocation, space="contract", seed=0, label=label)
-    return Trial(proposal=proposal, score=score(*figures) if figures else None, reason=None)
+    return Trial(proposal=proposal, score=score(*figures) if figures else None, reason=None, ended="2026-11-24T01:00:00+00:00")
 
 
 # From the rung to the end: -0.10, -0.12, -0.08, -0.11, -0.09; mean -0.10, variance 0.001 / 4.
@@ -115,7 +120,7 @@ def test_a_trial_that_was_stopped_or_failed_stops_nothing() -> None:
 
 
 def test_baselines_are_never_stopped() -> None:
-    hopeless = ({"macs": 1000}, 10, 40, 0.99)
+    hopeless: tuple[Mapping[Cost, float], int, int, float] = ({"macs": 1000}, 10, 40, 0.99)
     assert reason_to_stop(trial(9).proposal, TRIALS, *hopeless) == (
         "stopped at step 10 of 40: error 99.00%, dominated by trial 0 (20.00% there)"
     )
@@ -156,10 +161,10 @@ def test_a_larger_spread_stops_less(seed: int) -> None:
 def test_the_order_of_the_trials_does_not_matter(seed: int) -> None:
     rng = random.Random(seed)
     trials = random_trials(rng)
-    candidates = [({"macs": rng.randint(1, 1000)}, 10, rng.uniform(0.1, 0.9)) for _ in range(20)]
-    before = [dominating(trials, *candidate) for candidate in candidates]
+    candidates = [(rng.randint(1, 1000), rng.uniform(0.1, 0.9)) for _ in range(20)]
+    before = [dominating(trials, {"macs": macs}, 10, error) for macs, error in candidates]
     rng.shuffle(trials)
-    assert [dominating(trials, *candidate) for candidate in candidates] == before
+    assert [dominating(trials, {"macs": macs}, 10, error) for macs, error in candidates] == before
 
 
 # Measuring
@@ -202,7 +207,7 @@ def test_a_fine_tune_that_goes_on_is_the_same_to_the_bit(
     assert [step for step, _ in asked] == [2, 4]
     assert measured.rungs == dict(asked)
     assert plain.rungs == {}
-    monkeypatch.setattr("objectives.data.loaders._CACHE_BYTES", 0)  # as with a split that does not fit in memory
+    monkeypatch.setattr("objectives.data.loaders.CACHE_BYTES", 0)  # as with a split that does not fit in memory
     evaluator.dense.data._cache.clear()
     evaluator.evaluate(half(evaluator), 0, weights=tmp_path / "uncached", on_rung=go_on)
     assert (tmp_path / "uncached").read_bytes() == (tmp_path / "plain").read_bytes()
@@ -225,7 +230,7 @@ def test_stopped_at_a_rung(evaluator: Evaluator, tmp_path: Path) -> None:
 def test_the_error_at_a_rung_is_that_of_the_model_there(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
     """With fewer images than the limit it is the error on the search split; with more, on a fixed part of it."""
     errors: list[float] = []
-    genuine = evaluator_module.evaluate
+    genuine = evaluate
 
     def recorded(*arguments: Any, **options: Any) -> Any:
         found = genuine(*arguments, **options)
@@ -260,28 +265,28 @@ def test_a_part_of_a_split_is_always_the_same_and_spread_over_it() -> None:
 
 
 def test_a_pass_draws_no_random_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("objectives.data.loaders._CACHE_BYTES", 0)
+    monkeypatch.setattr("objectives.data.loaders.CACHE_BYTES", 0)
     data = Data(DATA, preprocessing(create_model(MODEL), MODEL))
     before = torch.get_rng_state()
     for _ in data.evaluation("search", 100):
         pass
     assert torch.equal(torch.get_rng_state(), before)
-    next(iter(DataLoader(torch.zeros(3, 1))))
+    next(iter(DataLoader(TensorDataset(torch.zeros(3, 1)))))
     assert not torch.equal(torch.get_rng_state(), before), "which is not a matter of course"
 
 
 # Journal and sampler
 
 
-def stop(study: Any) -> Trial:
-    proposal = study.ask()
+def stop(study: Study) -> Trial:
+    proposal = proposed(study)
     unfinished = replace(score_of(proposal.allocation), error=None, kl=None, steps=3, rungs={1: 0.75, 3: 0.5})
     return study.tell(Outcome(number=proposal.number, score=unfinished, reason="dominated by trial 0"))
 
 
 def test_a_stopped_trial_is_kept_and_told_to_the_sampler(tmp_path: Path) -> None:
     study = open_study(tmp_path)
-    first = study.ask()
+    first = proposed(study)
     study.tell(Outcome(number=first.number, score=replace(score_of(first.allocation), rungs={1: 0.5, 3: 0.25})))
     stopped = stop(study)
     assert (stopped.state, stopped.reason) == ("PRUNED", "dominated by trial 0")
@@ -289,6 +294,7 @@ def test_a_stopped_trial_is_kept_and_told_to_the_sampler(tmp_path: Path) -> None
     study.close()
     again = open_study(tmp_path)
     assert again.trials == study.trials
+    assert again.trials[1].score is not None
     assert again.trials[1].score.rungs == {1: 0.75, 3: 0.5}
     assert [frozen.state.name for frozen in again._memory.get_trials()] == ["COMPLETE", "PRUNED"]
     assert again._memory.get_trials()[1].values is None
@@ -296,12 +302,12 @@ def test_a_stopped_trial_is_kept_and_told_to_the_sampler(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("sampler", ["additive", "tpe", "random"])
 def test_resumed_after_stopped_trials_proposes_as_uninterrupted(tmp_path: Path, sampler: str) -> None:
-    def go_on(study: Any, until: int) -> list[Allocation | None]:
+    def go_on(study: Study, until: int) -> list[Allocation | None]:
         while len(study.trials) < until:
             if len(study.trials) % 3 == 1:
                 stop(study)
             else:
-                proposal = study.ask()
+                proposal = proposed(study)
                 study.tell(Outcome(number=proposal.number, score=score_of(proposal.allocation)))
         return [entry.proposal.allocation for entry in study.trials]
 
@@ -328,10 +334,10 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(autouse=True)
-def _spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def _spoilt() -> Iterator[None]:
     """The classes of the hopeless candidates are turned round as they are built: no eight steps mend that."""
-    genuine = job._score
+    genuine = job.evaluate
 
     def turned_round(model: nn.Module) -> nn.Module:
         with torch.no_grad():
@@ -345,7 +351,9 @@ def _spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
                 patch.setattr(evaluator, "build", lambda allocation: turned_round(build(allocation)))
             return genuine(evaluator, proposal, *arguments)
 
-    monkeypatch.setattr(job, "_score", spoil)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "evaluate", spoil)
+        yield
 
 
 def searched(folder: Path, dense: Path, **options: Any) -> SearchConfig:
@@ -354,9 +362,9 @@ def searched(folder: Path, dense: Path, **options: Any) -> SearchConfig:
     return SearchConfig.from_flat({**OPTIONS, **given, "output": str(folder / "run"), **options})
 
 
-@pytest.fixture
-def run(dense: Path, tmp_path: Path) -> Run:
-    return launch(searched(tmp_path, dense), Silent())
+@pytest.fixture(scope="module")
+def run(dense: Path, tmp_path_factory: pytest.TempPathFactory, _spoilt: None) -> Run:
+    return launch(searched(tmp_path_factory.mktemp("spoilt"), dense), Silent())
 
 
 @pytest.mark.slow
@@ -395,6 +403,7 @@ def test_the_page_lists_them_apart_from_failures(run: Run) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_spoilt")
 def test_the_terminal_says_why(dense: Path, tmp_path: Path) -> None:
     text = io.StringIO()
     with Display(Console(file=text, width=130)) as display:

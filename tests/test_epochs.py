@@ -16,9 +16,9 @@ from torch import nn
 
 from objectives.error import evaluate
 from objectives.evaluator import Evaluator
+from objectives.training.config import FinetuneConfig, TrainingConfig
 from objectives.training.epochs import train
-from objectives.training.finetune import FinetuneConfig
-from objectives.training.long_finetune import Course, Trained, TrainingConfig
+from objectives.training.long_finetune import Course, Trained
 from spaces.errors import ConfigError, DivergedError
 from spaces.models.create import create_model
 
@@ -95,7 +95,8 @@ def test_the_least_error_on_the_search_split_is_kept(
     before = {name: value.clone() for name, value in evaluator.dense.model.state_dict().items()}
     model, trained = train(evaluator.dense.model, course(4, lr=1e-2), evaluator.dense.teacher, tmp_path / "state")
     errors = [error for epoch in trained.epochs for error in (epoch.error, epoch.ema_error)]
-    assert trained.error == min(errors) < trained.start_error
+    assert trained.start_error is not None
+    assert trained.error == min(error for error in errors if error is not None) < trained.start_error
     kept = trained.epochs[trained.best_epoch - 1]
     assert trained.error == (kept.ema_error if trained.best_weights == "ema" else kept.error)
     assert evaluate(model, evaluator.dense.data.evaluation("search")).error == trained.error
@@ -225,6 +226,6 @@ def test_values_out_of_range(options: dict[str, Any], text: str) -> None:
 
 def test_auto_augment_is_for_images_that_bear_it(evaluator: Evaluator) -> None:
     """8 x 8 digits get none; what was asked for counts."""
-    assert TrainingConfig().policy(evaluator.dense.data) is None
-    assert TrainingConfig(aa="3a").policy(evaluator.dense.data) == "3a"
+    assert TrainingConfig().policy(evaluator.dense.data.preprocessing["input_size"], evaluator.dense.data.config.aa) is None
+    assert TrainingConfig(aa="3a").policy((3, 32, 32), None) == "3a"
     assert set(asdict(TrainingConfig())) >= {"aa", "reprob", "mixup", "cutmix", "smoothing", "drop_path"}

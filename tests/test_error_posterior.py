@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from search.samplers.error_posterior import ErrorPosterior, _curve
+from search.samplers.error_posterior import ErrorPosterior, error_curve
 
 Floats = NDArray[np.float64]
 
@@ -88,16 +88,16 @@ def test_derivatives_are_those_of_finite_differences() -> None:
     for _ in range(5):
         theta = rng.normal(0, 0.5, SITES + 3)
         theta[-1] = rng.uniform(0, 0.3)
-        _, jacobian = _curve(rows, theta)
+        _, jacobian = error_curve(rows, theta)
         for column in range(SITES + 3):
             step = 1e-6 * np.eye(SITES + 3)[column]
-            change = _curve(rows, theta + step)[0] - _curve(rows, theta - step)[0]
+            change = error_curve(rows, theta + step)[0] - error_curve(rows, theta - step)[0]
             assert jacobian[:, column] == pytest.approx(change / 2e-6, rel=1e-5, abs=1e-8)
 
 
 def test_the_curve_goes_from_the_error_of_no_distortion_to_one() -> None:
     theta = np.array([0.3, -0.2, 0.5, 0.1, 0.07])  # two sites; scale, power, and the error of no distortion
-    errors, jacobian = _curve(np.array([[0.0, 0.0], [0.1, 0.2], [1e9, 1e9]]), theta)
+    errors, jacobian = error_curve(np.array([[0.0, 0.0], [0.1, 0.2], [1e9, 1e9]]), theta)
     assert errors[0] == pytest.approx(0.07, abs=1e-6)
     assert 0.07 < errors[1] < 1
     assert errors[2] == 1
@@ -106,15 +106,15 @@ def test_the_curve_goes_from_the_error_of_no_distortion_to_one() -> None:
 
 def test_draws_and_predictions_are_one_gaussian(monkeypatch: pytest.MonkeyPatch) -> None:
     """The posterior around the mode is that of a linear regression, here in its information form."""
-    monkeypatch.setattr("search.samplers.error_posterior._NOISES", (0.002,))
-    monkeypatch.setattr("search.samplers.error_posterior._MULTIPLIERS", (0.6,))
+    monkeypatch.setattr("search.samplers.error_posterior.NOISES", (0.002,))
+    monkeypatch.setattr("search.samplers.error_posterior.MULTIPLIERS", (0.6,))
     rows, others = rows_of(15), rows_of(30, seed=1)
     errors = errors_at(rows) + 0.002 * np.random.default_rng(5).standard_normal(15)
     posterior = ErrorPosterior(rows, errors)
     scale, mode = float(np.median(rows.sum(1))), posterior._mode
     precision = 1 / np.square([*[0.6] * SITES, 3.0, 0.5, 0.2])
     center = np.array([*[0.0] * (SITES + 2), errors.min()])
-    fitted, jacobian = _curve(rows / scale, mode)
+    fitted, jacobian = error_curve(rows / scale, mode)
     covariance = np.linalg.inv(jacobian.T @ jacobian / 0.002**2 + np.diag(precision))
     mean = mode + covariance @ (jacobian.T @ (errors - fitted) / 0.002**2 - precision * (mode - center))
 
@@ -124,7 +124,7 @@ def test_draws_and_predictions_are_one_gaussian(monkeypatch: pytest.MonkeyPatch)
     assert draws[1:].mean(0) == pytest.approx(mean[:SITES], abs=0.02)
     assert np.cov(draws[1:].T) == pytest.approx(covariance[:SITES, :SITES], abs=0.02)
 
-    expected, steep = _curve(others / scale, mode)
+    expected, steep = error_curve(others / scale, mode)
     means, spreads = posterior.predict(others)
     assert means == pytest.approx(expected + steep @ (mean - mode), abs=1e-4)
     assert spreads == pytest.approx(np.sqrt(np.einsum("ij,jk,ik->i", steep, covariance, steep)), rel=1e-3)

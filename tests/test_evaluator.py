@@ -16,7 +16,8 @@ from objectives.error import evaluate, load_answers, predict, save_answers
 from objectives.evaluator import Evaluator
 from objectives.objective import Objective
 from objectives.runtime.device import resolve_device
-from objectives.training.finetune import FinetuneConfig, finetune
+from objectives.training.config import FinetuneConfig
+from objectives.training.finetune import finetune
 from spaces.allocation import Allocation
 from spaces.errors import CheckpointError, ConfigError, DataError, DivergedError
 from spaces.factors import fingerprint
@@ -150,9 +151,14 @@ def test_other_images_or_sizes_make_another_profile(
     assert profiles[0].measured != profiles[1].measured
     assert profiles[2].measured == {}
     assert profiles[0].closed == profiles[1].closed == profiles[2].closed
-    calls = []
+    calls = list[int]()
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(1)
+        return profiles[0]
+
     monkeypatch.setattr("objectives.dense_model.SIZES", 2)
-    monkeypatch.setattr("objectives.dense_model.measure_profile", lambda *arguments: calls.append(1) or profiles[0])
+    monkeypatch.setattr("objectives.dense_model.measure_profile", counted)
     assert prepared(evaluator, tmp_path / "run", profile_images=0).profile == profiles[0]
     assert calls
 

@@ -19,20 +19,20 @@ from torch import nn
 
 import run_search
 from objectives.data.loaders import Data
-from objectives.deploy.formats import FormatConfig
+from objectives.deploy.config import FormatConfig
 from objectives.error import evaluate
 from search import SearchConfig, export, launch
 from search.deploy import session as exports
-from search.deploy.model_folder import ExportOptions
+from search.deploy.model_folder import ExportOptions, write_export
 from search.deploy.points import Point, wishes
 from search.run.run import Run
 from search.terminal.parser import build_parser
 from search.trial import Trial
 from spaces import load_compressed
 from spaces.errors import RunError
-from spaces.files import save_tensors
 from spaces.folder.compressed import save_compressed
 from spaces.models.create import ModelConfig, create_model, preprocessing
+from spaces.tensors import save_tensors
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
@@ -101,6 +101,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[Point]:
             "multiple": 1,
             "allocation": dict(point.allocation),
             "pretrained_cfg": evaluator.dense.preprocessing,
+            "pictures": evaluator.dense.data.reading.to_json(),
             "origin": point.origin(evaluator.dense.fingerprint),
             "training": None,
         })  # fmt: skip
@@ -168,7 +169,7 @@ def test_the_whole_front_is_exported_but_for_what_fails(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """There is no trial 77, and the disk is full when trial 0 is written."""
-    write = exports.write_export
+    write = write_export
 
     def fail(folder: Path, run: Run, point: Point, *rest: Any) -> None:
         if point.number == 0:
@@ -178,7 +179,7 @@ def test_the_whole_front_is_exported_but_for_what_fails(
     monkeypatch.setattr(exports, "write_export", fail)
     front = [int(number) for number in run.front["number"] if number]
     assert len(front) >= 2
-    assert command(run.directory, "--all-front", "--trial", 0, 77, "--output", tmp_path / "out") == 2
+    assert command(run.directory, "--all-front", "--trial", "0", "77", "--output", tmp_path / "out") == 2
     out, err = capsys.readouterr()
     assert err.splitlines() == [f"error: 2 of {2 + len(front)} points could not be exported; trial 0: no room"]
     assert [point.number for point in written] == front
@@ -186,7 +187,7 @@ def test_the_whole_front_is_exported_but_for_what_fails(
     assert not (run.directory / "export").exists()
     assert all(text in out for text in ("trial 77", "no room", *(f"trial{number}" for number in front)))
     monkeypatch.setattr(exports, "load_dense", None)  # nothing is loaded where nothing is to be done
-    assert command(run.directory, "--trial", *front, "--output", tmp_path / "out") == 0
+    assert command(run.directory, "--trial", *map(str, front), "--output", tmp_path / "out") == 0
     assert capsys.readouterr().out.count("was there") == len(front)
 
 

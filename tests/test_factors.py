@@ -13,7 +13,7 @@ from spaces.factors import Factors, fingerprint
 from spaces.operators.linalg import blended
 from spaces.operators.metric import METRIC_DAMPING
 from spaces.sites import Site
-from spaces.statistics import _probe, _weights
+from spaces.statistics import fisher_probe, token_weights
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -61,9 +61,9 @@ def test_closed_form_error_is_the_measured_one(make_vit: MakeVit, images: Tensor
     gradients: list[Tensor] = []
     branch = factors.dense.get_submodule(site.branch)
     handle = branch.register_forward_hook(lambda module, args, output: output.register_hook(gradients.append) and None)
-    _probe(factors.dense, images.clone().requires_grad_(), torch.Generator().manual_seed(0)).backward()
+    fisher_probe(factors.dense, images.clone().requires_grad_(), torch.Generator().manual_seed(0)).backward()
     handle.remove()
-    weight = _weights(gradients[0])
+    weight = token_weights(gradients[0])
     gradient = gradients[0].flatten(0, 1)
     metric = blended(gradient.T @ gradient / (2 * len(images)), METRIC_DAMPING)
     costs = (difference @ metric * difference).sum(-1)

@@ -16,7 +16,7 @@ def lost(number: int) -> Outcome:
 
 def trial(number: int, score: Score | None, reason: str | None) -> Trial:
     proposal = Proposal(number=number, allocation=Allocation({"b.hidden": 8}), space="test", seed=0)
-    return Trial(proposal=proposal, score=score, reason=reason)
+    return Trial(proposal=proposal, score=score, reason=reason, ended="2026-11-24T01:00:00+00:00")
 
 
 def failed(number: int, reason: str = "RuntimeError: out of memory") -> Trial:
@@ -60,11 +60,19 @@ def test_numbers_in_reasons_do_not_matter() -> None:
 @pytest.mark.parametrize("between", [succeeded(9), failed(9, "DivergedError: the loss is nan")], ids=["success", "other cause"])
 def test_what_lies_between_failures_ends_the_row(between: Trial) -> None:
     faults = Faults()
-    for ended in (failed(0), failed(1), between, failed(2), failed(3), between, failed(4)):
+    for ended in (failed(0), failed(1), between, failed(2), failed(3), between):
         faults.ended(ended)
+    for number in (4, 5):
+        faults.ended(failed(number))
+    with pytest.raises(RunError, match="3 trials in a row"):
+        faults.ended(failed(6))
 
 
 def test_a_trial_that_was_stopped_at_a_rung_has_not_failed() -> None:
     faults = Faults()
     for number in range(5):
         faults.ended(trial(number, scored(0.1, 100), "dominated by trial 1"))
+    for number in (5, 6):
+        faults.ended(failed(number, "dominated by trial 1"))
+    with pytest.raises(RunError, match="3 trials in a row"):
+        faults.ended(failed(7, "dominated by trial 1"))

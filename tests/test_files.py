@@ -10,7 +10,8 @@ import pytest
 import torch
 from local_runs import content
 
-from spaces.files import partial_beside, remove_partials, replacing, save_tensors
+from spaces.files import partial_beside, remove_partials, replacing
+from spaces.tensors import save_tensors
 
 # Writers are forked, so that they begin at once; not from this process, whose libraries have threads.
 LOOP = """

@@ -11,9 +11,10 @@ from local_images import fill, opened, picture
 from timm.data.readers.reader_image_folder import find_images_and_targets
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
+from objectives.data.config import DataConfig
 from objectives.data.folders import ImageFolder, listed, read_class_folders
 from objectives.data.split_folders import find_split_folders
-from objectives.data.splits import DataConfig, open_splits
+from objectives.data.splits import open_splits
 from spaces.errors import DataError
 
 AWKWARD = ("shape_10", "shape_9", "Dog", "cat", "01x", "1a", "z z", "é", "ß", "a.b", "a-b", "A_1", "10", "9", "a10b2", "a9b11")

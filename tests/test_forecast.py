@@ -14,7 +14,7 @@ from objectives import forecast as forecast_module
 from objectives.dense_model import load_dense
 from objectives.evaluator import Evaluator
 from objectives.forecast import forecast
-from objectives.training.finetune import FinetuneConfig
+from objectives.training.config import FinetuneConfig
 from spaces.allocation import Allocation
 from spaces.models.create import create_model
 

@@ -15,7 +15,8 @@ from local_folders import PREPROCESSING, Folder, changed, write_folder
 from local_vits import HEADS, MakeVit
 from torch import Tensor
 
-from objectives.deploy.formats import Format, FormatConfig, open_format, write_formats
+from objectives.deploy.config import Format, FormatConfig
+from objectives.deploy.formats import open_format, write_formats
 from spaces.errors import CheckpointError, ConfigError
 
 ALL: tuple[Format, ...] = get_args(Format)

@@ -1,13 +1,14 @@
 """Candidates that several processes fine-tune together, as Ray actors: CPU processes stand for GPUs."""
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from local_launches import config_of
-from local_patience import poll
+from local_patience import PATIENCE, poll
 
 from objectives.dense_model import load_dense
 from objectives.evaluator import Evaluator
@@ -54,10 +55,10 @@ class Run:
         return found
 
     def ended(self) -> Outcome | Screened:
-        found: list[Outcome | Screened | None] = []
-        assert poll(lambda: found.append(self.runner.wait()) or found[-1], pause=0.0)
-        assert found[-1] is not None
-        return found[-1]
+        end = time.monotonic() + PATIENCE
+        while (found := self.runner.wait()) is None:
+            assert time.monotonic() < end
+        return found
 
     def wait_free(self) -> None:
         def free() -> int:

@@ -20,7 +20,7 @@ from torch import nn
 
 import run_search
 from objectives.dense_model import load_dense
-from objectives.deploy.formats import _traced as traced
+from objectives.deploy.formats import traced
 from objectives.error import evaluate
 from objectives.evaluator import Evaluator
 from objectives.pictures.digits import Digits
@@ -201,7 +201,7 @@ def test_a_file_that_gives_other_outputs_fails_the_export(
             other.head.bias.add_(torch.arange(10) / 1000)  # type: ignore[union-attr, operator]
         return traced(other)
 
-    monkeypatch.setattr("objectives.deploy.formats._traced", of_another)
+    monkeypatch.setattr("objectives.deploy.formats.traced", of_another)
     line = fails("export", run, "--trial", "1", "--format", "pt2", "--force")
     assert "the model reloaded from model.pt2 is not the one that was saved: its outputs on test images differ by" in line
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before, "the earlier export stays"

@@ -25,7 +25,8 @@ def second(x: Tensor) -> Tensor:
 
 def rotation(width: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))[0]
+    orthogonal: Tensor = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))[0]
+    return orthogonal
 
 
 def test_rows_of_the_chain_sum_to_one_and_an_isolated_head_goes_anywhere() -> None:

@@ -9,7 +9,7 @@ from search.report.history import progress_of
 SUMMARY: dict[str, Any] = {"objectives": ["error", "macs"], "targets": [{"cost": "macs", "limit": 60, "group": 0}]}
 
 
-def row(number: int, error: float, macs: int, ended: Any = None) -> dict[str, Any]:
+def row(number: int, error: float, macs: int, ended: str = "2026-11-24T01:00:00+00:00") -> dict[str, Any]:
     return {"number": number, "error": error, "macs": macs, "macs_kept": macs / 100, "seconds": 1800.0, "ended": ended}
 
 
@@ -33,6 +33,5 @@ def test_trials_come_as_they_ended_and_hours_count_from_the_first_beginning() ->
     assert found["hours"] == pytest.approx([0.5, 1.5])
 
 
-def test_an_older_run_has_no_hours() -> None:
-    assert progress_of([row(0, 0.5, 50, float("nan")), row(1, 0.7, 30)], SUMMARY)["hours"] == [None, None]
-    assert progress_of([], SUMMARY)["trials"] == []
+def test_no_trial_has_no_progress() -> None:
+    assert progress_of([], SUMMARY) == {"trials": [], "hours": [], "hypervolume": [], "best": []}

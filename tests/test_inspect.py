@@ -13,8 +13,9 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 import run_search
-from objectives.sensitivity import Profile
-from search.report.heat_map import format_error, grid_of, heat_table, write_heat_maps
+from objectives.profile import Profile
+from search.report.heat_map import heat_table, write_heat_maps
+from search.report.site_grid import format_error, grid_of
 from spaces.sites import Operator, Site, Space
 
 NAME, KWARGS = MODEL[1], MODEL[2:]
@@ -85,7 +86,16 @@ def test_inspect_needs_no_images(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_profile_of_a_model(capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path) -> None:
-    arguments = [NAME, *KWARGS, "--checkpoint", checkpoint, *IMAGES, "--output", tmp_path / "out", "--profile"]
+    arguments: list[str | Path] = [
+        NAME,
+        *KWARGS,
+        "--checkpoint",
+        checkpoint,
+        *IMAGES,
+        "--output",
+        tmp_path / "out",
+        "--profile",
+    ]
     text = inspected(capsys, *arguments)
     assert "measuring one site at a time: begins" in text
     assert "errors measured on 64 calibration images at up to 3 sizes of every site" in text
@@ -107,7 +117,16 @@ def test_a_profile_of_a_model(capsys: pytest.CaptureFixture[str], checkpoint: Pa
 def test_without_measuring_the_closed_form_is_shown(
     capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path
 ) -> None:
-    arguments = ["--checkpoint", checkpoint, *IMAGES, "--output", tmp_path / "out", "--profile", "--profile-images", "0"]
+    arguments: list[str | Path] = [
+        "--checkpoint",
+        checkpoint,
+        *IMAGES,
+        "--output",
+        tmp_path / "out",
+        "--profile",
+        "--profile-images",
+        "0",
+    ]
     text = inspected(capsys, NAME, *KWARGS, *arguments)
     assert "closed-form errors, not measured" in text
     assert "in the median" not in text
@@ -178,7 +197,13 @@ SWIN = {"img_size": 32, "window_size": 4, "embed_dim": 16, "depths": (1,), "num_
 def test_launch_and_inspect_take_the_same_models(
     name: str, sizes: dict[str, Any], words: str | None, capsys: pytest.CaptureFixture[str], fails: Fails, tmp_path: Path
 ) -> None:
-    arguments = [name, "--num-classes", "10", "--model-kwargs", *(f"{key}={value}" for key, value in sizes.items())]
+    arguments: list[str | Path] = [
+        name,
+        "--num-classes",
+        "10",
+        "--model-kwargs",
+        *(f"{key}={value}" for key, value in sizes.items()),
+    ]
     launched = ["launch", "--model", *arguments, *DIGITS, "--output", tmp_path / "run", "--target", "flops=0.1%"]
     line = fails(*launched)  # the target is out of any model's reach, which is told last of all
     if words is None:

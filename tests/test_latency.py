@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from objectives.latency.timing import Setting, Timing, forward, time_calls
+from objectives.latency.config import Setting
+from objectives.latency.timing import Timing, forward, time_calls
 from spaces.errors import ConfigError
 
 

@@ -16,9 +16,10 @@ from torch import nn
 from objectives.cost.closed_form import cost_model
 from objectives.latency import probe as latency_probe
 from objectives.latency import timing as latency
+from objectives.latency.config import LatencyConfig
 from objectives.latency.probe import clock_of, measure_latency
 from objectives.latency.smoothing import monotone, smoothed
-from objectives.latency.table import Grid, LatencyConfig, LatencyTable
+from objectives.latency.table import Grid, LatencyTable
 from spaces.allocation import Allocation
 from spaces.errors import ConfigError, RunError
 from spaces.sites import Space
@@ -70,7 +71,7 @@ def test_a_block_of_another_shape_is_measured_by_itself(make_vit: Make, monkeypa
     FakeTimer(monkeypatch)
     model = make_vit(depth=3)
     wide = make_vit(depth=1, mlp_ratio=8.0)
-    model.blocks[1].mlp = wide.blocks[0].mlp  # type: ignore[index,union-attr,operator]
+    model.blocks[1].mlp = wide.blocks[0].mlp  # type: ignore[index,union-attr]
     space = describe(model)
     table = measured(model, space)
     branches = {unit.branches for unit, _ in table.grids if unit.operator == "neurons"}

@@ -19,6 +19,7 @@ from torch import nn
 from objectives import evaluator
 from objectives.data.loaders import Data
 from objectives.error import evaluate
+from objectives.training.finetune import finetune
 from search import export, launch, open_run
 from search.run.run import Run
 from search.study import replay
@@ -142,7 +143,7 @@ def test_what_the_run_knows_is_not_computed_again(run: Run, tmp_path: Path, monk
 
 
 def test_failed_trials_are_recorded_and_the_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    genuine = evaluator.finetune
+    genuine = finetune
 
     def sometimes(model: nn.Module, *arguments: Any, **options: Any) -> Any:
         if sum(p.numel() for p in model.parameters()) < 14_000:
@@ -359,6 +360,6 @@ def test_broken_folders_are_refused(folder: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match="does not fit"):
         load_compressed(broken)
-    (broken / "config.json").write_text("{}")
+    (broken / "config.json").write_text('{"format": 1}')
     with pytest.raises(CheckpointError, match="lacks architecture"):
         load_compressed(broken)

@@ -16,7 +16,9 @@ from local_launches import TIMES, Silent, config_of
 from local_runs import Fails
 
 import run_search
+from objectives.runtime.progress import Step
 from search import launch, open_run
+from search.terminal.display import Display
 from search.trial import Proposal
 
 pytestmark = pytest.mark.slow
@@ -143,18 +145,30 @@ def test_ctrl_c_finishes_the_trial_that_runs(tmp_path: Path) -> None:
     assert list(open_run(launched.run).trials["number"]) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("signals", [[signal.SIGINT, signal.SIGINT], [signal.SIGTERM]], ids=["ctrl-c twice", "sigterm"])
-def test_stopped_at_once_the_trial_that_ran_is_run_again(tmp_path: Path, signals: list[signal.Signals]) -> None:
-    with Launched(tmp_path) as launched:
-        launched.wait_for(trial=1)
-        for index, number in enumerate(signals):
-            if index:
-                launched.read_until("finishing the trials that run")
-            launched.process.send_signal(number)
-        assert launched.ends() == INTERRUPTED
-    run = launched.run
+class Interrupted(Display):
+    """A display in which signals arrive in the middle of trial 1, one after another."""
+
+    signals: tuple[signal.Signals, ...] = ()
+
+    def step(self, number: int, step: Step) -> None:
+        super().step(number, step)
+        if (number, step.step) == (1, 2):
+            for each in self.signals:
+                signal.raise_signal(each)
+
+
+@pytest.mark.parametrize("signals", [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM,)], ids=["ctrl-c twice", "sigterm"])
+def test_stopped_at_once_the_trial_that_ran_is_run_again(
+    tmp_path: Path, signals: tuple[signal.Signals, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config_of(tmp_path, trials=4).dump(tmp_path / "options.yaml")
+    arguments, run = ["launch", "--config", str(tmp_path / "options.yaml")], tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Interrupted, "signals", signals)
+        patch.setattr(run_search, "Display", Interrupted)
+        assert (run_search.main(arguments), capsys.readouterr().err.splitlines()) == INTERRUPTED
     assert list(open_run(run).trials["number"]) == [0]
     proposed = (run / "trials" / "0001" / "allocation.json").read_bytes()
-    assert run_search.main([*launched.arguments, "--trials", "2"]) == 0
+    assert run_search.main([*arguments, "--trials", "2"]) == 0
     assert list(open_run(run).trials["number"]) == [0, 1]
     assert (run / "trials" / "0001" / "allocation.json").read_bytes() == proposed

@@ -21,8 +21,8 @@ from search.run.run import Run
 from search.runners import job
 from search.trial import Proposal, Trial
 from spaces.errors import DataError, RunError
-from spaces.files import save_tensors
 from spaces.models.create import ModelConfig, create_model
+from spaces.tensors import save_tensors
 
 pytestmark = pytest.mark.slow
 
@@ -61,7 +61,7 @@ def stderr_of(directory: Path, number: int) -> str:
 
 
 def test_a_candidate_of_nan_is_one_failed_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    genuine = job._score
+    genuine = job.evaluate
 
     def spoil(evaluator: Evaluator, proposal: Proposal, *arguments: Any) -> Any:
         def spoilt(model: nn.Module) -> nn.Module:
@@ -75,7 +75,7 @@ def test_a_candidate_of_nan_is_one_failed_trial(tmp_path: Path, monkeypatch: pyt
                 patch.setattr(evaluator, "build", lambda allocation: spoilt(build(allocation)))
             return genuine(evaluator, proposal, *arguments)
 
-    monkeypatch.setattr(job, "_score", spoil)
+    monkeypatch.setattr(job, "evaluate", spoil)
     run = launch(config_of(tmp_path, trials=6), Silent())
     assert list(run.trials["state"]) == ["COMPLETE", "COMPLETE", "FAIL", *["COMPLETE"] * 3]
     assert run.trials["reason"][2].startswith("DivergedError: ")

@@ -114,7 +114,7 @@ def test_short_trials_are_told_of_when_they_end(said: Said) -> None:
 def test_a_display_looks_again_and_again_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
     """From a thread of its own: what works tells of nothing in the meantime."""
     looked = threading.Event()
-    monkeypatch.setattr(progress, "_PULSE", 0.0)
+    monkeypatch.setattr(progress, "PULSE", 0.0)
     monkeypatch.setattr(Lines, "beat", lambda lines: looked.set())
     display = Display(Console(file=StringIO(), force_terminal=terminal))
     with display:

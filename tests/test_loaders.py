@@ -10,8 +10,8 @@ import torch
 from local_images import GREY, RGB, SIZE, numbers_of, opened, picture, same
 from PIL import Image
 
+from objectives.data.config import DataConfig
 from objectives.data.loaders import Data
-from objectives.data.splits import DataConfig
 from objectives.runtime.distributed import Group
 from spaces.errors import DataError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from local_runs import Fails
 
-from objectives.training.long_finetune import TrainingConfig
+from objectives.training.config import TrainingConfig
 from search import export, open_run
 from search.deploy.model_folder import ExportOptions
 from search.runners.resources import MachineConfig

@@ -13,7 +13,7 @@ from search.budgets.parametrisation import Multipliers
 from search.driver.loop import Loop
 from search.driver.observer import Observer
 from search.runners.job import Need
-from search.samplers.additive import FEWEST
+from search.samplers.candidates import FEWEST
 from search.study.study import Study
 from search.trial import Job, Outcome, Proposal, Screened, Screening, Trial
 from spaces.allocation import Allocation
@@ -43,7 +43,6 @@ class Scripted:
     """
 
     limit: float | None = None
-    devices: Sequence[str] = ()
 
     def __init__(
         self, workers: int = 1, ends: Callable[[Job, int], Outcome | Screened] = lambda job, times: result(job), away: int = 0
@@ -52,6 +51,7 @@ class Scripted:
         self.running: list[Job] = []
         self.submitted: list[Job] = []
         self.most = 0
+        self.devices: list[str] = []
 
     @property
     def free(self) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from objectives.evaluator import Evaluator
 from objectives.recipes import losparse
-from objectives.recipes.losparse import LowRankPlusRows, _rebuilt, cubic, decompose, keep_rows
+from objectives.recipes.losparse import LowRankPlusRows, cubic, decompose, keep_rows, rebuild
 from objectives.recipes.registry import make_cut
 from objectives.recipes.workbench import Workbench
 
@@ -25,7 +25,7 @@ def test_the_decomposition_starts_exact(bench: Callable[[str], Workbench], digit
             dense = found.model.get_submodule(name.removesuffix("_rows")).weight
             assert torch.allclose(layer.whole(), dense, atol=1e-6)  # type: ignore[arg-type]
             assert layer.up.shape[1] == 1
-            sigma = torch.linalg.svdvals(dense.double())  # type: ignore[arg-type]
+            sigma = torch.linalg.svdvals(dense.double())
             assert float(layer.rows.square().sum()) == pytest.approx(float(sigma[1:].square().sum()), rel=1e-4)
         assert torch.allclose(model(digits), found.model(digits), atol=1e-5)
 
@@ -87,12 +87,12 @@ def test_the_small_layers_compute_what_low_rank_and_rows_did(bench: Callable[[st
         for name, layer in layers.items():
             layer.importance = torch.rand(len(layer.importance), generator=generator)
             for parameter in layer.parameters():
-                parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
             scores = layer.importance.tolist()
             gone = sorted(range(len(scores)), key=scores.__getitem__)[: len(scores) - allocation[name]]
             layer.rows[gone] = 0
         wanted = model(digits)
-        built = _rebuilt(found, model, layers, allocation)
+        built = rebuild(found, model, layers, allocation)
         assert parameters(built) == found.costs.costs(allocation)["params"]
         assert torch.allclose(built(digits), wanted, atol=1e-5)
         assert not torch.allclose(wanted, found.model(digits), atol=1e-3)
@@ -101,7 +101,7 @@ def test_the_small_layers_compute_what_low_rank_and_rows_did(bench: Callable[[st
 def test_the_cut_takes_rows_that_training_gave_up(steps: Callable[[int], Evaluator], monkeypatch: pytest.MonkeyPatch) -> None:
     """The schedule ends where the allocation is: the cut itself takes hardly a row that training still used."""
     evaluator, lost = steps(40), list[float]()
-    genuine = losparse._rebuilt
+    genuine = losparse.rebuild
 
     def rebuilt(bench: Workbench, trained: nn.Module, layers: dict[str, LowRankPlusRows], allocation: object) -> nn.Module:
         for name, layer in layers.items():
@@ -111,7 +111,7 @@ def test_the_cut_takes_rows_that_training_gave_up(steps: Callable[[int], Evaluat
             lost.append(float(gone.square().sum() / whole.square().sum().clamp_min(1e-12)))
         return genuine(bench, trained, layers, allocation)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(losparse, "_rebuilt", rebuilt)
+    monkeypatch.setattr(losparse, "rebuild", rebuilt)
     make_cut(evaluator.dense, "losparse", limits_of(evaluator.dense, macs=0.5), seed=0)
     assert len(lost) == 8
     assert sum(lost) / len(lost) < 0.1

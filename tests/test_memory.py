@@ -18,7 +18,8 @@ from objectives.error import evaluate, predict
 from objectives.evaluator import Evaluator
 from objectives.recipes.registry import evaluate_recipe
 from objectives.runtime.out_of_memory import is_out_of_memory, within_memory
-from objectives.training.finetune import FinetuneConfig, finetune
+from objectives.training.config import FinetuneConfig
+from objectives.training.finetune import finetune
 from search.study import journal
 from spaces.errors import DivergedError
 from spaces.models.create import create_model, preprocessing
@@ -49,7 +50,7 @@ def test_what_was_held_is_freed_before_the_second_attempt() -> None:
             assert held[0]() is None
             return parts
         model = nn.Linear(2, 2)
-        model.itself = model  # type: ignore[assignment]
+        model.itself = model
         held.append(weakref.ref(model))
         raise torch.OutOfMemoryError
 

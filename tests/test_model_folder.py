@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from huggingface_hub import constants
+from local_folders import pictures_for
 from local_launches import OPTIONS, Silent
 from local_runs import SIZES, Fails
 from safetensors.torch import save_file
@@ -79,6 +80,7 @@ def test_a_folder_is_the_model(tmp_path: Path, safe: bool) -> None:
     check(ModelConfig(model=f"local-dir:{folder}"))
     check(ModelConfig(checkpoint=str(folder)))
     check(ModelConfig(model=NAME, checkpoint=f"local-dir:{folder}"))
+    assert settled(ModelConfig(checkpoint=str(folder))).model == NAME
 
 
 def test_options_go_before_what_the_folder_says(tmp_path: Path) -> None:
@@ -93,6 +95,7 @@ def test_a_cached_repository_needs_no_network(tmp_path: Path, cache: Path) -> No
     shutil.move(written(tmp_path / "hf", safe=False), folder)
     check(ModelConfig(model="hf-hub:me/mine"))
     check(ModelConfig(checkpoint="hf-hub:me/mine"))
+    assert settled(ModelConfig(checkpoint="hf-hub:me/mine")).model == NAME
 
 
 def test_cached_pretrained_weights_need_no_network(cache: Path) -> None:
@@ -220,7 +223,7 @@ def test_an_export_of_a_folder_s_model_loads_by_itself(digits: Path, tmp_path: P
     description = {
         "architecture": config.model, "model_args": config.model_kwargs, "num_classes": 10, "label_names": None,
         "space": "contract", "multiple": 8, "allocation": dict(describe(dense).identity()),
-        "pretrained_cfg": preprocessing(dense, config),
+        "pretrained_cfg": preprocessing(dense, config), "pictures": pictures_for(1),
     }  # fmt: skip
     save_compressed(tmp_path, dense, description)
     model = load_compressed(tmp_path)

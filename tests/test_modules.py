@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
-from local_folders import PREPROCESSING
+from local_folders import PREPROCESSING, pictures_for
 from torch import Tensor, nn
 
 from spaces.allocation import Allocation
@@ -83,6 +83,7 @@ def test_a_folder_gives_the_model_back(make_vit: Callable[..., nn.Module], image
         "multiple": 4,
         "allocation": dict(sizes),
         "pretrained_cfg": PREPROCESSING,
+        "pictures": pictures_for(3),
     }
     save_compressed(tmp_path, small, description)
     loaded = load_compressed(tmp_path)

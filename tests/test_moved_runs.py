@@ -20,7 +20,8 @@ from search.run.continuation import check_same_run, identity_of
 from search.run.options import stored_config, stored_options, with_stored
 from search.run.run import Run
 from spaces.errors import RunError, explained, named
-from spaces.files import replacing, save_tensors
+from spaces.files import replacing
+from spaces.tensors import save_tensors
 
 STEPS = {"steps": 1, "calibration_size": 64}
 
@@ -157,7 +158,7 @@ def test_what_the_system_refuses_is_told_with_the_path_and_what_to_do(
     def refuse(*arguments: Any) -> Any:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("search.run.directory.fcntl.flock", refuse)
+    monkeypatch.setattr("portalocker.portalocker.LOCKER", refuse)
     line = fails("launch", "--model", OPTIONS["model"], "--dataset", "digits", "--output", tmp_path / "run")
     assert f"{tmp_path / 'run' / '.lock'}: {os.strerror(code)}: " in line and KINDS[code] in line and "Errno" not in line
 
@@ -177,7 +178,7 @@ def test_tensors_without_room_are_told_likewise(tmp_path: Path, monkeypatch: pyt
     def full(*arguments: Any) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("spaces.files.save_file", full)
+    monkeypatch.setattr("spaces.tensors.save_file", full)
     with pytest.raises(OSError, match="No space left") as caught:
         save_tensors(tmp_path / "factors.safetensors", {})
     assert explained(caught.value).startswith(f"{tmp_path / 'factors.safetensors'}: No space left on device: make room")

@@ -14,7 +14,7 @@ from local_launches import Silent, config_of
 
 from search import launch
 from search.browse.optuna_dashboard import check_installed, snapshot
-from search.layout import JOURNAL
+from search.layout import JOURNAL, RUN_FORMAT
 from search.run.run import Run
 from spaces.errors import ConfigError, RunError
 
@@ -51,7 +51,7 @@ def test_a_snapshot_holds_the_trials_and_touches_nothing(run: Run, tmp_path: Pat
 def test_a_database_keeps_its_writer(tmp_path: Path) -> None:
     directory, url = tmp_path / "kept", f"sqlite:///{tmp_path}/studies.db"
     directory.mkdir()
-    (directory / "config.yaml").write_text(yaml.safe_dump({"model": "m", "storage": url}))
+    (directory / "config.yaml").write_text(yaml.safe_dump({"format": RUN_FORMAT, "model": "m", "storage": url}))
     study = optuna.create_study(study_name="kept", storage=url)
     study.set_user_attr("writer", "another process")
     study.add_trial(optuna.trial.create_trial(value=0.25))
@@ -62,7 +62,8 @@ def test_a_database_keeps_its_writer(tmp_path: Path) -> None:
 
 
 def test_a_password_that_is_not_kept_is_asked_for(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": "m", "storage": "postgresql+psycopg://me:***@host/db"}))
+    options = {"format": RUN_FORMAT, "model": "m", "storage": "postgresql+psycopg://me:***@host/db"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(options))
     with pytest.raises(RunError, match=r"does not keep the password .* give --storage"):
         snapshot([tmp_path])
 

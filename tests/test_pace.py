@@ -11,17 +11,19 @@ import pytest
 from objectives.score import Score
 from search.config import SearchConfig
 from search.driver.outlook import Outlook
-from search.driver.pace import ENVIRONMENT, NOTHING, Pace
-from search.terminal.display import _forecast
+from search.driver.pace import NOTHING, Pace
+from search.layout import ENVIRONMENT, RUN_FORMAT
+from search.terminal.display import forecast_line
 from search.trial import Proposal, Trial
 from spaces.allocation import Allocation
+from spaces.errors import RunError
 
 CONFIG, HERE = SearchConfig.from_flat({"device": "cpu", "parallel": 2}), ["host cpu (x86_64)"]
 SCORE = Score(error=0.25, error_before=0.4, kl=0.1, kl_before=0.2, costs={"macs": 400, "params": 120}, steps=100, seconds=3.0)
 PROPOSAL = Proposal(number=0, allocation=Allocation({"b.qk": 8}), space="contract", seed=0)
 
 
-def trial(seconds: float, ended: str | None = "2100-01-01T00:00:00+00:00", **changes: Any) -> Trial:
+def trial(seconds: float, ended: str = "2100-01-01T00:00:00+00:00", **changes: Any) -> Trial:
     return replace(Trial(proposal=PROPOSAL, score=replace(SCORE, seconds=seconds), reason=None, ended=ended), **changes)
 
 
@@ -72,13 +74,22 @@ def test_trials_unlike_others_say_nothing(tmp_path: Path) -> None:
     recipe = trial(50.0, proposal=replace(PROPOSAL, recipe="vtp"))
     stopped = trial(1.0, score=replace(SCORE, error=None), reason="stopped")
     failed = trial(1.0, score=None, reason="failed")
-    assert seconds(tmp_path, trials=[recipe, stopped, failed, trial(2.0, ended=None), trial(5.0)]) == [5.0]
+    assert seconds(tmp_path, trials=[recipe, stopped, failed, trial(5.0)]) == [5.0]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"since": 1}', "{}", "[" * 10_000])
-def test_an_old_or_broken_file_says_nothing(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 1, "since": 1}', '{"format": 1}', "[" * 10_000])
+def test_a_broken_file_says_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / ENVIRONMENT).write_text(text)
     assert seconds(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(RUN_FORMAT + 1, "newer version"), (RUN_FORMAT - 1, "older"), (None, "no format")]
+)
+def test_conditions_of_another_format_are_refused(tmp_path: Path, number: int | None, words: str) -> None:
+    (tmp_path / ENVIRONMENT).write_text(json.dumps({"format": number}))
+    with pytest.raises(RunError, match=rf"env\.json .*{words}"):
+        Pace(tmp_path, CONFIG, HERE)
 
 
 def never() -> Any:
@@ -123,9 +134,9 @@ def test_a_forecast_that_was_not_written_here_is_made_anew(tmp_path: Path, timed
 def test_the_launch_says_what_it_is_from() -> None:
     for recorded, words in ((0, "forecast: 4.0 s"), (1, "forecast from 1 finished trial: "), (12, "from 12 finished trials: ")):
         outlook = Outlook(trials=20, finished=12, workers=1, seconds=4.0, weights=400, free=10**9, recorded=recorded)
-        assert words in _forecast(outlook)
+        assert words in forecast_line(outlook)
 
 
 def test_one_trial_is_no_plural() -> None:
     outlook = Outlook(trials=13, finished=12, workers=2, seconds=4.0, weights=400, free=10**9, recorded=0)
-    assert "1 trial on 2 workers takes " in _forecast(outlook)
+    assert "1 trial on 2 workers takes " in forecast_line(outlook)

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from local_browser import Visit, browser, click, needs_chromium, sizes
@@ -99,7 +100,9 @@ def test_the_heat_map_shows_the_front_and_chooses_from_it(visit: Visit, run: Run
 
 def test_trials_that_were_stopped_are_drawn_at_their_rung(run: Run, tmp_path: Path) -> None:
     trials = run.trials.astype({"reason": object, "rung": float})
-    trials.loc[7, ["state", "reason", "rung", "rung_error", "error"]] = ["PRUNED", "dominated by <b>", 2.0, 0.5, float("nan")]
+    pruned: dict[str, Any] = {"state": "PRUNED", "reason": "dominated by <b>", "rung": 2.0, "rung_error": 0.5}
+    for column, value in (pruned | {"error": float("nan")}).items():
+        trials.loc[7, column] = value
     trials.to_csv(tmp_path / "trials.csv", index=False)
     (tmp_path / "pareto.json").write_text(json.dumps(run.summary))
     render(Run(tmp_path))

@@ -9,7 +9,7 @@ from local_browser import Visit, browser, needs_chromium, sizes
 from local_pages import DENSE, made_up, write_made_up, write_report
 from playwright.sync_api import expect
 
-from objectives.sensitivity import Profile, profile_name
+from objectives.profile import Profile, profile_name
 from search.report.page_data import content_of, sensitivity_of
 from search.run.run import Run
 from search.run.tables import read_space, sites_of, write_tables
@@ -27,7 +27,7 @@ def profile_of(space: Space) -> Profile:
 
 
 def costs_of(visit: Visit) -> list[str]:
-    return visit.page.eval_on_selector_all("input[name=cost]", "inputs => inputs.map((input) => input.value)")
+    return list(visit.page.eval_on_selector_all("input[name=cost]", "inputs => inputs.map((input) => input.value)"))
 
 
 @needs_chromium

@@ -8,6 +8,7 @@ import pytest
 from local_searches import BRANCH, COARSE, FINE, costs_of, searched, space_of
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
+from objectives.cost.spec import Cost
 from search.budgets.knapsack import Knapsack
 from search.budgets.parametrisation import BUDGET, SPAN, Budgets, Multipliers, Sizes, parametrise
 from spaces.allocation import Allocation
@@ -15,12 +16,13 @@ from spaces.errors import AllocationError
 
 BRANCHES = 6
 DENSE = BRANCH * BRANCHES
-HALF, THIRD = {"macs": DENSE / 2}, {"macs": DENSE / 3}
+HALF: dict[Cost, float] = {"macs": DENSE / 2}
+THIRD: dict[Cost, float] = {"macs": DENSE / 3}
 
 
 def multipliers_of(rivals: bool = False, lows: tuple[float, ...] = (0.5, 0.6)) -> Multipliers:
     """For half and for a third of the MACs, in a space where every budget can be met to the percent."""
-    return searched(space_of(rivals, BRANCHES, FINE), [HALF, THIRD][: len(lows)], lows)  # type: ignore[list-item]
+    return searched(space_of(rivals, BRANCHES, FINE), [HALF, THIRD][: len(lows)], lows)
 
 
 def sizes_of(rivals: bool = False, low: float = 0.5) -> Sizes:
@@ -59,7 +61,7 @@ def test_a_budget_is_a_target_and_a_share_of_it(budget: float, target: int, shar
     """Counted from 0; a share below the band is its lower end."""
     space = space_of()
     three = searched(space, [{"macs": 3000}, {"macs": 2000}, {"params": 1500}], [0.5, 0.3, 0.6])
-    assert three.aim(budget) == (target, pytest.approx(share))
+    assert three.aim(budget) == pytest.approx((target, share))
     assert three.distributions[BUDGET].low == 0.5  # type: ignore[attr-defined]
     assert three.distributions[BUDGET].high == 3.0  # type: ignore[attr-defined]
 
@@ -73,7 +75,7 @@ def test_the_ends_of_a_band_can_be_proposed(low: float) -> None:
             parameters = parametrisation.encode(target, load)
             for name, distribution in parametrisation.distributions.items():
                 assert distribution._contains(parameters[name]), name
-            assert parametrisation.aim(parameters[BUDGET]) == (target, pytest.approx(load, abs=1e-6))
+            assert parametrisation.aim(parameters[BUDGET]) == pytest.approx((target, load), abs=1e-6)
             assert parametrisation.budgets.load(parametrisation.decode(parameters), target) <= load + 1e-6
 
 
@@ -86,7 +88,7 @@ def test_without_multipliers_the_profile_alone_chooses(target: int, rivals: bool
         parameters = parametrisation.encode(target, load)
         assert {parameters[name] for name in parametrisation.knapsack.sites} == {0.0}
         limits = {"macs": load * (HALF, THIRD)[target]["macs"]}
-        assert parametrisation.decode(parameters) == parametrisation.knapsack.allocate(limits)  # type: ignore[arg-type]
+        assert parametrisation.decode(parameters) == parametrisation.knapsack.allocate(limits)
 
 
 def test_parameters_and_multipliers_are_two_forms_of_one_thing() -> None:

@@ -4,6 +4,8 @@ import random
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from optuna._hypervolume import compute_hypervolume
 
 from search.pareto import best_under, front, hypervolume, staircase
@@ -16,33 +18,43 @@ def brute_front(points: list[tuple[float, ...]]) -> set[tuple[float, ...]]:
     return {p for p in points if not any(dominates(q, p) for q in points)}
 
 
-@pytest.mark.parametrize("dimensions", [2, 3])
-def test_front_equals_brute_force_in_any_order_with_duplicates_and_nan(dimensions: int) -> None:
-    rng = random.Random(0)
-    for _ in range(30):
-        points = [tuple(rng.randrange(6) / 5 for _ in range(dimensions)) for _ in range(25)]
-        noisy = [*points, *points[:5], (math.nan,) * dimensions, (0.0, math.inf, 0.0)[:dimensions]]
-        rng.shuffle(noisy)
-        found = [noisy[i] for i in front(noisy)]
-        assert set(found) == brute_front(points)
-        assert len(found) == len(set(found)), "equal points are kept once"
+GRID = st.integers(0, 6).map(lambda step: step / 5)  # with ties, and beyond the reference
+PAIRS = st.lists(st.tuples(GRID, GRID), max_size=25)
+TRIPLES = st.lists(st.tuples(GRID, GRID, GRID), max_size=25)
 
 
-def test_a_staircase_is_the_front_of_pairs() -> None:
-    rng = np.random.default_rng(1)
-    for count in (1, 2, 30, 200):
-        costs, errors = rng.integers(0, 20, (2, count)) / 20  # with ties
-        assert staircase(costs, errors).tolist() == front(list(zip(costs, errors, strict=True)))
+@given(PAIRS | TRIPLES, st.randoms(use_true_random=False))
+def test_front_equals_brute_force_in_any_order_with_duplicates_and_nan(
+    points: list[tuple[float, ...]], rng: random.Random
+) -> None:
+    dimensions = len(points[0]) if points else 2
+    noisy = [*points, *points[:5], (math.nan,) * dimensions, (0.0, math.inf, 0.0)[:dimensions]]
+    rng.shuffle(noisy)
+    found = [noisy[i] for i in front(noisy)]
+    assert set(found) == brute_front(points)
+    assert len(found) == len(set(found)), "equal points are kept once"
 
 
-@pytest.mark.parametrize("dimensions", [2, 3])
-def test_hypervolume_equals_optunas(dimensions: int) -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        points = rng.random((30, dimensions)) * 1.2
-        inside = points[(points < 1).all(axis=1)]
-        expected = compute_hypervolume(inside, np.ones(dimensions))
-        assert hypervolume([tuple(p) for p in points], [1.0] * dimensions) == pytest.approx(expected)
+@given(PAIRS.filter(len))
+def test_a_staircase_is_the_front_of_pairs(points: list[tuple[float, float]]) -> None:
+    costs, errors = np.array(points).T
+    assert staircase(costs, errors).tolist() == front(points)
+
+
+@given(PAIRS | TRIPLES)
+def test_hypervolume_equals_optunas(points: list[tuple[float, ...]]) -> None:
+    dimensions = len(points[0]) if points else 2
+    inside = [point for point in points if max(point) < 1]
+    expected = compute_hypervolume(np.array(inside).reshape(-1, dimensions), np.ones(dimensions)) if inside else 0.0
+    assert hypervolume(points, [1.0] * dimensions) == pytest.approx(expected)
+
+
+@given(TRIPLES, st.tuples(GRID, GRID, GRID))
+def test_one_more_point_never_takes_volume_away(points: list[tuple[float, ...]], more: tuple[float, ...]) -> None:
+    before, after = (hypervolume(each, [1.0] * 3) for each in (points, [*points, more]))
+    assert after >= before - 1e-12
+    if any(all(x <= y for x, y in zip(point, more, strict=True)) for point in points):
+        assert after == pytest.approx(before)
 
 
 def test_hypervolume_by_hand() -> None:

@@ -15,9 +15,10 @@ from PIL import Image
 from test_pictures import bomb, saved, with_text
 from torch.utils.data import Dataset
 
+from objectives.data.config import DataConfig
 from objectives.data.loaders import Data
-from objectives.data.splits import DataConfig
 from objectives.pictures import check as picture_check
+from objectives.pictures.reading import Reading
 from spaces.errors import DataError
 
 NUMBERS = range(0, 200, 2)
@@ -117,13 +118,13 @@ def test_an_image_that_is_gone_while_the_search_runs_is_one_line(folder: Path, w
 @pytest.fixture
 def looked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that were looked at."""
-    names, probe = [], picture_check.Reading.probe
+    names, probe = list[str](), Reading.probe
 
     def told(reading: Any, path: Path, decode: bool) -> Any:
         names.append(path.name)
         return probe(reading, path, decode)
 
-    monkeypatch.setattr(picture_check.Reading, "probe", told)
+    monkeypatch.setattr(Reading, "probe", told)
     return names
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from objectives.pictures.reading import ENDINGS, Reading, is_picture, printable, quiet, reading_for
-from spaces.errors import ConfigError, DataError
+from objectives.pictures.reading import ENDINGS, Reading, is_picture, quiet, reading_for
+from spaces.errors import ConfigError, DataError, printable
 
 RGB, GREY = Reading(mode="RGB"), Reading(mode="L")
 PLAIN = ("png", "jpg", "webp", "tif", "bmp", "gif", "jp2", "ppm", "tga", "ico")

@@ -72,7 +72,7 @@ def test_what_is_neither_is_left_to_the_command(tmp_path: Path, fails: Fails, ca
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"architecture": "vit"}')
     assert "no search in" in fails("browse", tmp_path / "other", "--text")
-    assert "lacks" in fails("predict", tmp_path / "other", "image.png")
+    assert "another program wrote it" in fails("predict", tmp_path / "other", "image.png")
     assert run_search.main(["inspect", "vit_tiny_patch16_224"]) == 0
     assert "sites in" in capsys.readouterr().out
 

@@ -52,9 +52,10 @@ def made(folder: Path, trials: dict[int, Any] = TRIALS, **options: Any) -> Run:
         write_json(folder / "trials" / f"{number:04d}" / "allocation.json", proposal.to_dict())
         macs = costs_of(SPACE).count(allocation, "macs")
         score = None if error is None else replace(score_of(allocation), error=error, costs={"macs": macs, "params": macs})
-        ended.append(Trial(proposal=proposal, score=score, reason=None if score else "ValueError: broken"))
+        reason = None if score else "ValueError: broken"
+        ended.append(Trial(proposal=proposal, score=score, reason=reason, ended="2026-11-24T01:00:00+00:00"))
     facts: dict[str, Any] = {
-        "model": "made-up", "fingerprint": "f",
+        "model": "made-up", "classes": None, "fingerprint": "f",
         "space": "test", "spaces": {"test": describe_space(SPACE)}, "skipped": [], "dense": DENSE,
         "reach": {"macs": [32, 2000], "params": [32, 2000]},
     }  # fmt: skip
@@ -118,7 +119,8 @@ def test_a_folder_is_named_for_its_target(target: str, name: str) -> None:
 )
 def test_the_best_under_a_target_is_picked(run: Run, target: str, number: int, load: float) -> None:
     point = pick_target(run, target)
-    assert (point.number, point.load) == (number, pytest.approx(load))
+    assert point.number == number
+    assert point.load == pytest.approx(load)
     assert point.leaves_gap == (load < 0.95)
     assert f"trial {number}, the best under {target}" in point.describe()
 

@@ -219,19 +219,24 @@ def test_members_that_are_packed_twice_or_missing_are_refused(members: Mapping[s
 
 def test_a_size_that_is_not_in_the_file_is_refused(members: Mapping[str, bytes], tmp_path: Path) -> None:
     """torch makes zeros of any shape where a member is empty, and believes what a zip file says of itself."""
+
+    def of_one(table: Any) -> dict[str, Any]:
+        return dict.__getitem__(next(iter(table["config"].values())), "tensor_meta")
+
     huge = [{"as_int": 10**6}, {"as_int": 10**6}]
     strides = [{"as_int": 10**6}, {"as_int": 1}]
     for content in (b"", members["data/weights/weight_0"]):
         evil = {**members, "data/weights/weight_0": content}
-        meta = {"sizes": huge, "strides": strides}
-        edited(evil, WEIGHTS, lambda table, meta=meta: next(iter(table["config"].values()))["tensor_meta"].update(meta))
+        edited(
+            evil, WEIGHTS, lambda table: next(iter(table["config"].values()))["tensor_meta"].update(sizes=huge, strides=strides)
+        )
         with pytest.raises(CheckpointError, match="a weight of 1,000,000,000,000 numbers is not what its member"):
             load_archive(written(tmp_path / "model.pt2", evil))
     path = written(tmp_path / "lies.pt2", members)
-    content = bytearray(path.read_bytes())
-    at = content.index(b"PK\x01\x02")  # the first entry of the directory; sizes are 20 and 24 bytes behind
-    content[at + 20 : at + 28] = (2**31).to_bytes(4, "little") * 2
-    path.write_bytes(content)
+    lying = bytearray(path.read_bytes())
+    at = lying.index(b"PK\x01\x02")  # the first entry of the directory; sizes are 20 and 24 bytes behind
+    lying[at + 20 : at + 28] = (2**31).to_bytes(4, "little") * 2
+    path.write_bytes(lying)
     with pytest.raises(CheckpointError, match="its members say to be larger than the file"):
         load_archive(path)
 

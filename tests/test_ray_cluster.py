@@ -42,7 +42,8 @@ class Loses(Silent):
         self.running.add(number)
         if len(self.running) == 2 and not self.at_loss:
             self.at_loss = set(self.running)
-            self.cluster.remove_node(*self.cluster.worker_nodes, allow_graceful=False)
+            (lost,) = self.cluster.worker_nodes
+            self.cluster.remove_node(lost, allow_graceful=False)
 
     def finished(self, trial: Any, summary: dict[str, Any], count: int) -> None:
         super().finished(trial, summary, count)

@@ -18,7 +18,7 @@ from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
 from objectives.evaluator import Evaluator
-from objectives.training.long_finetune import TrainingConfig
+from objectives.training.config import TrainingConfig
 from search.deploy import ray_train as train_runner
 from search.deploy.finetune_job import LongFinetune
 from search.deploy.long_finetune import run_long_finetune
@@ -112,7 +112,7 @@ class Fits:
 def until_done(monkeypatch: pytest.MonkeyPatch, evaluator: Evaluator, tmp_path: Path) -> Callable[..., list[int]]:
     def run(*ends: BaseException | None) -> list[int]:
         fits = Fits(*ends)
-        monkeypatch.setattr(train_runner, "_fit", fits)
+        monkeypatch.setattr(train_runner, "fit_once", fits)
         monkeypatch.setattr(train_runner, "Connection", lambda machines: Mock(plan=plan_workers(machines, {"CPU": 2})))
         monkeypatch.setattr(train_runner, "Queue", Mock)
         train_together(job_of(evaluator, tmp_path), evaluator.dense.model.state_dict(), TWO, lambda *_: None)
@@ -147,7 +147,8 @@ def test_the_cause_is_what_the_process_met_first() -> None:
     """As Ray Train tells it: an exception for every rank, in its own wrapper."""
     gone = RuntimeError("Connection closed by peer")
     for ours in (DivergedError("nan"), ConfigError("batch"), torch.OutOfMemoryError("CUDA out of memory")):
-        failures = {0: UserExceptionWithTraceback(gone, "trace"), 1: UserExceptionWithTraceback(ours, "trace")}
-        assert train_runner._cause(WorkerGroupError("failed", failures)) is ours
-    assert train_runner._cause(WorkerGroupError("failed", {0: UserExceptionWithTraceback(gone, "trace")})) is gone
-    assert isinstance(train_runner._cause(ValueError("no such backend")), RunError)
+        ends = (UserExceptionWithTraceback(gone, "trace"), UserExceptionWithTraceback(ours, "trace"))
+        failures: dict[int, Exception] = dict(enumerate(ends))
+        assert train_runner.cause_of(WorkerGroupError("failed", failures)) is ours
+    assert train_runner.cause_of(WorkerGroupError("failed", {0: UserExceptionWithTraceback(gone, "trace")})) is gone
+    assert isinstance(train_runner.cause_of(ValueError("no such backend")), RunError)

@@ -18,6 +18,7 @@ from objectives.evaluator import Evaluator
 from objectives.recipes.registry import RECIPES, check_reach, evaluate_recipe, make_cut, open_workbench, recipe_of
 from spaces.errors import AllocationError, CompressionError, ConfigError
 from spaces.factors import fingerprint
+from spaces.operators.linears import linear_of
 from spaces.vit import resize
 
 TRAINED = [name for name, recipe in RECIPES.items() if recipe.trains]
@@ -144,7 +145,7 @@ def test_energy_keeps_the_same_share_in_every_layer(evaluator: Evaluator) -> Non
     for site in bench.sites:
         rank = cut.allocation[site.name]
         assert rank < site.dense
-        energy = np.linalg.svd(bench.model.get_submodule(site.name).weight.detach().double().numpy())[1] ** 2
+        energy = np.linalg.svd(linear_of(bench.model, site.name)[0].detach().double().numpy())[1] ** 2
         kept.append(energy[:rank].sum() / energy.sum())
         kept_less.append(energy[: rank - 2].sum() / energy.sum())
     assert len(kept) == 8

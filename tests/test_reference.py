@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from objectives.evaluator import Evaluator
-from objectives.training.finetune import FinetuneConfig
+from objectives.training.config import FinetuneConfig
 from search.deploy.reference import REFERENCE, read_reference, reference_mark, write_reference
 from spaces.errors import RunError
 

@@ -41,9 +41,16 @@ def frame(table: tuple[Any, ...] = TABLE, reason: Any = "loss is NaN") -> pd.Dat
     rows = []
     for number, state, label, before, error, macs, params, sizes in table:
         figures = {"error": error, "error_before": before, "kl": 0.1, "kl_before": 0.2, "macs": macs, "params": params}
-        shares = {"macs_kept": macs / 1000, "params_kept": params / 200, "seconds": 3.0, "seed": 0}
+        shares = {
+            "macs_kept": macs / 1000,
+            "params_kept": params / 200,
+            "seconds": 3.0,
+            "seed": 0,
+            "ended": "2026-11-24T01:00:00+00:00",
+        }
         why = {"FAIL": reason, "PRUNED": "dominated by trial 2"}
-        named = {"number": number, "state": state, "label": label, "reason": why.get(state, NAN)}
+        named = {"number": number, "state": state, "label": label, "space": "contract", "reason": why.get(state, NAN)}
+        named |= {"rung": NAN, "rung_error": NAN}
         rows.append(named | figures | shares | {site.name: size for site, size in zip(SITES, sizes, strict=True)})
     return pd.DataFrame(rows)
 
@@ -51,14 +58,21 @@ def frame(table: tuple[Any, ...] = TABLE, reason: Any = "loss is NaN") -> pd.Dat
 def point(number: int) -> dict[str, Any]:
     _, _, label, _, error, macs, params, sizes = TABLE[number]
     allocation = {site.name: size for site, size in zip(SITES, sizes, strict=True)}
-    label = label if isinstance(label, str) else None
-    return {"number": number, "label": label, "error": error, "macs": macs, "params": params, "allocation": allocation}
+    return {
+        "number": number,
+        "label": label if isinstance(label, str) else None,
+        "error": error,
+        "macs": macs,
+        "params": params,
+        "allocation": allocation,
+    }
 
 
 def summary(**changes: Any) -> dict[str, Any]:
     return {
         "model": "vit_tiny",
         "space": "contract",
+        "spaces": {"contract": [{"name": site.name} for site in SITES]},
         "objectives": ["error", "macs"],
         "dense": {"macs": 1000, "params": 200, "error": 0.24, "error_finetuned": 0.20},
         "targets": [{"cost": "macs", "limit": 450, "text": "flops=45%", "group": 0}],
@@ -97,7 +111,7 @@ class Page(HTMLParser):
 
     @property
     def data(self) -> dict[str, Any]:
-        runs = json.loads(self.scripts[0], parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+        runs: list[dict[str, Any]] = json.loads(self.scripts[0], parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
         assert len(runs) == 1
         return runs[0]
 
@@ -297,14 +311,14 @@ def test_a_small_divergence_is_not_zero(page: Any) -> None:
 
 
 def test_missing_side_figures_are_dashes(page: Any) -> None:
-    trials = frame().assign(error_before=NAN, kl=NAN, seconds=NAN).drop(columns="kl_before")
+    trials = frame().assign(error_before=NAN, kl=NAN, kl_before=NAN, seed=NAN)
     shown = page(trials, summary()).data["points"]["2"]
-    assert (shown["before"], shown["kl"], shown["time"]) == ("–", "– → –", "– s, seed 0")
+    assert (shown["before"], shown["kl"], shown["time"]) == ("–", "– → –", "3 s, seed –")
 
 
 @pytest.mark.parametrize("trials", [pd.DataFrame(), frame().iloc[:0], frame().iloc[3:4]])
 def test_no_finished_trial(page: Any, tmp_path: Path, trials: pd.DataFrame) -> None:
-    found = summary(front=[], best=[None], hypervolume=None)
+    found = summary(front=[], best=[None], hypervolume=0.0)
     written = page(trials, found)
     assert "No trial has finished yet" in written.words
     assert written.scripts == []

@@ -24,7 +24,7 @@ from objectives.error import Evaluation
 from objectives.evaluator import Evaluator
 from objectives.runtime.progress import Step
 from objectives.score import Score
-from objectives.training.finetune import FinetuneConfig
+from objectives.training.config import FinetuneConfig
 from search import launch
 from search.layout import METRICS, STDERR, WEIGHTS
 from search.runners.base import Listener, Runner
@@ -255,7 +255,7 @@ def test_a_worker_that_is_killed_loses_its_trial_alone(place: Place, allocations
     outcome = place.outcome(proposal(40, allocations[0]))
     assert (outcome.score, outcome.lost) == (None, True)
     assert "its worker was lost (pid " in (outcome.reason or "")
-    assert outcome.reason in (place.folder(40) / STDERR).read_text()
+    assert (outcome.reason or "-") in (place.folder(40) / STDERR).read_text()
     place.answer = lambda number: None
     assert place.outcome(proposal(40, allocations[0])).score is not None
 
@@ -335,7 +335,7 @@ def children() -> set[int]:
 
 def searched(folder: Path, **options: Any) -> pd.DataFrame:
     silent = Silent()
-    silent.notice = lambda text: None  # type: ignore[attr-defined]
+    silent.notice = lambda text: None  # type: ignore[method-assign]
     return launch(config_of(folder, **options), silent).trials
 
 

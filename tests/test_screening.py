@@ -1,6 +1,7 @@
 """Screening: what is measured before a trial is proposed, and what is learnt from it."""
 
 import json
+from typing import Any
 
 import numpy as np
 import optuna
@@ -8,7 +9,7 @@ import pytest
 from local_problems import Problem
 from optuna.trial import create_trial
 
-from search.samplers.additive import SCREENED
+from search.trial import SCREENED
 from spaces.allocation import Allocation
 from spaces.errors import DataError
 
@@ -77,7 +78,11 @@ def test_what_was_screened_is_learnt_from() -> None:
         copied = optuna.create_study(directions=["minimize"] * 2)
         for trial in study.trials:
             system = trial.system_attrs if attributes else {}
-            written = {"params": trial.params, "distributions": trial.distributions, "user_attrs": trial.user_attrs}
+            written: dict[str, Any] = {
+                "params": trial.params,
+                "distributions": trial.distributions,
+                "user_attrs": trial.user_attrs,
+            }
             copied.add_trial(create_trial(values=trial.values, system_attrs=json.loads(json.dumps(system)), **written))
         proposals.append(problem.ask(copied, seed=99))
     assert proposals[0] == problem.ask(study, seed=99) != proposals[1]

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_factors import KINDS
+from local_vits import KINDS
 from torch import Tensor, nn
 
-from objectives.sensitivity import Profile, informative, measure_profile
+from objectives.profile import Profile
+from objectives.sensitivity import informative, measure_profile
 from spaces.errors import CheckpointError, DataError
 from spaces.factors import Factors
 from spaces.vit import describe
@@ -92,7 +93,7 @@ def test_without_classes_the_features_are_compared(make_vit: Callable[..., nn.Mo
     with torch.no_grad():
         for size, value in found.items():
             cut = factors.build(factors.space.identity().replace({name: size}))
-            change = cut.forward_features(images) - factors.dense.forward_features(images)
+            change = cut.forward_features(images) - factors.dense.forward_features(images)  # type: ignore[operator]
             assert value == pytest.approx(float(change.square().sum((1, 2)).mean() / 2), rel=1e-3)
             assert value == pytest.approx(profile.closed[name][size], rel=0.5)
 

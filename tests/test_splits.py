@@ -13,7 +13,7 @@ from local_images import GREY, SIZE, fill, numbers_of, opened, picture, splits_o
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from objectives.data.splits import DataConfig
+from objectives.data.config import DataConfig
 from spaces.errors import ConfigError, DataError
 
 
@@ -72,7 +72,7 @@ def test_named_search_folder_is_not_the_test_folder(tmp_path: Path) -> None:
 def test_mistyped_split_folder_is_refused(split_folder: Path, option: str) -> None:
     """timm would take the whole folder instead, images to report on included."""
     with pytest.raises(DataError, match=r"no folder 'vall'.*it has train, val"):
-        opened(split_folder, **{option: "vall"})
+        opened(split_folder, **dict[str, Any]({option: "vall"}))
 
 
 def test_same_split_twice_is_refused(split_folder: Path) -> None:

@@ -52,11 +52,12 @@ def test_ray_is_that_of_this_search_alone() -> None:
 
 def test_its_files_lie_where_paths_of_sockets_are_short_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the 107 characters that Linux has for them: a socket is session_DATE_TIME_PID/sockets/plasma_store there."""
-    (session,) = Path(ray._private.worker._global_node.get_session_dir_path()).parent.glob("session_2*")
+    (session,) = Path(ray.nodes()[0]["ObjectStoreSocketName"]).parents[1:2]
     assert session.parent.name.startswith("vcs-")
+    name = "session_2026-11-27_01-55-02_123456_1234567"
     for temporary in ("/tmp", "/" + 25 * "x", "/" + 26 * "x", "/scratch/of/a/very/long/name/of/a/job"):
         monkeypatch.setenv("RAY_TMPDIR", temporary)
-        path = cluster._parent() / "vcs-12345678" / "session_2026-11-27_01-55-02_123456_1234567" / "sockets" / "plasma_store"
+        path = cluster.scratch_parent() / "vcs-12345678" / name / "sockets" / "plasma_store"
         assert len(str(path)) <= 107
         assert str(path).startswith(temporary if len(temporary) <= 26 else "/tmp/")
 
@@ -83,10 +84,10 @@ def test_whatever_ray_raises_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(ray, "init", slow)
-    monkeypatch.setattr(cluster, "_parent", lambda: tmp_path)
+    monkeypatch.setattr(cluster, "scratch_parent", lambda: tmp_path)
     with pytest.raises(RunError, match=r"^Ray cannot be started: The current node timed out during startup\.$"):
         Connection(MachineConfig(parallel=2))
     assert not list(tmp_path.iterdir()), "nothing is left of what did not start"
-    monkeypatch.setattr("search.runners.ray_cluster._check_reachable", lambda address: None)
+    monkeypatch.setattr("search.runners.ray_cluster.check_reachable", lambda address: None)
     with pytest.raises(RunError, match=r"^the cluster at here:1 cannot be reached: The current node timed out during"):
         Connection(MachineConfig(ray_address="here:1"))

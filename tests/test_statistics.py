@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from spaces.errors import DataError
-from spaces.statistics import TOKEN_FLOOR, _probe, collect
+from spaces.statistics import TOKEN_FLOOR, collect, fisher_probe
 
 NAMES = ["blocks.0.attn.qkv", "blocks.1.mlp.fc2"]
 
@@ -29,7 +29,7 @@ def test_moments_equal_those_of_all_tokens_at_once(vit: nn.Module, images: Tenso
 
     handles = [vit.get_submodule(name).register_forward_hook(partial(observe, name)) for name in NAMES]
     inputs = images.clone().requires_grad_()
-    _probe(vit, inputs, torch.Generator().manual_seed(0)).backward()
+    fisher_probe(vit, inputs, torch.Generator().manual_seed(0)).backward()
     for handle in handles:
         handle.remove()
     vit.zero_grad(set_to_none=True)
@@ -42,17 +42,19 @@ def test_moments_equal_those_of_all_tokens_at_once(vit: nn.Module, images: Tenso
         assert torch.allclose(moments[name].mean, mean, atol=1e-5)
         assert torch.allclose(moments[name].covariance, covariance, atol=1e-5)
         assert torch.allclose(moments[name].second(), covariance + torch.outer(mean, mean), atol=1e-5)
-        assert torch.allclose(moments[name].metric, metric, rtol=1e-3, atol=1e-4 * float(metric.abs().max()))
+        found = moments[name].metric
+        assert found is not None
+        assert torch.allclose(found, metric, rtol=1e-3, atol=1e-4 * float(metric.abs().max()))
     _, y, gradient = seen[NAMES[0]]
-    found = moments[NAMES[0]].heads
-    assert found is not None and moments[NAMES[1]].heads is None
+    first = moments[NAMES[0]].heads
+    assert first is not None and first.unit is not None and moments[NAMES[1]].heads is None
     width = y.shape[-1] // (3 * heads)
     query, g = y[..., :width], gradient[..., :width]
     mean, covariance, _ = weighted(query, g)
-    assert torch.allclose(found.query[0], covariance + torch.outer(mean, mean), atol=1e-5)
-    assert torch.allclose(found.key[0], found.key[0].T, atol=1e-8)
-    unit = g.square().sum() / (2 * len(y) * found.key[0].trace())
-    assert float(found.unit[0]) == pytest.approx(float(unit), rel=1e-3)
+    assert torch.allclose(first.query[0], covariance + torch.outer(mean, mean), atol=1e-5)
+    assert torch.allclose(first.key[0], first.key[0].T, atol=1e-8)
+    unit = g.square().sum() / (2 * len(y) * first.key[0].trace())
+    assert float(first.unit[0]) == pytest.approx(float(unit), rel=1e-3)
 
 
 def test_parameters_get_no_gradient(make_vit, images: Tensor) -> None:  # type: ignore[no-untyped-def]
@@ -64,21 +66,23 @@ def test_parameters_get_no_gradient(make_vit, images: Tensor) -> None:  # type: 
 def test_probe_has_the_fisher_matrix_as_its_second_moment() -> None:
     torch.manual_seed(0)
     model = nn.Identity()
-    model.num_classes = 4
+    model.num_classes = 4  # type: ignore[assignment]
     logits = torch.randn(4).expand(20000, 4).clone().requires_grad_()
-    (g,) = torch.autograd.grad(_probe(model, logits, torch.Generator().manual_seed(0)), logits)
+    (g,) = torch.autograd.grad(fisher_probe(model, logits, torch.Generator().manual_seed(0)), logits)
     p = logits[0].detach().softmax(-1)
     assert torch.allclose(g.T @ g / len(g), torch.diag(p) - torch.outer(p, p), atol=0.01)
 
 
 def test_a_model_without_classes_and_one_without_gradients(make_vit, images: Tensor) -> None:  # type: ignore[no-untyped-def]
     moments = collect(make_vit(num_classes=0), NAMES, [images])
-    assert float(moments[NAMES[0]].metric.trace()) > 0
+    metric = moments[NAMES[0]].metric
+    assert metric is not None and float(metric.trace()) > 0
     constant = make_vit()
     with torch.no_grad():
         constant.head.weight.zero_()
     moments = collect(constant, NAMES, [images])
-    assert float(moments[NAMES[0]].metric.abs().max()) == 0
+    metric = moments[NAMES[0]].metric
+    assert metric is not None and float(metric.abs().max()) == 0
     assert bool(moments[NAMES[0]].covariance.isfinite().all())
     assert float(moments[NAMES[0]].covariance.trace()) > 0
 

@@ -1,9 +1,12 @@
 from collections.abc import Mapping, Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from local_strategies import refusal
 
 from objectives.cost.closed_form import CostModel
-from objectives.cost.spec import COSTS
+from objectives.cost.spec import COSTS, Cost
 from objectives.units import format_count, format_kept
 from search.budgets.reach import check_jointly, reach_of, recipe_limits
 from search.budgets.targets import Budget, Reach, budgets_of, check_recipes, names_of, parse_target
@@ -34,6 +37,24 @@ def budgets(*texts: str, reach: Reach = REACH, later: Sequence[str] = ()) -> tup
 )
 def test_targets_are_understood(text: str, cost: str, limit: float) -> None:
     assert parse_target(text).resolve(REACH).limits == {cost: limit}
+
+
+@given(st.sampled_from(list(REACH)), st.integers(0, 120), st.integers(0, 3))
+def test_a_share_is_one_of_the_dense_model_within_what_is_reached(cost: Cost, percent: int, spaces: int) -> None:
+    least, dense = REACH[cost]
+    text = f"{cost}={percent}%".replace("=", " " * spaces + "=" + " " * spaces)
+    if least <= dense * percent / 100 <= dense:
+        assert parse_target(text.upper()).resolve(REACH).limits == {cost: pytest.approx(dense * percent / 100)}
+    else:
+        with pytest.raises(TargetError, match="but this space reaches from"):
+            budgets(text)
+
+
+@given(st.from_regex(r"(flops|params|latency|a)=[0-9.]{1,400}(%|[a-z]{0,2})(,.*)?", fullmatch=True) | st.text(max_size=30))
+def test_a_text_is_a_budget_within_reach_or_refused_in_one_line(text: str) -> None:
+    if not refusal(lambda: budgets(text), TargetError):
+        (budget,) = budgets(text)
+        assert all(REACH[cost][0] <= limit <= REACH[cost][1] for cost, limit in budget.limits.items())
 
 
 def test_texts_are_budgets_of_their_own_and_bounds_of_one_text_are_kept_together() -> None:

@@ -70,4 +70,4 @@ def test_models_without_a_site_are_refused(make_vit: Make) -> None:
     with pytest.raises(ModelError, match="no list of transformer blocks"):
         describe(timm.create_model("resnet10t"), "contract")
     with pytest.raises(ModelError, match="unknown space 'contrat'"):
-        describe(make_vit(), "contrat")  # type: ignore[arg-type]
+        describe(make_vit(), "contrat")

@@ -4,8 +4,8 @@
 #     sbatch docs/deploy/slurm.sh --model deit_small_patch16_224 --pretrained --data-dir /shared/imagenet \
 #         --target flops=50% --trials 2000 --output /shared/runs/deit-small
 #
-# Submit it in the folder of run_search.py, which all nodes must see, as they must the images and --output. Five minutes before
-# the time limit the search begins no further trial; the job is queued again and continues the run that is in --output.
+# Submit it in the folder of run_search.py. All nodes must see this folder, the images and --output. Five minutes before the time
+# limit the search begins no further trial. The job is queued again, and continues the run in --output.
 #SBATCH --job-name=search
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
@@ -22,7 +22,7 @@ JOIN=${JOIN:-300}      # seconds for all nodes to join
 GRACE=${GRACE:-200}    # seconds for trials that run to finish, of the 300 above
 PYTHON=${PYTHON:-python}
 
-# Ray listens on all interfaces: only who knows the token is answered. srun hands the environment on, no file holds it.
+# Ray listens on all interfaces and requires this token. srun passes the environment on, so no file holds it.
 export RAY_AUTH_MODE=token
 RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')
 export RAY_AUTH_TOKEN

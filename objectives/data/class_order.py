@@ -3,13 +3,14 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-ClassOrder = Literal["timm", "torchvision"]
+from objectives.data.config import ClassOrder
+
 Counts = Sequence[tuple[int, int, int]]  # label, answer, images
 
 # What makes an order one that a model was clearly trained with.

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from objectives.data.class_order import first_difference, in_order, natural_key
+from objectives.data.config import DIGITS, DataConfig
 from objectives.data.folders import ImageFolder, counted, listed, path_text, some
 from objectives.data.split_folders import SPLIT_FOLDERS, SplitFolders, has_classes, ignored_folders
-from objectives.data.splits import DIGITS, DataConfig
 from objectives.pictures.sources import SplitName
 from spaces.errors import DataError
 

@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import Compose, RandomCrop
 
 from objectives.data.batches import Shuffled, View, loaded
+from objectives.data.config import DataConfig
 from objectives.data.found import Found
-from objectives.data.splits import DataConfig, count_classes, name_classes, open_splits
+from objectives.data.splits import count_classes, name_classes, open_splits
 from objectives.pictures.check import check_pictures
 from objectives.pictures.reading import reading_for
 from objectives.pictures.sources import Files, SplitName, is_in_memory, pictures_of_splits
@@ -28,7 +29,7 @@ from objectives.runtime.seeding import drawn_apart
 from spaces.errors import DataError, printable
 
 CALIBRATION_BATCH = 64
-_CACHE_BYTES = 1 << 30
+CACHE_BYTES = 1 << 30
 _EPOCH_SEEDS = 7919  # apart from the seeds of a run, which count up from its own
 
 
@@ -195,7 +196,7 @@ class Data:
             return iter(self._cache[key])
         batches, images = self._evaluation_batches(*key), most or size
         channels, height, width = self.preprocessing["input_size"]
-        if images is None or images * channels * height * width * 4 > _CACHE_BYTES:
+        if images is None or images * channels * height * width * 4 > CACHE_BYTES:
             return batches
         self._cache[key] = list(batches)
         return iter(self._cache[key])

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from objectives.data.config import TEST, TRAIN
 from objectives.data.folders import holds_images, listed, path_text, some
 from spaces.errors import DataError
 
-TRAIN, TEST = "train", "validation"  # timm's names, and the options' defaults
 _TRAIN_FOLDERS = (TRAIN, "training")
 _TEST_FOLDERS = (TEST, "test", "val", "valid", "eval", "evaluation")
 SPLIT_FOLDERS = frozenset((*_TRAIN_FOLDERS, *_TEST_FOLDERS))

@@ -1,110 +1,23 @@
 """Which images belong to which split: folders read by class, other data sets opened by timm; held out where a split lacks."""
 
 from collections.abc import Mapping, Sized
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from timm.data import create_dataset
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from objectives.data.class_order import ClassOrder, in_order
+from objectives.data.class_order import in_order
+from objectives.data.config import DIGITS, STREAMED, DataConfig
 from objectives.data.folders import ClassFolders, ImageFolder, Labels, mapped, path_text, read_class_folders, some
 from objectives.data.shared_images import check_no_shared
-from objectives.data.split_folders import TEST, TRAIN, find_split_folders
+from objectives.data.split_folders import find_split_folders
 from objectives.pictures.digits import CLASSES, Digits
-from objectives.pictures.reading import Background, Mode, check_pixel_range
+from objectives.pictures.options import Mode
 from objectives.pictures.sources import SplitName
-from spaces.errors import ConfigError, DataError, first_line
-
-DIGITS = "digits"
-_STREAMED = ("wds/", "tfds/", "hfids/")
-_KNOWN = ("torch/", "hfds/", *_STREAMED)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which images, how they are split, and how training images are varied. Names are timm's where timm has one.
-
-    Attributes:
-        dataset: data set in the words of timm.data.create_dataset (torch/cifar10, hfds/...,
-            wds/...), or digits; empty for a folder.
-        data_dir: image folder (class folders, or train/ and val/ with class folders), or the root of `dataset`.
-        train_split: split to train on; the search split is taken from it.
-        search_split: split to select on; by default a part of train_split is held out.
-        val_split: split to report on; never used to select. A folder without one gives up a part of its images.
-        search_size: images held out of train_split for searching: a share below 1, or a number.
-        least_images: held-out splits (search, test) with fewer images are refused.
-        holdout: which images are held out: random ones, or the end of the split.
-        class_order: in which order class folders have their labels: timm's (numbers by their value, shape_9 before shape_10;
-            upper case as lower case), or that of torchvision's ImageFolder (character by character).
-        class_map: timm's class map file: the names of the classes in the order of their labels, a line each; in place of
-            an order.
-        dataset_download: let the data set download itself.
-        batch_size: images per training step.
-        eval_batch_size: images per evaluation batch.
-        workers: loader processes; by default 0 for data held in memory, else up to 4.
-        calibration_size: training images for the statistics of the factors.
-        profile_images: how many of them the divergence of candidates, and of every site alone, is measured on; 0 for none.
-        scale: range of the area of random resized crops.
-        crop_padding: for images that already have the model's size: pad by so many pixels and
-            crop at random, in place of resized crops.
-        hflip: probability of a horizontal flip.
-        color_jitter: strength of the colour jitter; 0 for none.
-        aa: timm's auto-augment policy, e.g. rand-m9-mstd0.5.
-        split_seed: seed of the random hold-out.
-        pixel_range: values of pictures of more than 8 bits that become black and white; what is outside is clamped. By
-            default the whole range of their type: 0 to 65535 of integers, 0 to 1 of floating-point numbers.
-        background: what transparent pictures are laid over; ignored drops their transparency.
-    """
-
-    dataset: str = ""
-    data_dir: str | None = None
-    train_split: str = TRAIN
-    search_split: str | None = None
-    val_split: str = TEST
-    search_size: float = 0.1
-    least_images: int = 20
-    holdout: Literal["random", "end"] = "random"
-    class_order: ClassOrder = "timm"
-    class_map: str | None = None
-    dataset_download: bool = False
-    batch_size: int = 128
-    eval_batch_size: int = 256
-    workers: int | None = None
-    calibration_size: int = 1024
-    profile_images: int = 512
-    scale: tuple[float, float] = (0.6, 1.0)
-    crop_padding: int = 0
-    hflip: float = 0.5
-    color_jitter: float = 0.0
-    aa: str | None = None
-    split_seed: int = 0
-    pixel_range: tuple[float, float] | None = None
-    background: Background = "white"
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "eval_batch_size", "calibration_size", "least_images"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.profile_images < 0:
-            raise ConfigError(f"profile_images must be at least 0, got {self.profile_images}")
-        if self.dataset not in ("", DIGITS) and not self.dataset.startswith(_KNOWN):
-            raise ConfigError(f"dataset must be empty, {DIGITS} or begin with {', '.join(_KNOWN)}: got {self.dataset!r}")
-        if self.search_size <= 0:
-            raise ConfigError(f"search_size must be positive, got {self.search_size}")
-        if self.crop_padding < 0:
-            raise ConfigError(f"crop_padding must be at least 0, got {self.crop_padding}")
-        for name, allowed in (("holdout", ("random", "end")), ("class_order", get_args(ClassOrder))):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}")
-        if self.dataset and self.class_order != "timm":
-            raise ConfigError(f"class_order is for image folders, not for dataset={self.dataset!r}, which has its own")
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ConfigError(f"scale must be two areas 0 < low <= high <= 1, got {list(self.scale)}")
-        check_pixel_range(self.pixel_range)
+from spaces.errors import DataError, first_line
 
 
 def open_splits(config: DataConfig, mode: Mode) -> tuple[dict[SplitName, Dataset[Any]], dict[SplitName, Tensor | None]]:
@@ -212,7 +125,7 @@ def _alone(one: ClassFolders, other: ClassFolders) -> str:
 
 def _open(config: DataConfig, split: str, mode: Mode, training: bool) -> Dataset[Any]:
     options: dict[str, Any] = {}
-    streamed = config.dataset.startswith(_STREAMED)
+    streamed = config.dataset.startswith(STREAMED)
     if not config.dataset.startswith("torch/"):  # what is left as it is is converted by `Reading`; tfds/ gives arrays
         options["input_img_mode"] = mode if config.dataset.startswith("tfds/") else ""
     if streamed:

@@ -9,9 +9,10 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
-from objectives.deploy.formats import Format, Forward, open_format
+from objectives.deploy.config import Format, check_top
+from objectives.deploy.formats import Forward, open_format
 from objectives.pictures.reading import Reading, is_hidden, is_picture, reading_for
-from spaces.errors import CheckpointError, ConfigError, DataError, first_line, printable
+from spaces.errors import CheckpointError, DataError, first_line, printable
 from spaces.folder.description import read_description
 
 _LONGEST = 200  # of a class's name in the terminal
@@ -73,8 +74,7 @@ def classify(
         ConfigError: `top` is below 1, or the format's package is not installed.
         DataError: a folder with no image, or a model that takes no pictures.
     """
-    if top < 1:
-        raise ConfigError(f"top must be at least 1, got {top}")
+    check_top(top)
     description = read_description(folder)
     if not description["num_classes"]:
         raise CheckpointError(f"{folder} holds a model without classes: its outputs are features")
@@ -107,13 +107,13 @@ def preprocessing_of(description: dict[str, Any]) -> Callable[[Image.Image], Ten
 
 
 def reading_of(description: dict[str, Any]) -> Reading:
-    """How picture files are read for the model; of a folder that does not say it, as its export did: Pillow's convert.
+    """How picture files are read for the model.
 
     Raises:
-        DataError: it takes no pictures of 1 or 3 channels.
+        DataError: it takes no pictures, having other than 1 or 3 channels.
     """
-    reading = reading_for(description["pretrained_cfg"]["input_size"][0], background="ignored")
-    return Reading.from_json(description["pictures"]) if "pictures" in description else reading
+    given = description["pictures"]
+    return Reading.from_json(given) if given is not None else reading_for(description["pretrained_cfg"]["input_size"][0])
 
 
 def _files(path: Path) -> tuple[list[Path], str]:

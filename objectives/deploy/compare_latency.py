@@ -8,13 +8,15 @@ from pathlib import Path
 
 import torch
 
-from objectives.deploy.formats import FILES, Format, open_format, write_formats
-from objectives.latency.timing import Call, Setting, Timing, forward, time_calls
+from objectives.deploy.config import FILES, Format
+from objectives.deploy.formats import open_format, write_formats
+from objectives.latency.config import Setting
+from objectives.latency.timing import Call, Timing, forward, time_calls
 from objectives.runtime.progress import Progress
 from objectives.units import format_spread
 from spaces.errors import first_line
-from spaces.folder.compressed import dense_architecture, load_compressed, save_compressed
-from spaces.folder.description import read_description, stored_type
+from spaces.folder.compressed import dense_architecture, load_compressed, save_compressed, stored_type
+from spaces.folder.description import read_description
 from spaces.models.create import input_size
 from spaces.scratch import Scratch
 from spaces.vit import describe

@@ -15,13 +15,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from objectives.data.loaders import Data
-from objectives.deploy.formats import DTYPES, FILES, Dtype, FormatConfig, write_formats
+from objectives.deploy.config import FILES, Dtype, FormatConfig
+from objectives.deploy.formats import DTYPES, write_formats
 from objectives.pictures.check import CHECKED
 from objectives.runtime.progress import Progress
 from spaces.allocation import Allocation
 from spaces.errors import RunError
-from spaces.folder.compressed import WEIGHTS, save_compressed
-from spaces.folder.description import read_description
+from spaces.folder.compressed import save_compressed
+from spaces.folder.description import WEIGHTS, read_description
 from spaces.scratch import Scratch
 
 # What outputs may differ by after reload: absolutely in fp32; as a share of the largest output where each operator rounds to
@@ -68,7 +69,7 @@ class Handover:
             RunError: a file does not load in a fresh process, or gives other outputs there.
         """
         stored = copy.deepcopy(self.model).cpu().eval().to(DTYPES[self.output.dtype])
-        told = {key: self.description[key] for key in ("label_names", "pictures") if key in self.description}
+        told = {key: self.description[key] for key in ("label_names", "pictures")}
         facts = {**self.description["pretrained_cfg"], **told}
         self.progress(_WRITING, 0, 1)
         write_formats(folder, stored, self.output.formats, facts)

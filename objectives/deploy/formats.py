@@ -3,91 +3,34 @@
 Both take float32 images [B, C, H, W], whatever the dtype of the weights, and give float32 logits [B, classes], for any B.
 """
 
-import importlib.util
 import json
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from objectives.deploy.activations import activations, bound
+from objectives.deploy.config import FILES, Dtype, Format, require_onnx
 from objectives.deploy.onnx_file import checked_onnx, weights_beside
 from objectives.deploy.pt2_archive import load_archive
-from spaces.errors import CheckpointError, ConfigError, first_line
-from spaces.folder.compressed import WEIGHTS, load_compressed
+from spaces.errors import CheckpointError, first_line
+from spaces.folder.compressed import load_compressed
 from spaces.folder.description import checked_file, read_description
 from spaces.models.create import input_size
 
-Format = Literal["safetensors", "onnx", "pt2"]
-Dtype = Literal["fp32", "bf16", "fp16"]
 Forward = Callable[[Tensor], Tensor]  # float32 images [B, C, H, W] on the CPU -> float32 logits [B, classes]
 
 DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-FILES: dict[Format, str] = {"safetensors": WEIGHTS, "onnx": "model.onnx", "pt2": "model.pt2"}
 OPSET = 20  # of ONNX: the first with GELU as one operator, and what torch's exporter writes by default
-_PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # all in the extra `onnx`
 _SHAPES = {"images": {0: Dim("batch")}}
 _FATAL = 4  # level of onnxruntime's log
 _ONE_FILE = 2_000_000_000  # bytes: protobuf's limit is 2 GiB, beyond which ONNX keeps weights in a file of their own
-
-
-@dataclass(frozen=True, kw_only=True)
-class FormatConfig:
-    """What an export writes.
-
-    Attributes:
-        format: safetensors with config.json (always), and onnx or pt2 (torch.export) beside them; commas or several words.
-        dtype: of the weights.
-
-    Raises:
-        ConfigError: an unknown format or dtype, one that needs packages that are not installed, or two that do not go together.
-    """
-
-    format: tuple[str, ...] = ("safetensors",)
-    dtype: Dtype = "fp32"
-
-    def __post_init__(self) -> None:
-        named = named_formats(self.format)
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        if "onnx" in named:
-            require_onnx()
-            if self.dtype == "bf16":
-                raise ConfigError("onnxruntime has no bf16 operators for CPUs: choose --dtype fp16 or fp32 with onnx")
-
-    @property
-    def formats(self) -> tuple[Format, ...]:
-        """Safetensors, and the others that are wanted, each once."""
-        return named_formats(("safetensors", *self.format))
-
-
-def named_formats(words: Sequence[str]) -> tuple[Format, ...]:
-    """The formats that words name, each once: `["onnx,pt2", "onnx"]` are two.
-
-    Raises:
-        ConfigError: one is unknown.
-    """
-    named = [name for word in words for name in word.split(",") if name]
-    unknown = [name for name in named if name not in FILES]
-    if unknown:
-        raise ConfigError(f"unknown format {unknown[0]!r}: choose of {', '.join(FILES)}")
-    return tuple(name for name in get_args(Format) if name in named)
-
-
-def require_onnx() -> None:
-    """Raise ConfigError where a package that ONNX needs is not installed."""
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(
-            f"format onnx needs {', '.join(missing)}, not installed here: pip install 'vit-compression-search[onnx]'"
-        )
 
 
 class _Portable(nn.Module):
@@ -120,7 +63,7 @@ def write_formats(folder: Path, model: nn.Module, formats: Sequence[Format], fac
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporters, about their own next versions
-            program = _traced(model)
+            program = traced(model)
             for name in wanted:
                 _WRITE[name](program, folder / FILES[name], facts)
     except OSError:  # a full disk says so itself
@@ -129,7 +72,8 @@ def write_formats(folder: Path, model: nn.Module, formats: Sequence[Format], fac
         raise CheckpointError(f"the model cannot be written as {' and '.join(wanted)}: {first_line(error)[:300]}") from error
 
 
-def _traced(model: nn.Module) -> ExportedProgram:
+def traced(model: nn.Module) -> ExportedProgram:
+    """The program of a model, for batches of any size; no image is kept in it."""
     images = torch.zeros(2, *input_size(model))
     program = torch.export.export(_Portable(model), (images,), dynamic_shapes=_SHAPES)
     program.example_inputs = None  # else they are in the archive, pickled

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from objectives.cost.peak_memory import peak_memory, weight_bytes
 from objectives.cost.tracing import fvcore_macs, torch_macs
+from objectives.data.config import DataConfig
 from objectives.data.loaders import Data
-from objectives.data.splits import DataConfig
 from objectives.deploy.formats import Forward, open_format, portable
 from objectives.deploy.tested import tested
 from objectives.error import compare
-from objectives.latency.timing import Call, Setting, forward, time_calls
+from objectives.latency.config import Setting
+from objectives.latency.timing import Call, forward, time_calls
 from objectives.runtime.device import name_of, resolve_device
 from objectives.runtime.progress import Progress
 from spaces.folder.compressed import load_compressed

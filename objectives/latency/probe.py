@@ -21,8 +21,9 @@ from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from objectives.cost.closed_form import CostModel
+from objectives.latency.config import LatencyConfig
 from objectives.latency.smoothing import Floats, smoothed
-from objectives.latency.table import Check, Grid, LatencyConfig, LatencyTable, points_of
+from objectives.latency.table import Check, Grid, LatencyTable, points_of
 from objectives.latency.timing import forward, time_calls, wall_clock
 from objectives.latency.units import Unit, units_of
 from objectives.runtime.device import name_of

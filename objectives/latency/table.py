@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import RegularGridInterpolator
 
-from objectives.latency.timing import Setting
+from objectives.latency.config import LatencyConfig
 from objectives.latency.units import Unit
 from spaces.allocation import Allocation
-from spaces.errors import ConfigError, RunError
+from spaces.errors import RunError
 from spaces.files import write_json
 from spaces.operators.base import Sizes
 from spaces.operators.registry import OPERATORS
@@ -36,32 +36,6 @@ _SCHEMA = {
     "clock": TEXT,
     "versions": OBJECT,
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatencyConfig:
-    """How latency is measured where it is a target or an objective.
-
-    Attributes:
-        latency_batch_size: images in a call; the latency is that of the call.
-        latency_amp: in mixed precision.
-        latency_seconds: spent on every size that is measured, at a time: twice, and up to eight times where that differs.
-    """
-
-    latency_batch_size: int = 1
-    latency_amp: bool = False
-    latency_seconds: float = 0.25
-
-    def __post_init__(self) -> None:
-        if self.latency_batch_size < 1:
-            raise ConfigError(f"latency_batch_size must be at least 1, got {self.latency_batch_size}")
-        if not 0 < self.latency_seconds <= 60:
-            raise ConfigError(f"latency_seconds must be above 0 and at most 60, got {self.latency_seconds}")
-
-    @property
-    def setting(self) -> Setting:
-        """How the models are run: eagerly, since every size that is measured would have to be compiled."""
-        return Setting(batch_size=self.latency_batch_size, amp=self.latency_amp)
 
 
 @dataclass(frozen=True)

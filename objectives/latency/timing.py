@@ -23,8 +23,8 @@ from torch.utils.benchmark.utils import timer as _timer  # noqa: E402
 
 _building.setLevel(_level)
 
+from objectives.latency.config import Setting  # noqa: E402
 from objectives.runtime.device import half_type  # noqa: E402
-from spaces.errors import ConfigError  # noqa: E402
 
 Call = Callable[[], object]
 
@@ -60,30 +60,6 @@ class Timing:
     def ratio(self, other: "Timing") -> "Timing":
         """Time over that of another call of the same rounds, round by round."""
         return Timing(tuple(own / its for own, its in zip(self.rounds, other.rounds, strict=True)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """How a model is run while it is timed.
-
-    Attributes:
-        batch_size: images in a call.
-        amp: mixed precision, in `objectives.runtime.device.half_type`; else in the type of the weights.
-        compiled: by torch.compile, for this shape.
-    """
-
-    batch_size: int = 1
-    amp: bool = False
-    compiled: bool = False
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"the batch size of a latency must be at least 1, got {self.batch_size}")
-
-    @property
-    def text(self) -> str:
-        """For tables: `batch 1, fp32, eager`."""
-        return f"batch {self.batch_size}, {'AMP' if self.amp else 'fp32'}, {'compiled' if self.compiled else 'eager'}"
 
 
 def time_calls(

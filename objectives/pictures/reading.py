@@ -5,19 +5,17 @@ import os
 import stat
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
-from typing import IO, Any, Literal, get_args
+from typing import IO, Any, get_args
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from objectives.pictures.options import Background, Mode, check_pixel_range
 from spaces.errors import ConfigError, DataError, first_line, printable
-
-Mode = Literal["L", "RGB"]
-Background = Literal["white", "black", "grey", "ignored"]
 
 # Kinds of files that Pillow registers, but that are no pictures to it (stubs, an index, a film) or that other programs draw.
 _NO_PICTURES = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")
@@ -209,16 +207,6 @@ def reading_for(channels: int, pixel_range: tuple[float, float] | None = None, b
     if channels not in (1, 3):
         raise DataError(f"the model takes images of {channels} channels, but images are read as grey (1) or RGB (3)")
     return Reading(mode="L" if channels == 1 else "RGB", pixel_range=pixel_range, background=background)
-
-
-def check_pixel_range(given: Sequence[float] | None) -> None:
-    """Raise unless it is None, or two finite values in ascending order.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    if given is not None and not (len(given) == 2 and -np.inf < given[0] < given[1] < np.inf):
-        raise ConfigError(f"pixel_range must be two values low < high, got {list(given)}")
 
 
 def _opened(source: str | os.PathLike[str] | IO[bytes]) -> Image.Image:

@@ -72,7 +72,7 @@ def prune_by_rows(bench: Workbench) -> Cut:
         keep_rows(layers, cubic(step.step / (_LAST * max(1, bench.steps)), final))
     threshold = GlobalThreshold({name: layer.importance.cpu() for name, layer in layers.items()})
     allocation = bench.fit(lambda site, level: threshold.share(site.name, sigmoid(level)), _row_sites(bench), ranks)
-    return Cut(model=_rebuilt(bench, model, layers, allocation), allocation=allocation)
+    return Cut(model=rebuild(bench, model, layers, allocation), allocation=allocation)
 
 
 def cubic(progress: float, final: float) -> float:
@@ -121,7 +121,7 @@ def _kept_rows(allocation: Allocation, bench: Workbench) -> float:
 
 
 @torch.no_grad()
-def _rebuilt(bench: Workbench, trained: nn.Module, layers: dict[str, LowRankPlusRows], allocation: Allocation) -> nn.Module:
+def rebuild(bench: Workbench, trained: nn.Module, layers: dict[str, LowRankPlusRows], allocation: Allocation) -> nn.Module:
     """The trained model with its decomposed layers as small dense ones."""
     for name, layer in layers.items():  # back to plain linears, so that the structure can be given as to any dense model
         linear = nn.Linear(layer.rows.shape[1], layer.rows.shape[0], bias=layer.bias is not None)

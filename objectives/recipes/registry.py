@@ -15,6 +15,7 @@ from objectives.evaluator import Evaluator, OnStep
 from objectives.recipes.gohsp import prune_by_admm
 from objectives.recipes.kumar_hybrid import hybrid_plain, hybrid_whitened
 from objectives.recipes.losparse import prune_by_rows
+from objectives.recipes.names import HEAD_RANKINGS
 from objectives.recipes.vtp import prune_by_gates
 from objectives.recipes.workbench import Cut, Workbench
 from objectives.runtime.out_of_memory import within_memory
@@ -77,7 +78,7 @@ def _heads(ranking: str) -> Recipe:
     )
 
 
-# What each does: docs/recipes.md.
+# Of every name of `names.py`. What each does: docs/recipes.md.
 RECIPES: dict[str, Recipe] = {
     "kumar-hybrid": Recipe(space="hybrid", make=hybrid_plain, trains=True),
     "kumar-hybrid-whitened": Recipe(space="hybrid", make=hybrid_whitened, trains=True),
@@ -86,7 +87,7 @@ RECIPES: dict[str, Recipe] = {
     "losparse": Recipe(space="low-rank-sparse", make=prune_by_rows, trains=True),
     "svd-energy": Recipe(space="low-rank", make=_energy),
     "magnitude": Recipe(space="contract", make=_magnitude),
-    **{f"heads-{ranking}": _heads(ranking) for ranking in ("energy", "elimination", "magnitude", "taylor", "graph")},
+    **{f"heads-{ranking}": _heads(ranking) for ranking in HEAD_RANKINGS},
 }
 
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,49 +13,10 @@ from torch import Tensor, nn
 from objectives.runtime.device import half_type
 from objectives.runtime.distributed import ALONE, Group
 from objectives.runtime.progress import Step
-from spaces.errors import ConfigError, DivergedError
+from objectives.training.config import FinetuneConfig
+from spaces.errors import DivergedError
 
 Resume = Callable[[nn.Module, torch.optim.Optimizer, torch.amp.GradScaler], int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
-    """How a candidate is fine-tuned. Names are timm's where timm has one.
-
-    Attributes:
-        steps: optimiser steps of the short fine-tune; 0 evaluates candidates as built.
-        lr: peak learning rate, after a linear warm-up over the first tenth of the steps, before a cosine decay to 0.
-        opt: timm optimiser name.
-        weight_decay: weight decay of matrices (not of biases and normalisations).
-        clip_grad: largest gradient norm.
-        distillation: weight of the dense model's soft labels in the loss; 1 - this of the true labels.
-        temperature: softmax temperature of the soft labels.
-        amp: mixed precision: auto (on a GPU), on, or off. bfloat16 where the device has it, else float16 with loss scaling.
-        recipe_share: share of the steps that a recipe which trains (vtp, gohsp, losparse, kumar-hybrid) spends before the
-            cut; the fine-tune gets the others, so that every trial costs the same number of steps.
-    """
-
-    steps: int = 100
-    lr: float = 5e-4
-    opt: str = "adamw"
-    weight_decay: float = 0.05
-    clip_grad: float = 1.0
-    distillation: float = 0.7
-    temperature: float = 2.0
-    amp: str = "auto"
-    recipe_share: float = 0.25
-
-    def __post_init__(self) -> None:
-        if self.steps < 0:
-            raise ConfigError(f"steps must be at least 0, got {self.steps}")
-        if not self.lr > 0:
-            raise ConfigError(f"lr must be positive, got {self.lr}")
-        if not 0 <= self.distillation <= 1:
-            raise ConfigError(f"distillation must be between 0 and 1, got {self.distillation}")
-        if not 0 < self.recipe_share < 1:
-            raise ConfigError(f"recipe_share must be between 0 and 1, got {self.recipe_share}")
-        if self.amp not in ("auto", "on", "off"):
-            raise ConfigError(f"amp must be auto, on or off, got {self.amp!r}")
 
 
 def finetune(

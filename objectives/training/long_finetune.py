@@ -14,71 +14,12 @@ from torch import Tensor
 from objectives.data.loaders import Data
 from objectives.runtime.distributed import Group
 from objectives.runtime.seeding import seed_everything
-from objectives.training.finetune import FinetuneConfig
-from spaces.errors import ConfigError
+from objectives.training.config import FinetuneConfig, TrainingConfig
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 _FORMAT = 1
-_POLICIES = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")  # of timm.data.auto_augment
-_AUTO_POLICY, _AUTO_SIDE = "rand-m9-mstd0.5-inc1", 32  # DeiT's; of smaller images it leaves too little
 _EPOCH_SEEDS = 15_485_863
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """How a model is fine-tuned before its export. Names are timm's where timm has one.
-
-    Optimiser, weight decay, clipping, distillation and mixed precision are those of `FinetuneConfig`. The variation's
-    defaults are DeiT's (Touvron et al. 2021); a few epochs of a model that has lost much may do as well with less.
-
-    Attributes:
-        finetune_epochs: passes over the training images; 0 for the short fine-tune of the search alone.
-        finetune_lr: peak learning rate, after a linear warm-up over the first tenth, before a cosine decay to 0; by default
-            that of the short fine-tune.
-        aa: timm's auto-augment policy, e.g. rand-m9-mstd0.5-inc1; none, or auto: that of the search if it has one, else this
-            one for images of at least 32 pixels.
-        reprob: probability of random erasing.
-        mixup: alpha of mixup; 0 for none.
-        cutmix: alpha of cutmix, which takes turns with mixup; 0 for none.
-        smoothing: label smoothing.
-        drop_path: rate of stochastic depth in the last block; it rises from 0 in the first one.
-        model_ema_decay: decay of the moving average of the weights, which is measured beside them, after a warm-up in which
-            it is less; 0 for no average.
-    """
-
-    finetune_epochs: int = 0
-    finetune_lr: float | None = None
-    aa: str = "auto"
-    reprob: float = 0.25
-    mixup: float = 0.8
-    cutmix: float = 1.0
-    smoothing: float = 0.1
-    drop_path: float = 0.1
-    model_ema_decay: float = 0.9998
-
-    def __post_init__(self) -> None:
-        if self.finetune_epochs < 0:
-            raise ConfigError(f"finetune_epochs must be at least 0, got {self.finetune_epochs}")
-        if self.finetune_lr is not None and not self.finetune_lr > 0:
-            raise ConfigError(f"finetune_lr must be positive, got {self.finetune_lr}")
-        for name in ("mixup", "cutmix"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} must be at least 0, got {getattr(self, name)}")
-        for name in ("reprob", "smoothing", "drop_path", "model_ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
-        if self.aa not in ("auto", "none") and self.aa.partition("-")[0] not in _POLICIES:
-            raise ConfigError(f"aa must be auto, none or begin with {', '.join(_POLICIES)}: got {self.aa!r}")
-
-    def policy(self, data: Data) -> str | None:
-        """The auto-augment policy for these images."""
-        if self.aa == "none":
-            return None
-        if self.aa != "auto":
-            return self.aa
-        large = min(data.preprocessing["input_size"][1:]) >= _AUTO_SIDE
-        return data.config.aa or (_AUTO_POLICY if large else None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +111,7 @@ class Course:
         mix = _mixing(self.config, self.classes)
         for number in range(done, self.config.finetune_epochs):
             seed_everything(group.seed(self.seed + _EPOCH_SEEDS * number))
-            policy = self.config.policy(self.data)
+            policy = self.config.policy(self.data.preprocessing["input_size"], self.data.config.aa)
             for images, labels in self.data.epoch(number, self.seed, policy, self.config.reprob, group):
                 yield mix(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
 

@@ -8,8 +8,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from spaces.files import save_tensors
 from spaces.schema import parse_json
+from spaces.tensors import save_tensors
 
 
 def save_state(path: Path, mark: str, state: Mapping[str, Any], note: Any = None) -> None:

@@ -2,18 +2,16 @@
 
 import shutil
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from socketserver import ThreadingMixIn
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import optuna
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
-from search.browse.server import hosts_of
+from search.browse.server import serve_application
 from search.layout import JOURNAL
 from search.masking import is_masked, masked
 from search.report.comparison import run_names
@@ -24,8 +22,6 @@ from spaces.errors import ConfigError, RunError, first_line
 from spaces.files import cut_torn_line
 from spaces.scratch import Scratch
 
-Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
-
 
 def check_installed() -> None:
     """Raise unless optuna-dashboard is there.
@@ -34,6 +30,7 @@ def check_installed() -> None:
         ConfigError: it is not.
     """
     try:
+        import a2wsgi  # noqa: F401
         import optuna_dashboard  # noqa: F401
     except ImportError as error:
         raise ConfigError("optuna-dashboard is not installed: pip install 'vit-compression-search[dashboard]'") from error
@@ -61,38 +58,11 @@ def snapshot(directories: Sequence[Path], url: str | None = None) -> BaseStorage
 
 def serve_dashboard(storage: BaseStorage, listener: socket.socket, host: str) -> None:
     """Serve optuna-dashboard until Ctrl-C, to requests that name this server as somebody who may reach it does."""
+    from a2wsgi import WSGIMiddleware
     from optuna_dashboard import wsgi
 
-    address = listener.getsockname()
-    server = _Server(address, _Quiet, bind_and_activate=False)
-    server.socket.close()
-    server.socket, server.server_name, server.server_port = listener, host, address[1]
-    server.setup_environ()
-    server.set_app(_guarded(wsgi(storage), hosts_of(host)))
-    with server:
-        server.serve_forever()
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-
-
-class _Quiet(WSGIRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None: ...
-
-
-def _guarded(application: Application, hosts: Sequence[str]) -> Application:
-    """`application`, for these names of it alone: a page of somebody else's cannot read it through a name of its own."""
-
-    def answer(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
-        name = environ.get("HTTP_HOST", "")
-        name = name if name.endswith("]") else name.rpartition(":")[0] or name
-        if "*" in hosts or name in hosts or f"[{name}]" in hosts or name.strip("[]") in hosts:
-            return application(environ, start)
-        start("400 Bad Request", [("Content-Type", "text/plain")])
-        return [b"Invalid host header"]
-
-    return answer
+    served: Any = WSGIMiddleware(wsgi(storage))  # its types of ASGI are not Starlette's
+    serve_application(served, listener, host)
 
 
 def _copy_journal(path: Path, copies: BaseStorage, name: str) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from search.layout import AUDIT, CONFIG, RUNNING, SUMMARY, TRIALS
 from search.report.html import Assembled, assemble, page
@@ -79,14 +79,8 @@ def _state_of(directory: Path) -> list[Any]:
     return seen
 
 
-def application(directories: Sequence[Path], hosts: Sequence[str]) -> Starlette:
-    """The page at /, and what of it changes at /content.json.
-
-    Args:
-        directories: of the runs.
-        hosts: names that a request may have for this server: a page of somebody else's cannot read the run through a name of
-            its own that leads here.
-    """
+def application(directories: Sequence[Path]) -> Starlette:
+    """The page of some runs at /, and what of it changes at /content.json."""
     shown = Shown(directories)
 
     def get_page(request: Request) -> Response:
@@ -100,7 +94,7 @@ def application(directories: Sequence[Path], hosts: Sequence[str]) -> Starlette:
         return JSONResponse(content.to_json(), headers={**_HEADERS, "ETag": tag})
 
     routes = [Route("/", get_page), Route("/content.json", get_content)]
-    return Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))])
+    return Starlette(routes=routes)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -118,7 +112,16 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve(directories: Sequence[Path], listener: socket.socket, host: str) -> None:
     """Serve the page of some runs until Ctrl-C."""
-    config = uvicorn.Config(application(directories, hosts_of(host)), log_level="warning", access_log=False)
+    serve_application(application(directories), listener, host)
+
+
+def serve_application(served: ASGIApp, listener: socket.socket, host: str) -> None:
+    """Serve an application until Ctrl-C, to requests that name this server as somebody who may reach it does.
+
+    A page of somebody else's cannot read it through a name of its own that leads here.
+    """
+    guarded = TrustedHostMiddleware(served, allowed_hosts=hosts_of(host))
+    config = uvicorn.Config(guarded, log_level="warning", access_log=False, lifespan="off")
     uvicorn.Server(config).run(sockets=[listener])
 
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from objectives.cost.closed_form import CostModel
 from objectives.cost.spec import Cost
 from objectives.dense_model import DenseModel
-from objectives.sensitivity import Errors, closed_form
+from objectives.profile import Errors
+from objectives.sensitivity import closed_form
 from search.pareto import staircase
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError

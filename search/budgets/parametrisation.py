@@ -10,7 +10,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -238,10 +238,7 @@ class Sizes:
         return {name: rivals.get(name, sizes.get(name)) for name in self.distributions}
 
 
-Name = Literal["multipliers", "sizes"]
-
-
-def parametrise(name: Name, budgets: Budgets, knapsack: Knapsack | None) -> Parametrisation:
+def parametrise(name: str, budgets: Budgets, knapsack: Knapsack | None) -> Parametrisation:
     """The parametrisation called `name`; without a knapsack one that can be written down, but not proposed for."""
     return Multipliers(budgets, knapsack) if name == "multipliers" and knapsack else Sizes(budgets, knapsack)
 

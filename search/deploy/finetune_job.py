@@ -13,8 +13,9 @@ from objectives.dense_model import DenseModel
 from objectives.objective import Objective
 from objectives.runtime.distributed import Group
 from objectives.runtime.progress import Progress
+from objectives.training.config import TrainingConfig
 from objectives.training.epochs import train
-from objectives.training.long_finetune import Course, Trained, TrainingConfig
+from objectives.training.long_finetune import Course, Trained
 from objectives.training.state import read_note
 from spaces.allocation import Allocation
 from spaces.vit import describe, resize

@@ -8,8 +8,9 @@ from torch import nn
 from objectives.dense_model import DenseModel
 from objectives.runtime.distributed import ALONE
 from objectives.runtime.progress import Progress
+from objectives.training.config import TrainingConfig
 from objectives.training.epochs import train
-from objectives.training.long_finetune import Trained, TrainingConfig
+from objectives.training.long_finetune import Trained
 from search.deploy.finetune_job import FOLDER, LongFinetune
 from search.deploy.points import Point
 from search.run.run import Run

@@ -11,15 +11,16 @@ from torch import nn
 
 from objectives.cost.closed_form import cost_model
 from objectives.cost.spec import Cost
+from objectives.deploy.config import FormatConfig
 from objectives.deploy.folder import Handover
-from objectives.deploy.formats import FormatConfig
 from objectives.deploy.tested import tested
 from objectives.error import evaluate
 from objectives.evaluator import Evaluator, OnStep
 from objectives.recipes.registry import RECIPES, evaluate_recipe, make_cut
 from objectives.runtime.device import name_of
 from objectives.runtime.progress import Progress, told_steps
-from objectives.training.long_finetune import Trained, TrainingConfig
+from objectives.training.config import TrainingConfig
+from objectives.training.long_finetune import Trained
 from search.budgets.reach import recipe_limits
 from search.deploy.long_finetune import described, long_finetune, run_long_finetune
 from search.deploy.model_card import card

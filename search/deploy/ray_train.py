@@ -24,7 +24,7 @@ from search.deploy.finetune_job import LongFinetune
 from search.runners.ray_cluster import Connection, first_sentence
 from search.runners.resources import MachineConfig, Plan
 from spaces.errors import CompressionError, ConfigError, DivergedError, RunError, first_line
-from spaces.files import save_tensors
+from spaces.tensors import save_tensors
 
 _LOSSES = 3  # of processes in one export: what ends them more often does not come from outside
 _SECONDS = 1.0  # between two reports of optimiser steps
@@ -71,7 +71,7 @@ def _until_done(job: LongFinetune, plan: Plan, progress: Progress) -> None:
     try:
         while True:
             share = _Share(job=job, directory=str(Path.cwd()), plan=plan, parts=parts, told=told)
-            error = _fit(share, progress)
+            error = fit_once(share, progress)
             if error is None:
                 return
             if isinstance(error, CompressionError):
@@ -87,7 +87,7 @@ def _until_done(job: LongFinetune, plan: Plan, progress: Progress) -> None:
             told.shutdown(force=True)
 
 
-def _fit(share: _Share, progress: Progress) -> BaseException | None:
+def fit_once(share: _Share, progress: Progress) -> BaseException | None:
     """Train once; what ended it, if it did not end well. Ray Train has a thread of its own: Ctrl-C stays with its caller."""
     trainer, ended = _trainer(share), list[BaseException | None]()
 
@@ -96,7 +96,7 @@ def _fit(share: _Share, progress: Progress) -> BaseException | None:
             trainer.fit()
             ended.append(None)
         except Exception as error:
-            ended.append(_cause(error))
+            ended.append(cause_of(error))
 
     thread = threading.Thread(target=body, daemon=True)
     thread.start()
@@ -156,7 +156,7 @@ def _teller(told: Queue) -> Progress:
     return progress
 
 
-def _cause(error: Exception) -> BaseException:
+def cause_of(error: Exception) -> BaseException:
     """Which exception of a process ended it: ours before one that says that others are gone."""
     from ray.train import TrainingFailedError
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from types import TracebackType
 
 from objectives.dense_model import load_dense
-from objectives.deploy.formats import DTYPES, FILES
+from objectives.deploy.config import FILES
+from objectives.deploy.formats import DTYPES
 from objectives.evaluator import Evaluator
 from objectives.runtime.progress import Progress, told_steps
 from search.deploy.exact_budget import exact_of, materialise, measured
@@ -24,7 +25,8 @@ from search.run.run import Run
 from spaces.allocation import Allocation
 from spaces.errors import CompressionError, ConfigError, DataError, DivergedError, RunError, told
 from spaces.files import partial_beside, remove_partials, replacing
-from spaces.folder.description import CONFIG, checked_file, read_description, stored_type
+from spaces.folder.compressed import stored_type
+from spaces.folder.description import CONFIG, checked_file, read_description
 
 Notice = Callable[[str], None]
 

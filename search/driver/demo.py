@@ -2,48 +2,19 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
+from objectives.data.config import DataConfig
 from objectives.data.loaders import Data
-from objectives.data.splits import DIGITS, DataConfig
-from objectives.pictures.digits import CLASSES
 from objectives.runtime.progress import Progress
 from objectives.runtime.seeding import seed_everything
-from objectives.training.finetune import FinetuneConfig, finetune
+from objectives.training.config import FinetuneConfig
+from objectives.training.finetune import finetune
 from search.config import SearchConfig
-from spaces.files import save_tensors
 from spaces.models.create import ModelConfig, create_model, preprocessing
+from spaces.tensors import save_tensors
 
-# 202,186 parameters: 8x8 images in 16 patches.
-_MODEL: dict[str, Any] = {
-    "img_size": 8,
-    "patch_size": 2,
-    "in_chans": 1,
-    "embed_dim": 64,
-    "depth": 4,
-    "num_heads": 4,
-    "weight_init": "reset",
-}
-OPTIONS: dict[str, Any] = {
-    "model": "vit_tiny_patch16_224",
-    "model_kwargs": _MODEL,
-    "num_classes": CLASSES,
-    "mean": (0.305,),
-    "std": (0.376,),
-    "crop_pct": 1.0,
-    "dataset": DIGITS,
-    "batch_size": 64,
-    "hflip": 0.0,
-    "crop_padding": 1,
-    "steps": 40,
-    "target": ("flops=50%",),
-    "band": 0.4,
-    "trials": 16,
-    "threads": 1,
-    "output": "runs/demo",
-}
 _DENSE = FinetuneConfig(steps=1800, lr=2e-3)
 _DENSE_BATCH = 32
 

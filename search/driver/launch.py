@@ -23,18 +23,19 @@ from spaces.files import remove_partials
 from spaces.scratch import remove_abandoned
 
 
-def launch(config: SearchConfig, observer: Observer) -> Run:
+def launch(config: SearchConfig, observer: Observer | None = None) -> Run:
     """Start the search in `config.study.output`, or continue the one that is there.
 
     Args:
         config: of the search.
-        observer: told of all that happens.
+        observer: told of all that happens; by default nobody is.
 
     Raises:
         CompressionError: anything that the user can put right, before a trial is paid for.
         RunError: every trial failed, three in a row failed for the same cause, or too few finished for the audit.
         KeyboardInterrupt: after Ctrl-C; what finished is kept.
     """
+    observer = observer or Observer()
     began = time.monotonic()
     config = model_of_run(config)
     directory = Path(config.study.output or default_output(config))

@@ -9,11 +9,13 @@ from typing import Any
 
 from objectives.forecast import Forecast
 from search.config import SearchConfig
+from search.layout import ANOTHER_RUN, ENVIRONMENT, RUN_FORMAT
 from search.trial import Trial
+from spaces.errors import RunError
 from spaces.files import write_json
-from spaces.schema import POSITIVE, SIZE, SchemaError, check, read_json
+from spaces.format_number import FORMAT, check_format
+from spaces.schema import OBJECT, POSITIVE, SIZE, SchemaError, check, read_json
 
-ENVIRONMENT = "env.json"
 _WEIGHT_BYTES = 4  # of a parameter, as weights are kept
 _MACHINES = ("runner", "parallel", "workers_per_gpu", "gpus_per_trial", "threads")
 _DATA = ("workers", "eval_batch_size")
@@ -64,7 +66,7 @@ class Pace:
 
     def seconds(self, trials: Sequence[Trial]) -> list[float]:
         """Of every trial that finished under these conditions; one that was stopped or that a recipe made is like no other."""
-        found = [trial for trial in trials if trial.state == "COMPLETE" and (trial.ended or "") >= self._since and self._known]
+        found = [trial for trial in trials if trial.state == "COMPLETE" and trial.ended >= self._since and self._known]
         return [trial.score.seconds for trial in found if trial.score is not None and trial.proposal.recipe is None]
 
     def expect(self, trials: Sequence[Trial], wanted: int, params: int, time: Callable[[], Forecast]) -> Expected:
@@ -90,7 +92,8 @@ class Pace:
     def write(self, environment: dict[str, Any]) -> None:
         """Write env.json: what the launch runs on, these conditions, and what a trial was timed to take under them."""
         timed = {} if self._timed is None else {"timed": self._timed}
-        write_json(self._path, {**environment, "conditions": self._conditions, "since": self._since, **timed})
+        conditions = {"conditions": self._conditions, "since": self._since}
+        write_json(self._path, {FORMAT: RUN_FORMAT, **environment, **conditions, **timed})
 
 
 def _timed(found: Any) -> dict[str, Any] | None:
@@ -103,9 +106,14 @@ def _timed(found: Any) -> dict[str, Any] | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What env.json holds; empty where there is none, or none that can be read: it is written anew."""
+    """What env.json holds; empty where it is missing or damaged: it is written anew.
+
+    Raises:
+        RunError: it has another format.
+    """
     try:
-        content = read_json(path)
+        content: dict[str, Any] = read_json(path, OBJECT)
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
+    check_format(path, content, RUN_FORMAT, RunError, ANOTHER_RUN)
+    return content

@@ -21,6 +21,7 @@ from objectives.runtime.device import name_of, resolve_device
 from objectives.runtime.progress import Progress, told_steps
 from search.config import LEAST_AUDITED
 from search.fidelity.judge import warn
+from search.fidelity.options import check_size
 from search.fidelity.rank_correlation import agreement, candidates, similar, spread_over
 from search.report.write import render
 from search.run.audit_file import Agreement, Audit, AuditedPoint, Steps, write_audit
@@ -29,7 +30,7 @@ from search.run.directory import lock_run
 from search.run.finished_trial import FinishedTrial
 from search.run.provenance import environment
 from search.run.run import Run
-from spaces.errors import ConfigError, DivergedError, RunError
+from spaces.errors import DivergedError, RunError
 from spaces.files import cut_torn_line
 from spaces.schema import NUMBER, WHOLE, check, parse_json
 from spaces.scratch import Scratch
@@ -88,7 +89,8 @@ def audit(
         ConfigError: fewer than three points, two seeds or twice the steps.
         RunError: fewer than three trials have finished, the run's trials are not fine-tuned, or a long fine-tune diverged.
     """
-    _check(run, points, factor, seeds)
+    check_size(points, factor, seeds)
+    _check(run)
     lock = lock_run(run.directory)
     try:
         work = _Audit(run, points, factor, seeds)
@@ -100,10 +102,7 @@ def audit(
     return result
 
 
-def _check(run: Run, points: int, factor: int, seeds: int) -> None:
-    for name, value, least in (("points", points, LEAST_AUDITED), ("factor", factor, 2), ("seeds", seeds, 2)):
-        if value < least:
-            raise ConfigError(f"{name} of an audit must be at least {least}, got {value}")
+def _check(run: Run) -> None:
     if run.config.finetune.steps == 0:
         raise RunError(f"the trials of {run.directory} were measured as built: there is no short fine-tune to audit")
 

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from objectives.data.chance import near_chance
-from objectives.data.class_order import ClassOrder, find_fit, in_order
+from objectives.data.class_order import find_fit, in_order
+from objectives.data.config import ClassOrder
 from objectives.data.folders import path_text, some
 from objectives.data.loaders import Data
 from objectives.error import Evaluation

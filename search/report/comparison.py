@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from objectives.cost.spec import word_of
-from objectives.training.finetune import FinetuneConfig
+from objectives.training.config import FinetuneConfig
 from search.masking import without_secrets
 from search.run.run import Run, open_run
 from search.run.summary import RunSummary

@@ -1,4 +1,4 @@
-"""The sensitivity profile as heat maps, block by site: in the terminal, and as a picture."""
+"""Heat maps of the sensitivity profile, block by site: in the terminal, and as a picture."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,24 +13,14 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from rich.text import Text
 
-from objectives.sensitivity import Errors, Profile
+from objectives.profile import Errors, Profile
+from search.report.site_grid import SHARES, Grid, format_error, grid_of
 from spaces.files import replacing
 from spaces.sites import Space
 
-SHARES = (0.75, 0.5, 0.25)
 _COLOURS = colormaps["YlOrRd"]
 _SPAN = 1e-6  # smallest error with a colour of its own, as a share of the largest
 _MISSING = "–"
-Grid = dict[str, dict[str, float]]  # block -> column -> error
-
-
-def grid_of(errors: Errors, space: Space, share: float) -> Grid:
-    """Block -> column (``attn.qk``) -> error of the size nearest to `share` of the site."""
-    grid: Grid = {}
-    for site in space.sites:
-        block, column = site.place
-        grid.setdefault(block, {})[column] = errors[site.name][site.nearest(share)]
-    return grid
 
 
 def heat_table(errors: Errors, space: Space, share: float) -> Table:
@@ -63,20 +53,6 @@ def write_heat_maps(path: Path, profile: Profile, space: Space, title: str) -> N
     bar.ax.tick_params(labelsize=8)
     with replacing(path) as partial:
         FigureCanvasAgg(figure).print_figure(partial, dpi=160, format="png", facecolor="white")
-
-
-def conditions(profile: Profile) -> str:
-    """What a profile was measured on, in a line."""
-    if not profile.measured:
-        return "closed-form errors, not measured"
-    return f"errors measured on {profile.images} calibration images at up to {profile.sizes} sizes of every site"
-
-
-def format_error(error: float) -> str:
-    """0.0123 -> '0.012', 0.000123 -> '1.2e-4'."""
-    if error == 0 or error >= 0.01:
-        return f"{error:.3g}" if error >= 1 or error == 0 else f"{error:.3f}"
-    return f"{error:.1e}".replace("e-0", "e-")
 
 
 def _draw(axes: Axes, grid: Grid, columns: Sequence[str], scale: LogNorm) -> None:

@@ -15,13 +15,13 @@ class Progress:
 
     Attributes:
         trials: 1, 2, ...
-        hours: since the first one began; None where it is not known.
+        hours: since the first one began.
         hypervolume: as in pareto.json.
         best: the smallest error, in percent, under the first target; None before one is under it.
     """
 
     trials: list[int]
-    hours: list[float | None]
+    hours: list[float]
     hypervolume: list[float]
     best: list[float | None]
 
@@ -30,10 +30,10 @@ def progress_of(points: Sequence[FinishedTrial], summary: RunSummary) -> Progres
     """The progress of a run.
 
     Args:
-        points: its complete trials; without the time of their end they come in the order of their numbers.
+        points: its complete trials.
         summary: with objectives and targets of the run.
     """
-    ordered = sorted(points, key=lambda trial: (trial.ended or "", trial.number))
+    ordered = sorted(points, key=lambda trial: (trial.ended, trial.number))
     limits = summary.targets[0].limits if summary.targets else {}
     volumes, bests = list[float](), list[float | None]()
     kept: list[tuple[float, ...]] = []
@@ -51,7 +51,7 @@ def progress_of(points: Sequence[FinishedTrial], summary: RunSummary) -> Progres
     return Progress(trials=list(range(1, len(ordered) + 1)), hours=_hours(ordered), hypervolume=volumes, best=bests)
 
 
-def _hours(ordered: Sequence[FinishedTrial]) -> list[float | None]:
-    ends = [datetime.fromisoformat(trial.ended).timestamp() if trial.ended else None for trial in ordered]
-    known = [end - (trial.seconds or 0.0) for end, trial in zip(ends, ordered, strict=True) if end is not None]
-    return [None if end is None else (end - min(known)) / 3600 for end in ends]
+def _hours(ordered: Sequence[FinishedTrial]) -> list[float]:
+    ends = [datetime.fromisoformat(trial.ended).timestamp() for trial in ordered]
+    first = min((end - (trial.seconds or 0.0) for end, trial in zip(ends, ordered, strict=True)), default=0.0)
+    return [(end - first) / 3600 for end in ends]

@@ -17,8 +17,8 @@ from plotly.offline import get_plotlyjs
 
 from objectives.cost.spec import MAIN, Cost
 from search.report.comparison import differences, run_names
-from search.report.heat_map import SHARES
 from search.report.page_data import Content
+from search.report.site_grid import SHARES
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _PARTS = ("head", "rows", "notes")  # of the page, by the ids of their elements; each has a template

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from objectives.cost.spec import MAIN, Cost
-from objectives.sensitivity import Profile
+from objectives.profile import Profile
 from search.report.front_plot import FrontPlot, front_plot
-from search.report.heat_map import SHARES, Grid, conditions, grid_of
 from search.report.history import Progress, progress_of
+from search.report.site_grid import SHARES, Grid, conditions, grid_of
 from search.report.trial_texts import TrialTexts, number_text, reference_of, texts_of
 from search.run.finished_trial import FinishedTrial
 from search.run.summary import RunSummary

@@ -1,12 +1,12 @@
 """The directory of a run: made, locked for its one writer, and removed where nothing came of it."""
 
-import fcntl
 from pathlib import Path
 from typing import IO
 
 from search.config import SearchConfig
 from search.layout import LOCK
 from spaces.errors import RunError, why_not
+from spaces.locks import lock_file
 
 
 def lock_run(directory: Path) -> IO[str]:
@@ -18,7 +18,7 @@ def lock_run(directory: Path) -> IO[str]:
     directory.mkdir(parents=True, exist_ok=True)
     handle = (directory / LOCK).open("w")
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_file(handle)
     except BlockingIOError as error:
         handle.close()
         raise RunError(f"another process is at work in {directory}: wait for it, or choose another --output") from error

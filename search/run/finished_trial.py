@@ -51,7 +51,7 @@ class FinishedTrial:
     rung: int | None
     rung_error: float | None
     seed: int | None
-    ended: str | None
+    ended: str
     allocation: Allocation
 
     @property

@@ -18,13 +18,13 @@ def stored_options(directory: Path) -> dict[str, Any]:
     What was inside of the run directory when they were written is sought where that is now.
 
     Raises:
-        RunError: they cannot be read.
+        RunError: they cannot be read, or are of another format.
     """
     path = directory / CONFIG
     if not path.exists():
         return {}
     try:
-        options = read_options(path)
+        options = read_options(path, of_run=True)
     except ConfigError as error:
         raise RunError(f"{error}: restore it from a backup") from error
     if not options:

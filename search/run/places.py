@@ -1,10 +1,10 @@
 """What a path is that a command was given: a run, an exported model, or a folder of those; and which command takes it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from search.layout import LOCK
+from search.layout import LOCK, SUMMARY
 from spaces.errors import CheckpointError, RunError
 from spaces.folder.description import CONFIG
 
@@ -52,6 +52,40 @@ def check_run(path: Path) -> None:
         raise RunError(f"{path} is an exported model, not a run of a search: predict and measure take it{origin}")
     if run is not None:
         raise RunError(f"{path} is part of a run of a search: give the run itself, {run}")
+
+
+def check_is_run(directory: Path) -> None:
+    """Raise where a directory has no results of a run, before anything is imported that reads them.
+
+    Raises:
+        RunError: it has none.
+    """
+    check_run(directory)
+    if not (directory / SUMMARY).exists():
+        raise no_run(directory, SUMMARY)
+
+
+def check_any_run(directories: Sequence[Path]) -> None:
+    """Raise where none of some directories has results of a run.
+
+    Raises:
+        RunError: none has; it is the first one's.
+    """
+    problems = list[RunError]()
+    for directory in directories:
+        try:
+            check_is_run(directory)
+            return
+        except RunError as error:
+            problems.append(error)
+        except OSError:  # whoever reads it says why
+            return
+    raise problems[0]
+
+
+def no_run(directory: Path, name: str) -> RunError:
+    """What is told of a directory in which a table of a run is missing."""
+    return RunError(f"no search in {directory} ({name} is missing): start one with launch --output")
 
 
 def check_no_export(path: Path) -> None:

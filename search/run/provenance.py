@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from search.masking import masked_command
+from spaces.version import __version__
 
 _PACKAGES = (
     "torch",
@@ -30,12 +31,13 @@ _PACKAGES = (
 
 
 def environment(devices: Sequence[str]) -> dict[str, Any]:
-    """Versions, devices, threads, commit and command, as JSON values.
+    """This project's version, versions of packages, devices, threads, commit and command, as JSON values.
 
     Args:
         devices: where candidates are trained, one entry a worker.
     """
     return {
+        "version": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "devices": list(devices),

@@ -3,7 +3,7 @@
 from functools import cached_property
 from pathlib import Path
 
-from objectives.sensitivity import Profile, profile_name
+from objectives.profile import Profile, profile_name
 from search.budgets.targets import Budget, Target, parse_target
 from search.config import SearchConfig
 from search.layout import STDERR

@@ -10,13 +10,14 @@ from typing import Any, get_args
 from objectives.cost.spec import COSTS, known_costs
 from objectives.score import figure_names
 from search.budgets.targets import Budget, parse_target
-from search.layout import SUMMARY
+from search.layout import ANOTHER_RUN, RUN_FORMAT, SUMMARY
 from search.run.summary import DenseFigures, FrontPoint, LatencySource, RunSummary
 from search.run.trial_table import HEAD, RUNG
 from spaces.allocation import Allocation
 from spaces.errors import RunError, TargetError
 from spaces.files import write_json
-from spaces.schema import NUMBER, POSITIVE, SHARE, SIZE, TEXT, WHOLE, Each, Maybe, SchemaError, check, choice, read_json
+from spaces.format_number import FORMAT, check_format
+from spaces.schema import NUMBER, OBJECT, POSITIVE, SHARE, SIZE, TEXT, WHOLE, Each, Maybe, SchemaError, check, choice, read_json
 from spaces.sites import Kind as SiteKind
 from spaces.sites import Operator, Site, Skipped, Space
 
@@ -36,11 +37,13 @@ def read_summary(directory: Path) -> RunSummary:
 
     Raises:
         OSError: it is not there, or cannot be read.
-        RunError: it is damaged.
+        RunError: it is damaged, or of another format.
     """
     path = directory / SUMMARY
     try:
-        return summary_from_json(read_json(path))
+        content = read_json(path, OBJECT)
+        check_format(path, content, RUN_FORMAT, RunError, ANOTHER_RUN)
+        return summary_from_json(content)
     except ValueError as error:
         raise RunError(f"{path} cannot be read ({error}): remove it, and launch the run again to write it anew") from error
 
@@ -49,6 +52,7 @@ def summary_to_json(summary: RunSummary) -> dict[str, Any]:
     """The content of pareto.json."""
     dense = summary.dense
     return {
+        FORMAT: RUN_FORMAT,
         "model": summary.model,
         "classes": summary.classes,
         "fingerprint": summary.fingerprint,
@@ -78,7 +82,7 @@ def summary_from_json(content: Any) -> RunSummary:
     dense, skipped = content["dense"], _skipped(content["skipped"])
     return RunSummary(
         model=content["model"],
-        classes=content.get("classes"),
+        classes=content["classes"],
         fingerprint=content["fingerprint"],
         space=content["space"],
         spaces={name: _space(name, sites, skipped) for name, sites in content["spaces"].items()},
@@ -207,7 +211,7 @@ def _schema() -> dict[str, Any]:
     figures = dict.fromkeys(("error_before", "kl", "kl_before", "seconds"), Maybe(NUMBER))
     return {
         "model": TEXT,
-        "classes?": Maybe(WHOLE),
+        "classes": Maybe(WHOLE),
         "fingerprint": TEXT,
         "space": TEXT,
         "spaces": Each([_SITE]),

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from search.layout import SUMMARY, TRIALS
+from search.run.places import no_run
 from search.run.summary import RunSummary
 from search.run.summary_file import read_summary, write_summary
 from search.run.trial_table import check_trials
@@ -34,7 +35,7 @@ def read_tables(directory: Path) -> tuple[pd.DataFrame, RunSummary]:
         trials = pd.read_csv(path, low_memory=False)
         check_trials(trials, summary)
     except FileNotFoundError as error:
-        raise RunError(f"no search in {directory} ({path.name} is missing): start one with launch --output") from error
+        raise no_run(directory, path.name) from error
     except (ValueError, OverflowError) as error:  # pandas' are ValueErrors too
         raise RunError(
             f"the tables of {directory} cannot be read ({path.name}: {first_line(error)}): launch the run again to write them "

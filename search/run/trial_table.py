@@ -68,9 +68,9 @@ def check_trials(trials: pd.DataFrame, summary: RunSummary) -> None:
         if column not in trials.columns:
             raise SchemaError(f"the column {column} is missing")
     numbers = {column: _numbers(trials, column) for column in (*names, *sites)}
-    for column in ("label", "reason", "ended"):
+    for column in ("label", "reason"):
         _require(trials, column, trials[column].map(_is_text_or_none), "text")
-    _require(trials, "ended", trials["ended"].map(_is_time_or_none), "a time, as 2026-11-27T12:00:00+00:00")
+    _require(trials, "ended", trials["ended"].map(_is_time), "a time, as 2026-11-27T12:00:00+00:00")
     _require(trials, "state", trials["state"].isin(STATES), f"one of {', '.join(STATES)}")
     _require(trials, "space", trials["space"].isin(list(summary.spaces)), f"one of {', '.join(summary.spaces)}")
     _require(trials, "number", _is_whole(numbers["number"], 0), "a whole number, 0 or more")
@@ -134,7 +134,7 @@ def _trial(row: Mapping[Any, Any], costs: Sequence[CostSpec], spaces: Mapping[st
         rung=_whole(row["rung"]),
         rung_error=_number(row["rung_error"]),
         seed=_whole(row["seed"]),
-        ended=_text(row["ended"]),
+        ended=row["ended"],
         allocation=Allocation(known if len(known) == len(sizes) else {}),
     )
 
@@ -190,9 +190,9 @@ def _is_text_or_none(value: Any) -> bool:
     return isinstance(value, str) or bool(pd.isna(value))
 
 
-def _is_time_or_none(value: Any) -> bool:
+def _is_time(value: Any) -> bool:
     if not isinstance(value, str):
-        return True
+        return False
     try:
         found = datetime.fromisoformat(value)
     except ValueError:

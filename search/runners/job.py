@@ -56,7 +56,7 @@ def run_trial(evaluator: Evaluator, proposal: Proposal, folder: Path, on_step: O
                 metrics.write(json.dumps(asdict(step)) + "\n")
                 on_step(step)
 
-            score, allocation = _score(evaluator, proposal, record, on_rung, folder)
+            score, allocation = evaluate(evaluator, proposal, record, on_rung, folder)
             metrics.write(json.dumps(asdict(score)) + "\n")
     except CompressionError:
         raise
@@ -96,9 +96,10 @@ def keep_stderr(folder: Path, text: str) -> str:
     return ""
 
 
-def _score(
+def evaluate(
     evaluator: Evaluator, proposal: Proposal, on_step: OnStep, on_rung: OnRung, folder: Path
 ) -> tuple[Score, Allocation]:
+    """The score of a proposal, and its allocation, which a recipe finds itself; weights and checkpoint go to `folder`."""
     weights = folder / WEIGHTS
     if proposal.recipe is not None:  # trains otherwise than a candidate: its error at a rung could be compared with nothing
         return evaluate_recipe(evaluator, proposal.recipe, proposal.limits, proposal.seed, on_step, weights)

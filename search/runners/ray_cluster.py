@@ -60,7 +60,7 @@ class Connection:
     def _started(self, config: MachineConfig) -> Plan:
         there = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
         plan = plan_workers(config, there)
-        self._scratch = Scratch(_parent())
+        self._scratch = Scratch(scratch_parent())
         # CPUs here are a name for room: a search of more workers than cores is slow, not refused.
         cpus = max(int(there["CPU"]), plan.workers * plan.processes)
         # By its name: without one, Ray joins whatever cluster was last started on this machine, or stands in RAY_ADDRESS.
@@ -73,18 +73,18 @@ class Connection:
     def _joined(self, config: MachineConfig) -> Plan:
         if self._opens:
             assert config.ray_address is not None
-            _check_reachable(config.ray_address)
+            check_reachable(config.ray_address)
             _init(f"the cluster at {config.ray_address} cannot be reached", address=config.ray_address)
         return plan_workers(config, ray.cluster_resources())  # type: ignore[no-untyped-call]
 
 
-def _parent() -> Path:
+def scratch_parent() -> Path:
     """Where a Ray that is started here keeps its files: the system's temporary folder, or one of a shorter name."""
     wanted = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
     return wanted if len(str(wanted)) <= _LONGEST else Path("/tmp")
 
 
-def _check_reachable(address: str) -> None:
+def check_reachable(address: str) -> None:
     """Raise unless something listens there: Ray itself tries for minutes."""
     host, _, port = address.rpartition(":")
     if address == "auto" or not port.isdigit():

@@ -17,8 +17,8 @@ Floats = NDArray[np.float64]
 
 _CURVE_WIDTHS = (3.0, 0.5, 0.2)  # priors of the curve: log scale, log power, and the error with no distortion
 # Standard deviations that are tried, of errors around the model and of log multipliers; the first ones are where it begins.
-_NOISES = (0.005, 0.0001, 0.0005, 0.002, 0.01, 0.02)
-_MULTIPLIERS = (0.6, 0.15, 0.3, 1.2)
+NOISES = (0.005, 0.0001, 0.0005, 0.002, 0.01, 0.02)
+MULTIPLIERS = (0.6, 0.15, 0.3, 1.2)
 _ITERATIONS = 30
 _MOST = 300  # measurements that a model is fitted to, evenly spaced over all: more tell little and take longer
 _FLOOR = 1e-12
@@ -42,7 +42,7 @@ class ErrorPosterior:
         self._center = np.concatenate([np.zeros(features.shape[1]), [0.0, 0.0, float(errors.min())]])
         self._mode = self._center.copy()
         self._mode[-3] = -np.log(max(-np.log(max(1 - float(np.median(errors)), 1e-3)), 1e-3))
-        self.noise, self._width = _NOISES[0], _MULTIPLIERS[0]
+        self.noise, self._width = NOISES[0], MULTIPLIERS[0]
         for _ in range(2):  # the widths follow from a mode, and the mode from the widths
             self._mode = self._fit()
             self.noise, self._width = self._widths()
@@ -55,7 +55,7 @@ class ErrorPosterior:
 
     def predict(self, features: Floats) -> tuple[Floats, Floats]:
         """Mean and standard deviation of the noiseless errors of allocations, [rows]."""
-        mean, jacobian = _curve(features / self._scale, self._mode)
+        mean, jacobian = error_curve(features / self._scale, self._mode)
         variance = (jacobian @ self._covariance * jacobian).sum(1)
         return mean, np.sqrt(np.maximum(variance, _FLOOR))
 
@@ -70,7 +70,7 @@ class ErrorPosterior:
     @cached_property
     def _covariance(self) -> Floats:
         """Of log multipliers and curve."""
-        jacobian = _curve(self._features, self._mode)[1]
+        jacobian = error_curve(self._features, self._mode)[1]
         hessian = jacobian.T @ jacobian / self.noise**2 + np.diag(1 / self._variances(self._width))
         inverse = np.linalg.inv(hessian)
         symmetric: Floats = (inverse + inverse.T) / 2
@@ -85,13 +85,13 @@ class ErrorPosterior:
         precision, weight = 1 / self._variances(self._width), 1 / self.noise**2
 
         def loss_of(theta: Floats) -> float:
-            missed = self._errors - _curve(self._features, theta)[0]
+            missed = self._errors - error_curve(self._features, theta)[0]
             return float(weight * missed @ missed + precision @ (theta - self._center) ** 2)
 
         theta, damping = self._mode, 1e-3
         loss = loss_of(theta)
         for _ in range(_ITERATIONS):
-            mean, jacobian = _curve(self._features, theta)
+            mean, jacobian = error_curve(self._features, theta)
             gradient = weight * jacobian.T @ (self._errors - mean) - precision * (theta - self._center)
             hessian = weight * jacobian.T @ jacobian + np.diag(precision)
             step = np.linalg.solve(hessian + damping * np.diag(np.diag(hessian)), gradient)
@@ -108,7 +108,7 @@ class ErrorPosterior:
 
     def _widths(self) -> tuple[float, float]:
         """Noise and width of the multipliers' prior of the largest marginal likelihood; the model is linear at its mode."""
-        mean, jacobian = _curve(self._features, self._mode)
+        mean, jacobian = error_curve(self._features, self._mode)
         residual = self._errors - mean + jacobian @ (self._mode - self._center)
         square, projected, total = jacobian.T @ jacobian, jacobian.T @ residual, float(residual @ residual)
 
@@ -119,10 +119,10 @@ class ErrorPosterior:
             determinant = np.log(np.diag(factor[0])).sum() + 0.5 * np.log(variances).sum() + len(residual) * np.log(noise)
             return float(-0.5 * (total - explained) / noise**2 - determinant)
 
-        return max(itertools.product(_NOISES, _MULTIPLIERS), key=evidence)
+        return max(itertools.product(NOISES, MULTIPLIERS), key=evidence)
 
 
-def _curve(features: Floats, theta: Floats) -> tuple[Floats, Floats]:
+def error_curve(features: Floats, theta: Floats) -> tuple[Floats, Floats]:
     """Errors, [rows], and their derivatives by log multipliers, log scale, log power and the error of no distortion."""
     parts = features * np.exp(theta[:-3])
     total = np.maximum(parts.sum(1), 1e-9)

@@ -18,7 +18,7 @@ from search.study.replay import check_attributes
 from search.trial import Proposal, Trial
 from spaces.errors import RunError
 
-_PAUSES = (2.0, 8.0, 30.0)  # seconds before another try to append: a database restarts, or another server takes over
+PAUSES = (2.0, 8.0, 30.0)  # seconds before another try to append: a database restarts, or another server takes over
 
 
 class Journal:
@@ -74,7 +74,7 @@ class Journal:
             RunError: it could not be added, or another process has taken the study over.
         """
         frozen = _freeze(trial, values, distributions, system)
-        for pause in (*_PAUSES, None):
+        for pause in (*PAUSES, None):
             try:
                 self._study.add_trial(frozen)
                 return
@@ -102,13 +102,13 @@ def thaw(frozen: FrozenTrial) -> Trial:
     """
     check_attributes(frozen)
     entry = dict(frozen.user_attrs)
-    score, reason, ended = entry.pop("score"), entry.pop("reason"), entry.pop("ended", None)
+    score, reason, ended = entry.pop("score"), entry.pop("reason"), entry.pop("ended")
     proposal = Proposal.from_dict({**entry, "parameters": frozen.params})
     return Trial(proposal=proposal, score=_score(score) if score else None, reason=reason, ended=ended)
 
 
 def _score(entry: Mapping[str, Any]) -> Score:
-    return Score(**{**entry, "rungs": {int(step): error for step, error in entry.get("rungs", {}).items()}})
+    return Score(**{**entry, "rungs": {int(step): error for step, error in entry["rungs"].items()}})
 
 
 def _freeze(

@@ -57,7 +57,7 @@ _SCORE = {
     "error": Maybe(NUMBER), "error_before": REAL, "kl": Maybe(REAL), "kl_before": REAL, "costs": Each(NUMBER),
     "steps": WHOLE, "seconds": NUMBER, "parts": SIZE, "rungs": Each(REAL),
 }  # fmt: skip
-_ATTRIBUTES = {**_PROPOSAL, "reason": Maybe(TEXT), "ended": Maybe(_TIME), "score": Maybe(_SCORE)}
+_ATTRIBUTES = {**_PROPOSAL, "reason": Maybe(TEXT), "ended": _TIME, "score": Maybe(_SCORE)}
 _SYSTEM = {f"{SCREENED}?": [(Each(NUMBER), NUMBER)]}
 
 # The operations that this project's journals have, by the numbers that Optuna gives them; every opening begins the study.

@@ -4,7 +4,7 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -23,7 +23,7 @@ from search.terminal.lines import Lines
 from search.trial import Proposal, Trial
 
 _TERMINAL_ROWS = 12
-_PULSE = 1.0  # seconds between two looks at whether something should be said
+PULSE = 1.0  # seconds between two looks at whether something should be said
 _STAGES = {
     "calibration": "calibration pass",
     "factors": "computing factors",
@@ -61,7 +61,7 @@ class Display(Observer):
         self._left_alone = threading.Event()
         self._pulse = threading.Thread(target=self._beat, daemon=True)
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> Self:
         if self._live is not None:
             self._live.start()
         else:
@@ -77,7 +77,7 @@ class Display(Observer):
 
     def _beat(self) -> None:
         """Have something said once a minute, also while the work that goes on tells of nothing."""
-        while not self._left_alone.wait(_PULSE):
+        while not self._left_alone.wait(PULSE):
             self._lines.beat()
 
     def stage(self, what: str, done: int, total: int) -> None:
@@ -106,7 +106,7 @@ class Display(Observer):
         if latency := summary.latency:
             figure = f"{COSTS['latency'].format_with_unit(dense.costs['latency'])} for {latency.text}"
             self.console.print(f"latency of the dense model {figure}; of cut ones by the table, within {latency.error:.1%}")
-        self.console.print(_forecast(outlook))
+        self.console.print(forecast_line(outlook))
         self._summary, self._steps, self._outlook, self._began = summary, steps, outlook, time.monotonic()
         self._lines.search(steps, outlook.seconds)
         if self._live is not None:
@@ -165,7 +165,7 @@ class Display(Observer):
         return Group(_trial_table(self._rows, summary) if self._rows else Text(""), Text(status), self._progress)
 
 
-def _forecast(outlook: Outlook) -> str:
+def forecast_line(outlook: Outlook) -> str:
     """What is ahead, in one line."""
     left, hours = outlook.left, format_duration(3600 * outlook.hours)
     if not left:

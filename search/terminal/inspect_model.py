@@ -13,12 +13,13 @@ from objectives.cost.check import check_count
 from objectives.cost.closed_form import CostModel, cost_model
 from objectives.cost.spec import COSTS, MAIN
 from objectives.dense_model import DenseModel, load_dense
-from objectives.sensitivity import Profile
+from objectives.profile import Profile
 from objectives.units import format_kept
 from search.budgets.reach import reach_of
 from search.config import SearchConfig
 from search.fidelity.judge import tell_found
-from search.report.heat_map import SHARES, conditions, format_error, heat_table, write_heat_maps
+from search.report.heat_map import heat_table, write_heat_maps
+from search.report.site_grid import SHARES, conditions, format_error
 from search.run.continuation import check_same_model
 from search.run.directory import default_output, make_directory
 from spaces.models.create import create_model, preprocessing, weights_of

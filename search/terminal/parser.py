@@ -5,14 +5,14 @@ import difflib
 from collections.abc import Callable
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-from objectives.data.splits import DataConfig
-from objectives.deploy.formats import DTYPES, FILES
-from objectives.training.long_finetune import TrainingConfig
+from objectives.data.config import DataConfig
+from objectives.deploy.config import FILES, Dtype
+from objectives.training.config import TrainingConfig
 from search.config import OWNERS, StudyConfig, option_help, option_types
 from search.runners.resources import MachineConfig
 from search.terminal.key_values import KeyValues
 from spaces.errors import ConfigError
-from spaces.models.create import ModelConfig
+from spaces.models.config import ModelConfig
 
 _TITLES = {
     "ModelConfig": "model",
@@ -120,7 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FORMAT",
         help="safetensors with config.json (always written), onnx, pt2 (torch.export); commas or several words",
     )
-    export.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="of the weights (default: %(default)s)")
+    export.add_argument("--dtype", choices=get_args(Dtype), default="fp32", help="of the weights (default: %(default)s)")
     _add_training(export)
     measure = commands.add_parser(
         "measure",

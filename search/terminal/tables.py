@@ -1,21 +1,23 @@
 """The tables of a terminal: fronts, audits, exports, latencies."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from objectives.cost.spec import Cost, CostSpec, known_costs
-from objectives.deploy.compare_latency import Comparison, rows_of
 from objectives.units import format_kept
-from search.deploy.points import Point
-from search.deploy.session import Exported
 from search.report.audit_tables import audit_tables
 from search.report.comparison import differences, opened, run_names
 from search.run.audit_file import Audit
 from search.run.options import stored_options
 from search.run.summary import RunSummary
 from spaces.errors import RunError
+
+if TYPE_CHECKING:
+    from search.deploy.points import Point
+    from search.deploy.session import Exported
 
 
 def fronts(directories: Sequence[Path]) -> Iterator[Table | str]:
@@ -64,19 +66,25 @@ def audit_view(audit: Audit) -> Iterator[Table]:
         yield table
 
 
-def latency_table(comparisons: Sequence[Comparison], where: str, threads: int) -> Table:
-    """Timings of an exported model beside the dense one, for the terminal."""
+def latency_table(rows: Iterable[Sequence[str]], where: str, threads: int) -> Table:
+    """Timings of an exported model beside the dense one, for the terminal.
+
+    Args:
+        rows: of `objectives.deploy.compare_latency.rows_of`.
+        where: the device.
+        threads: on the CPU.
+    """
     title = f"median (quartiles) of one call on {where}, {threads} thread" + ("s" if threads > 1 else "")
     caption = "this / dense: the median of the ratios of calls that followed each other, not the ratio of the medians"
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for name in ("setting", "dense", "this model", "this / dense"):
         table.add_column(name, justify="left" if name == "setting" else "right")
-    for row in rows_of(comparisons):
+    for row in rows:
         table.add_row(*row)
     return table
 
 
-def export_table(exported: Sequence[Exported], dense: Mapping[Cost, float]) -> Table:
+def export_table(exported: Sequence["Exported"], dense: Mapping[Cost, float]) -> Table:
     """A row for every point that was asked for; `dense` has the costs of the dense model."""
     table = Table(title="Exported (errors on the search split)", title_justify="left")
     columns = cost_columns(dense)
@@ -90,7 +98,7 @@ def export_table(exported: Sequence[Exported], dense: Mapping[Cost, float]) -> T
     return table
 
 
-def _figures(point: Point, dense: Mapping[Cost, float]) -> list[str]:
+def _figures(point: "Point", dense: Mapping[Cost, float]) -> list[str]:
     """Trial, label, costs and error as text."""
     number = "" if point.number is None else str(point.number)
     return [number, point.label or "", *cost_cells(point.costs, dense), "" if point.error is None else f"{point.error:.2%}"]

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from spaces.allocation import Allocation
 from spaces.errors import CheckpointError, CompressionError, printable, shown
-from spaces.files import save_tensors, write_json
-from spaces.folder.description import CONFIG, DTYPES, checked_file, fingerprint_of, read_description, stored_type
+from spaces.files import write_json
+from spaces.folder.description import CONFIG, FOLDER_FORMAT, WEIGHTS, checked_file, fingerprint_of, read_description
+from spaces.format_number import FORMAT
 from spaces.models.create import input_size, instantiate
+from spaces.tensors import save_tensors
 from spaces.vit import describe, resize
 
-WEIGHTS = "model.safetensors"
 # A description may be damaged or hostile: a dense model with more numbers than this multiple of the file's is not made, nor one
 # of more blocks, of wider images or of more patches than any vision transformer has.
 _LARGEST, _DEEPEST, _WIDEST, _PATCHES = 100, 1000, 4096, 65_536
@@ -30,13 +31,20 @@ def save_compressed(folder: Path, model: nn.Module, description: dict[str, Any])
         folder: where config.json and model.safetensors go.
         model: a model of `Factors.build`, fine-tuned or not; its parameters are float32, bfloat16 or float16.
         description: architecture (timm name), model_args, num_classes, space, multiple, allocation (site -> size),
-            pretrained_cfg (the preprocessing) and label_names (of the classes, or None); JSON values.
+            pretrained_cfg (the preprocessing), label_names (of the classes, or None) and pictures (how picture files become
+            images, or None for a model of other than 1 or 3 channels); JSON values.
     """
     save_tensors(folder / WEIGHTS, model.state_dict(), {"format": "pt"})
-    dtype = next(name for name, dtype in DTYPES.items() if dtype == next(model.parameters()).dtype)
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     files = {path.name: fingerprint_of(path) for path in sorted(folder.glob("model.*"))}
-    write_json(folder / CONFIG, {**description, "dtype": dtype, "files": files})
+    write_json(folder / CONFIG, {FORMAT: FOLDER_FORMAT, **description, "dtype": dtype, "files": files})
     read_description(folder)  # what cannot be read back must not be left
+
+
+def stored_type(description: Mapping[str, Any]) -> torch.dtype:
+    """The type of the weights that a description tells."""
+    dtype: torch.dtype = getattr(torch, description["dtype"])
+    return dtype
 
 
 def load_compressed(folder: str | Path) -> nn.Module:

@@ -3,28 +3,34 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from spaces.errors import CheckpointError, first_line, shown
+from spaces.format_number import check_format
 from spaces.models.preprocessing import is_a, is_number, preprocessing_problem
 
+WEIGHTS = "model.safetensors"
+
+
 CONFIG = "config.json"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Raise it with every change that makes an old folder unreadable, or a new folder unreadable for the version before.
+FOLDER_FORMAT = 1
+_DTYPES = ("float32", "bfloat16", "float16")
 
 # Names are those of timm's own config.json on the hub where it has one: the first five.
 _TYPES: dict[str, type] = {
     "architecture": str, "model_args": dict, "num_classes": int, "label_names": list, "pretrained_cfg": dict,
+    "pictures": dict,
     "space": str, "multiple": int, "allocation": dict, "dtype": str, "files": dict,
 }  # fmt: skip
-_MAY_BE_NONE = ("num_classes", "label_names")
+_MAY_BE_NONE = ("num_classes", "label_names", "pictures")
 _LONGEST = 16_000_000  # bytes of config.json: tens of thousands of classes with names
 _LONGEST_NAME = 200
 _FILE = re.compile(r"model\.[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _LARGEST, _RANGE = 1_000_000, 1e18
+_MODES = {1: "L", 3: "RGB"}  # of pictures, by channels
 _BACKGROUNDS = ("white", "black", "grey", "ignored")
 # Arguments of timm.create_model that would have it read other files than these.
 _REFUSED = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
@@ -34,7 +40,8 @@ def read_description(folder: Path) -> dict[str, Any]:
     """The content of config.json.
 
     Raises:
-        CheckpointError: it is missing, no JSON, lacks what `save_compressed` writes, or has values of other types.
+        CheckpointError: it is missing, no JSON, of another format, lacks what `save_compressed` writes, or has values of other
+            types.
     """
     path = folder / CONFIG
     try:
@@ -43,13 +50,16 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or first_line(error)}") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
-    missing = [key for key in _TYPES if not isinstance(description, dict) or key not in description]
+    if not isinstance(description, dict):
+        raise CheckpointError(f"{path} cannot be read: it must be an object, got {shown(description)}")
+    check_format(path, description, FOLDER_FORMAT, CheckpointError, "export the model again")
+    missing = [key for key in _TYPES if key not in description]
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}: it was not written by this project's export")
     problem = next(filter(None, (find(description) for find in _PROBLEMS)), None)
     if problem is not None:
         raise CheckpointError(f"{path} is damaged: {problem}")
-    return dict(description)
+    return description
 
 
 def _json(path: Path) -> Any:
@@ -87,11 +97,6 @@ def checked_file(folder: Path, name: str, description: dict[str, Any]) -> Path:
     return path
 
 
-def stored_type(description: Mapping[str, Any]) -> torch.dtype:
-    """Of the weights."""
-    return DTYPES[description["dtype"]]
-
-
 def fingerprint_of(path: Path) -> dict[str, Any]:
     """Size in bytes and SHA-256 of a file, in this order: a file that was cut short is told by its size."""
     with path.open("rb") as file:
@@ -112,8 +117,8 @@ def _wrong_value(description: dict[str, Any]) -> str | None:
     refused = [name for name in _REFUSED if name in description["model_args"]]
     if refused:
         return f"model_args must not have {refused[0]}"
-    if description["dtype"] not in DTYPES:
-        return f"dtype must be one of {', '.join(DTYPES)}, got {shown(description['dtype'])}"
+    if description["dtype"] not in _DTYPES:
+        return f"dtype must be one of {', '.join(_DTYPES)}, got {shown(description['dtype'])}"
     if description["multiple"] < 1 or description["multiple"] > _LARGEST:
         return f"multiple must be from 1 to {_LARGEST:,}, got {shown(description['multiple'])}"
     order = description.get("class_order")
@@ -145,13 +150,13 @@ def _wrong_preprocessing(description: dict[str, Any]) -> str | None:
 
 
 def _wrong_pictures(description: dict[str, Any]) -> str | None:
-    """How picture files become images; folders written before there was a choice do not say it."""
-    given, channels = description.get("pictures"), description["pretrained_cfg"]["input_size"][0]
-    if "pictures" not in description:
+    """How picture files become images: null for a model of other than 1 or 3 channels, which takes none."""
+    given, channels = description["pictures"], description["pretrained_cfg"]["input_size"][0]
+    if given is None and channels not in _MODES:
         return None
-    if not isinstance(given, dict) or set(given) != {"mode", "pixel_range", "background"}:
+    if given is None or set(given) != {"mode", "pixel_range", "background"}:
         return f"pictures must have mode, pixel_range and background, got {shown(given)}"
-    if given["mode"] != {1: "L", 3: "RGB"}.get(channels):
+    if given["mode"] != _MODES.get(channels):
         return f"mode of pictures must be L for 1 channel, RGB for 3, got {shown(given['mode'])} for {channels}"
     values = given["pixel_range"]
     is_range = (

@@ -6,8 +6,6 @@ import types
 from collections.abc import Mapping
 from typing import Any, Union, get_args, get_origin
 
-from torch import nn
-
 from spaces.errors import ConfigError, shown
 
 # Arguments of timm.create_model that are no part of an architecture, and the option that stands for them.
@@ -51,10 +49,10 @@ def _tupled(name: str, value: Any) -> Any:
     raise ConfigError(f"model_kwargs {name} must be a truth value, a number, a text or a list of them, got {shown(value)}")
 
 
-def argument_problem(model: nn.Module, arguments: Mapping[str, Any]) -> str | None:
+def argument_problem(model: type, arguments: Mapping[str, Any]) -> str | None:
     """Which argument a model was made from without being meant: a text where a truth value belongs counts as true, say."""
     for name, value in arguments.items():
-        kinds = _kinds(type(model), name)
+        kinds = _kinds(model, name)
         if value is None or not kinds:
             continue
         if bool in kinds and not (isinstance(value, bool) or value in (0, 1) or type(value) in kinds):

@@ -17,18 +17,17 @@ class ModelConfig:
     """Which dense model to compress. Names are timm's.
 
     Attributes:
-        model: timm model name; or local-dir:FOLDER or hf-hub:ORG/NAME, what timm.models.save_for_hf wrote, with its
-            weights and preprocessing.
-        pretrained: load timm's pretrained weights (downloads them, or takes them from the hub's cache).
-        checkpoint: weights of this model in place of timm's: a .safetensors or PyTorch file (a state dict, also inside a
-            training checkpoint, where averaged weights go first), a folder that timm.models.save_for_hf wrote, or
-            hf-hub:ORG/NAME.
+        model: timm model name. Or a folder that timm.models.save_for_hf wrote, with its weights and preprocessing:
+            local-dir:FOLDER or hf-hub:ORG/NAME.
+        pretrained: load timm's pretrained weights, from the network or from the hub's cache.
+        checkpoint: your own weights of this model: a .safetensors or PyTorch file (a state dict or a training checkpoint;
+            averaged weights in it are preferred), a folder that timm.models.save_for_hf wrote, or hf-hub:ORG/NAME.
         num_classes: classes of the head; by default those of the checkpoint, else timm's own.
-        model_kwargs: further arguments of timm.create_model, e.g. img_size=28 qkv_bias=false; values as in YAML or
+        model_kwargs: further arguments of timm.create_model, e.g. img_size=28 qkv_bias=false. Values are read as YAML or
             Python; none or null leaves the argument to timm.
-        mean, std: normalisation per channel, of pixel values between 0 and 1; by default the model's own.
+        mean, std: normalisation per channel, for pixel values between 0 and 1; by default the model's own.
         interpolation: resize filter: nearest, bilinear, bicubic, box, hamming or lanczos; by default the model's own.
-        crop_pct: share of the resized image that evaluation crops; by default the model's own.
+        crop_pct: share of the resized image that evaluation keeps; by default the model's own.
         crop_mode: how evaluation crops: center, squash or border; by default the model's own.
     """
 

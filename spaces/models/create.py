@@ -73,7 +73,7 @@ def instantiate(name: str, arguments: dict[str, Any], pretrained: bool = False) 
             reason = absent or printable(first_line(error)[:200])
             raise ModelError(f"timm cannot create {name!r} {what}from {shown(arguments)}: {reason}") from error
     assert isinstance(model, nn.Module)
-    if problem := argument_problem(model, arguments):
+    if problem := argument_problem(type(model), arguments):
         raise ModelError(f"{name} cannot be made from {shown(arguments)}: {problem}")
     return model
 
