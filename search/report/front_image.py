@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from objectives.cost.spec import MAIN
-from search.report.front_plot import PLACES, FrontPlot, Labels, Limit, Trace, front_plot
+from search.report.front_plot import PLACES, FrontPlot, Labels, Limit, Trace, drawn, front_plot
 from search.run.finished_trial import FinishedTrial
 from search.run.summary import RunSummary
 from spaces.files import replacing
@@ -18,7 +18,7 @@ from spaces.files import replacing
 _HALO = withStroke(linewidth=2.5, foreground="white")
 
 
-def write_pictures(paths: Sequence[Path], summary: RunSummary, points: Sequence[FinishedTrial]) -> None:
+def write_pictures(paths: Sequence[Path], summary: RunSummary, trials: Sequence[FinishedTrial]) -> None:
     """Write a picture of error (%) against the main cost kept (%), for a README or a paper, in the formats of the suffixes.
 
     Shows all finished trials, the front, the named baselines, the targets on that cost and the dense model's own error;
@@ -27,9 +27,9 @@ def write_pictures(paths: Sequence[Path], summary: RunSummary, points: Sequence[
     Args:
         paths: of the files.
         summary: of the run.
-        points: its trials with an error and counted costs.
+        trials: of the run.
     """
-    figure = Figure(figsize=(7.2, 4.5), layout="constrained")
+    points, figure = drawn(trials), Figure(figsize=(7.2, 4.5), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(f"{summary.model}, space {summary.space}", loc="left", fontsize=10, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)

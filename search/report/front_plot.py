@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from objectives.cost.spec import Cost, CostSpec, word_of
+from objectives.cost.spec import Cost, CostSpec, counted_costs, word_of
 from search.report.trial_texts import reference_name, reference_of
 from search.run.finished_trial import FinishedTrial
 from search.run.summary import RunSummary
@@ -83,6 +83,12 @@ class FrontPlot:
     title: str
     front: str
     reference: str
+
+
+def drawn(trials: Sequence[FinishedTrial]) -> list[FinishedTrial]:
+    """The complete trials whose error and counted costs are finite."""
+    names = ("error", *(spec.name for spec in counted_costs()))
+    return [trial for trial in trials if trial.is_complete and all(math.isfinite(trial.figure(name)) for name in names)]
 
 
 def front_plot(

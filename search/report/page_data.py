@@ -1,12 +1,12 @@
 """What the page shows of one run: what its templates read, and the data for its script."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from objectives.cost.spec import MAIN, CostSpec, counted_costs
+from objectives.cost.spec import MAIN, CostSpec
 from search.report.audit_tables import AuditTable, audit_tables
+from search.report.front_plot import drawn
 from search.report.script_data import ScriptData, Sensitivity, script_data, sensitivity_of
 from search.report.trial_texts import TrialTexts, number_text, reference_name, texts_of
 from search.run.activity import RunningTrial
@@ -128,7 +128,7 @@ def content(
 ) -> Content:
     """All that the page shows of a run.
 
-    Trials that are not COMPLETE, or whose error or counted costs are not finite, are listed and not drawn.
+    Trials that are not `drawn` are listed.
 
     Args:
         summary: of the run.
@@ -158,12 +158,6 @@ def content(
         audit=() if audit is None else audit_tables(audit),
         data=script_data(run, summary, points, stopped, sensitivity, csv),
     )
-
-
-def drawn(trials: Sequence[FinishedTrial]) -> list[FinishedTrial]:
-    """The complete trials whose error and counted costs are finite."""
-    names = ("error", *(spec.name for spec in counted_costs()))
-    return [trial for trial in trials if trial.is_complete and all(math.isfinite(trial.figure(name)) for name in names)]
 
 
 def _sensitivity_of(run: Run) -> Sensitivity | None:

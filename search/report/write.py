@@ -1,7 +1,7 @@
 """report.html, pareto.png and pareto.svg: what a search found, to be kept and sent."""
 
 from search.report.html import assemble, page
-from search.report.page_data import content_of, drawn
+from search.report.page_data import content_of
 from search.run.run import Run
 from spaces.files import write_text
 
@@ -11,4 +11,4 @@ def render(run: Run) -> None:
     from search.report.front_image import write_pictures  # importing matplotlib takes a second, and workers draw nothing
 
     write_text(run.directory / "report.html", page(assemble([content_of(run)])))
-    write_pictures([run.directory / "pareto.png", run.directory / "pareto.svg"], run.summary, drawn(run.ended))
+    write_pictures([run.directory / "pareto.png", run.directory / "pareto.svg"], run.summary, run.ended)

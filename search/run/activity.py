@@ -17,7 +17,7 @@ _TRIAL = {
     "number": WHOLE, "label": Maybe(TEXT), "space": TEXT, "since": TEXT, "step": WHOLE, "steps": WHOLE,
     "rung": Maybe(WHOLE), "error": Maybe(NUMBER),
 }  # fmt: skip
-_SCHEMA = {"host": TEXT, "pid": _PID, "trials": [_TRIAL]}
+RUNNING_SCHEMA = {"host": TEXT, "pid": _PID, "trials": [_TRIAL]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ def running_of(directory: Path) -> tuple[RunningTrial, ...]:
     """
     path = directory / RUNNING
     try:
-        found = read_json(path, _SCHEMA)
+        found = read_json(path, RUNNING_SCHEMA)
         here = found["host"] == socket.gethostname()
         works = lives(found["pid"]) if here else time.time() - path.stat().st_mtime < _SILENT
         entries = found["trials"] if works else []

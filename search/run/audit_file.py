@@ -19,7 +19,7 @@ _POINT = {
     "number": WHOLE, "label": Maybe(TEXT), "front": FLAG, "similar": FLAG, "long": [NUMBER], "test": [NUMBER],
     **dict.fromkeys(("short", "mean", "spread", "test_mean", "test_spread"), NUMBER),
 }  # fmt: skip
-_SCHEMA = {
+AUDIT_SCHEMA = {
     "factor": SIZE,
     "steps": {"short": WHOLE, "long": WHOLE},
     "seeds": [WHOLE],
@@ -130,7 +130,7 @@ def read_audit(directory: Path) -> Audit | None:
     """
     path = directory / AUDIT
     try:
-        return _audit(read_json(path, _SCHEMA)) if path.exists() else None
+        return _audit(read_json(path, AUDIT_SCHEMA)) if path.exists() else None
     except ValueError as error:
         raise RunError(f"{path} cannot be read ({error}): remove it, and audit the run again") from error
 
