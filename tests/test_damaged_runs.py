@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from search.layout import ANOTHER_RUN, AUDIT, RUN_FORMAT, RUNNING, SUMMARY, weig
 from search.report.html import assemble
 from search.report.page_data import content_of
 from search.run.activity import running_of
+from search.run.audit_file import Agreement, Audit, AuditedPoint, Steps, write_audit
 from search.run.losses import check_nothing_lost
 from search.run.options import stored_config
 from search.run.run import Run
@@ -48,11 +50,18 @@ PARAMETRISATION = searched(space_of(branches=2), [{"macs": 1000}], [0.5])
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with every file that one may have; nothing changes it."""
     run = launch(config_of(tmp_path_factory.mktemp("whole"), trials=6, steps=1, measured_profile=True), Silent())
-    agreement = dict.fromkeys(("tau", "mean", "spread", "between_seeds", "test", "by_chance"), 0.5) | {"count": 3}
-    figures = dict.fromkeys(("macs_kept", "short", "mean", "spread", "test_mean", "test_spread"), 0.5)
-    points = [{"number": 1, "label": None, "front": True, "similar": False, **figures}]
-    audit = {"factor": 10, "steps": {"short": 1, "long": 10}, "points": points, "front": agreement, "similar": agreement}
-    (run.directory / AUDIT).write_text(json.dumps(audit))
+    figures = dict.fromkeys(("tau", "mean", "spread", "between_seeds", "test", "by_chance"), 0.5)
+    agreement = Agreement(count=3, per_seed=(0.5, None), **figures)
+    errors: dict[str, Any] = {"long": (0.5, 0.5), "test": (0.5, 0.5), **dict.fromkeys(("short", "mean", "spread"), 0.5)}
+    point = AuditedPoint(
+        number=1, label=None, kept={"macs": 0.5, "params": 0.5}, front=True, similar=False, test_mean=0.5, test_spread=0.5,
+        **errors,
+    )  # fmt: skip
+    audit = Audit(
+        factor=10, steps=Steps(short=1, long=10), seeds=(1, 2), cost="macs", points=(point,), front=agreement,
+        similar=agreement, environment={},
+    )  # fmt: skip
+    write_audit(run.directory, audit)
     trial = {"number": 7, "label": None, "space": "contract", "since": "2026-11-27T12:00:00", "step": 1, "steps": 3}
     running = {"host": "elsewhere", "pid": 4, "trials": [{**trial, "rung": 1, "error": 0.5}]}
     (run.directory / RUNNING).write_text(json.dumps(running))
@@ -111,7 +120,12 @@ def test_damaged_options_are_refused_in_one_line_or_read(copied: Path) -> None:
 
 
 def test_what_runs_is_read_or_nothing(copied: Path) -> None:
-    assert refused(copied / RUNNING, damaged_json, lambda: json.dumps(running_of(copied), allow_nan=False)) == 0
+    assert (
+        refused(
+            copied / RUNNING, damaged_json, lambda: json.dumps([asdict(trial) for trial in running_of(copied)], allow_nan=False)
+        )
+        == 0
+    )
     read(copied)
 
 
