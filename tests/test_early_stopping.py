@@ -372,13 +372,13 @@ def test_hopeless_candidates_are_stopped_and_recorded(run: Run) -> None:
     table = run.trials.set_index("number", drop=False)
     assert (table["state"][:BASELINES] == "COMPLETE").all()
     assert list(table[table["state"] == "PRUNED"]["number"]) == HOPELESS
-    assert run.summary["states"] == {"COMPLETE": TRIALS_PER_RUN - len(HOPELESS), "PRUNED": len(HOPELESS)}
+    assert run.summary.states == {"COMPLETE": TRIALS_PER_RUN - len(HOPELESS), "PRUNED": len(HOPELESS)}
     for number in HOPELESS:
         row = table.loc[number]
         assert (row["steps"], row["rung"]) == (2, 2)
         assert pd.isna(row["error"]) and pd.isna(row["kl"])
         assert row["rung_error"] > 0.9
-        assert row["macs_kept"] == row["macs"] / run.summary["dense"]["macs"] <= 0.6
+        assert row["macs_kept"] == row["macs"] / run.summary.dense.costs["macs"] <= 0.6
         better = int(re.fullmatch(r"stopped at step 2 of 8: error .*%, dominated by trial (\d+) .*", row["reason"])[1])
         assert table.loc[better, "state"] == "COMPLETE"
         assert table.loc[better, "macs"] <= row["macs"]
@@ -390,7 +390,7 @@ def test_hopeless_candidates_are_stopped_and_recorded(run: Run) -> None:
     finished = table[table["state"] == "COMPLETE"]
     assert (finished["rung"] == 4).all()
     assert (finished["steps"] == 8).all()
-    assert not set(HOPELESS) & set(run.front["number"])
+    assert not set(HOPELESS) & {trial.number for trial in run.front}
 
 
 @pytest.mark.slow
