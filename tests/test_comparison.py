@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
-from local_browser import Visit, browser, click, needs_chromium, sizes
+from local_browser import Visit, click, needs_chromium, sizes, window
 from local_pages import data_of, made_up
-from playwright.sync_api import expect
+from playwright.sync_api import Browser, expect
 
 import run_search
 from search.browse.server import Shown
@@ -40,9 +40,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
 
 
 @pytest.fixture
-def visit(runs: list[Run], tmp_path: Path) -> Iterator[Visit]:
+def visit(chromium: Browser, runs: list[Run], tmp_path: Path) -> Iterator[Visit]:
     (tmp_path / "page.html").write_text(page(assemble([content_of(run) for run in runs])), encoding="utf-8")
-    with browser(viewport={"width": 1280, "height": 900}) as visit:
+    with window(chromium, viewport={"width": 1280, "height": 900}) as visit:
         visit.open((tmp_path / "page.html").as_uri())
         yield visit
 
@@ -114,9 +114,9 @@ def test_the_keyboard_goes_over_the_heading_of_a_run(visit: Visit) -> None:
 @needs_chromium
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_of_two_runs_fits(runs: list[Run], tmp_path: Path, width: int, theme: str) -> None:
+def test_the_page_of_two_runs_fits(chromium: Browser, runs: list[Run], tmp_path: Path, width: int, theme: str) -> None:
     (tmp_path / "page.html").write_text(page(assemble([content_of(run) for run in runs])), encoding="utf-8")
-    with browser(viewport={"width": width, "height": 860}, color_scheme=theme) as visit:
+    with window(chromium, viewport={"width": width, "height": 860}, color_scheme=theme) as visit:
         visit.open((tmp_path / "page.html").as_uri())
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
         assert visit.shot(tmp_path, f"overlay-{width}-{theme}").stat().st_size > 10_000

@@ -90,7 +90,8 @@ def test_the_readme_is_short() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_parse(page: Path) -> None:
     for line in re.findall(r"^ *python run_search\.py ([^#\n]+)", text_of(page), re.MULTILINE):
-        build_parser().parse_args(shlex.split(line.replace(" ...", "")))
+        words = shlex.split(line.replace(" ...", ""))
+        assert build_parser().parse_args(words).command == words[0]
 
 
 def test_the_page_of_options_is_current() -> None:

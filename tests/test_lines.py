@@ -129,7 +129,7 @@ def test_a_bar_of_a_stage_that_comes_again_begins_anew() -> None:
         for _ in range(2):
             for done in range(3):
                 display.stage("calibration", done, 2)
-            (task,) = display._progress.tasks
+            (task,) = display.bars.tasks
             assert (task.finished, task.visible) == (True, False)
         display.stage("calibration", 1, 2)
         assert (task.completed, task.finished, task.visible) == (1, False, True)

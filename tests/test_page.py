@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from local_browser import Visit, browser, click, needs_chromium, sizes
+from local_browser import Visit, click, needs_chromium, sizes, window
 from local_launches import Silent, config_of
-from playwright.sync_api import expect
+from playwright.sync_api import Browser, expect
 
 from search import launch
 from search.report.write import render
@@ -26,8 +26,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture
-def visit(run: Run) -> Iterator[Visit]:
-    with browser(viewport={"width": 1280, "height": 900}) as visit:
+def visit(chromium: Browser, run: Run) -> Iterator[Visit]:
+    with window(chromium, viewport={"width": 1280, "height": 900}) as visit:
         visit.open((run.directory / "report.html").as_uri())
         yield visit
 
@@ -100,7 +100,7 @@ def test_the_heat_map_shows_the_front_and_chooses_from_it(visit: Visit, run: Run
     expect(visit.page.locator("#command")).to_have_text(re.compile(rf" {numbers[0]}$"))
 
 
-def test_trials_that_were_stopped_are_drawn_at_their_rung(run: Run, tmp_path: Path) -> None:
+def test_trials_that_were_stopped_are_drawn_at_their_rung(chromium: Browser, run: Run, tmp_path: Path) -> None:
     trials = run.trials.astype({"reason": object, "rung": float})
     pruned: dict[str, Any] = {"state": "PRUNED", "reason": "dominated by <b>", "rung": 2.0, "rung_error": 0.5}
     for column, value in (pruned | {"error": float("nan")}).items():
@@ -108,7 +108,7 @@ def test_trials_that_were_stopped_are_drawn_at_their_rung(run: Run, tmp_path: Pa
     trials.to_csv(tmp_path / "trials.csv", index=False)
     write_summary(tmp_path, run.summary)
     render(Run(tmp_path))
-    with browser() as visit:
+    with window(chromium) as visit:
         page = visit.open((tmp_path / "report.html").as_uri())
         drawn = page.evaluate("document.getElementById('plot').data.find((each) => each.name === 'stopped early')")
         assert (drawn["customdata"], drawn["y"]) == ([7], [50.0])
@@ -119,15 +119,15 @@ def test_trials_that_were_stopped_are_drawn_at_their_rung(run: Run, tmp_path: Pa
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_fits(run: Run, tmp_path: Path, width: int, theme: str) -> None:
-    with browser(viewport={"width": width, "height": 860}, color_scheme=theme) as visit:
+def test_the_page_fits(chromium: Browser, run: Run, tmp_path: Path, width: int, theme: str) -> None:
+    with window(chromium, viewport={"width": width, "height": 860}, color_scheme=theme) as visit:
         page = visit.open((run.directory / "report.html").as_uri())
         assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page itself does not scroll sideways"
         assert visit.shot(tmp_path, f"{width}-{theme}").stat().st_size > 10_000
         assert visit.problems == []
 
 
-def test_markup_of_a_run_is_text(run: Run, tmp_path: Path) -> None:
+def test_markup_of_a_run_is_text(chromium: Browser, run: Run, tmp_path: Path) -> None:
     """In the label, the reason, the stderr, the model and the folder."""
     folder = tmp_path / "<img src=x onerror=alert(1)>"
     folder.mkdir()
@@ -140,7 +140,7 @@ def test_markup_of_a_run_is_text(run: Run, tmp_path: Path) -> None:
     (folder / "trials" / "0001").mkdir(parents=True)
     (folder / "trials" / "0001" / "stderr.log").write_text("<img src=x onerror=alert(5)>")
     render(Run(folder))
-    with browser() as visit:
+    with window(chromium) as visit:
         page = visit.open((folder / "report.html").as_uri())
         assert visit.problems == []
         assert page.inner_text("h1") == "<script>alert(2)</script>"

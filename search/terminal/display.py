@@ -38,7 +38,11 @@ _STAGES = {
 
 
 class Display(Observer):
-    """Shows a search with rich; a context manager, so that the terminal is always given back."""
+    """Shows a search with rich; a context manager, so that the terminal is always given back.
+
+    Attributes:
+        bars: of the stages, the search and the trials that run.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -49,7 +53,7 @@ class Display(Observer):
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        self._progress = Progress(*columns, console=console)
+        self.bars = Progress(*columns, console=console)
         self._tasks: dict[str, Any] = {}
         self._summary: RunSummary | None = None
         self._rows: list[Trial] = []
@@ -86,10 +90,10 @@ class Display(Observer):
             self._lines.stage(description, done, total)
             return
         if what not in self._tasks:
-            self._tasks[what] = self._progress.add_task(description, total=total)
-        elif self._progress.tasks[self._progress.task_ids.index(self._tasks[what])].finished and done < total:
-            self._progress.reset(self._tasks[what])
-        self._progress.update(self._tasks[what], completed=done, total=total, visible=done < total)
+            self._tasks[what] = self.bars.add_task(description, total=total)
+        elif self.bars.tasks[self.bars.task_ids.index(self._tasks[what])].finished and done < total:
+            self.bars.reset(self._tasks[what])
+        self.bars.update(self._tasks[what], completed=done, total=total, visible=done < total)
         self._refresh()
 
     def began(self, directory: Path, summary: RunSummary, outlook: Outlook, steps: int) -> None:
@@ -110,13 +114,13 @@ class Display(Observer):
         self._summary, self._steps, self._outlook, self._began = summary, steps, outlook, time.monotonic()
         self._lines.search(steps, outlook.seconds)
         if self._live is not None:
-            self._tasks["trials"] = self._progress.add_task("trials", total=outlook.trials, completed=outlook.finished)
+            self._tasks["trials"] = self.bars.add_task("trials", total=outlook.trials, completed=outlook.finished)
 
     def started(self, proposal: Proposal) -> None:
         if self._live is None:
             self._lines.started(proposal.number, _name(proposal))
             return
-        self._running[proposal.number] = self._progress.add_task(f"trial {proposal.number}", total=self._steps)
+        self._running[proposal.number] = self.bars.add_task(f"trial {proposal.number}", total=self._steps)
         self._refresh()
 
     def step(self, number: int, step: Step) -> None:
@@ -124,7 +128,7 @@ class Display(Observer):
             self._lines.step(number, step.step, step.loss)
         elif number in self._running:
             description = f"trial {number}: loss {step.loss:.3f}"
-            self._progress.update(self._running[number], description=description, completed=step.step)
+            self.bars.update(self._running[number], description=description, completed=step.step)
             self._refresh()
 
     def say(self, text: str) -> None:
@@ -140,8 +144,8 @@ class Display(Observer):
             self._lines.finished(trial.proposal.number, f"{_line(trial, summary)}{self._left(count)}")
             return
         if trial.proposal.number in self._running:
-            self._progress.remove_task(self._running.pop(trial.proposal.number))
-        self._progress.update(self._tasks["trials"], completed=count)
+            self.bars.remove_task(self._running.pop(trial.proposal.number))
+        self.bars.update(self._tasks["trials"], completed=count)
         self._refresh()
 
     def _left(self, count: int) -> str:
@@ -158,11 +162,11 @@ class Display(Observer):
 
     def _view(self) -> RenderableType:
         if self._summary is None:
-            return self._progress
+            return self.bars
         summary = self._summary
         states = ", ".join(f"{count} {state.lower()}" for state, count in summary.states.items()) or "no trial yet"
         status = f"{states}; {len(summary.front)} on the front; hypervolume {summary.hypervolume:.4f}; {_best(summary)}"
-        return Group(_trial_table(self._rows, summary) if self._rows else Text(""), Text(status), self._progress)
+        return Group(_trial_table(self._rows, summary) if self._rows else Text(""), Text(status), self.bars)
 
 
 def forecast_line(outlook: Outlook) -> str:
