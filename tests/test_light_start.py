@@ -80,6 +80,12 @@ WRONG = {
     "inspect": ("inspect", "vit_tiny_patch16_224", "--multiple", "0"),
     "model": ("measure", "missing"),
     "folder": ("predict", "tests", "image.png"),
+    "no model": ("launch", "--dataset", "digits"),
+    "checkpoint": ("launch", "--model", "vit_tiny_patch16_224", "--checkpoint", "missing.pth", "--dataset", "digits"),
+    "local-dir": ("launch", "--model", "local-dir:missing", "--dataset", "digits"),
+    "images": ("launch", "--model", "vit_tiny_patch16_224", "--data-dir", "missing"),
+    "inspected": ("inspect", "local-dir:missing"),
+    "profile": ("inspect", "vit_tiny_patch16_224", "--profile"),
 }
 
 

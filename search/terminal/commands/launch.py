@@ -6,12 +6,14 @@ from typing import Any
 
 from rich.console import Console
 
+from objectives.data.config import image_folder
 from search.config import SearchConfig, read_options
 from search.driver.demo_options import OPTIONS
 from search.run.options import with_stored
 from search.terminal.commands import export
 from search.terminal.output import print_path
 from search.terminal.parser import build_parser, given_options
+from spaces.models.places import check_place
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
@@ -28,6 +30,10 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 
 def _search(config: SearchConfig, is_demo: bool, console: Console) -> Path:
     """The directory of the run."""
+    check_place(config.model)
+    if not config.data.dataset:
+        image_folder(config.data)
+
     from search.driver.demo import with_dense_model
     from search.driver.launch import launch
     from search.run.provenance import command_line
