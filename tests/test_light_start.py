@@ -94,6 +94,10 @@ def test_a_wrong_argument_imports_nothing_heavy(name: str) -> None:
     assert imported_by(2, *WRONG[name]) == set()
 
 
+def test_a_name_that_timm_lacks_needs_timm_alone() -> None:
+    assert imported_by(2, "inspect", "vit_of_nobody") == {"timm", "torch", "torchvision", "numpy"}
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_package_imports_nothing_heavy(package: object) -> None:
     assert imported(f"import {package.__name__}") == set()  # type: ignore[attr-defined]

@@ -39,11 +39,11 @@ def check_place(config: ModelConfig) -> None:
         CheckpointError: nothing is where the weights of a named model should be.
     """
     checkpoint = checkpoint_of(config)
-    is_missing = bool(checkpoint) and not checkpoint.startswith(HUB) and not Path(checkpoint).exists()
-    if is_named(config) and is_missing:
-        raise no_checkpoint(Path(str(checkpoint)))
-    if not is_named(config) and (is_missing or not checkpoint):
-        raise unnamed(checkpoint)
+    if not checkpoint:
+        if not is_named(config):
+            raise unnamed(checkpoint)
+    elif not checkpoint.startswith(HUB) and not Path(checkpoint).exists():
+        raise no_checkpoint(Path(checkpoint)) if is_named(config) else unnamed(checkpoint)
 
 
 def is_named(config: ModelConfig) -> bool:

@@ -5,12 +5,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from objectives.data.config import image_folder
 from search.config import SearchConfig
 from search.run.options import stored_config
 from search.run.places import check_run, is_run
+from search.terminal.inputs import check_inputs
 from search.terminal.parser import given_options
-from spaces.models.places import check_place
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
@@ -25,9 +24,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def _inspect(config: SearchConfig, directory: Path | None, profile: bool, console: Console) -> None:
-    check_place(config.model)
-    if profile and not config.data.dataset:
-        image_folder(config.data)
+    check_inputs(config, needs_images=profile)
 
     from search.run.model import model_of_run
     from search.terminal.display import Display

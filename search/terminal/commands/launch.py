@@ -6,14 +6,14 @@ from typing import Any
 
 from rich.console import Console
 
-from objectives.data.config import image_folder
 from search.config import SearchConfig, read_options
 from search.driver.demo_options import OPTIONS
 from search.run.options import with_stored
+from search.run.places import is_run
 from search.terminal.commands import export
+from search.terminal.inputs import check_inputs
 from search.terminal.output import print_path
 from search.terminal.parser import build_parser, given_options
-from spaces.models.places import check_place
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
@@ -30,9 +30,8 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 
 def _search(config: SearchConfig, is_demo: bool, console: Console) -> Path:
     """The directory of the run."""
-    check_place(config.model)
-    if not config.data.dataset:
-        image_folder(config.data)
+    if not (config.study.output and is_run(Path(config.study.output))):  # else what differs from the run is told first
+        check_inputs(config, needs_images=True)
 
     from search.driver.demo import with_dense_model
     from search.driver.launch import launch
