@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,11 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 
+from objectives.data.batches import View, loaded
+from objectives.pictures.reading import Reading
+from objectives.pictures.sources import Files
 from objectives.pictures.transform import evaluation_transform
+from spaces.errors import DataError
 from spaces.models.config import CROP_MODES, INTERPOLATIONS
 
 INPUTS = ((16, 16), (15, 15), (12, 18))
@@ -62,3 +67,14 @@ def test_timm_is_asked_only_for_its_own_transforms(
     monkeypatch.setattr("timm.data.create_transform", lambda size, **options: asked.append(size))
     evaluation_transform(described(size, mode, "bicubic", 0.9, 3))
     assert asked == ([(3, *size)] if is_timm else [])
+
+
+def test_a_picture_of_which_no_pixel_would_be_left_is_told(tmp_path: Path) -> None:
+    """Slim enough to be read, too slim to be resized whole; of training images the loader's error would be a traceback."""
+    Image.new("RGB", (1, 900)).save(tmp_path / "slim\n.png")
+    transform, reading = evaluation_transform(described((16, 16), "border", "bicubic", 1.0, 3)), Reading(mode="RGB")
+    view = View(Files([(str(tmp_path / "slim\n.png"), 0)], None), torch.tensor([0]), reading, transform)
+    assert isinstance(view[0], DataError)
+    words = r"slim\\n\.png, 1x900 pixels, cannot be resized for the model \(.*\): leave it out"
+    with pytest.raises(DataError, match=words):
+        next(loaded(view, batch_size=1))

@@ -10,7 +10,7 @@ from torch import Tensor
 from objectives.deploy.config import Format, check_top
 from objectives.deploy.formats import Forward, open_format
 from objectives.pictures.reading import Reading, is_hidden, is_picture, reading_for
-from objectives.pictures.transform import Transform, evaluation_transform
+from objectives.pictures.transform import Transform, evaluation_transform, prepared
 from spaces.errors import CheckpointError, DataError, first_line, printable
 from spaces.folder.description import read_description
 
@@ -85,7 +85,7 @@ def classify(
             notice(left_out)
         for file in files:
             try:
-                image = transform(reading.read(file))
+                image = prepared(transform, reading.read(file), str(file))
             except DataError as error:
                 yield Unread(file, str(error))
                 continue

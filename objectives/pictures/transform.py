@@ -8,6 +8,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 
+from spaces.errors import DataError, first_line, printable
+
 Transform = Callable[[Image.Image], Tensor]
 
 
@@ -41,3 +43,23 @@ def _of_timm(preprocessing: Mapping[str, Any]) -> Transform:
     options = {name: preprocessing[name] for name in ("interpolation", "mean", "std", "crop_pct", "crop_mode")}
     composed: Transform = create_transform(tuple(preprocessing["input_size"]), **options, is_training=False)
     return composed
+
+
+def prepared(transform: Transform, image: Image.Image, name: str) -> Tensor:
+    """The model's input of an image.
+
+    Args:
+        transform: of evaluation or of training.
+        image: as `Reading` reads it.
+        name: what to call it in an error.
+
+    Raises:
+        DataError: its shorter side would be resized to no pixel.
+    """
+    try:
+        return transform(image)
+    except ValueError as error:  # Pillow's
+        size = f"{image.width}x{image.height} pixels"
+        raise DataError(
+            f"{printable(name)}, {size}, cannot be resized for the model ({first_line(error)}): leave it out"
+        ) from error
