@@ -196,6 +196,14 @@ def digits(evaluator: Evaluator) -> Tensor:
     return next(evaluator.dense.data.evaluation("search"))[0]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _few_rounds() -> Iterator[None]:
+    """No test asks how exact the times in a report are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("objectives.deploy.folder.TIMED_SECONDS", 0.01)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)

@@ -13,6 +13,7 @@ import optuna
 import pytest
 from local_damage import JUNK, NESTED, damaged_json, damaged_lines, damaged_table, damaged_text
 from local_launches import Silent, config_of
+from local_pages import data_of
 from local_runs import Fails, content
 from local_searches import asked, opened, score_of, searched, space_of
 
@@ -70,12 +71,12 @@ def copied(whole: Path, tmp_path: Path) -> Path:
 def read(directory: Path) -> None:
     """All that browse, export and the checks of a launch read of a run."""
     run = Run(directory)
-    _ = run.front, run.space, run.sites, run.running, run.audit, run.config.objective(directory)
-    for wish in wishes(run, ["flops=60%"], [0, 1, 3], front=len(run.summary["front"]) > 0):
+    _ = run.front, run.space, run.ended, run.running, run.audit, run.config.objective(directory)
+    for wish in wishes(run, ["flops=60%"], [0, 1, 3], front=len(run.summary.front) > 0):
         with suppress(CompressionError):
             wish.pick()
     assembled = assemble([content_of(run, live=True)])
-    json.dumps(assembled, allow_nan=False)
+    json.dumps(assembled.to_json(), allow_nan=False)
     list(fronts([directory]))
 
 
@@ -214,8 +215,8 @@ def test_what_is_computed_once_is_refused_or_read(whole: Path, tmp_path: Path, p
 
 def test_damaged_weights_are_made_again(whole: Path, tmp_path: Path) -> None:
     run, model = Run(whole), create_model(Run(whole).config.model)
-    number = next(row["number"] for row in run.summary["front"] if row["label"] != "dense")
-    allocation = run.allocation(run.trial(number))
+    number = next(point.number for point in run.summary.front if point.label != "dense")
+    allocation = run.trial(number).allocation
     resize(model, describe(model, run.config.study.space, run.config.study.multiple), allocation)
     before = weights_of(whole, number).read_bytes()
     path = tmp_path / "weights.safetensors"
@@ -352,8 +353,8 @@ def test_one_run_that_is_damaged_is_shown_beside_the_other(
     for junk in (*JUNK[:8], {"format": 1, "front": []}, {**json.loads((whole / "pareto.json").read_text()), "dense": {}}):
         (copied / "pareto.json").write_text(json.dumps(junk))
         _, found = Shown([copied, whole]).now()
-        assert [run["name"] for run in found["data"]] == [whole.name]
-        assert str(copied) in found["parts"]["head"] and "pareto.json cannot be read" in found["parts"]["head"]
+        assert [run["name"] for run in data_of(found)] == [whole.name]
+        assert str(copied) in found.parts["head"] and "pareto.json cannot be read" in found.parts["head"]
     assert run_search.main(["browse", "--text", str(copied), str(whole)]) == 0
     printed = capsys.readouterr().out
     assert (
@@ -364,19 +365,19 @@ def test_one_run_that_is_damaged_is_shown_beside_the_other(
 
 def test_a_run_that_is_damaged_while_it_is_served_comes_back(copied: Path, whole: Path) -> None:
     shown = Shown([copied, whole])
-    assert len(shown.now()[1]["data"]) == 2
+    assert len(data_of(shown.now()[1])) == 2
     for name in ("pareto.json", "trials.csv", "config.yaml", AUDIT):
         before = (copied / name).read_bytes()
         (copied / name).write_bytes(b"[")
-        assert len(shown.now()[1]["data"]) == 1 and name in shown.now()[1]["parts"]["head"]
+        assert len(data_of(shown.now()[1])) == 1 and name in shown.now()[1].parts["head"]
         (copied / name).write_bytes(before)
-        assert len(shown.now()[1]["data"]) == 2
+        assert len(data_of(shown.now()[1])) == 2
 
 
 def test_nonsense_that_runs_is_nothing(copied: Path) -> None:
     for junk in (*JUNK, {"host": "elsewhere", "pid": 10**12, "trials": []}, {"host": "elsewhere", "pid": 1, "trials": [None]}):
         (copied / RUNNING).write_text(json.dumps(junk))
-        assert running_of(copied) == []
+        assert running_of(copied) == ()
 
 
 # Results that were lost

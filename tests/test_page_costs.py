@@ -10,9 +10,11 @@ from local_pages import DENSE, made_up, write_made_up, write_report
 from playwright.sync_api import expect
 
 from objectives.profile import Profile, profile_name
-from search.report.page_data import content_of, sensitivity_of
+from search.report.page_data import content_of
+from search.report.script_data import sensitivity_of
 from search.run.run import Run
-from search.run.tables import read_space, sites_of, write_tables
+from search.run.tables import write_tables
+from search.run.trial_table import trials_of
 from spaces.sites import Space
 
 MANY = 2000
@@ -34,7 +36,7 @@ def costs_of(visit: Visit) -> list[str]:
 def test_latency_is_a_cost_where_it_was_measured(tmp_path: Path) -> None:
     summary, trials = made_up(40, costs=("macs", "params", "latency"))
     trials.loc[trials["number"] == 5, ["latency", "latency_kept"]] = np.nan
-    write_report(tmp_path / "page.html", summary, trials, sites_of(summary))
+    write_report(tmp_path / "page.html", summary, trials_of(trials, summary))
     done = trials[(trials["state"] == "COMPLETE") & trials["latency"].notna()]
     with browser(viewport={"width": 1280, "height": 900}) as visit:
         visit.open((tmp_path / "page.html").as_uri())
@@ -65,9 +67,9 @@ def test_a_run_without_latency_offers_none(tmp_path: Path) -> None:
 @needs_chromium
 def test_the_profile_is_shown_block_by_site(tmp_path: Path) -> None:
     summary, trials = made_up(40)
-    space = read_space(summary)
+    space = summary.spaces[summary.space]
     write_report(
-        tmp_path / "page.html", summary, trials, sites_of(summary), sensitivity=sensitivity_of(profile_of(space), space)
+        tmp_path / "page.html", summary, trials_of(trials, summary), sensitivity=sensitivity_of(profile_of(space), space)
     )
     with browser(viewport={"width": 1280, "height": 900}) as visit:
         visit.open((tmp_path / "page.html").as_uri())
@@ -90,14 +92,15 @@ def test_a_run_shows_the_profile_that_it_has(tmp_path: Path) -> None:
     """And is shown without one that cannot be read: the report is written while the search goes on."""
     summary, trials = made_up(10)
     write_tables(tmp_path, trials, summary)
-    assert content_of(Run(tmp_path))["data"]["sensitivity"] is None
-    path = tmp_path / "factors" / profile_name(summary["fingerprint"])
+    assert content_of(Run(tmp_path)).data.sensitivity is None
+    path = tmp_path / "factors" / profile_name(summary.fingerprint)
     path.parent.mkdir()
-    profile_of(read_space(summary)).save(path, summary["fingerprint"])
-    found = content_of(Run(tmp_path))["data"]["sensitivity"]
-    assert found["grids"]["50"]["3"]["attn.qk"] == pytest.approx(0.003)
+    profile_of(summary.spaces[summary.space]).save(path, summary.fingerprint)
+    found = content_of(Run(tmp_path)).data.sensitivity
+    assert found is not None
+    assert found.grids["50"]["3"]["attn.qk"] == pytest.approx(0.003)
     path.write_text("{")
-    assert content_of(Run(tmp_path))["data"]["sensitivity"] is None
+    assert content_of(Run(tmp_path)).data.sensitivity is None
 
 
 @needs_chromium
