@@ -83,7 +83,7 @@ def _attention_traits(attention: nn.Module) -> frozenset[Trait]:
         "qk norm": not all(plain),
         "rotary": isinstance(attention, AttentionRope | EvaAttention),
         "output norm": not isinstance(attention.norm, nn.Identity),
-        "output gate": attention.gate is not None,
+        "output gate": getattr(attention, "gate", None) is not None,
         "separate biases": getattr(attention, "q_bias", None) is not None,
         "shared keys": getattr(attention, "num_kv_groups", 1) != 1,
     }

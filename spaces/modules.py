@@ -111,7 +111,7 @@ class ContractedAttention(nn.Module):
         self.k_norm = dense.k_norm
         self.attn_drop = dense.attn_drop
         self.norm = dense.norm
-        self.gate = dense.gate
+        self.gate: nn.Module | None = getattr(dense, "gate", None)
         self.proj = empty_linear(self.num_heads * value_dim, proj.out_features, bias=proj.bias is not None)
         self.proj_drop = dense.proj_drop
 
@@ -128,7 +128,7 @@ class ContractedAttention(nn.Module):
         attended = self._attend(q, k, v, attn_mask, is_causal)
         attended = self.norm(attended.transpose(1, 2).reshape(batch, tokens, -1))  # type: ignore[operator]
         if self.gate is not None:
-            attended = attended * self.gate(x).sigmoid()  # type: ignore[operator]
+            attended = attended * self.gate(x).sigmoid()
         return self.proj_drop(self.proj(attended))  # type: ignore[operator, no-any-return]
 
     def _rotate(self, x: Tensor, rope: Tensor) -> Tensor:

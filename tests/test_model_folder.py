@@ -39,8 +39,15 @@ def made(num_classes: int = 3, **options: Any) -> nn.Module:
 
 def written(folder: Path, safe: bool = True) -> Path:
     model_config = {"label_names": list(CLASSES)}
-    save_for_hf(made(), folder, model_config=model_config, safe_serialization=safe, data_config=dict(PREPROCESSING))
+    model_args = {**SIZES, "qkv_bias": False}
+    write_hf(made(), folder, PREPROCESSING, model_config=model_config, model_args=model_args, safe_serialization=safe)
     return folder
+
+
+def write_hf(model: nn.Module, folder: Path, preprocessing: dict[str, Any], **options: Any) -> None:
+    """As save_for_hf with `data_config`, which timm before 1.0.31 does not have."""
+    model.pretrained_cfg = {**model.pretrained_cfg, **preprocessing}  # type: ignore[dict-item]
+    save_for_hf(model, folder, **options)
 
 
 @pytest.fixture
@@ -180,7 +187,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("digits")
     torch.manual_seed(0)
     model = timm.create_model(NAME, num_classes=10, **OPTIONS["model_kwargs"])
-    save_for_hf(model, folder / "hf", safe_serialization=True, data_config={"mean": (0.3,), "std": (0.37,), "crop_pct": 1.0})
+    own = {"mean": (0.3,), "std": (0.37,), "crop_pct": 1.0}
+    write_hf(model, folder / "hf", own, model_args=OPTIONS["model_kwargs"], safe_serialization=True)
     torch.save({"model": {f"module.{key}": value for key, value in model.state_dict().items()}, "epoch": 9}, folder / "a.pth")
     return folder
 

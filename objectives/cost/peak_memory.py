@@ -41,7 +41,8 @@ def _peak_on_cuda(model: nn.Module, images: Tensor) -> int:
 
 
 def _peak_on_cpu(model: nn.Module, images: Tensor) -> int:
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    # acc_events: torch 2.11 warns without it.
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         model(images)
     with Scratch() as folder:
         trace = folder / "trace.json"
