@@ -106,6 +106,6 @@ def test_the_example_runs_as_it_stands(
     monkeypatch.chdir(tmp_path)
     done = runpy.run_path(str(ROOT / "examples" / "own_model.py"))
     assert len(done["run"].trials) == done["options"]["trials"]
-    assert done["run"].best("flops=50%")["macs_kept"] <= 0.5
+    assert done["run"].best("flops=50%").kept["macs"] <= 0.5
     assert (tmp_path / "runs" / "example" / "export" / "flops50" / "model.safetensors").exists()
     assert capsys.readouterr().out.splitlines()[-1].startswith("runs/example-images/diagonal/0.png: ")
