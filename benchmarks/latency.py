@@ -83,13 +83,13 @@ def _report(run: Run, target: str) -> None:
     evaluator, table = Evaluator(load_dense(run.config.objective(run.directory))), LatencyTable.load(run.directory / LATENCY)
     print(f"\n## --target {target}\n\n{table.text}, clock {table.clock}: dense {COSTS['latency'].format(table.dense)}")
     print("table against whole models, relative: " + ", ".join(f"{check.error:+.1%}" for check in table.checks))
-    cost = run.summary["targets"][0]["cost"]
-    rows = run.trials[(run.trials["label"] != "dense") & (run.trials["state"] == "COMPLETE")]
-    rows = rows.sort_values(cost, ascending=False).head(POINTS)
+    ((cost, limit),) = run.summary.targets[0].limits.items()
+    trials = [trial for trial in run.complete if trial.label != "dense"]
+    trials = sorted(trials, key=lambda trial: -trial.costs[cost])[:POINTS]
     images = torch.randn(table.config.latency_batch_size, 1, *evaluator.dense.preprocessing["input_size"][1:])
     models = {
         "dense": evaluator.dense.model,
-        **{str(row["number"]): evaluator.build(run.allocation(row)) for _, row in rows.iterrows()},
+        **{str(trial.number): evaluator.build(trial.allocation) for trial in trials},
     }
     calls = {name: forward(model, images, table.config.setting) for name, model in models.items()}
     found: dict[str, list[float]] = {name: [] for name in calls}
@@ -99,13 +99,13 @@ def _report(run: Run, target: str) -> None:
             found[name].append(timing.seconds / timings["dense"].seconds)
     print("\n| trial | label | keeps of MACs | of latency, table | measured (least to most) | off the table | off the target |")
     print("|---|---|---|---|---|---|---|")
-    for _, row in rows.iterrows():
-        shares = found[str(row["number"])]
-        middle, wanted = statistics.median(shares), run.summary["targets"][0]["limit"] / run.summary["dense"][cost]
+    for trial in trials:
+        shares, kept = found[str(trial.number)], trial.kept["latency"]
+        middle, wanted = statistics.median(shares), limit / run.summary.dense.costs[cost]
         print(
-            f"| {row['number']} | {row['label'] if isinstance(row['label'], str) else ''} | {row['macs_kept']:.1%} | "
-            f"{row['latency_kept']:.1%} | {middle:.1%} ({min(shares):.1%} to {max(shares):.1%}) | "
-            f"{middle / row['latency_kept'] - 1:+.1%} | {middle / wanted - 1:+.1%} |"
+            f"| {trial.number} | {trial.label or ''} | {trial.kept['macs']:.1%} | "
+            f"{kept:.1%} | {middle:.1%} ({min(shares):.1%} to {max(shares):.1%}) | "
+            f"{middle / kept - 1:+.1%} | {middle / wanted - 1:+.1%} |"
         )
 
 

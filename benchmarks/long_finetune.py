@@ -43,7 +43,7 @@ def main() -> None:
     config = TrainingConfig(**arguments.recipe)
     print(HEADER + "\n" + "|---" * HEADER.count(" | ") + "|---|")
     found = [
-        measured(evaluator, run.allocation(run.trial(arguments.trial)), config, arguments.epochs, seed)
+        measured(evaluator, run.trial(arguments.trial).allocation, config, arguments.epochs, seed)
         for seed in range(arguments.seeds)
     ]
     for epochs, rows in zip(arguments.epochs, zip(*found, strict=True), strict=True):

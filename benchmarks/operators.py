@@ -256,7 +256,7 @@ def neuron_corrections(draw: Draw) -> Iterator[Candidate]:
 
 def unsolved(draw: Draw, factors: Factors, level: str) -> Factors:
     """The same order of neurons or heads with no least squares; the mean of what is lost in the bias, or nothing ("none")."""
-    tensors = dict(factors._tensors)
+    tensors = dict(factors.tensors)
     for site in factors.space.sites:
         if site.kind in ("ffn_hidden", "value_output"):
             order = tensors.get(f"{site.name}.order")
@@ -274,7 +274,7 @@ def ranking_rows(draw: Draw) -> dict[str, list[float]]:
     sites = [site for site in part_space(draw.dense, "heads", "attention").sites if site.kind == "heads"]
     errors = {site: subset_errors(draw, site) for site in sites}
     for ranking in RANKINGS:
-        tensors = draw.factors("attention", ("heads", {"heads": ranking}), WEIGHTED)._tensors
+        tensors = draw.factors("attention", ("heads", {"heads": ranking}), WEIGHTED).tensors
         kept = {site: frozenset(tensors[f"{site.name}.order"][: site.dense // 2].int().tolist()) for site in sites}
         ratios = [errors[site][kept[site]] / min(errors[site].values()) for site in sites]
         rows[ranking] = [statistics.mean(ratios), max(ratios), ratios.count(1.0)]

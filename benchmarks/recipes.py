@@ -200,8 +200,7 @@ class Bench:
         if not (directory / "pareto.json").exists() or len(open_run(directory).trials) < self.trials:
             with Display(_console()) as display:
                 launch(replace(self.config, study=replace(study, baselines=())), display)
-        run = open_run(directory)
-        return run.allocation(run.best(budget))
+        return open_run(directory).best(budget).allocation
 
     def _limits(self, budget: str) -> dict[Cost, float]:
         name, share = budget.rstrip("%").split("=")

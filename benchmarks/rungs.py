@@ -11,11 +11,11 @@ import time
 import pandas as pd
 import torch
 
+from objectives.cost.spec import COSTS
 from objectives.dense_model import load_dense
 from objectives.evaluator import Evaluator
 from search import Run, open_run
 from search.pareto import front, hypervolume
-from search.run.schemas import front_columns
 
 HEADER = (
     "| run | sampler | trials | sampled | stopped | farthest behind | steps saved | time saved | cost of rungs | wrongly "
@@ -37,15 +37,15 @@ def row(run: Run) -> str:
     """One line of the table."""
     evaluator = Evaluator(load_dense(run.config.objective(run.directory)))
     trials = run.trials.set_index("number", drop=False)
-    stopped = trials[trials["state"] == "PRUNED"]
+    stopped = [trial for trial in run.ended if trial.state == "PRUNED"]
     whole = trials.copy()
-    for number, entry in stopped.iterrows():
-        score = evaluator.evaluate(run.allocation(entry), int(entry["seed"]))
-        whole.loc[number, ["error", "steps", "seconds"]] = score.error, score.steps, score.seconds
+    for trial in stopped:
+        score = evaluator.evaluate(trial.allocation, trial.seed or 0)
+        whole.loc[trial.number, ["error", "steps", "seconds"]] = score.error, score.steps, score.seconds
     saved = {name: 1 - trials[name].sum() / whole[name].sum() for name in ("steps", "seconds")}
     points, ours = points_of(run, whole), points_of(run, trials[trials["state"] == "COMPLETE"])
     wrong = [int(whole["number"].iloc[index]) for index in front(points) if whole["state"].iloc[index] == "PRUNED"]
-    full, reached = (hypervolume(each, [1.0] * len(run.summary["objectives"])) for each in (points, ours))
+    full, reached = (hypervolume(each, [1.0] * len(run.summary.objectives)) for each in (points, ours))
     cells = (
         run.directory, run.config.study.sampler, len(trials), int(trials["label"].isna().sum()), len(stopped),
         f"{behind(trials):.1%}", f"{saved['steps']:.1%}", f"{saved['seconds']:.1%}", f"{overhead(run, evaluator):.1%}",
@@ -56,7 +56,8 @@ def row(run: Run) -> str:
 
 def points_of(run: Run, trials: pd.DataFrame) -> list[tuple[float, ...]]:
     """Objectives of every trial, costs as shares of the dense model's."""
-    return list(trials[front_columns(run.summary["objectives"])].itertuples(index=False, name=None))
+    columns = [COSTS[name].kept if name in COSTS else name for name in run.summary.objectives]
+    return list(trials[columns].itertuples(index=False, name=None))
 
 
 def behind(trials: pd.DataFrame) -> float:
@@ -69,7 +70,7 @@ def behind(trials: pd.DataFrame) -> float:
 
 def overhead(run: Run, evaluator: Evaluator) -> float:
     """Share of a finished trial's CPU time that its rungs cost: medians of five, in turns."""
-    chosen = run.allocation(run.trials[run.trials["label"] == "warm start"].iloc[0])
+    chosen = next(trial.allocation for trial in run.ended if trial.label == "warm start")
     times: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(5):
         for measured in times:

@@ -48,7 +48,7 @@ from search.driver.observer import Observer, Observers
 from search.driver.publisher import Publisher
 from search.layout import WEIGHTS
 from search.pareto import hypervolume
-from search.run.tables import describe_space
+from search.run.summary import DenseFigures, RunSummary
 from search.runners.base import Listener, Runner
 from search.runners.resources import MachineConfig
 from search.study.study import Study
@@ -171,7 +171,7 @@ def views(arguments: argparse.Namespace) -> None:
     print("| trials | on the front | tables and weights, ms | report, ms |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         study = study_of(Path(folder), sleep.surrogate, "random")
-        shown = Publisher(study, (), facts_of(sleep.surrogate), None)
+        shown = Publisher(study, facts_of(sleep.surrogate), None)
         for trials in (100, 300, 1000, 3000):
             while len(study.trials) < trials:
                 tell_next(study, sleep, shown)
@@ -184,7 +184,7 @@ def views(arguments: argparse.Namespace) -> None:
                 for name in ("tables", "report"):
                     times[name].append(study.times[name][-1])
             tables, report = (statistics.median(times[name]) for name in ("tables", "report"))
-            print(f"| {trials} | {len(shown.summary['front'])} | {tables:.0f} | {report:.0f} |", flush=True)
+            print(f"| {trials} | {len(shown.summary.front)} | {tables:.0f} | {report:.0f} |", flush=True)
 
 
 def tell_next(study: Watched, sleep: Sleep, shown: Publisher) -> None:
@@ -222,7 +222,7 @@ def real(arguments: argparse.Namespace) -> None:
                     run = launch(replace(config, study=study, machines=machines), starts)
                 began = starts.times[2 * max(arguments.workers) :]  # without those that waited for workers to get ready
                 pace = 60 * (len(began) - 1) / (began[-1] - began[0])
-                print(f"| {seed} | {workers} | {pace:.1f} | {run.summary['hypervolume']:.4f} |", flush=True)
+                print(f"| {seed} | {workers} | {pace:.1f} | {run.summary.hypervolume:.4f} |", flush=True)
 
 
 def quality(arguments: argparse.Namespace) -> None:
@@ -257,7 +257,7 @@ def search(runner: Any, trials: int, url: str | None) -> Watched:
         for load in np.linspace(LEAST, 1.0, STARTS):  # the warm start
             parameters = study.parametrisation.encode(0, float(load))
             study.enqueue(f"start {load:.2f}", study.parametrisation.decode(parameters), parameters)
-        shown = Timed(study, (), facts_of(surrogate), None, at_once=runner.workers == 1)
+        shown = Timed(study, facts_of(surrogate), None, at_once=runner.workers == 1)
         shown.write_tables()
         loop = Loop(study, runner, trials, lambda: False, Observers([shown, Prints()]))
         study.timed("loop", loop.run)
@@ -285,13 +285,19 @@ def study_of(folder: Path, surrogate: Surrogate, sampler: str, url: str | None =
     return Watched(folder, Multipliers(budgets, knapsack), OBJECTIVES, sampler, 0, True, url)
 
 
-def facts_of(surrogate: Surrogate) -> dict[str, Any]:
+def facts_of(surrogate: Surrogate) -> RunSummary:
     dense = surrogate.costs.dense
-    return {
-        "model": "surrogate", "classes": 10, "fingerprint": "", "space": "surrogate", "skipped": [],
-        "spaces": {"surrogate": describe_space(surrogate.space)}, "dense": {**dense, "error": DENSE_ERROR},
-        "reach": {cost: [LEAST * count, count] for cost, count in dense.items()},
-    }  # fmt: skip
+    return RunSummary(
+        model="surrogate",
+        classes=10,
+        fingerprint="",
+        space="surrogate",
+        spaces={"surrogate": surrogate.space},
+        dense=DenseFigures(costs=dense, error=DENSE_ERROR),
+        reach={cost: (LEAST * count, count) for cost, count in dense.items()},
+        objectives=OBJECTIVES,
+        targets=(),
+    )
 
 
 @contextmanager

@@ -31,9 +31,9 @@ def main() -> None:
     torch.set_num_threads(config.machines.threads or torch.get_num_threads())
     evaluator = Evaluator(load_dense(config.objective(run.directory)))
     best = run.best(arguments.target)
-    chosen, identity = run.allocation(best), run.space.identity()
-    kept = f"keeps {best['macs_kept']:.1%} of MACs, {best['params_kept']:.1%} of parameters"
-    print(f"{arguments.run}, trial {best['number']}: {kept}")
+    chosen, identity = best.allocation, run.space.identity()
+    kept = f"keeps {best.kept['macs']:.1%} of MACs, {best.kept['params']:.1%} of parameters"
+    print(f"{arguments.run}, trial {best.number}: {kept}")
     print(f"test error as built {error(evaluator, chosen, None):.2%}, dense {error(evaluator, identity, None):.2%}")
     print("| seed | dense, fine-tuned | compressed, fine-tuned | relative error |\n|---|---|---|---|")
     ratios = []

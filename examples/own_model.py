@@ -72,7 +72,8 @@ for site in describe(create_model(config.model)).sites:
 # %% Search; run it again to continue where it stopped
 launch(config)
 run = open_run(OUTPUT)
-print(run.front[["number", "macs", "params", "error"]])
+for trial in run.front:
+    print(f"trial {trial.number}: {trial.costs['macs']:,} MACs, {trial.costs['params']:,} parameters, error {trial.error:.2%}")
 
 # %% Export the best model under the target
 folder = export(run, TARGET)

@@ -6,15 +6,12 @@ Options have one flat set of names, the same on the command line, in YAML and in
 import dataclasses
 import difflib
 import itertools
-import math
 import re
-import types
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 import yaml
 
@@ -30,8 +27,8 @@ from search.masking import masked
 from search.paths import absolute
 from search.runners.resources import ONE_LAUNCH, MachineConfig
 from search.samplers.registry import ADDITIVE, SAMPLERS
-from search.values import mended
-from spaces.errors import ConfigError, RunError, explained, shown
+from search.values import coerced
+from spaces.errors import ConfigError, RunError, explained
 from spaces.files import write_text
 from spaces.format_number import FORMAT, check_format
 from spaces.models.config import ModelConfig
@@ -39,7 +36,6 @@ from spaces.sites import SpaceName
 
 # Trials that an order is judged by: two agree or do not.
 LEAST_AUDITED = 3
-
 
 Parametrised = Literal["multipliers", "sizes"]
 if TYPE_CHECKING:
@@ -193,7 +189,7 @@ class SearchConfig:
                     f"unknown option {name!r}"
                     + (f": did you mean {', '.join(near)}?" if near else f": known are {', '.join(known)}")
                 )
-        checked = {name: _coerce(name, value, known[name]) for name, value in options.items()}
+        checked = {name: coerced(name, value, known[name]) for name, value in options.items()}
         parts = [owner(**{f.name: checked[f.name] for f in dataclasses.fields(owner) if f.name in checked}) for owner in OWNERS]
         return cls(**dict(zip(_NAMES, parts, strict=True)))
 
@@ -266,50 +262,3 @@ def _parts(config: SearchConfig) -> tuple[Any, ...]:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
-
-
-def _coerce(name: str, value: Any, hint: Any) -> Any:
-    """Check a value against a type hint.
-
-    Integers pass as floats, lists as tuples, numbers written like 1e-3 as floats (in mappings too), and none as a list of
-    nothing.
-    """
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _coerce(name, value, next(argument for argument in arguments if argument is not type(None)))
-    if origin is Literal:
-        if value not in arguments:
-            raise ConfigError(f"{name} must be one of {', '.join(map(str, arguments))}, got {shown(value)}")
-        return value
-    if origin is tuple:
-        if Ellipsis in arguments and value in ("none", ["none"], ("none",)):
-            return ()
-        values = [value] if isinstance(value, str | int | float) else value
-        if Ellipsis in arguments and get_origin(arguments[0]) is Literal and isinstance(values, list | tuple):
-            values = [part.strip() for entry in values for part in str(entry).split(",") if part.strip()]  # error,latency
-        if not isinstance(values, list | tuple):
-            raise ConfigError(f"{name} must be a list, got {shown(value)}")
-        if Ellipsis not in arguments and len(values) != len(arguments):
-            raise ConfigError(f"{name} must have {len(arguments)} values, got {shown(value)}")
-        return tuple(_coerce(name, entry, arguments[0]) for entry in values)
-    if origin is dict and isinstance(value, Mapping):
-        return mended(dict(value))
-    return _scalar(name, value, origin or hint)
-
-
-def _scalar(name: str, value: Any, kind: type) -> Any:
-    if kind is float and not isinstance(value, bool):
-        with suppress(TypeError, ValueError, OverflowError):
-            value = float(value)  # YAML reads 1e-3 as text
-    if isinstance(value, str) and "\0" in value:
-        raise ConfigError(f"{name} must not hold a NUL character, got {shown(value)}")
-    if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool) and not _is_beyond(value):
-        return value
-    raise ConfigError(f"{name} must be of type {kind.__name__}, got {shown(value)}")
-
-
-def _is_beyond(value: Any) -> bool:
-    """Whether it is a number that nothing can be done with."""
-    return abs(value) >= 2**63 if isinstance(value, int) else isinstance(value, float) and not math.isfinite(value)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from spaces.errors import AllocationError, shown
 from spaces.schema import parse_json
@@ -77,6 +78,7 @@ class Allocation(Mapping[str, int]):
         return cls(sizes)
 
 
+@lru_cache(4096)  # a run makes many allocations of the same few names
 def _natural(name: str) -> tuple[tuple[int, int | str], ...]:
     """Sort key that puts block 2 before block 10."""
     return tuple(

@@ -27,12 +27,13 @@ class Factors:
     Attributes:
         dense: the dense model, on the CPU, in evaluation mode. Not to be changed.
         space: what `build` accepts.
+        tensors: <site>.<name of a factor> -> factor.
     """
 
     def __init__(self, dense: nn.Module, space: Space, tensors: Tensors) -> None:
         self.dense = dense
         self.space = space
-        self._tensors = tensors
+        self.tensors = tensors
 
     @classmethod
     def compute(
@@ -101,7 +102,7 @@ class Factors:
             for branch, operator in self.space.moved(allocation):
                 fill = OPERATORS[operator.name].fill
                 assert fill is not None, f"{operator.name} is filled by the recipe that trains it"
-                factors = {site.part: self._of(site) for site in operator.sites}
+                factors = {site.part: self.of(site) for site in operator.sites}
                 fill(self.dense, model, branch, operator.sizes(allocation), factors)
         return model.eval()
 
@@ -112,17 +113,17 @@ class Factors:
         classes), tokens taken as independent: an estimate, made to compare sites rather than to be read as it is. For sites
         that were sliced without a correction, and without gradients, the unit is the layer's own.
         """
-        tail = self._tensors[f"{site.name}.error"]
+        tail = self.tensors[f"{site.name}.error"]
         scale = (len(tail) - 1) // site.dense  # value/output counts components of all heads
         return {size: 0.0 if size == site.dense else float(tail[size * scale]) for size in site.choices}
 
     def total(self, site: Site) -> float:
         """Expected squared error of keeping nothing at this site, in the unit of `error`."""
-        return float(self._tensors[f"{site.name}.error"][0])
+        return float(self.tensors[f"{site.name}.error"][0])
 
     def save(self, path: Path, fingerprint: str) -> None:
         """Write the tensors atomically as safetensors."""
-        save_tensors(path, self._tensors, {"format": _FORMAT, "fingerprint": fingerprint, "content": _digest(self._tensors)})
+        save_tensors(path, self.tensors, {"format": _FORMAT, "fingerprint": fingerprint, "content": _digest(self.tensors)})
 
     @classmethod
     def load(cls, path: Path, dense: nn.Module, space: Space, fingerprint: str) -> "Factors":
@@ -145,9 +146,10 @@ class Factors:
             raise CheckpointError(f"factors {path} are damaged: delete the file to compute them again")
         return cls(dense.cpu().eval(), space, tensors)
 
-    def _of(self, site: Site) -> Tensors:
+    def of(self, site: Site) -> Tensors:
+        """Factors of one site, by their names."""
         prefix = f"{site.name}."
-        return {key.removeprefix(prefix): value for key, value in self._tensors.items() if key.startswith(prefix)}
+        return {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

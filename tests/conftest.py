@@ -11,12 +11,14 @@ import hypothesis
 import pytest
 import timm
 import torch
+from local_browser import started
 from local_digits import DATA, evaluator_of, limits_of
 from local_digits import MODEL as DIGITS_MODEL
 from local_images import SIZE, fill
 from local_runs import DIGITS, MODEL, Fails, model
 from local_samples import mixed
 from local_searches import close_opened
+from playwright.sync_api import Browser
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -35,7 +37,10 @@ hypothesis.settings.register_profile("tests", derandomize=True, max_examples=50,
 hypothesis.settings.load_profile("tests")
 
 # Files that take long, the longest first: begun last, one of them would be waited for by the other workers.
-EARLY = ("chaos", "runners", "ray_train", "ray_cluster", "groups", "launch_ends", "server", "handover", "starts")
+EARLY = (
+    "chaos", "runners", "ray_train", "exports", "ray_cluster", "groups", "launch", "launch_ends", "distributed", "server",
+    "handover", "starts",
+)  # fmt: skip
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
 
@@ -194,6 +199,20 @@ def bench(evaluator: Evaluator) -> Callable[[str], Workbench]:
 def digits(evaluator: Evaluator) -> Tensor:
     """The images of its search split."""
     return next(evaluator.dense.data.evaluation("search"))[0]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with started() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_rounds() -> Iterator[None]:
+    """No test asks how exact the times in a report are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("objectives.deploy.folder.TIMED_SECONDS", 0.01)
+        yield
 
 
 @pytest.fixture(autouse=True)

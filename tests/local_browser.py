@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Dialog, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
@@ -49,14 +49,31 @@ class Visit:
 
 
 @contextmanager
-def browser(**options: Any) -> Iterator[Visit]:
-    """A window; `options` are Playwright's of a context: viewport, color_scheme."""
+def started() -> Iterator[Browser]:
+    """Chromium; the tests of a file share one (the fixture `chromium`), as its start takes longer than most of them."""
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         try:
-            yield Visit(chromium.new_context(**options).new_page())
+            yield chromium
         finally:
             chromium.close()
+
+
+@contextmanager
+def window(chromium: Browser, **options: Any) -> Iterator[Visit]:
+    """One that shares nothing with others; `options` are Playwright's of a context: viewport, color_scheme."""
+    context = chromium.new_context(**options)
+    try:
+        yield Visit(context.new_page())
+    finally:
+        context.close()
+
+
+@contextmanager
+def browser(**options: Any) -> Iterator[Visit]:
+    """The only window of a Chromium of its own."""
+    with started() as chromium, window(chromium, **options) as visit:
+        yield visit
 
 
 def sizes(visit: Visit) -> dict[str, int]:

@@ -9,6 +9,7 @@ from objectives.runtime.progress import Step
 from search import SearchConfig
 from search.driver.observer import Observer
 from search.driver.outlook import Outlook
+from search.run.summary import RunSummary
 from search.trial import Proposal, Trial
 from spaces.models.create import ModelConfig, create_model
 from spaces.tensors import save_tensors
@@ -47,7 +48,7 @@ class Silent(Observer):
         self.told.append(what)
         self.stages.setdefault(what, []).append((done, total))
 
-    def began(self, directory: Path, summary: dict[str, Any], outlook: Outlook, steps: int) -> None:
+    def began(self, directory: Path, summary: RunSummary, outlook: Outlook, steps: int) -> None:
         self.outlook = outlook
 
     def started(self, proposal: Proposal) -> None:
@@ -57,7 +58,7 @@ class Silent(Observer):
     def step(self, number: int, step: Step) -> None:
         self.steps += 1
 
-    def finished(self, trial: Trial, summary: dict[str, Any], count: int) -> None:
+    def finished(self, trial: Trial, summary: RunSummary, count: int) -> None:
         self.trials.append(trial)
 
     def say(self, text: str) -> None:

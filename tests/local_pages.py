@@ -6,26 +6,34 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from local_tables import summary_of
 
 from search.budgets.targets import parse_target
-from search.report.html import assemble, page
+from search.report.html import Assembled, assemble, page
 from search.report.page_data import content
-from search.run.tables import describe_space, sites_of, summarise
+from search.run.finished_trial import FinishedTrial
+from search.run.summary import DenseFigures, RunSummary, summarise
+from search.run.trial_table import trials_of
 from spaces.files import write_text
 from spaces.sites import Operator, Site, Space
 
-DENSE = {"macs": 4_600_000_000, "params": 22_000_000, "error": 0.2, "latency": 0.040}
+DENSE = {"macs": 4_600_000_000, "params": 22_000_000, "latency": 0.040}
+ERROR = 0.2
 _KINDS = {"attn.qk": ("query_key", 64), "attn.vo": ("value_output", 64), "mlp.hidden": ("ffn_hidden", 1536)}
 
 
-def write_report(
-    path: Path, summary: dict[str, Any], trials: pd.DataFrame, sites: Sequence[Site], run: str = "RUN", **options: Any
-) -> None:
+def write_report(path: Path, summary: RunSummary, trials: Sequence[FinishedTrial], run: str = "RUN", **options: Any) -> None:
     """Write the page as a file."""
-    write_text(path, page(assemble([content(summary, trials, sites, run=run, **options)])))
+    write_text(path, page(assemble([content(summary, trials, "", run=run, **options)])))
 
 
-def made_up(count: int, costs: Sequence[str] = ("macs", "params"), seed: int = 0) -> tuple[dict[str, Any], pd.DataFrame]:
+def data_of(assembled: Assembled) -> list[dict[str, Any]]:
+    """What the script of a page with trials reads of every run."""
+    assert assembled.data is not None
+    return assembled.data
+
+
+def made_up(count: int, costs: Sequence[str] = ("macs", "params"), seed: int = 0) -> tuple[RunSummary, pd.DataFrame]:
     """The tables of a search that could have been: a dense trial, every tenth stopped early, every fiftieth failed.
 
     Args:
@@ -34,25 +42,25 @@ def made_up(count: int, costs: Sequence[str] = ("macs", "params"), seed: int = 0
         seed: of the errors and sizes.
     """
     space = _space(blocks=12)
-    trials = _trials(count, space, costs, np.random.default_rng(seed))
-    dense = {name: DENSE[name] for name in (*costs, "error")}
-    facts: dict[str, Any] = {
-        "model": "deit_small",
-        "classes": None,
-        "fingerprint": "made-up",
-        "space": space.name,
-        "spaces": {space.name: describe_space(space)},
-        "skipped": [],
-        "reach": {cost: [DENSE[cost] / 10, DENSE[cost]] for cost in costs},
-    }
-    budget = parse_target("flops=50%").resolve({"macs": (DENSE["macs"] / 10, DENSE["macs"])})
-    return summarise(trials, ["error", "macs"], [budget], {**facts, "dense": dense}), trials
+    table = _trials(count, space, costs, np.random.default_rng(seed))
+    dense = {cost: DENSE[cost] for cost in costs}
+    reach = {cost: (value / 10, value) for cost, value in dense.items()}
+    facts = summary_of(
+        dense,
+        space,
+        model="deit_small",
+        fingerprint="made-up",
+        dense=DenseFigures(costs=dense, error=ERROR),
+        reach=reach,
+        targets=(parse_target("flops=50%").resolve(reach),),
+    )
+    return summarise(facts, trials_of(table, facts)), table
 
 
 def write_made_up(path: Path, count: int, **options: Any) -> None:
     """Write the page of `made_up` tables."""
-    summary, trials = made_up(count, **options)
-    write_report(path, summary, trials, sites_of(summary))
+    summary, table = made_up(count, **options)
+    write_report(path, summary, trials_of(table, summary))
 
 
 def _space(blocks: int) -> Space:

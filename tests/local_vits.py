@@ -47,7 +47,7 @@ def parameters(model: nn.Module) -> int:
 
 def order_of(factors: Factors, block: int = 0) -> list[int]:
     """Heads of a block, the most important one first."""
-    order: list[int] = factors._of(site_of(factors.space, f"blocks.{block}.attn.heads"))["order"].int().tolist()
+    order: list[int] = factors.of(site_of(factors.space, f"blocks.{block}.attn.heads"))["order"].int().tolist()
     return order
 
 

@@ -4,7 +4,6 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from local_launches import Silent, config_of
@@ -13,7 +12,7 @@ from objectives.runtime.progress import Step
 from search import launch, open_run
 from search.driver.activity import Activity
 from search.layout import RUNNING
-from search.run.activity import running_of
+from search.run.activity import RunningTrial, running_of
 from search.trial import Proposal, Trial
 
 
@@ -28,14 +27,12 @@ def test_a_trial_is_followed_from_its_start_to_its_end(tmp_path: Path, monkeypat
     activity.started(proposal(7))
     activity.step(7, Step(step=12, loss=0.5, lr=1e-3))
     (trial,) = running_of(tmp_path)
-    assert {key: trial[key] for key in ("number", "label", "step", "steps", "rung", "error")} == {
-        "number": 7, "label": "uniform", "step": 12, "steps": 100, "rung": None, "error": None,
-    }  # fmt: skip
+    assert trial == RunningTrial(number=7, label="uniform", space="contract", since=trial.since, step=12, steps=100)
     activity.rung(7, 25, 0.4)
     (trial,) = running_of(tmp_path)
-    assert (trial["step"], trial["rung"], trial["error"]) == (25, 25, 0.4)
+    assert (trial.step, trial.rung, trial.error) == (25, 25, 0.4)
     activity.ended(Trial(proposal=proposal(7), score=None, reason="lost", ended="2026-11-24T01:00:00+00:00"))
-    assert running_of(tmp_path) == []
+    assert running_of(tmp_path) == ()
     activity.closed()
     assert not (tmp_path / RUNNING).exists()
 
@@ -46,10 +43,10 @@ def test_it_is_written_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyP
     activity = Activity(tmp_path, steps=100)
     activity.started(proposal(0))
     activity.step(0, Step(step=1, loss=0.5, lr=1e-3))
-    assert running_of(tmp_path)[0]["step"] == 0
+    assert running_of(tmp_path)[0].step == 0
     now[0] += 1.0
     activity.waiting()
-    assert running_of(tmp_path)[0]["step"] == 1
+    assert running_of(tmp_path)[0].step == 1
 
 
 @pytest.mark.parametrize("host", ["here", "elsewhere"])
@@ -65,13 +62,13 @@ def test_what_a_killed_launch_left_does_not_count(tmp_path: Path, host: str) -> 
         assert len(running_of(tmp_path)) == 1
         long_ago = time.time() - 300
         os.utime(path, (long_ago, long_ago))
-    assert running_of(tmp_path) == []
+    assert running_of(tmp_path) == ()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"host": 1}'])
 def test_nonsense_is_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / RUNNING).write_text(text)
-    assert running_of(tmp_path) == []
+    assert running_of(tmp_path) == ()
 
 
 def test_a_folder_that_is_gone_is_no_reason_to_stop(tmp_path: Path) -> None:
@@ -84,7 +81,7 @@ def test_a_folder_that_is_gone_is_no_reason_to_stop(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_search_tells_what_it_runs(tmp_path: Path) -> None:
-    seen: list[list[dict[str, Any]]] = []
+    seen: list[tuple[RunningTrial, ...]] = []
 
     class Looks(Silent):
         def step(self, number: int, step: Step) -> None:
@@ -92,8 +89,8 @@ def test_a_search_tells_what_it_runs(tmp_path: Path) -> None:
             seen.append(running_of(tmp_path / "run"))
 
     run = launch(config_of(tmp_path, trials=3, steps=40, rungs=[0.5]), Looks())
-    numbers = {trial["number"] for found in seen for trial in found}
+    numbers = {trial.number for found in seen for trial in found}
     assert numbers and numbers <= set(run.trials["number"])
-    assert open_run(tmp_path / "run").running == []
+    assert open_run(tmp_path / "run").running == ()
     assert not (tmp_path / "run" / RUNNING).exists()
     assert list(run.trials["ended"]) == sorted(run.trials["ended"])

@@ -3,57 +3,70 @@
 import json
 import math
 import shutil
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
-import pandas as pd
 import pytest
 from local_launches import Silent, config_of
 from local_pages import write_report
 from local_runs import DIGITS, MODEL, Fails
-from test_report import Page, frame, summary
+from local_tables import finished
+from test_report import Page, summary
+from test_report import trials_of as report_trials
 
 import run_search
-from objectives.cost.spec import known_costs
-from objectives.score import figure_names
 from search import SearchConfig, audit, launch, open_run
 from search.fidelity.rank_correlation import agreement, candidates, similar, spread_over, tau
 from search.report.audit_tables import BAND, audit_tables
+from search.run.audit_file import Audit, Steps, read_audit, write_audit
+from search.run.finished_trial import FinishedTrial
 from search.run.run import Run
+from search.run.summary import front_point
+from search.run.summary_file import write_summary
 from search.run.tables import write_tables
 from spaces.errors import ConfigError, RunError
 
-NAN = float("nan")
+
+def trials_of(costs: list[int]) -> list[FinishedTrial]:
+    return [finished(number, {"macs": macs}, {"macs": 1000}) for number, macs in enumerate(costs)]
 
 
-def table(costs: list[int], errors: list[float] | None = None) -> pd.DataFrame:
-    errors = errors or [0.5] * len(costs)
-    return pd.DataFrame({"number": range(len(costs)), "macs": costs, "error": errors})
+def numbers_of(trials: Iterable[FinishedTrial]) -> list[int]:
+    return [trial.number for trial in trials]
 
 
 # Which trials
 
 
 def test_neither_the_dense_model_nor_recipes_nor_unfinished_trials() -> None:
-    labels = ["dense", "warm start", "uniform", "random", "vtp", "heads-graph", NAN, NAN, NAN]
+    labels = ["dense", "warm start", "uniform", "random", "vtp", "heads-graph", None, None, None]
     states = ["COMPLETE"] * 7 + ["PRUNED", "FAIL"]
-    trials = pd.DataFrame({"number": range(9), "label": labels, "state": states})
-    assert list(candidates(trials)["number"]) == [1, 2, 3, 6]
+    trials = [
+        replace(trial, label=label, state=state)
+        for trial, label, state in zip(trials_of([100] * 9), labels, states, strict=True)
+    ]
+    assert numbers_of(candidates(trials)) == [1, 2, 3, 6]
 
 
 @pytest.mark.parametrize(
     ("count", "expected"), [(3, [0, 4, 8]), (5, [0, 2, 4, 6, 8]), (9, list(range(9))), (20, list(range(9)))]
 )
 def test_points_are_spread_from_end_to_end(count: int, expected: list[int]) -> None:
-    shuffled = table([100 * (number + 1) for number in range(9)]).sample(frac=1, random_state=0)
-    assert list(spread_over(shuffled, "macs", count)["number"]) == expected
+    shuffled = trials_of([100 * (number + 1) for number in range(9)])
+    Random(0).shuffle(shuffled)
+    assert numbers_of(spread_over(shuffled, "macs", count)) == expected
 
 
 def test_similar_costs_are_the_fullest_band() -> None:
-    trials = table([100, 105, 200, 210, 219, 221, 300, 329, 331, 500])
-    assert list(similar(trials, "macs")["macs"]) == [200, 210, 219]
-    assert list(similar(table([100, 105, 200, 205]), "macs")["macs"]) == [100, 105], "the cheaper of equals"
-    assert list(similar(table([100, 200, 300]), "macs")["macs"]) == [100]
+    def found(*costs: int) -> list[float]:
+        return [trial.costs["macs"] for trial in similar(trials_of(list(costs)), "macs")]
+
+    assert found(100, 105, 200, 210, 219, 221, 300, 329, 331, 500) == [200, 210, 219]
+    assert found(100, 105, 200, 205) == [100, 105], "the cheaper of equals"
+    assert found(100, 200, 300) == [100]
 
 
 # How orders are compared
@@ -77,25 +90,26 @@ def test_tau_by_hand(first: list[float], second: list[float], expected: float | 
 
 def test_agreement_by_hand() -> None:
     found = agreement([0.1, 0.2, 0.3, 0.4], [[0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.5, 0.4]], [0.4, 0.3, 0.2, 0.1])
-    assert found["count"] == 4
-    assert found["tau"] == pytest.approx(5 / math.sqrt(6 * 5)), "means 0.1, 0.2, 0.4, 0.4"
-    assert found["per_seed"] == [1.0, pytest.approx(4 / 6)]
-    assert found["mean"] == pytest.approx(5 / 6)
-    assert found["spread"] == pytest.approx(1 / 3 / math.sqrt(2))
-    assert found["between_seeds"] == pytest.approx(4 / 6)
-    assert found["test"] == -1.0
-    assert found["by_chance"] == pytest.approx(math.sqrt(2 * 13 / (9 * 4 * 3)))
+    assert found.count == 4
+    assert found.tau == pytest.approx(5 / math.sqrt(6 * 5)), "means 0.1, 0.2, 0.4, 0.4"
+    assert list(found.per_seed) == [1.0, pytest.approx(4 / 6)]
+    assert found.mean == pytest.approx(5 / 6)
+    assert found.spread == pytest.approx(1 / 3 / math.sqrt(2))
+    assert found.between_seeds == pytest.approx(4 / 6)
+    assert found.test == -1.0
+    assert found.by_chance == pytest.approx(math.sqrt(2 * 13 / (9 * 4 * 3)))
 
 
-def test_what_is_undefined_is_none_and_shown_as_a_dash() -> None:
+def test_what_is_undefined_is_none_and_shown_as_a_dash(tmp_path: Path) -> None:
     found = agreement([0.1, 0.2, 0.3], [[0.1, 0.2, 0.3], [0.5, 0.5, 0.5]], [0.1, 0.2, 0.3])
-    assert found["per_seed"] == [1.0, None]
-    assert (found["mean"], found["spread"], found["between_seeds"]) == (None, None, None)
-    json.dumps(found, allow_nan=False)
-    (_, _, rows), _ = audit_tables(
-        {"steps": {"short": 1, "long": 2}, "factor": 2, "points": [], "front": found, "similar": found}
-    )
-    assert rows[0][2:5] == ("1.00", "–", "–")
+    assert found.per_seed == (1.0, None)
+    assert (found.mean, found.spread, found.between_seeds) == (None, None, None)
+    steps = Steps(short=1, long=2)
+    whole = Audit(factor=2, steps=steps, seeds=(1, 2), cost="macs", points=(), front=found, similar=found, environment={})
+    write_audit(tmp_path, whole)
+    assert read_audit(tmp_path) == whole
+    shown, _ = audit_tables(whole)
+    assert shown.rows[0][2:5] == ("1.00", "–", "–")
 
 
 def test_along_a_front_the_short_error_is_the_order_of_cost() -> None:
@@ -114,13 +128,8 @@ OPTIONS: dict[str, Any] = {"steps": 2, "trials": 12, "sampler": "random", "targe
 
 def with_front(run: Run, numbers: list[int]) -> Run:
     """The run with other points on its front: that of an untrained model is a matter of luck."""
-    rows = run.trials[run.trials["number"].isin(numbers)]
-    names = ("number", "label", "space", *figure_names(spec.name for spec in known_costs(run.summary["dense"])))
-    front = [
-        {**json.loads(row[list(names)].to_json()), "allocation": dict(run.allocation(row))}
-        for _, row in rows.sort_values("macs").iterrows()
-    ]
-    (run.directory / "pareto.json").write_text(json.dumps({**run.summary, "front": front}))
+    chosen = sorted((trial for trial in run.ended if trial.number in numbers), key=lambda trial: trial.costs["macs"])
+    write_summary(run.directory, replace(run.summary, front=tuple(map(front_point, chosen))))
     return open_run(run.directory)
 
 
@@ -128,59 +137,57 @@ def with_front(run: Run, numbers: list[int]) -> Run:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run with the dense model and five others on its front."""
     made = launch(config_of(tmp_path_factory.mktemp("audit"), **OPTIONS), Silent())
-    return with_front(made, [0, *spread_over(candidates(made.trials), "macs", 5)["number"]])
+    return with_front(made, [0, *numbers_of(spread_over(candidates(made.ended), "macs", 5))])
 
 
 @pytest.fixture(scope="module")
-def audited(run: Run) -> dict[str, Any]:
+def audited(run: Run) -> Audit:
     return audit(run, points=3, factor=2)
 
 
 @pytest.mark.slow
-def test_an_audit_measures_what_it_says(run: Run, audited: dict[str, Any]) -> None:
-    assert (audited["steps"], audited["seeds"], audited["factor"]) == ({"short": 2, "long": 4}, [1, 2], 2)
-    assert sum(point["front"] for point in audited["points"]) == audited["front"]["count"] == 3
-    assert sum(point["similar"] for point in audited["points"]) == audited["similar"]["count"] == 3
-    trials = run.trials.set_index("number")
+def test_an_audit_measures_what_it_says(run: Run, audited: Audit) -> None:
+    assert (audited.steps, audited.seeds, audited.factor) == (Steps(short=2, long=4), (1, 2), 2)
+    assert sum(point.front for point in audited.points) == audited.front.count == 3
+    assert sum(point.similar for point in audited.points) == audited.similar.count == 3
     lines = [json.loads(line) for line in (run.directory / "audit.jsonl").read_text().splitlines()]
-    assert len(lines) == 2 * len(audited["points"])
-    for point in audited["points"]:
-        assert point["short"] == trials.loc[point["number"], "error"]
-        assert point["label"] != "dense"
-        assert (point["number"] in set(run.front["number"])) or not point["front"]
-        ours = [line for line in lines if line["trial"] == point["number"]]
+    assert len(lines) == 2 * len(audited.points)
+    for point in audited.points:
+        assert point.short == run.trial(point.number).error
+        assert point.label != "dense"
+        assert point.number in numbers_of(run.front) or not point.front
+        ours = [line for line in lines if line["trial"] == point.number]
         assert [line["seed"] for line in ours] == [1, 2]
         assert {line["steps"] for line in ours} == {4}
-        assert point["long"] == [line["error"] for line in ours]
-        assert point["test"] == [line["test_error"] for line in ours]
-        assert point["mean"] == pytest.approx(sum(point["long"]) / 2)
-    group = [point for point in audited["points"] if point["similar"]]
-    costs = [trials.loc[point["number"], "macs"] for point in group]
+        assert list(point.long) == [line["error"] for line in ours]
+        assert list(point.test) == [line["test_error"] for line in ours]
+        assert point.mean == pytest.approx(sum(point.long) / 2)
+    costs = [run.trial(point.number).costs["macs"] for point in audited.points if point.similar]
     assert max(costs) <= BAND * min(costs)
     assert open_run(run.directory).audit == audited
 
 
 @pytest.mark.slow
-def test_the_long_fine_tune_is_that_of_a_search_with_so_many_steps(run: Run, audited: dict[str, Any], tmp_path: Path) -> None:
+def test_the_long_fine_tune_is_that_of_a_search_with_so_many_steps(run: Run, audited: Audit, tmp_path: Path) -> None:
     """A search of 4 steps with seed 1 has the same warm starts."""
     options = {**OPTIONS, "steps": 4, "seed": 1, "trials": 7, "checkpoint": run.config.model.checkpoint}
     longer = launch(SearchConfig.from_flat({**run.config.flat(), **options, "output": str(tmp_path / "run")}), Silent())
-    errors = {run.allocation(row): row["error"] for _, row in longer.trials.iterrows()}
-    compared = [point for point in audited["points"] if run.allocation(run.trial(point["number"])) in errors]
+    errors = {trial.allocation: trial.error for trial in longer.ended}
+    compared = [point for point in audited.points if run.trial(point.number).allocation in errors]
     assert compared
     for point in compared:
-        assert point["long"][0] == errors[run.allocation(run.trial(point["number"]))]
+        assert point.long[0] == errors[run.trial(point.number).allocation]
 
 
 @pytest.mark.slow
-def test_an_audit_goes_on_where_it_was(run: Run, audited: dict[str, Any]) -> None:
+def test_an_audit_goes_on_where_it_was(run: Run, audited: Audit) -> None:
     path = run.directory / "audit.jsonl"
     whole = path.read_bytes()
     lines = whole.splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:2]) + lines[2][:30])  # killed while it wrote the third
     seen: list[str] = []
     again = audit(run, points=3, factor=2, progress=lambda what, done, total: seen.append(what))
-    assert {**again, "environment": None} == {**audited, "environment": None}
+    assert replace(again, environment={}) == replace(audited, environment={})
     measured = list(dict.fromkeys(what for what in seen if what.startswith("audit")))
     assert len(measured) == len(lines) - 2
     assert measured[0].startswith(f"audit 3 of {len(lines)}: trial ")
@@ -196,45 +203,45 @@ def test_a_short_front_has_no_tau_but_trials_of_similar_cost_do(run: Run, tmp_pa
     copied = tmp_path / "run"
     shutil.copytree(run.directory, copied)
     trials = run.trials.copy()
-    chosen = similar(candidates(trials), "macs")["number"][:3]
+    chosen = numbers_of(similar(candidates(run.ended), "macs"))[:3]
     assert len(chosen) == 3
     trials.loc[~trials["number"].isin((0, *chosen)), "state"] = "FAIL"
     done = set(trials["number"][trials["state"] == "COMPLETE"])
-    front = [row for row in run.summary["front"] if row["number"] in done]
-    write_tables(copied, trials, {**run.summary, "front": front, "best": [None for _ in run.summary["best"]]})
-    found = audit(with_front(open_run(copied), [0, chosen.iloc[0]]), points=3, factor=2)
-    assert found["front"]["count"] == 1
-    assert (found["front"]["tau"], found["front"]["by_chance"]) == (None, None)
-    assert found["similar"]["count"] == 3
-    assert found["similar"]["by_chance"] is not None
+    front = tuple(point for point in run.summary.front if point.number in done)
+    write_tables(copied, trials, replace(run.summary, front=front, best=(None,)))
+    found = audit(with_front(open_run(copied), [0, chosen[0]]), points=3, factor=2)
+    assert found.front.count == 1
+    assert (found.front.tau, found.front.by_chance) == (None, None)
+    assert found.similar.count == 3
+    assert found.similar.by_chance is not None
 
 
 @pytest.mark.slow
-def test_other_steps_are_measured_anew(run: Run, audited: dict[str, Any]) -> None:
+def test_other_steps_are_measured_anew(run: Run, audited: Audit) -> None:
     before = len((run.directory / "audit.jsonl").read_text().splitlines())
     found = audit(run, points=3, factor=3)
-    assert found["steps"]["long"] == 6
+    assert found.steps.long == 6
     assert len((run.directory / "audit.jsonl").read_text().splitlines()) == 2 * before
     audit(run, points=3, factor=2)
 
 
 @pytest.mark.slow
-def test_page_and_terminal_show_it(run: Run, audited: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_page_and_terminal_show_it(run: Run, audited: Audit, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--points", "3", "--factor", "2", "--seeds", "2"]
     assert run_search.main(["audit", str(run.directory), *arguments]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     page = Page((run.directory / "report.html").read_text(encoding="utf-8")).words
     assert "Audit of the short fine-tune" in page
-    for title, columns, rows in audit_tables(audited):
-        assert " ".join((title, *columns)) in page
-        assert title in printed
-        for row in rows:
+    for table in audit_tables(audited):
+        assert " ".join((table.title, *table.columns)) in page
+        assert table.title in printed
+        for row in table.rows:
             assert " ".join(filter(None, row)) in page
             assert row[0] in printed
 
 
 def test_a_page_without_an_audit_says_nothing_of_it(tmp_path: Path) -> None:
-    write_report(tmp_path / "report.html", summary(), frame(), [])
+    write_report(tmp_path / "report.html", summary(), report_trials())
     assert "Audit" not in Page((tmp_path / "report.html").read_text(encoding="utf-8")).words
 
 
@@ -248,7 +255,7 @@ def test_a_launch_with_an_audit(tmp_path: Path) -> None:
 
     run = launch(config_of(tmp_path, **{**OPTIONS, "steps": 1, "audit": 3}), Watching())
     assert run.audit is not None
-    assert run.audit["steps"] == {"short": 1, "long": 10}
+    assert run.audit.steps == Steps(short=1, long=10)
     assert stages[-1].startswith("audit ")
     stages.clear()
     launch(config_of(tmp_path, **{**OPTIONS, "steps": 1, "audit": 3}), Watching())

@@ -175,6 +175,18 @@ def test_pictures_are_read_as_the_folder_says(
     assert [answer.classes for answer in found[:2]] == [answer.classes for answer in found[2:]]
 
 
+def test_a_picture_of_which_no_pixel_would_be_left_stops_no_other(
+    folder: Folder, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(folder.path, tmp_path / "copy"))
+    changed(copy, lambda config: config["pretrained_cfg"].update(crop_mode="border"))
+    Image.new("RGB", (1, 900)).save(tmp_path / "slim.png")
+    assert run_search.main(["predict", str(copy), str(tmp_path / "slim.png"), str(pictures / "b.png")]) == 2
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{pictures / 'b.png'}: ")
+    assert err.startswith(f"error: {tmp_path / 'slim.png'}, 1x900 pixels, cannot be resized for the model (")
+
+
 def test_what_is_no_exported_folder_is_told(folder: Folder, pictures: Path, tmp_path: Path, fails: Fails) -> None:
     assert "config.json cannot be read" in fails("predict", tmp_path, pictures)
     assert "has no model.pt2" in fails("predict", folder.path, pictures, "--format", "pt2")

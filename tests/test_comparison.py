@@ -2,15 +2,15 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import yaml
-from local_browser import Visit, browser, click, needs_chromium, sizes
-from local_pages import made_up
-from playwright.sync_api import expect
+from local_browser import Visit, click, needs_chromium, sizes, window
+from local_pages import data_of, made_up
+from playwright.sync_api import Browser, expect
 
 import run_search
 from search.browse.server import Shown
@@ -40,9 +40,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
 
 
 @pytest.fixture
-def visit(runs: list[Run], tmp_path: Path) -> Iterator[Visit]:
+def visit(chromium: Browser, runs: list[Run], tmp_path: Path) -> Iterator[Visit]:
     (tmp_path / "page.html").write_text(page(assemble([content_of(run) for run in runs])), encoding="utf-8")
-    with browser(viewport={"width": 1280, "height": 900}) as visit:
+    with window(chromium, viewport={"width": 1280, "height": 900}) as visit:
         visit.open((tmp_path / "page.html").as_uri())
         yield visit
 
@@ -64,9 +64,9 @@ def test_every_run_has_its_front_as_a_line_of_its_own(visit: Visit, runs: list[R
     lines = visit.page.evaluate("plot.data.filter((each) => each.mode === 'lines+markers')")
     assert [line["name"] for line in lines] == ["one", "&lt;b&gt;two"]
     for line, run in zip(lines, runs, strict=True):
-        front = run.front.sort_values("macs")
-        assert line["x"] == pytest.approx([100 * share for share in front["macs_kept"]], abs=1e-3)
-        assert line["y"] == pytest.approx([100 * error for error in front["error"]], abs=1e-3)
+        front = sorted(run.front, key=lambda trial: trial.costs["macs"])
+        assert line["x"] == pytest.approx([100 * trial.kept["macs"] for trial in front], abs=1e-3)
+        assert line["y"] == pytest.approx([100 * trial.figure("error") for trial in front], abs=1e-3)
     looks = [(line["line"]["color"], line["line"]["dash"], line["marker"]["symbol"]) for line in lines]
     assert all(one != two for one, two in zip(*looks, strict=True)), "told apart without colours too"
     visit.page.emulate_media(color_scheme="dark")
@@ -80,20 +80,19 @@ def test_a_click_shows_the_trial_of_its_run(visit: Visit, runs: list[Run]) -> No
         for number in numbers_of(run):
             hover = click(visit, number, place)
             assert run.directory.name in hover
-            assert sizes(visit) == dict(run.allocation(run.trial(number)))
+            assert sizes(visit) == dict(run.trial(number).allocation)
             command = visit.page.inner_text("#command")
             assert command.startswith("python run_search.py export ") and str(run.directory) in command.replace("'", "")
 
 
 @needs_chromium
 def test_trials_of_two_runs_are_compared(visit: Visit, runs: list[Run]) -> None:
-    one, two = (int(run.front["number"].iloc[0]) for run in runs)
+    one, two = (run.front[0].number for run in runs)
     visit.page.click(f"#rows tr[data-run='0'][data-number='{one}']")
     visit.page.click("#pin")
     visit.page.click(f"#rows tr[data-run='1'][data-number='{two}']")
     titles = visit.page.eval_on_selector_all("#sizes .size", "boxes => boxes.map((box) => box.title)")
-    expected = [(runs[1].trial(two)[site.name], runs[0].trial(one)[site.name]) for site in runs[0].sites]
-    by_block = {site.name: sizes for site, sizes in zip(runs[0].sites, expected, strict=True)}
+    by_block = {name: (runs[1].trial(two).allocation[name], size) for name, size in runs[0].trial(one).allocation.items()}
     for title in titles:
         assert (int(title.split()[1]), int(title.rpartition(" ")[2])) == by_block[title.partition(":")[0]]
         assert f"trial {one} of one" in title
@@ -115,9 +114,9 @@ def test_the_keyboard_goes_over_the_heading_of_a_run(visit: Visit) -> None:
 @needs_chromium
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_of_two_runs_fits(runs: list[Run], tmp_path: Path, width: int, theme: str) -> None:
+def test_the_page_of_two_runs_fits(chromium: Browser, runs: list[Run], tmp_path: Path, width: int, theme: str) -> None:
     (tmp_path / "page.html").write_text(page(assemble([content_of(run) for run in runs])), encoding="utf-8")
-    with browser(viewport={"width": width, "height": 860}, color_scheme=theme) as visit:
+    with window(chromium, viewport={"width": width, "height": 860}, color_scheme=theme) as visit:
         visit.open((tmp_path / "page.html").as_uri())
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
         assert visit.shot(tmp_path, f"overlay-{width}-{theme}").stat().st_size > 10_000
@@ -125,11 +124,12 @@ def test_the_page_of_two_runs_fits(runs: list[Run], tmp_path: Path, width: int, 
 
 
 def test_what_differs_is_said(runs: list[Run]) -> None:
-    said = assemble([content_of(run) for run in runs])["parts"]["head"]
+    said = assemble([content_of(run) for run in runs]).parts["head"]
     assert "The fine-tunes differ: steps 100 / steps 200." in said
     summary, options = runs[0].summary, {"dataset": "digits", "steps": 100}
     assert differences([summary], [options]) == differences([summary, summary], [options, options]) == []
-    other = {**summary, "model": "vit_b", "dense": {**summary["dense"], "macs": 17_000_000_000}}
+    dense = replace(summary.dense, costs={**summary.dense.costs, "macs": 17_000_000_000})
+    other = replace(summary, model="vit_b", dense=dense)
     found = differences([summary, other], [options, {**options, "dataset": "torch/cifar10"}])
     assert len(found) == 2
     assert "deit_small, 4.6 G MACs, 22 M parameters, error 20.00% / vit_b, 17 G MACs" in found[0]
@@ -139,17 +139,17 @@ def test_what_differs_is_said(runs: list[Run]) -> None:
 def test_a_run_that_cannot_be_read_does_not_hide_the_others(runs: list[Run], tmp_path: Path) -> None:
     shown = Shown([tmp_path / "nothing", *(run.directory for run in runs)])
     version, found = shown.now()
-    assert [run["name"] for run in found["data"]] == ["one", "<b>two"]
-    assert "pareto.json is missing" in found["parts"]["head"]
+    assert [run["name"] for run in data_of(found)] == ["one", "<b>two"]
+    assert "pareto.json is missing" in found.parts["head"]
     write_run(tmp_path / "nothing", seed=3)
     assert shown.now()[0] != version
-    assert [run["name"] for run in shown.now()[1]["data"]] == ["nothing", "one", "<b>two"]
+    assert [run["name"] for run in data_of(shown.now()[1])] == ["nothing", "one", "<b>two"]
 
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(runs: list[Run], tmp_path: Path) -> None:
     other = write_run(tmp_path / "one", seed=4)
     found = assemble([content_of(runs[0]), content_of(other)])
-    assert [run["name"] for run in found["data"]] == [str(runs[0].directory), str(other.directory)]
+    assert [run["name"] for run in data_of(found)] == [str(runs[0].directory), str(other.directory)]
 
 
 def test_two_fronts_as_text(runs: list[Run], capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,5 +159,5 @@ def test_two_fronts_as_text(runs: list[Run], capsys: pytest.CaptureFixture[str])
     assert tables[0].strip() == "one:" and tables[1].rstrip().endswith("<b>two:")
     for table, run in zip(tables[1:], runs, strict=True):
         shown = [int(number) for number in re.findall(r"│ +(\d+) │", table)]
-        assert shown == list(pd.DataFrame(run.summary["front"])["number"])
+        assert shown == [point.number for point in run.summary.front]
     assert "The fine-tunes differ: steps 100 / steps 200." in printed

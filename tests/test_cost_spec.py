@@ -5,11 +5,11 @@ import re
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 from local_launches import OPTIONS, config_of
 from local_searches import costs_of, errors_of, score_of, space_of
+from local_tables import summary_of
 from rich.console import Console
 
 import run_search
@@ -23,10 +23,13 @@ from search.budgets.targets import Budget, parse_target
 from search.config import StudyConfig
 from search.deploy.points import pick_target
 from search.report.html import assemble, page
-from search.report.page_data import content
+from search.report.page_data import content_of
 from search.run.edge import lower_edges
+from search.run.finished_trial import finished_trials
 from search.run.run import Run
-from search.run.tables import describe_space, sites_of, summarise, trial_table, write_tables
+from search.run.summary import summarise
+from search.run.tables import write_tables
+from search.run.trial_table import trial_table
 from search.study.journal import Journal, thaw
 from search.terminal.display import Display
 from search.terminal.tables import front_table
@@ -48,7 +51,7 @@ SIZE = CostSpec(
     count=lambda macs, params: 4 * params,
 )
 SPACE = space_of()
-DENSE = {"macs": 4000, "params": 4000, "bytes": 16_000, "error": 0.1}
+DENSE = {"macs": 4000, "params": 4000, "bytes": 16_000}
 REACH = {"macs": (500.0, 4000.0), "params": (500.0, 4000.0), "bytes": (2000.0, 16_000.0)}
 
 
@@ -100,13 +103,9 @@ TRIALS = [trial(0, 128), trial(1, 64), trial(2, 32)]
 
 
 def made(folder: Path, budget: Budget) -> Run:
-    facts: dict[str, Any] = {
-        "model": "made-up", "classes": None, "fingerprint": "f", "space": "test", "spaces": {"test": describe_space(SPACE)},
-        "skipped": [],
-        "dense": DENSE, "reach": {cost: list(ends) for cost, ends in REACH.items()},
-    }  # fmt: skip
-    table = trial_table(TRIALS, DENSE, SPACE.sites)
-    write_tables(folder, table, summarise(table, ["error", "bytes"], [budget], facts))
+    facts = summary_of(DENSE, SPACE, reach=REACH, objectives=("error", "bytes"), targets=(budget,))
+    trials = finished_trials(TRIALS, DENSE)
+    write_tables(folder, trial_table(trials, facts.costs, facts.sites), summarise(facts, trials))
     return Run(folder)
 
 
@@ -114,8 +113,8 @@ def test_tables_hold_it(tmp_path: Path) -> None:
     run = made(tmp_path, parse_target("size=50%").resolve(REACH))
     assert list(run.trials["bytes"]) == [16_000, 8000, 4000]
     assert list(run.trials["bytes_kept"]) == [1.0, 0.5, 0.25]
-    assert (run.summary["objectives"], run.summary["best"]) == (["error", "bytes"], [1])
-    assert run.summary["front"][0]["bytes"] == 4000, "in the order of the cost"
+    assert (run.summary.objectives, run.summary.best) == (("error", "bytes"), (1,))
+    assert run.summary.front[0].costs["bytes"] == 4000, "in the order of the cost"
     point = pick_target(run, "size=30%")
     assert (point.name, point.number, point.costs["bytes"]) == ("size30", 2, 4000)
     assert point.load == pytest.approx(4000 / 4800)
@@ -139,11 +138,12 @@ def test_the_terminal_and_the_page_show_it(tmp_path: Path) -> None:
     Console(file=shown, width=250).print(front_table(run.summary))
     assert re.search(r"MACs +┃.*┃ model size ┃ keeps of model size ┃", shown.getvalue())
     assert re.search(r"│ +8 kB │ +50\.0 % \(−50\.0 %\) │", shown.getvalue())
-    found = content(run.summary, run.trials, sites_of(run.summary))
-    assert found["data"]["costs"]["bytes"] == "model size"
-    assert found["data"]["figures"]["bytes"]["title"] == "model size kept (% of the dense 16 kB)"
-    assert found["data"]["points"][1]["bytes"] == "8\u00a0kB"
-    assert found["bests"][0]["keeps"]["model size"].startswith("keeps 50.0\u00a0%")
+    found = content_of(run)
+    data = found.data.to_json("one")
+    assert data["costs"]["bytes"] == "model size"
+    assert data["figures"]["bytes"]["title"] == "model size kept (% of the dense 16 kB)"
+    assert data["points"][1]["bytes"] == "8\u00a0kB"
+    assert found.bests[0].keeps["model size"].startswith("keeps 50.0\u00a0%")
     html = page(assemble([found]))
     assert '<input type="radio" name="cost" value="bytes" > model size' in html
     assert '<th scope="col">model size kept</th>' in html
@@ -156,7 +156,7 @@ def test_a_search_keeps_a_bound_on_it_and_an_export_tells_it(tmp_path: Path) -> 
         run = launch(config_of(tmp_path, target=["size=70%"], trials=4), display)
     assert (run.trials["bytes"] == 4 * run.trials["params"]).all()
     assert 0.6 < run.trials["bytes_kept"][1:].max() <= 0.7
-    assert f", {format_size(run.summary['dense']['bytes'])}, error" in text.getvalue()
+    assert f", {format_size(run.summary.dense.costs['bytes'])}, error" in text.getvalue()
     assert run_search.main(["export", str(run.directory)]) == 0
     folder = run.directory / "export" / "size70"
     costs = json.loads((folder / "report.json").read_text())["costs"]

@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import optuna
 import pytest
 from local_damage import JUNK, NESTED, damaged_json, damaged_lines, damaged_table, damaged_text
 from local_launches import Silent, config_of
+from local_pages import data_of
 from local_runs import Fails, content
 from local_searches import asked, opened, score_of, searched, space_of
 
@@ -26,6 +28,7 @@ from search.layout import ANOTHER_RUN, AUDIT, RUN_FORMAT, RUNNING, SUMMARY, weig
 from search.report.html import assemble
 from search.report.page_data import content_of
 from search.run.activity import running_of
+from search.run.audit_file import Agreement, Audit, AuditedPoint, Steps, write_audit
 from search.run.losses import check_nothing_lost
 from search.run.options import stored_config
 from search.run.run import Run
@@ -47,11 +50,18 @@ PARAMETRISATION = searched(space_of(branches=2), [{"macs": 1000}], [0.5])
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with every file that one may have; nothing changes it."""
     run = launch(config_of(tmp_path_factory.mktemp("whole"), trials=6, steps=1, measured_profile=True), Silent())
-    agreement = dict.fromkeys(("tau", "mean", "spread", "between_seeds", "test", "by_chance"), 0.5) | {"count": 3}
-    figures = dict.fromkeys(("macs_kept", "short", "mean", "spread", "test_mean", "test_spread"), 0.5)
-    points = [{"number": 1, "label": None, "front": True, "similar": False, **figures}]
-    audit = {"factor": 10, "steps": {"short": 1, "long": 10}, "points": points, "front": agreement, "similar": agreement}
-    (run.directory / AUDIT).write_text(json.dumps(audit))
+    figures = dict.fromkeys(("tau", "mean", "spread", "between_seeds", "test", "by_chance"), 0.5)
+    agreement = Agreement(count=3, per_seed=(0.5, None), **figures)
+    errors: dict[str, Any] = {"long": (0.5, 0.5), "test": (0.5, 0.5), **dict.fromkeys(("short", "mean", "spread"), 0.5)}
+    point = AuditedPoint(
+        number=1, label=None, kept={"macs": 0.5, "params": 0.5}, front=True, similar=False, test_mean=0.5, test_spread=0.5,
+        **errors,
+    )  # fmt: skip
+    audit = Audit(
+        factor=10, steps=Steps(short=1, long=10), seeds=(1, 2), cost="macs", points=(point,), front=agreement,
+        similar=agreement, environment={},
+    )  # fmt: skip
+    write_audit(run.directory, audit)
     trial = {"number": 7, "label": None, "space": "contract", "since": "2026-11-27T12:00:00", "step": 1, "steps": 3}
     running = {"host": "elsewhere", "pid": 4, "trials": [{**trial, "rung": 1, "error": 0.5}]}
     (run.directory / RUNNING).write_text(json.dumps(running))
@@ -70,12 +80,12 @@ def copied(whole: Path, tmp_path: Path) -> Path:
 def read(directory: Path) -> None:
     """All that browse, export and the checks of a launch read of a run."""
     run = Run(directory)
-    _ = run.front, run.space, run.sites, run.running, run.audit, run.config.objective(directory)
-    for wish in wishes(run, ["flops=60%"], [0, 1, 3], front=len(run.summary["front"]) > 0):
+    _ = run.front, run.space, run.ended, run.running, run.audit, run.config.objective(directory)
+    for wish in wishes(run, ["flops=60%"], [0, 1, 3], front=len(run.summary.front) > 0):
         with suppress(CompressionError):
             wish.pick()
     assembled = assemble([content_of(run, live=True)])
-    json.dumps(assembled, allow_nan=False)
+    json.dumps(assembled.to_json(), allow_nan=False)
     list(fronts([directory]))
 
 
@@ -110,7 +120,12 @@ def test_damaged_options_are_refused_in_one_line_or_read(copied: Path) -> None:
 
 
 def test_what_runs_is_read_or_nothing(copied: Path) -> None:
-    assert refused(copied / RUNNING, damaged_json, lambda: json.dumps(running_of(copied), allow_nan=False)) == 0
+    assert (
+        refused(
+            copied / RUNNING, damaged_json, lambda: json.dumps([asdict(trial) for trial in running_of(copied)], allow_nan=False)
+        )
+        == 0
+    )
     read(copied)
 
 
@@ -214,8 +229,8 @@ def test_what_is_computed_once_is_refused_or_read(whole: Path, tmp_path: Path, p
 
 def test_damaged_weights_are_made_again(whole: Path, tmp_path: Path) -> None:
     run, model = Run(whole), create_model(Run(whole).config.model)
-    number = next(row["number"] for row in run.summary["front"] if row["label"] != "dense")
-    allocation = run.allocation(run.trial(number))
+    number = next(point.number for point in run.summary.front if point.label != "dense")
+    allocation = run.trial(number).allocation
     resize(model, describe(model, run.config.study.space, run.config.study.multiple), allocation)
     before = weights_of(whole, number).read_bytes()
     path = tmp_path / "weights.safetensors"
@@ -352,8 +367,8 @@ def test_one_run_that_is_damaged_is_shown_beside_the_other(
     for junk in (*JUNK[:8], {"format": 1, "front": []}, {**json.loads((whole / "pareto.json").read_text()), "dense": {}}):
         (copied / "pareto.json").write_text(json.dumps(junk))
         _, found = Shown([copied, whole]).now()
-        assert [run["name"] for run in found["data"]] == [whole.name]
-        assert str(copied) in found["parts"]["head"] and "pareto.json cannot be read" in found["parts"]["head"]
+        assert [run["name"] for run in data_of(found)] == [whole.name]
+        assert str(copied) in found.parts["head"] and "pareto.json cannot be read" in found.parts["head"]
     assert run_search.main(["browse", "--text", str(copied), str(whole)]) == 0
     printed = capsys.readouterr().out
     assert (
@@ -364,19 +379,19 @@ def test_one_run_that_is_damaged_is_shown_beside_the_other(
 
 def test_a_run_that_is_damaged_while_it_is_served_comes_back(copied: Path, whole: Path) -> None:
     shown = Shown([copied, whole])
-    assert len(shown.now()[1]["data"]) == 2
+    assert len(data_of(shown.now()[1])) == 2
     for name in ("pareto.json", "trials.csv", "config.yaml", AUDIT):
         before = (copied / name).read_bytes()
         (copied / name).write_bytes(b"[")
-        assert len(shown.now()[1]["data"]) == 1 and name in shown.now()[1]["parts"]["head"]
+        assert len(data_of(shown.now()[1])) == 1 and name in shown.now()[1].parts["head"]
         (copied / name).write_bytes(before)
-        assert len(shown.now()[1]["data"]) == 2
+        assert len(data_of(shown.now()[1])) == 2
 
 
 def test_nonsense_that_runs_is_nothing(copied: Path) -> None:
     for junk in (*JUNK, {"host": "elsewhere", "pid": 10**12, "trials": []}, {"host": "elsewhere", "pid": 1, "trials": [None]}):
         (copied / RUNNING).write_text(json.dumps(junk))
-        assert running_of(copied) == []
+        assert running_of(copied) == ()
 
 
 # Results that were lost

@@ -31,7 +31,7 @@ from sqlalchemy.exc import OperationalError
 
 from search.masking import masked
 from search.study.study import Study
-from search.trial import Outcome, Proposal
+from search.trial import Outcome, Proposal, Trial
 from spaces.errors import RunError
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -116,7 +116,7 @@ def run(study: Study, trials: int) -> None:
 
 def stored(study: Study) -> list[tuple[Any, ...]]:
     """All that the storage says of the trials, but for the times."""
-    trials = study._journal._study._storage.get_all_trials(study._journal._study._study_id)
+    trials = study.journal.frozen()
     return [(trial.state, trial.values, trial.params, repr(trial.user_attrs), trial.system_attrs) for trial in trials]
 
 
@@ -295,8 +295,10 @@ def test_attributes_may_be_long(place: Place, directory: Path) -> None:
     """MySQL's TEXT ends at 64 KiB; what is screened for a proposal of a large model needs more."""
     study = open_study(directory, place.url)
     proposal = proposed(study)
-    study._seen.set_trial_system_attr(0, "noted", "x" * 200_000)
-    told(study, proposal)
+    score = score_of(proposal.allocation)
+    trial = Trial(proposal=proposal, score=score, reason=None, ended="2026-11-27T12:00:00+00:00")
+    values = [score.error or 0.0, score.costs["macs"]]
+    study.journal.append(trial, values, study.parametrisation.distributions, {"noted": "x" * 200_000})
     study.close()
     assert len(stored(open_study(directory, place.url))[0][-1]["noted"]) == 200_000
 

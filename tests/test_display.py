@@ -5,39 +5,39 @@ from io import StringIO
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
+from local_tables import budget_of, pointed, summary_of
 from rich.console import Console
 
 from objectives.score import Score
+from search.budgets.targets import Budget
 from search.driver.outlook import Outlook
+from search.run.summary import RunSummary
 from search.terminal.display import Display
 from search.terminal.tables import front_table
 from search.trial import Proposal, Trial
 from spaces.allocation import Allocation
 
-ROWS = [
-    {"number": 4, "label": None, "macs": 300, "params": 150, "error": 0.4, "error_before": 0.7},
-    {"number": 2, "label": "uniform", "macs": 400, "params": 120, "error": 0.25, "error_before": 0.4},
-]
-BOUNDS = (("macs", 450, "flops=45%", 0), ("macs", 350, "flops=35%", 1), ("params", 160, "params=80%", 1))
-TARGETS = [dict(zip(("cost", "limit", "text", "group"), bound, strict=True)) for bound in BOUNDS]
+POINTS = (
+    pointed(4, {"macs": 300, "params": 150}, error=0.4, error_before=0.7),
+    pointed(2, {"macs": 400, "params": 120}, label="uniform", error=0.25, error_before=0.4),
+)
+TARGETS = (
+    budget_of(("macs", 450, "flops=45%")),
+    budget_of(("macs", 350, "flops=35%"), ("params", 160, "params=80%")),
+)
 
 
-def summary(targets: list[dict[str, Any]], best: Sequence[int | None]) -> dict[str, Any]:
-    return {
-        "model": "vit_tiny",
-        "space": "contract",
-        "classes": 10,
-        "dense": {"macs": 1000, "params": 200, "error": 0.2, "error_finetuned": 0.2},
-        "reach": {"macs": [100, 1000], "params": [20, 200]},
-        "targets": targets,
-        "states": {"COMPLETE": 5},
-        "hypervolume": 0.5,
-        "best": best,
-        "front": ROWS,
-    }
+def summary(targets: Sequence[Budget], best: Sequence[int | None]) -> RunSummary:
+    return summary_of(
+        {"macs": 1000, "params": 200},
+        targets=tuple(targets),
+        states={"COMPLETE": 5},
+        hypervolume=0.5,
+        best=tuple(best),
+        front=POINTS,
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("search.terminal.display.time", SimpleNamespace(monotonic=count(100.0, 6.0).__next__))
 
 
-def shown(found: dict[str, Any], width: int = 250) -> str:
+def shown(found: RunSummary, width: int = 250) -> str:
     """The first lines of a search that goes on, and that of a trial which finishes."""
     text = StringIO()
     with Display(Console(file=text, width=width)) as display:
@@ -83,7 +83,7 @@ def shown(found: dict[str, Any], width: int = 250) -> str:
     ],
     ids=["none", "one", "none kept", "two bounds", "two", "one of two kept"],
 )
-def test_targets_and_their_best_are_shown(targets: list[Any], best: list[int | None], target: str, words: str) -> None:
+def test_targets_and_their_best_are_shown(targets: Sequence[Budget], best: list[int | None], target: str, words: str) -> None:
     text = shown(summary(targets, best))
     assert "forecast: 3.0 s a trial; 15 trials on 1 worker take 45 s (0.013 worker-hours); weights at most 15 kB" in text
     assert f"{target} 20 trials in runs/one, continuing after 5" in text
@@ -94,7 +94,7 @@ def test_targets_and_their_best_are_shown(targets: list[Any], best: list[int | N
 
 def test_a_best_trial_off_the_front_is_named() -> None:
     """Beaten in error and MACs by one that breaks a bound on parameters."""
-    assert "best under the target: trial 3, not on the front" in shown(summary(TARGETS[2:], [3]))
+    assert "best under the target: trial 3, not on the front" in shown(summary(TARGETS[1:], [3]))
 
 
 def test_every_target_has_a_line_of_the_table_in_colour() -> None:

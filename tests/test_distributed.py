@@ -21,6 +21,8 @@ from objectives.dense_model import load_dense
 from objectives.error import evaluate, predict
 from objectives.evaluator import Evaluator
 from objectives.objective import Objective
+from objectives.pictures.digits import Digits
+from objectives.pictures.sources import Files
 from objectives.recipes.registry import evaluate_recipe
 from objectives.runtime.distributed import ALONE, Group, join_group, leave_group
 from objectives.runtime.seeding import seed_everything
@@ -77,14 +79,13 @@ def test_every_image_of_a_batch_belongs_to_one_process(split_folder: Path, size:
 
 def test_a_process_reads_its_own_images_alone(split_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, read = opened(split_folder, batch_size=12, eval_batch_size=1), list[int]()
-    pictures = type(data._pictures["train"])
-    load = pictures.read
+    load = Files.read
 
     def noted(self: Any, index: int, reading: Any) -> Any:
         read.append(index)
         return load(self, index, reading)
 
-    monkeypatch.setattr(pictures, "read", noted)
+    monkeypatch.setattr(Files, "read", noted)
     list(data.training(3, seed=0, group=group_of(1)))
     assert len(set(read)) == len(read) == 18
     read.clear()
@@ -99,7 +100,7 @@ def test_processes_vary_their_images_in_their_own_ways(monkeypatch: pytest.Monke
     assert not same(first, other)
     assert same(data.training(3, 0, group=ALONE), data.training(3, 0))
     ramp = Image.linear_gradient("L").resize((8, 8))
-    monkeypatch.setattr(type(data._bases["train"]), "__getitem__", lambda self, index: (ramp, 0))
+    monkeypatch.setattr(Digits, "__getitem__", lambda self, index: (ramp, 0))
     shares = [list(data.training(3, 0, group=group_of(rank))) for rank in range(2)]
     assert not any(torch.equal(one, other) for (one, _), (other, _) in zip(*shares, strict=True))
     assert group_of(0).seed(5) == 5 != group_of(1).seed(5)

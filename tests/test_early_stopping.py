@@ -208,8 +208,8 @@ def test_a_fine_tune_that_goes_on_is_the_same_to_the_bit(
     assert measured.rungs == dict(asked)
     assert plain.rungs == {}
     monkeypatch.setattr("objectives.data.loaders.CACHE_BYTES", 0)  # as with a split that does not fit in memory
-    evaluator.dense.data._cache.clear()
-    evaluator.evaluate(half(evaluator), 0, weights=tmp_path / "uncached", on_rung=go_on)
+    uncached = Evaluator(load_dense(evaluator.dense.objective))
+    uncached.evaluate(half(evaluator), 0, weights=tmp_path / "uncached", on_rung=go_on)
     assert (tmp_path / "uncached").read_bytes() == (tmp_path / "plain").read_bytes()
 
 
@@ -290,14 +290,14 @@ def test_a_stopped_trial_is_kept_and_told_to_the_sampler(tmp_path: Path) -> None
     study.tell(Outcome(number=first.number, score=replace(score_of(first.allocation), rungs={1: 0.5, 3: 0.25})))
     stopped = stop(study)
     assert (stopped.state, stopped.reason) == ("PRUNED", "dominated by trial 0")
-    assert [frozen.state.name for frozen in study._memory.get_trials()] == ["COMPLETE", "PRUNED"]
+    assert [frozen.state.name for frozen in study.memory.get_trials()] == ["COMPLETE", "PRUNED"]
     study.close()
     again = open_study(tmp_path)
     assert again.trials == study.trials
     assert again.trials[1].score is not None
     assert again.trials[1].score.rungs == {1: 0.75, 3: 0.5}
-    assert [frozen.state.name for frozen in again._memory.get_trials()] == ["COMPLETE", "PRUNED"]
-    assert again._memory.get_trials()[1].values is None
+    assert [frozen.state.name for frozen in again.memory.get_trials()] == ["COMPLETE", "PRUNED"]
+    assert again.memory.get_trials()[1].values is None
 
 
 @pytest.mark.parametrize("sampler", ["additive", "tpe", "random"])
@@ -372,13 +372,13 @@ def test_hopeless_candidates_are_stopped_and_recorded(run: Run) -> None:
     table = run.trials.set_index("number", drop=False)
     assert (table["state"][:BASELINES] == "COMPLETE").all()
     assert list(table[table["state"] == "PRUNED"]["number"]) == HOPELESS
-    assert run.summary["states"] == {"COMPLETE": TRIALS_PER_RUN - len(HOPELESS), "PRUNED": len(HOPELESS)}
+    assert run.summary.states == {"COMPLETE": TRIALS_PER_RUN - len(HOPELESS), "PRUNED": len(HOPELESS)}
     for number in HOPELESS:
         row = table.loc[number]
         assert (row["steps"], row["rung"]) == (2, 2)
         assert pd.isna(row["error"]) and pd.isna(row["kl"])
         assert row["rung_error"] > 0.9
-        assert row["macs_kept"] == row["macs"] / run.summary["dense"]["macs"] <= 0.6
+        assert row["macs_kept"] == row["macs"] / run.summary.dense.costs["macs"] <= 0.6
         better = int(re.fullmatch(r"stopped at step 2 of 8: error .*%, dominated by trial (\d+) .*", row["reason"])[1])
         assert table.loc[better, "state"] == "COMPLETE"
         assert table.loc[better, "macs"] <= row["macs"]
@@ -390,7 +390,7 @@ def test_hopeless_candidates_are_stopped_and_recorded(run: Run) -> None:
     finished = table[table["state"] == "COMPLETE"]
     assert (finished["rung"] == 4).all()
     assert (finished["steps"] == 8).all()
-    assert not set(HOPELESS) & set(run.front["number"])
+    assert not set(HOPELESS) & {trial.number for trial in run.front}
 
 
 @pytest.mark.slow

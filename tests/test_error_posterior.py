@@ -111,7 +111,7 @@ def test_draws_and_predictions_are_one_gaussian(monkeypatch: pytest.MonkeyPatch)
     rows, others = rows_of(15), rows_of(30, seed=1)
     errors = errors_at(rows) + 0.002 * np.random.default_rng(5).standard_normal(15)
     posterior = ErrorPosterior(rows, errors)
-    scale, mode = float(np.median(rows.sum(1))), posterior._mode
+    scale, mode = float(np.median(rows.sum(1))), posterior.mode
     precision = 1 / np.square([*[0.6] * SITES, 3.0, 0.5, 0.2])
     center = np.array([*[0.0] * (SITES + 2), errors.min()])
     fitted, jacobian = error_curve(rows / scale, mode)

@@ -23,9 +23,10 @@ from objectives.deploy.config import FormatConfig
 from objectives.error import evaluate
 from search import SearchConfig, export, launch
 from search.deploy import session as exports
-from search.deploy.model_folder import ExportOptions, write_export
+from search.deploy.model_folder import ExportOptions
 from search.deploy.points import Point, wishes
 from search.run.run import Run
+from search.run.summary import RunSummary
 from search.terminal.parser import build_parser
 from search.trial import Trial
 from spaces import load_compressed
@@ -54,8 +55,7 @@ def run(whole: Run, tmp_path: Path) -> Run:
 
 def gap_of(run: Run) -> str:
     """A target that the best trial under it leaves much of, and another trial is above."""
-    row = run.front.iloc[0]
-    return f"flops={100 * float(row['macs_kept']) + 5:.0f}%"
+    return f"flops={100 * run.front[0].kept['macs'] + 5:.0f}%"
 
 
 def error_of(run: Run, folder: Path) -> float:
@@ -117,14 +117,14 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[Point]:
 def test_a_point_on_the_budget_is_exported_as_it_was_measured_and_marked(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     run, target = rated(run, 0.99), gap_of(run)
     best, limit = run.best(target), run.budget(target).limits["macs"]
-    assert best["macs"] < 0.95 * limit, "a gap"
+    assert best.costs["macs"] < 0.95 * limit, "a gap"
     before = content(run.directory / "front")
     assert command(run.directory, "--target", target, "--exact") == 0
     (folder,) = (run.directory / "export").iterdir()
     origin, text = origin_of(folder), " ".join(capsys.readouterr().out.split())
     assert folder.name == f"{target.replace('=', '').rstrip('%')}-exact"
     assert (origin["trial"], origin["label"], origin["evaluated_by_search"]) == (None, "materialised", False)
-    assert origin["instead_of"] == {"trial": best["number"], "search_error": 0.99}
+    assert origin["instead_of"] == {"trial": best.number, "search_error": 0.99}
     assert error_of(run, folder) == pytest.approx(origin["search_error"])
     report = json.loads((folder / "report.json").read_text())
     assert 0.97 * limit < origin["costs"]["macs"] == report["macs"]["compressed"] <= limit
@@ -142,13 +142,13 @@ def test_where_it_is_worse_the_trial_is_exported_and_that_is_said(
     assert command(run.directory, "--target", target, "--exact") == 0
     (folder,) = (run.directory / "export").iterdir()
     assert folder.name == f"{target.replace('=', '').rstrip('%')}"
-    assert [point.number for point in written] == [run.best(target)["number"]]
+    assert [point.number for point in written] == [run.best(target).number]
     assert "; the trial is taken" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_gap_is_told_where_nothing_was_asked(run: Run, written: list[Point]) -> None:
     told: list[str] = []
-    for target in (gap_of(run), f"flops={float(run.front.iloc[0]['macs_kept']) + 0.0001:.4%}"):
+    for target in (gap_of(run), f"flops={run.front[0].kept['macs'] + 0.0001:.4%}"):
         export(run, target, notice=told.append)
     assert len(told) == 1
     assert "of the target; --exact builds a point on it" in told[0]
@@ -169,7 +169,7 @@ def test_the_whole_front_is_exported_but_for_what_fails(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """There is no trial 77, and the disk is full when trial 0 is written."""
-    write = write_export
+    write = vars(exports)["write_export"]  # that of `written`
 
     def fail(folder: Path, run: Run, point: Point, *rest: Any) -> None:
         if point.number == 0:
@@ -177,7 +177,7 @@ def test_the_whole_front_is_exported_but_for_what_fails(
         write(folder, run, point, *rest)
 
     monkeypatch.setattr(exports, "write_export", fail)
-    front = [int(number) for number in run.front["number"] if number]
+    front = [trial.number for trial in run.front if trial.number]
     assert len(front) >= 2
     assert command(run.directory, "--all-front", "--trial", "0", "77", "--output", tmp_path / "out") == 2
     out, err = capsys.readouterr()
@@ -213,16 +213,15 @@ def test_a_folder_is_written_again_where_it_is_broken_or_another_point_or_told(r
 def test_weights_that_the_search_has_dropped_are_made_again_outside_of_the_run(run: Run) -> None:
     """As they are for a trial that leaves the front while a search runs."""
     shutil.rmtree(run.directory / "front")
-    number = int(run.front["number"].iloc[0])
+    number = run.front[0].number
     folder = export(run, trial=number)
-    assert error_of(run, folder) == pytest.approx(run.trial(number)["error"])
+    assert error_of(run, folder) == pytest.approx(run.trial(number).error)
     assert not (run.directory / "front").exists()
     assert [path.name for path in (run.directory / "export").iterdir()] == [f"trial{number}"]
 
 
 def test_a_given_allocation_is_measured_and_exported(run: Run, tmp_path: Path) -> None:
-    row = run.trial(2)
-    sizes = dict(run.allocation(row))
+    sizes = dict(run.trial(2).allocation)
     site = max(sizes, key=sizes.__getitem__)
     (tmp_path / "mine own.json").write_text(json.dumps({"number": 2, "space": "contract", "allocation": {**sizes, site: 1}}))
     folder = export(run, allocation=tmp_path / "mine own.json")
@@ -239,7 +238,7 @@ def test_two_points_of_one_folder_name_are_not_mixed_up(run: Run, tmp_path: Path
     files = [tmp_path / name / "mine.json" for name in ("one", "two")]
     for number, file in enumerate(files, start=1):
         file.parent.mkdir()
-        file.write_text(json.dumps({"allocation": dict(run.allocation(run.trial(number)))}))
+        file.write_text(json.dumps({"allocation": dict(run.trial(number).allocation)}))
     one, two = exports.export_points(run, wishes(run, allocations=files))
     assert (one.problem, [point.number for point in written]) == (None, [1])
     assert two.problem is not None
@@ -248,7 +247,7 @@ def test_two_points_of_one_folder_name_are_not_mixed_up(run: Run, tmp_path: Path
 
 def test_a_run_is_exported_while_it_is_searched(tmp_path: Path, written: list[Point]) -> None:
     class Exporting(Silent):
-        def finished(self, trial: Trial, summary: dict[str, Any], count: int) -> None:
+        def finished(self, trial: Trial, summary: RunSummary, count: int) -> None:
             super().finished(trial, summary, count)
             if count == 2:
                 export(Run(tmp_path / "run"), trial=1)
@@ -273,7 +272,7 @@ def test_other_files_are_not_replaced(run: Run, tmp_path: Path, fails: Fails) ->
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_full_disk_leaves_what_was_there(run: Run, fails: Fails, kept: bool) -> None:
     """Whether the weights that cannot be written are the export's, or first those that are made again."""
-    number = int(run.front["number"].iloc[0])
+    number = run.front[0].number
     if not kept:
         shutil.rmtree(run.directory / "front")
     folder = run.directory / "export" / f"trial{number}"
@@ -290,7 +289,7 @@ def test_a_full_disk_leaves_what_was_there(run: Run, fails: Fails, kept: bool) -
 
 
 def test_a_killed_export_leaves_no_folder_and_the_next_one_tidies_up(run: Run, tmp_path: Path, written: list[Point]) -> None:
-    out, number = tmp_path / "out", int(run.front["number"].iloc[0])
+    out, number = tmp_path / "out", run.front[0].number
     arguments = ["export", str(run.directory), "--trial", str(number), "--output", str(out)]
     process = subprocess.Popen(
         [sys.executable, "run_search.py", *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -40,7 +40,7 @@ def test_the_residual_is_what_the_structure_has_no_place_for(bench: Callable[[st
     """Weights of one size everywhere: with every neuron kept, 2 of 4 heads, 5 of 8 and 6 of 8 channels of those."""
     structure = structure_of(bench("gohsp"))
     with torch.no_grad():
-        for name, weight in structure._weights.items():
+        for name, weight in structure.weights.items():
             weight.fill_(0.0 if "mlp" in name else 1.0)
     rows = 2 * 32 + 32  # queries and keys, values; 32 inputs each; and 32 x 32 output weights
     whole = rows * 32 + 32 * 32
@@ -52,8 +52,8 @@ def test_removal_of_what_was_driven_to_zero_changes_nothing(bench: Callable[[str
     """Weights put on their projection: as many groups as are allowed, the heads of the best rank, and the same outputs."""
     structure = structure_of(found := bench("gohsp"))
     with torch.no_grad():
-        for name, weight in structure._weights.items():
-            weight.copy_(structure._allowed[name])
+        for name, weight in structure.weights.items():
+            weight.copy_(structure.allowed[name])
     assert structure.residual() == 0
     model, ranking = structure.model.eval(), rank_heads(found)
     for block in (0, 1):

@@ -5,7 +5,6 @@ from io import StringIO
 from pathlib import Path
 
 import local_latency
-import pandas as pd
 import pytest
 from local_latency import FakeTimer, cut, seconds_of
 from local_launches import Silent, config_of
@@ -15,7 +14,9 @@ from torch import nn
 
 from objectives.latency.table import LATENCY, LatencyTable
 from search import launch
+from search.run.finished_trial import FinishedTrial
 from search.run.run import Run
+from search.run.summary_file import summary_to_json
 from search.runners.base import Listener
 from search.runners.ray_actors import RayRunner
 from search.terminal.display import Display
@@ -46,29 +47,31 @@ def test_a_search_for_a_latency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (tmp_path / "run" / LATENCY).read_bytes() == table, "costs must not change within a run"
     assert len(timer.timed) == measured
     dense = seconds_of(create_model(run.config.model))
-    assert run.summary["dense"]["latency"] == pytest.approx(dense)
-    assert run.summary["objectives"] == ["error", "latency"]
-    assert [(entry["cost"], entry["limit"]) for entry in run.summary["targets"]] == [("latency", pytest.approx(0.7 * dense))]
+    assert run.summary.dense.costs["latency"] == pytest.approx(dense)
+    assert run.summary.objectives == ("error", "latency")
+    (budget,) = run.summary.targets
+    assert budget.limits == {"latency": pytest.approx(0.7 * dense)}
     small = run.trials[run.trials["label"] != "dense"]
     assert len(small) == 8
-    assert small["latency"].max() <= run.summary["targets"][0]["limit"] < 1.05 * small["latency"].max()
-    for _, row in small.iterrows():
-        truth = seconds_of(_model(run, row))
-        assert row["latency"] == pytest.approx(truth)
-        assert row["latency_kept"] == pytest.approx(truth / dense)
-    assert list(run.front["latency"]) == sorted(run.front["latency"])
-    assert run.best("latency=70%")["number"] == run.summary["best"][0]
+    assert small["latency"].max() <= budget.limits["latency"] < 1.05 * small["latency"].max()
+    for trial in run.ended[1:]:
+        truth = seconds_of(_model(run, trial))
+        assert trial.costs["latency"] == pytest.approx(truth)
+        assert trial.kept["latency"] == pytest.approx(truth / dense)
+    latencies = [trial.costs["latency"] for trial in run.front]
+    assert latencies == sorted(latencies)
+    assert run.best("latency=70%").number == run.summary.best[0]
     said = text.getvalue()
     assert f"latency of the dense model {1000 * dense:.3g} ms for batch 1, fp32, eager, on " in said
     assert "of latency, error" in said
     shown = StringIO()
     Console(file=shown, width=250).print(front_table(run.summary))
-    assert f"{1000 * run.front['latency'].iloc[0]:.3g} ms" in shown.getvalue()
+    assert f"{1000 * latencies[0]:.3g} ms" in shown.getvalue()
 
 
-def _model(run: Run, row: "pd.Series[float]") -> nn.Module:
+def _model(run: Run, trial: FinishedTrial) -> nn.Module:
     dense = create_model(run.config.model)
-    return cut(dense, describe(dense, run.config.study.space, run.config.study.multiple), run.allocation(row))
+    return cut(dense, describe(dense, run.config.study.space, run.config.study.multiple), trial.allocation)
 
 
 def test_a_run_keeps_its_latencies_or_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,19 +102,19 @@ def test_joint_targets_and_a_recipe_beside_them(tmp_path: Path, monkeypatch: pyt
     small = run.trials[(run.trials["label"] != "dense") & ~recipe]
     assert small["macs_kept"].max() <= 0.6
     assert small["latency_kept"].max() <= 0.8
-    (row,) = (entry for _, entry in run.trials[recipe].iterrows())
+    (made,) = (trial for trial in run.ended if trial.label == "svd-energy")
     dense = create_model(run.config.model)
-    truth = seconds_of(cut(dense, describe(dense, "low-rank", run.config.study.multiple), run.allocation(row)))
-    assert row["latency"] == pytest.approx(truth)
-    assert row["macs_kept"] <= 0.6
+    truth = seconds_of(cut(dense, describe(dense, "low-rank", run.config.study.multiple), made.allocation))
+    assert made.costs["latency"] == pytest.approx(truth)
+    assert made.kept["macs"] <= 0.6
 
 
 def test_a_recipe_alone_has_a_latency_as_an_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No table says what its space can reach, so no bound is put on it."""
     FakeTimer(monkeypatch)
     run = launch(config_of(tmp_path, recipe="svd-energy", objectives=["error", "latency"]), Silent())
-    assert run.summary["objectives"] == ["error", "latency"]
-    assert "latency" not in run.summary["reach"]
+    assert run.summary.objectives == ("error", "latency")
+    assert "latency" not in run.summary.reach
     assert run.trials["latency_kept"].between(0, 1).all()
     with pytest.raises(TargetError, match=r"not on latency: write --target flops=60%$"):
         config_of(tmp_path, recipe="svd-energy", target=["flops=60%,latency=80%"])
@@ -120,9 +123,9 @@ def test_a_recipe_alone_has_a_latency_as_an_objective(tmp_path: Path, monkeypatc
 def test_latency_as_an_objective_without_a_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     FakeTimer(monkeypatch)
     run = launch(config_of(tmp_path, target=[], objectives=["error", "latency"], trials=8), Silent())
-    least, dense = run.summary["reach"]["latency"]
+    least, dense = run.summary.reach["latency"]
     assert run.trials["latency"].min() < least + 0.1 * (dense - least)
-    assert 0 < run.summary["hypervolume"] < 1
+    assert 0 < run.summary.hypervolume < 1
 
 
 @pytest.mark.parametrize(
@@ -147,7 +150,7 @@ def test_without_latency_nothing_is_measured(tmp_path: Path, monkeypatch: pytest
     run = launch(config_of(tmp_path, trials=2), Silent())
     assert not timer.timed
     assert "latency" not in " ".join(run.trials.columns)
-    assert "latency" not in json.dumps({**run.summary, "spaces": {}})
+    assert "latency" not in json.dumps({**summary_to_json(run.summary), "spaces": {}})
     with pytest.raises(TargetError, match="'latency=50%': this run measured no latency"):
         run.best("latency=50%")
 

@@ -76,23 +76,22 @@ def test_the_table_holds_every_trial(run: Run) -> None:
     assert table["macs_kept"][0] == 1.0
     assert (table["macs_kept"][1:] <= 0.6).all()
     assert (table["macs_kept"][1:] > 0.6 * 0.5 - 0.03).all()
-    for _, row in table.iterrows():
-        run.space.validate(run.allocation(row))
+    for trial in run.ended:
+        run.space.validate(trial.allocation)
 
 
 def test_the_front_and_the_best_follow_from_the_table(run: Run) -> None:
-    front = run.front
-    assert list(front["macs"]) == sorted(front["macs"])
-    assert list(front["error"]) == sorted(front["error"], reverse=True)
+    front = [(trial.figure("macs"), trial.figure("error")) for trial in run.front]
+    assert [macs for macs, _ in front] == sorted(macs for macs, _ in front)
+    assert [error for _, error in front] == sorted((error for _, error in front), reverse=True)
     for _, row in run.trials.iterrows():
-        beaten = (front["macs"] <= row["macs"]) & (front["error"] <= row["error"])
-        assert beaten.any()
+        assert any(macs <= row["macs"] and error <= row["error"] for macs, error in front)
     best = run.best("flops=60%")
-    assert best["error"] == run.trials[run.trials["macs_kept"] <= 0.6]["error"].min()
-    assert run.summary["best"] == [best["number"]]
+    assert best.error == run.trials[run.trials["macs_kept"] <= 0.6]["error"].min()
+    assert run.summary.best == (best.number,)
     weights = {path.stem for path in (run.directory / "front").glob("*.safetensors")}
     assert 0 in set(run.trials["number"])
-    assert weights == {f"{number:04d}" for number in front["number"] if number}, "none of the dense reference"
+    assert weights == {f"{trial.number:04d}" for trial in run.front if trial.number}, "none of the dense reference"
     assert not list(run.directory.glob("trials/*/weights.safetensors"))
 
 
@@ -124,13 +123,13 @@ def test_what_the_run_knows_is_not_computed_again(run: Run, tmp_path: Path, monk
         launch(config_of(tmp_path), Silent(stop_at=0))
     shutil.copytree(run.directory, tmp_path / "done")
     checked: list[bytes] = []
-    genuine = replay._number_in
+    genuine = replay.number_in
 
     def number_in(line: bytes, first: bool) -> int | None:
         checked.append(line)
         return genuine(line, first)
 
-    monkeypatch.setattr(replay, "_number_in", number_in)
+    monkeypatch.setattr(replay, "number_in", number_in)
     for folder, stop in (("run", 1), ("done", None)):
         journal = (tmp_path / folder / "study.journal").read_bytes()
         reporter = Silent(stop)
@@ -155,7 +154,7 @@ def test_failed_trials_are_recorded_and_the_search_goes_on(tmp_path: Path, monke
     failed = run.trials[run.trials["state"] == "FAIL"]
     assert 0 < len(failed) < 6
     assert set(failed["reason"]) == {"RuntimeError: out of memory <b>"}
-    assert not set(failed["number"]) & set(run.front["number"])
+    assert not set(failed["number"]) & {trial.number for trial in run.front}
     number = int(failed["number"].iloc[0])
     assert "Traceback" in (run.directory / "trials" / f"{number:04d}" / "stderr.log").read_text()
     with pytest.raises(RunError, match="failed"):
@@ -180,12 +179,12 @@ def test_other_spaces_samplers_and_objectives(tmp_path: Path, space: str) -> Non
     assert (small["macs_kept"] <= 0.7).all()
     assert (small["params_kept"] <= 0.7).all()
     assert len(run.front) >= 1
-    assert len(run.summary["front"][0]["allocation"]) == len(run.space.sites)
+    assert len(run.summary.front[0].allocation) == len(run.space.sites)
 
 
 def test_no_target_spans_the_whole_range(tmp_path: Path) -> None:
     run = launch(config_of(tmp_path, trials=8, target=[]), Silent())
-    assert run.summary["best"] == []
+    assert run.summary.best == ()
     assert run.trials["macs_kept"].min() < 0.3
 
 
@@ -198,7 +197,7 @@ def test_operators_that_miss_a_budget_are_left_out(tmp_path: Path) -> None:
     labels = set(small["label"].dropna())
     assert {"warm start", "random", "uniform contract+low-rank", "uniform low-rank+neurons"} <= labels
     assert "uniform low-rank+low-rank" not in labels
-    assert run.summary["objectives"] == ["error", "macs"]
+    assert run.summary.objectives == ("error", "macs")
 
 
 TWO = {"target": ["flops=70%", "flops=40%"], "trials": 19}
@@ -232,14 +231,15 @@ def test_two_targets_have_their_baselines_and_proposals(two: tuple[Run, str]) ->
 def test_two_targets_have_their_best(two: tuple[Run, str]) -> None:
     run, text = two
     best = [run.best(target) for target in run.config.study.target]
-    assert run.summary["best"] == [row["number"] for row in best]
-    assert [entry["group"] for entry in run.summary["targets"]] == [0, 1]
-    for row, limit in zip(best, (0.7, 0.4), strict=True):
-        assert row["error"] == run.trials[run.trials["macs_kept"] <= limit]["error"].min()
+    assert run.summary.best == tuple(trial.number for trial in best)
+    assert [budget.target.text for budget in run.summary.targets] == ["flops=70%", "flops=40%"]
+    for trial, limit in zip(best, (0.7, 0.4), strict=True):
+        assert trial.error == run.trials[run.trials["macs_kept"] <= limit]["error"].min()
     assert "target flops=70%; flops=40%; 19 trials in " in text
     last = text.splitlines()[-1]
-    for name, row in zip(("flops=70%", "flops=40%"), best, strict=True):
-        assert f"best under {name}: {row['error']:.2%} at {row['macs_kept']:.1%} of MACs (trial {row['number']})" in last
+    for name, trial in zip(("flops=70%", "flops=40%"), best, strict=True):
+        figures = f"{trial.error:.2%} at {trial.kept['macs']:.1%} of MACs"
+        assert f"best under {name}: {figures} (trial {trial.number})" in last
     report = (run.directory / "report.html").read_text()
     assert "best under flops=70%" in report
     assert "best under flops=40%" in report
@@ -252,7 +252,7 @@ def test_an_export_takes_the_first_target_unless_told(two: tuple[Run, str], monk
         sys.modules["search.deploy.model_folder"]._Export, "write", lambda work, folder: written.append(work.number)
     )
     assert [export(run).name, export(run, target="flops=40%").name] == ["flops70", "flops40"]
-    assert written == [run.best("flops=70%")["number"], run.best("flops=40%")["number"]]
+    assert written == [run.best("flops=70%").number, run.best("flops=40%").number]
 
 
 def test_a_screened_search_goes_on_as_if_it_had_not_stopped(two: tuple[Run, str], tmp_path: Path) -> None:
@@ -296,15 +296,15 @@ def test_export_reloads_as_it_was_measured(run: Run, folder: Path) -> None:
         report["macs"]["fvcore_after_reload"]
         == report["macs"]["torch_after_reload"]
         == report["macs"]["compressed"]
-        == best["macs"]
+        == best.costs["macs"]
     )
-    assert report["params"]["after_reload"] == best["params"]
+    assert report["params"]["after_reload"] == best.costs["params"]
     assert report["test_top1"]["after_reload"] == report["test_top1"]["finetuned"]
     model = load_compressed(folder)
-    assert sum(p.numel() for p in model.parameters()) == best["params"]
+    assert sum(p.numel() for p in model.parameters()) == best.costs["params"]
     config = run.config
     data = Data(config.data, preprocessing(create_model(config.model), config.model))
-    assert evaluate(model, data.evaluation("search")).error == pytest.approx(best["error"])
+    assert evaluate(model, data.evaluation("search")).error == pytest.approx(best.error)
     assert 1 - evaluate(model, data.evaluation("test")).error == report["test_top1"]["after_reload"]
     assert "keeps" in (folder / "README.md").read_text()
 
@@ -322,12 +322,12 @@ def test_loading_imports_no_search(folder: Path) -> None:
 
 def test_export_of_a_trial_off_the_front(run: Run) -> None:
     """Its weights were not kept: it is fine-tuned again, with the same seed."""
-    numbers = set(run.trials["number"]) - set(run.front["number"]) - {0}
+    numbers = set(run.trials["number"]) - {trial.number for trial in run.front} - {0}
     number = min(numbers)
     folder = export(run, trial=number)
     assert folder.name == f"trial{number}"
     data = Data(run.config.data, preprocessing(create_model(run.config.model), run.config.model))
-    assert evaluate(load_compressed(folder), data.evaluation("search")).error == pytest.approx(run.trial(number)["error"])
+    assert evaluate(load_compressed(folder), data.evaluation("search")).error == pytest.approx(run.trial(number).error)
 
 
 def test_a_failed_export_leaves_no_half_folder(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,7 +165,7 @@ def test_stopped_at_once_the_trial_that_ran_is_run_again(
     arguments, run = ["launch", "--config", str(tmp_path / "options.yaml")], tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(Interrupted, "signals", signals)
-        patch.setattr(run_search, "Display", Interrupted)
+        patch.setattr("search.terminal.display.Display", Interrupted)
         assert (run_search.main(arguments), capsys.readouterr().err.splitlines()) == INTERRUPTED
     assert list(open_run(run).trials["number"]) == [0]
     proposed = (run / "trials" / "0001" / "allocation.json").read_bytes()

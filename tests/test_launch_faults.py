@@ -18,6 +18,7 @@ from objectives.evaluator import Evaluator
 from objectives.runtime.progress import Step
 from search import SearchConfig, launch, open_run
 from search.run.run import Run
+from search.run.summary import RunSummary
 from search.runners import job
 from search.trial import Proposal, Trial
 from spaces.errors import DataError, RunError
@@ -36,7 +37,7 @@ class Then(Silent):
         super().__init__()
         self._count, self._act = count, act
 
-    def finished(self, trial: Trial, summary: dict[str, Any], count: int) -> None:
+    def finished(self, trial: Trial, summary: RunSummary, count: int) -> None:
         super().finished(trial, summary, count)
         if count == self._count:
             self._act()
@@ -80,7 +81,7 @@ def test_a_candidate_of_nan_is_one_failed_trial(tmp_path: Path, monkeypatch: pyt
     assert list(run.trials["state"]) == ["COMPLETE", "COMPLETE", "FAIL", *["COMPLETE"] * 3]
     assert run.trials["reason"][2].startswith("DivergedError: ")
     assert "DivergedError" in stderr_of(run.directory, 2).splitlines()[-1]
-    assert 2 not in set(run.front["number"])
+    assert 2 not in {trial.number for trial in run.front}
 
 
 def test_three_failures_in_a_row_of_one_cause_are_one_line(tmp_path: Path, fails: Fails) -> None:

@@ -7,6 +7,10 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
+from local_folders import write_folder
+from local_vits import MakeVit
+from PIL import Image
+from torch import Tensor
 
 import objectives
 import run_search
@@ -76,12 +80,22 @@ WRONG = {
     "inspect": ("inspect", "vit_tiny_patch16_224", "--multiple", "0"),
     "model": ("measure", "missing"),
     "folder": ("predict", "tests", "image.png"),
+    "no model": ("launch", "--dataset", "digits"),
+    "checkpoint": ("launch", "--model", "vit_tiny_patch16_224", "--checkpoint", "missing.pth", "--dataset", "digits"),
+    "local-dir": ("launch", "--model", "local-dir:missing", "--dataset", "digits"),
+    "images": ("launch", "--model", "vit_tiny_patch16_224", "--data-dir", "missing"),
+    "inspected": ("inspect", "local-dir:missing"),
+    "profile": ("inspect", "vit_tiny_patch16_224", "--profile"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_argument_imports_nothing_heavy(name: str) -> None:
     assert imported_by(2, *WRONG[name]) == set()
+
+
+def test_a_name_that_timm_lacks_needs_timm_alone() -> None:
+    assert imported_by(2, "inspect", "vit_of_nobody") == {"timm", "torch", "torchvision", "numpy"}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -107,6 +121,15 @@ def test_the_names_told_without_the_registries_are_theirs() -> None:
 def test_browsing_needs_the_tables_alone(finished: Path) -> None:
     assert imported_by(0, "browse", "--text", finished) == TABLES
     assert imported_by(0, "browse", "--no-open", finished, before=SERVED) == TABLES
+
+
+def test_predict_needs_timm_for_safetensors_alone(make_vit: MakeVit, images: Tensor, tmp_path: Path) -> None:
+    folder, picture = tmp_path / "model", tmp_path / "picture.png"
+    write_folder(folder, make_vit, images, formats=("onnx", "pt2"))
+    Image.new("RGB", (20, 20)).save(picture)
+    onnx = f"run_search.main({['predict', str(folder), str(picture), '--format', 'onnx']!r})"
+    found = imported_by(0, "predict", folder, picture, "--format", "pt2", before=f"assert {onnx} == 0")
+    assert found == {"torch", "torchvision", "numpy"}
 
 
 def test_the_console_script_is_main() -> None:

@@ -4,6 +4,7 @@ import threading
 from io import StringIO
 
 import pytest
+from local_patience import poll
 from rich.console import Console
 
 from search.terminal import display as progress
@@ -113,13 +114,13 @@ def test_short_trials_are_told_of_when_they_end(said: Said) -> None:
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_display_looks_again_and_again_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
     """From a thread of its own: what works tells of nothing in the meantime."""
-    looked = threading.Event()
+    looked, before = threading.Event(), threading.active_count()
     monkeypatch.setattr(progress, "PULSE", 0.0)
     monkeypatch.setattr(Lines, "beat", lambda lines: looked.set())
     display = Display(Console(file=StringIO(), force_terminal=terminal))
     with display:
         assert looked.wait(0 if terminal else 60) is not terminal
-    assert not display._pulse.is_alive()
+    assert poll(lambda: threading.active_count() <= before)
 
 
 def test_a_bar_of_a_stage_that_comes_again_begins_anew() -> None:
@@ -128,7 +129,7 @@ def test_a_bar_of_a_stage_that_comes_again_begins_anew() -> None:
         for _ in range(2):
             for done in range(3):
                 display.stage("calibration", done, 2)
-            (task,) = display._progress.tasks
+            (task,) = display.bars.tasks
             assert (task.finished, task.visible) == (True, False)
         display.stage("calibration", 1, 2)
         assert (task.completed, task.finished, task.visible) == (1, False, True)

@@ -56,7 +56,7 @@ def test_an_export_that_was_killed_goes_on_from_its_last_epoch(copied: Path) -> 
     long = report["long_finetune"]
     assert (long["finetune_epochs"], long["finetune_lr"], len(long["epochs"])) == (2, 2e-3, 2)
     assert long["error"] == min(error for epoch in long["epochs"] for error in (epoch["error"], epoch["ema_error"]))
-    assert long["start_error"] == pytest.approx(open_run(copied).trial(1)["error"])
+    assert long["start_error"] == pytest.approx(open_run(copied).trial(1).error)
     assert report["test_top1"]["after_reload"] == report["test_top1"]["finetuned"]
     assert report["relative_error"]["against"] == "the dense model given the short fine-tune"
     card = (folder / "README.md").read_text()

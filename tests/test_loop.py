@@ -47,7 +47,7 @@ class Scripted:
     def __init__(
         self, workers: int = 1, ends: Callable[[Job, int], Outcome | Screened] = lambda job, times: result(job), away: int = 0
     ) -> None:
-        self.workers, self._ends, self.away = workers, ends, away
+        self.workers, self.ends, self.away = workers, ends, away
         self.running: list[Job] = []
         self.submitted: list[Job] = []
         self.most = 0
@@ -76,7 +76,7 @@ class Scripted:
             return None
         assert self.running, "nothing is waited for"
         job = self.running.pop(0)
-        return self._ends(job, self.submitted.count(job))
+        return self.ends(job, self.submitted.count(job))
 
     def close(self) -> None:
         raise NotImplementedError
@@ -211,7 +211,7 @@ def test_what_was_chosen_waits_for_a_worker(search: Search) -> None:
             runner.away = 2
         return result(job)
 
-    runner._ends = ends
+    runner.ends = ends
     search.run(runner, FIRST + 1)
     assert numbers(search) == list(range(FIRST + 1))
 

@@ -4,8 +4,7 @@ import gc
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,7 +19,6 @@ from objectives.recipes.registry import evaluate_recipe
 from objectives.runtime.out_of_memory import is_out_of_memory, within_memory
 from objectives.training.config import FinetuneConfig
 from objectives.training.finetune import finetune
-from search.study import journal
 from spaces.errors import DivergedError
 from spaces.models.create import create_model, preprocessing
 
@@ -196,11 +194,3 @@ def test_a_recipe_is_measured_in_halves(evaluator: Evaluator, name: str) -> None
     assert found == allocation
     assert numbers == [1, 2, 3, 4, 5] if name == "magnitude" else numbers[-1] == 5
     assert halves.error == pytest.approx(whole.error, abs=0.02)
-
-
-def test_a_score_of_an_earlier_version_fitted(prepared: Evaluator, tmp_path: Path) -> None:
-    score = prepared.evaluate(prepared.dense.space.identity(), seed=0)
-    entry = asdict(replace(score, parts=2))
-    assert journal._score(entry).parts == 2
-    del entry["parts"]
-    assert journal._score(entry).parts == 1

@@ -66,7 +66,7 @@ def test_a_run_that_was_moved_goes_on_and_is_exported(
         "search.deploy.session.write_export", lambda folder, run, point, evaluator, *rest: exported.append(evaluator)
     )
     export(Run("else where/renamed"), trial=1)
-    assert exported[0].dense.fingerprint == Run(elsewhere).summary["fingerprint"]
+    assert exported[0].dense.fingerprint == Run(elsewhere).summary.fingerprint
     assert not (started / "run").exists()
 
 

@@ -13,6 +13,7 @@ from local_vits import MakeVit
 from onnx import TensorProto, helper
 from torch import Tensor
 
+from objectives.deploy import activations
 from objectives.deploy.formats import open_format
 from objectives.deploy.onnx_file import checked_onnx
 from spaces.errors import CheckpointError
@@ -162,9 +163,39 @@ def test_operators_that_give_more_for_a_batch_are_refused(original: Folder, tmp_
 
 def test_a_description_larger_than_the_file_allows_no_more(original: Folder, tmp_path: Path) -> None:
     """How much a file may compute is not what a description says of a model that its weights cannot have come from."""
-    folder = Path(shutil.copytree(original.path, tmp_path / "folder"))
+    folder = altered(original, tmp_path, BOMBS["expanded"])
     changed(folder, lambda config: config["model_args"].update(embed_dim=96_000))
     with pytest.raises(CheckpointError, match=r"does not describe the model of model\.onnx: a model of [\d,]+ parameters"):
+        open_format(folder, "onnx")
+
+
+def test_little_work_is_not_compared_with_the_dense_model(
+    original: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where timm does not know the architecture, a file still runs that computes less than what hurts any machine."""
+    folder, pictures = Path(shutil.copytree(original.path, tmp_path / "folder")), original.images(2)
+    changed(folder, lambda config: config.update(architecture="of_another_timm"))
+    assert torch.equal(open_format(folder, "onnx")(pictures), open_format(original.path, "onnx")(pictures))
+    monkeypatch.setattr(activations, "_HARMLESS", checked_onnx(original.path / "model.onnx", (2, *SHAPE[1:])) - 1)
+    forward = open_format(folder, "onnx")
+    assert torch.equal(forward(pictures[:1]), open_format(original.path, "onnx")(pictures[:1]))
+    with pytest.raises(CheckpointError, match=r"does not describe the model of model\.onnx: timm has no model"):
+        forward(pictures)
+
+
+def test_what_takes_wider_images_than_any_model_is_refused(original: Folder, tmp_path: Path) -> None:
+    """Its operators give few numbers, but every picture would be resized to its size."""
+
+    def wide(model: Any) -> None:
+        for entry, value in zip(model.graph.input[0].type.tensor_type.shape.dim[2:], (1, 5000), strict=True):
+            entry.dim_value = value
+        del model.graph.node[:]
+        flat = helper.make_node("GlobalAveragePool", ["images"], ["x"])
+        model.graph.node.extend([flat, helper.make_node("Flatten", ["x"], ["logits"])])
+
+    folder = altered(original, tmp_path, wide)
+    changed(folder, lambda config: config["pretrained_cfg"].update(input_size=[3, 1, 5000]))
+    with pytest.raises(CheckpointError, match=r"pretrained_cfg has input_size \[3, 1, 5000\]"):
         open_format(folder, "onnx")
 
 

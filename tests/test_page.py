@@ -3,17 +3,19 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from local_browser import Visit, browser, click, needs_chromium, sizes
+from local_browser import Visit, click, needs_chromium, sizes, window
 from local_launches import Silent, config_of
-from playwright.sync_api import expect
+from playwright.sync_api import Browser, expect
 
 from search import launch
 from search.report.write import render
 from search.run.run import Run
+from search.run.summary_file import write_summary
 
 pytestmark = [pytest.mark.slow, needs_chromium]
 
@@ -24,8 +26,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture
-def visit(run: Run) -> Iterator[Visit]:
-    with browser(viewport={"width": 1280, "height": 900}) as visit:
+def visit(chromium: Browser, run: Run) -> Iterator[Visit]:
+    with window(chromium, viewport={"width": 1280, "height": 900}) as visit:
         visit.open((run.directory / "report.html").as_uri())
         yield visit
 
@@ -37,7 +39,7 @@ def test_the_page_opens_without_a_complaint_or_a_request(visit: Visit) -> None:
 
 
 def test_a_click_on_a_point_shows_its_sizes(visit: Visit, run: Run) -> None:
-    names = [site["name"] for site in run.summary["spaces"]["contract"]]
+    names = [site.name for site in run.space.sites]
     apart = run.trials.drop_duplicates(["macs", "error"], keep=False)
     assert len(apart) >= 3
     for _, row in apart.iterrows():
@@ -62,7 +64,7 @@ def test_an_allocation_and_the_table_are_taken_along(visit: Visit, run: Run) -> 
         visit.page.click("#save-allocation")
     found = json.loads(Path(taken.value.path()).read_text())
     assert (found["number"], found["space"]) == (number, "contract")
-    assert found["allocation"] == dict(run.allocation(run.trial(number)))
+    assert found["allocation"] == dict(run.trial(number).allocation)
     with visit.page.expect_download() as taken:
         visit.page.click("#save-table")
     assert Path(taken.value.path()).read_text() == (run.directory / "trials.csv").read_text()
@@ -75,8 +77,8 @@ def test_two_trials_are_compared(visit: Visit, run: Run) -> None:
     visit.page.click("#pin")
     visit.page.click(f"#rows tr[data-number='{second}']")
     titles = visit.page.eval_on_selector_all("#sizes .size", "boxes => boxes.map((box) => box.title)")
-    names = [site["name"] for site in run.summary["spaces"]["contract"]]
-    of = {number: run.allocation(run.trial(number)) for number in (first, second)}
+    names = [site.name for site in run.space.sites]
+    of = {number: run.trial(number).allocation for number in (first, second)}
     assert [(int(title.split()[1]), int(title.rpartition(" ")[2])) for title in titles] == [
         (of[second][name], of[first][name]) for name in names
     ]
@@ -89,24 +91,24 @@ def test_the_heat_map_shows_the_front_and_chooses_from_it(visit: Visit, run: Run
     heat_map = visit.page.evaluate(
         "(({ z, y, customdata }) => ({ z, y, customdata }))(document.getElementById('along').data[0])"
     )
-    numbers = [int(number) for number in run.front["number"]]
+    numbers = [trial.number for trial in run.front]
     for name, shares, cells in zip(heat_map["y"], heat_map["z"], heat_map["customdata"], strict=True):
-        site = next(site for site in run.sites if site.name == name)
+        site = next(site for site in run.space.sites if site.name == name)
         assert [cell[0] for cell in cells] == numbers
-        assert shares == [pytest.approx(100 * size / site.dense) for size in run.front[name]]
+        assert shares == [pytest.approx(100 * size / site.dense) for size in (trial.allocation[name] for trial in run.front)]
     visit.page.locator("#along .nsewdrag").click(position={"x": 10, "y": 10})
     expect(visit.page.locator("#command")).to_have_text(re.compile(rf" {numbers[0]}$"))
 
 
-def test_trials_that_were_stopped_are_drawn_at_their_rung(run: Run, tmp_path: Path) -> None:
+def test_trials_that_were_stopped_are_drawn_at_their_rung(chromium: Browser, run: Run, tmp_path: Path) -> None:
     trials = run.trials.astype({"reason": object, "rung": float})
     pruned: dict[str, Any] = {"state": "PRUNED", "reason": "dominated by <b>", "rung": 2.0, "rung_error": 0.5}
     for column, value in (pruned | {"error": float("nan")}).items():
         trials.loc[7, column] = value
     trials.to_csv(tmp_path / "trials.csv", index=False)
-    (tmp_path / "pareto.json").write_text(json.dumps(run.summary))
+    write_summary(tmp_path, run.summary)
     render(Run(tmp_path))
-    with browser() as visit:
+    with window(chromium) as visit:
         page = visit.open((tmp_path / "report.html").as_uri())
         drawn = page.evaluate("document.getElementById('plot').data.find((each) => each.name === 'stopped early')")
         assert (drawn["customdata"], drawn["y"]) == ([7], [50.0])
@@ -117,29 +119,28 @@ def test_trials_that_were_stopped_are_drawn_at_their_rung(run: Run, tmp_path: Pa
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_fits(run: Run, tmp_path: Path, width: int, theme: str) -> None:
-    with browser(viewport={"width": width, "height": 860}, color_scheme=theme) as visit:
+def test_the_page_fits(chromium: Browser, run: Run, tmp_path: Path, width: int, theme: str) -> None:
+    with window(chromium, viewport={"width": width, "height": 860}, color_scheme=theme) as visit:
         page = visit.open((run.directory / "report.html").as_uri())
         assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page itself does not scroll sideways"
         assert visit.shot(tmp_path, f"{width}-{theme}").stat().st_size > 10_000
         assert visit.problems == []
 
 
-def test_markup_of_a_run_is_text(run: Run, tmp_path: Path) -> None:
+def test_markup_of_a_run_is_text(chromium: Browser, run: Run, tmp_path: Path) -> None:
     """In the label, the reason, the stderr, the model and the folder."""
     folder = tmp_path / "<img src=x onerror=alert(1)>"
     folder.mkdir()
-    summary, trials = dict(run.summary), run.trials.astype({"label": object, "reason": object})
-    summary["model"] = "<script>alert(2)</script>"
+    trials = run.trials.astype({"label": object, "reason": object})
     trials["label"] = "<b onclick=alert(3)>bold</b>"
     trials.loc[1, "state"], trials.loc[1, "reason"] = "FAIL", "</script><script>alert(4)</script>"
     trials.to_csv(folder / "trials.csv", index=False)
-    summary["front"] = [row for row in summary["front"] if row["number"] != 1]
-    (folder / "pareto.json").write_text(json.dumps(summary))
+    front = tuple(point for point in run.summary.front if point.number != 1)
+    write_summary(folder, replace(run.summary, model="<script>alert(2)</script>", front=front))
     (folder / "trials" / "0001").mkdir(parents=True)
     (folder / "trials" / "0001" / "stderr.log").write_text("<img src=x onerror=alert(5)>")
     render(Run(folder))
-    with browser() as visit:
+    with window(chromium) as visit:
         page = visit.open((folder / "report.html").as_uri())
         assert visit.problems == []
         assert page.inner_text("h1") == "<script>alert(2)</script>"

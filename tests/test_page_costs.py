@@ -5,14 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from local_browser import Visit, browser, needs_chromium, sizes
+from local_browser import Visit, needs_chromium, sizes, window
 from local_pages import DENSE, made_up, write_made_up, write_report
-from playwright.sync_api import expect
+from playwright.sync_api import Browser, expect
 
 from objectives.profile import Profile, profile_name
-from search.report.page_data import content_of, sensitivity_of
+from search.report.page_data import content_of
+from search.report.script_data import sensitivity_of
 from search.run.run import Run
-from search.run.tables import read_space, sites_of, write_tables
+from search.run.tables import write_tables
+from search.run.trial_table import trials_of
 from spaces.sites import Space
 
 MANY = 2000
@@ -31,12 +33,12 @@ def costs_of(visit: Visit) -> list[str]:
 
 
 @needs_chromium
-def test_latency_is_a_cost_where_it_was_measured(tmp_path: Path) -> None:
+def test_latency_is_a_cost_where_it_was_measured(chromium: Browser, tmp_path: Path) -> None:
     summary, trials = made_up(40, costs=("macs", "params", "latency"))
     trials.loc[trials["number"] == 5, ["latency", "latency_kept"]] = np.nan
-    write_report(tmp_path / "page.html", summary, trials, sites_of(summary))
+    write_report(tmp_path / "page.html", summary, trials_of(trials, summary))
     done = trials[(trials["state"] == "COMPLETE") & trials["latency"].notna()]
-    with browser(viewport={"width": 1280, "height": 900}) as visit:
+    with window(chromium, viewport={"width": 1280, "height": 900}) as visit:
         visit.open((tmp_path / "page.html").as_uri())
         assert costs_of(visit) == ["macs", "params", "latency"]
         visit.page.check("input[name=cost][value=latency]")
@@ -53,9 +55,9 @@ def test_latency_is_a_cost_where_it_was_measured(tmp_path: Path) -> None:
 
 
 @needs_chromium
-def test_a_run_without_latency_offers_none(tmp_path: Path) -> None:
+def test_a_run_without_latency_offers_none(chromium: Browser, tmp_path: Path) -> None:
     write_made_up(tmp_path / "page.html", 40)
-    with browser() as visit:
+    with window(chromium) as visit:
         visit.open((tmp_path / "page.html").as_uri())
         assert costs_of(visit) == ["macs", "params"]
         assert "latency" not in visit.page.inner_text("body")
@@ -63,13 +65,13 @@ def test_a_run_without_latency_offers_none(tmp_path: Path) -> None:
 
 
 @needs_chromium
-def test_the_profile_is_shown_block_by_site(tmp_path: Path) -> None:
+def test_the_profile_is_shown_block_by_site(chromium: Browser, tmp_path: Path) -> None:
     summary, trials = made_up(40)
-    space = read_space(summary)
+    space = summary.spaces[summary.space]
     write_report(
-        tmp_path / "page.html", summary, trials, sites_of(summary), sensitivity=sensitivity_of(profile_of(space), space)
+        tmp_path / "page.html", summary, trials_of(trials, summary), sensitivity=sensitivity_of(profile_of(space), space)
     )
-    with browser(viewport={"width": 1280, "height": 900}) as visit:
+    with window(chromium, viewport={"width": 1280, "height": 900}) as visit:
         visit.open((tmp_path / "page.html").as_uri())
         assert visit.page.inner_text("#conditions") == "closed-form errors, not measured"
         drawn = visit.page.evaluate(
@@ -90,24 +92,25 @@ def test_a_run_shows_the_profile_that_it_has(tmp_path: Path) -> None:
     """And is shown without one that cannot be read: the report is written while the search goes on."""
     summary, trials = made_up(10)
     write_tables(tmp_path, trials, summary)
-    assert content_of(Run(tmp_path))["data"]["sensitivity"] is None
-    path = tmp_path / "factors" / profile_name(summary["fingerprint"])
+    assert content_of(Run(tmp_path)).data.sensitivity is None
+    path = tmp_path / "factors" / profile_name(summary.fingerprint)
     path.parent.mkdir()
-    profile_of(read_space(summary)).save(path, summary["fingerprint"])
-    found = content_of(Run(tmp_path))["data"]["sensitivity"]
-    assert found["grids"]["50"]["3"]["attn.qk"] == pytest.approx(0.003)
+    profile_of(summary.spaces[summary.space]).save(path, summary.fingerprint)
+    found = content_of(Run(tmp_path)).data.sensitivity
+    assert found is not None
+    assert found.grids["50"]["3"]["attn.qk"] == pytest.approx(0.003)
     path.write_text("{")
-    assert content_of(Run(tmp_path))["data"]["sensitivity"] is None
+    assert content_of(Run(tmp_path)).data.sensitivity is None
 
 
 @needs_chromium
-def test_2000_trials_open_and_answer(tmp_path: Path) -> None:
+def test_2000_trials_open_and_answer(chromium: Browser, tmp_path: Path) -> None:
     """Times are in benchmarks/results; here that the page is made in seconds, and that a click draws no point again."""
     began = time.process_time()
     write_made_up(tmp_path / "page.html", MANY)
     assert time.process_time() - began < 20, "half a minute where the hypervolume was made of all points anew"
     assert (tmp_path / "page.html").stat().st_size < 10_000_000
-    with browser(viewport={"width": 1280, "height": 900}) as visit:
+    with window(chromium, viewport={"width": 1280, "height": 900}) as visit:
         visit.open((tmp_path / "page.html").as_uri())
         _, trials = made_up(MANY)
         number = int(trials["number"][trials["state"] == "COMPLETE"].iloc[1234])

@@ -9,13 +9,17 @@ from typing import Any
 import pytest
 from local_runs import Fails
 from local_searches import FINE, costs_of, errors_of, score_of, space_of
+from local_tables import summary_of
 
 from search.budgets.targets import Bound, Target
 from search.config import SearchConfig
 from search.deploy.exact_budget import exact_of, materialise
 from search.deploy.points import GIVEN, MATERIALISED, Point, pick_file, pick_target, pick_trial, wishes
+from search.run.finished_trial import finished_trials
 from search.run.run import Run
-from search.run.tables import describe_space, summarise, trial_table, write_tables
+from search.run.summary import summarise
+from search.run.tables import write_tables
+from search.run.trial_table import trial_table
 from search.trial import Proposal, Trial
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError, RunError, TargetError
@@ -23,7 +27,7 @@ from spaces.files import write_json
 
 SPACE = space_of(branches=2, sizes=FINE)  # a size of 64 is all of a branch, which costs 1000
 SITES = [site.name for site in SPACE.sites]
-DENSE = {"macs": 2000, "params": 2000, "error": 0.05}
+DENSE = {"macs": 2000, "params": 2000}
 
 # number -> sizes, error, and the multipliers that it was proposed with
 TRIALS: dict[int, tuple[tuple[int, int], float | None, dict[str, float] | None]] = {
@@ -54,13 +58,9 @@ def made(folder: Path, trials: dict[int, Any] = TRIALS, **options: Any) -> Run:
         score = None if error is None else replace(score_of(allocation), error=error, costs={"macs": macs, "params": macs})
         reason = None if score else "ValueError: broken"
         ended.append(Trial(proposal=proposal, score=score, reason=reason, ended="2026-11-24T01:00:00+00:00"))
-    facts: dict[str, Any] = {
-        "model": "made-up", "classes": None, "fingerprint": "f",
-        "space": "test", "spaces": {"test": describe_space(SPACE)}, "skipped": [], "dense": DENSE,
-        "reach": {"macs": [32, 2000], "params": [32, 2000]},
-    }  # fmt: skip
-    table = trial_table(ended, DENSE, SPACE.sites)
-    write_tables(folder, table, summarise(table, ["error", "macs"], [], facts))
+    facts = summary_of(DENSE, SPACE, reach={"macs": (32, 2000), "params": (32, 2000)})
+    found = finished_trials(ended, DENSE)
+    write_tables(folder, trial_table(found, facts.costs, facts.sites), summarise(facts, found))
     SearchConfig.from_flat({"model": "made-up", "measured_profile": True, **options}).dump(folder / "config.yaml")
     return Run(folder)
 

@@ -13,10 +13,11 @@ from ray.cluster_utils import Cluster
 
 from objectives.runtime.progress import Step
 from search import launch
+from search.run.summary import RunSummary
 
 pytestmark = pytest.mark.slow
 
-TRIALS, STEPS = 20, 100
+TRIALS, STEPS = 12, 100
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 128 << 20}
 
 
@@ -45,7 +46,7 @@ class Loses(Silent):
             (lost,) = self.cluster.worker_nodes
             self.cluster.remove_node(lost, allow_graceful=False)
 
-    def finished(self, trial: Any, summary: dict[str, Any], count: int) -> None:
+    def finished(self, trial: Any, summary: RunSummary, count: int) -> None:
         super().finished(trial, summary, count)
         self.running.discard(trial.proposal.number)
         if self.at_loss and not self.rejoined and not self.at_loss & self.running:

@@ -45,7 +45,7 @@ def test_a_recipe_alone_is_the_dense_model_and_the_recipe(checkpoint: Path, tmp_
     assert list(run.trials["label"]) == ["dense", "magnitude"]
     assert list(run.trials["state"]) == ["COMPLETE"] * 2
     assert 0.4 < run.trials["macs_kept"][1] <= 0.5
-    assert run.best("flops=50%")["label"] == "magnitude"
+    assert run.best("flops=50%").label == "magnitude"
     assert run.profile is None
 
 
@@ -89,8 +89,8 @@ def test_baselines_are_rows_of_their_own_space(run: Run) -> None:
     assert (run.trials["macs_kept"][1:] <= 0.5).all()
     assert list(run.trials["space"]) == [*["contract"] * 5, "gated", "low-rank-sparse", *["contract"] * 3]
     model = create_model(run.config.model)
-    for _, row in run.trials.iterrows():
-        describe(model, row["space"], 8).validate(run.allocation(row))
+    for trial in run.ended:
+        describe(model, trial.space, 8).validate(trial.allocation)
 
 
 def test_every_step_of_a_recipe_is_recorded(run: Run) -> None:
@@ -115,8 +115,8 @@ def test_baselines_are_named_in_the_page(run: Run) -> None:
         number: dict(zip((site["name"] for site in page["sites"]), p["sizes"], strict=True))
         for number, p in page["points"].items()
     }
-    for number, row in ((5, run.trial(5)), (6, run.trial(6))):
-        allocation = run.allocation(row)
+    for number in (5, 6):
+        allocation = run.trial(number).allocation
         assert {name: sizes[str(number)][name] for name in allocation} == dict(allocation)
     assert (run.directory / "pareto.png").stat().st_size > 0
 
@@ -129,7 +129,7 @@ def test_interrupted_before_a_recipe_and_continued(run: Run, tmp_path: Path) -> 
     pending = json.loads((tmp_path / "run" / "trials" / "0005" / "allocation.json").read_text())
     assert pending["allocation"] is None
     assert (pending["recipe"], pending["label"], pending["space"]) == ("vtp", "vtp", "gated")
-    assert pending["limits"] == {"macs": run.summary["dense"]["macs"] / 2}
+    assert pending["limits"] == {"macs": run.summary.dense.costs["macs"] / 2}
     again = launch(config_of(tmp_path, **options), Silent())
     pd.testing.assert_frame_equal(again.trials.drop(columns=TIMES), run.trials.drop(columns=TIMES))
 
@@ -161,13 +161,13 @@ def test_a_recipe_of_no_target_gets_half_of_the_macs(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vtp", "losparse", "magnitude"])
 def test_the_model_of_a_recipe_reloads_as_it_was_measured(run: Run, name: str) -> None:
-    row = run.trial(LABELS.index(name))
-    folder = export(run, trial=int(row["number"]))
+    trial = run.trial(LABELS.index(name))
+    folder = export(run, trial=trial.number)
     report = json.loads((folder / "report.json").read_text())
-    assert report["macs"]["fvcore_after_reload"] == report["macs"]["torch_after_reload"] == row["macs"]
-    assert report["params"]["after_reload"] == row["params"]
+    assert report["macs"]["fvcore_after_reload"] == report["macs"]["torch_after_reload"] == trial.costs["macs"]
+    assert report["params"]["after_reload"] == trial.costs["params"]
     assert report["test_top1"]["after_reload"] == report["test_top1"]["finetuned"]
     model: nn.Module = load_compressed(folder)
     data = Data(run.config.data, preprocessing(create_model(run.config.model), run.config.model))
-    assert evaluate(model, data.evaluation("search")).error == pytest.approx(row["error"])
+    assert evaluate(model, data.evaluation("search")).error == pytest.approx(trial.error)
     assert 1 - evaluate(model, data.evaluation("test")).error == report["test_top1"]["after_reload"]

@@ -79,7 +79,7 @@ class Place:
     def session(self) -> Path:
         """Where the Ray that was started for it keeps its files."""
         assert isinstance(self.runner, RayRunner | TuneRunner)
-        scratch = self.runner._connection._scratch
+        scratch = self.runner.connection.scratch
         assert scratch is not None
         return scratch.path
 
@@ -346,7 +346,7 @@ def test_a_search_goes_on_with_another_runner(tmp_path: Path) -> None:
     begun = searched(tmp_path, runner="ray", parallel=2, trials=4)
     assert list(begun["state"]) == ["COMPLETE"] * 4
     ended = written(run)
-    more = searched(tmp_path, runner="tune", parallel=2, trials=7)
+    more = searched(tmp_path, runner="tune", parallel=1, trials=7)
     assert (len(more), set(more["state"])) == (7, {"COMPLETE"})
     assert list((run / "tune").glob("*/0006_*/progress.csv"))
     assert poll(lambda: not children())

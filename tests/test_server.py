@@ -19,6 +19,7 @@ import run_search
 from search import launch
 from search.layout import LOCK
 from search.run.run import Run
+from search.run.summary import RunSummary
 
 pytestmark = pytest.mark.slow
 TRIALS = 8
@@ -40,7 +41,7 @@ def test_what_is_served_is_the_run(server: Server, run: Run) -> None:
     assert server.url.startswith("http://127.0.0.1:")
     answer, body = server.get("/")
     assert (answer.status, answer.getheader("Cache-Control")) == (200, "no-store")
-    assert run.summary["model"] in body.decode()
+    assert run.summary.model in body.decode()
     points = server.content()["data"][0]["points"]
     assert sorted(map(int, points)) == list(run.trials["number"])
 
@@ -117,7 +118,7 @@ class Follows(Silent):
         super().__init__()
         self.server, self.late = server, late
 
-    def finished(self, trial: Any, summary: dict[str, Any], count: int) -> None:
+    def finished(self, trial: Any, summary: RunSummary, count: int) -> None:
         super().finished(trial, summary, count)
         if count in (1, 4):
             began = time.monotonic()

@@ -142,7 +142,7 @@ def test_a_number_that_was_never_started_is_given_again(tmp_path: Path) -> None:
     (study.folder(lost.number) / "allocation.json").unlink()
     again = open_study(tmp_path, sampler="random")
     assert again.ask() == lost
-    assert [frozen.state.name for frozen in again._memory.get_trials()] == ["COMPLETE", "RUNNING", "COMPLETE"]
+    assert [frozen.state.name for frozen in again.memory.get_trials()] == ["COMPLETE", "RUNNING", "COMPLETE"]
     following = proposed(again)
     assert following.number == 3
 
@@ -193,6 +193,15 @@ def test_several_trials_run_at_once_and_end_in_any_order(tmp_path: Path) -> None
     assert again.ask() == proposals[0]
     following = proposed(again)
     assert following.number == 4
+
+
+def test_how_many_parts_batches_were_split_in_is_kept(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    first = proposed(study)
+    study.tell(Outcome(number=first.number, score=replace(score_of(first.allocation), parts=2)))
+    study.close()
+    score = open_study(tmp_path).trials[0].score
+    assert score is not None and score.parts == 2
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -135,7 +135,7 @@ def test_a_study_and_its_sampler_alone_propose_the_same(tmp_path: Path) -> None:
     problem = Problem()
     study = started(tmp_path, problem)
     copied = optuna.create_study(directions=["minimize"] * 2)
-    copied.add_trials(study._memory.trials)
+    copied.add_trials(study.memory.trials)
     seed = 8 * 50  # of number 8 in a study of seed 0
     screening = screening_of(study)
     alone = problem.ask(copied, seed, screen=problem.divergence)

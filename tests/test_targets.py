@@ -9,7 +9,7 @@ from objectives.cost.closed_form import CostModel
 from objectives.cost.spec import COSTS, Cost
 from objectives.units import format_count, format_kept
 from search.budgets.reach import check_jointly, reach_of, recipe_limits
-from search.budgets.targets import Budget, Reach, budgets_of, check_recipes, names_of, parse_target
+from search.budgets.targets import Budget, Reach, budgets_of, check_recipes, parse_target
 from spaces.errors import TargetError
 from spaces.sites import Operator, Site, Space
 
@@ -59,15 +59,13 @@ def test_a_text_is_a_budget_within_reach_or_refused_in_one_line(text: str) -> No
 
 def test_texts_are_budgets_of_their_own_and_bounds_of_one_text_are_kept_together() -> None:
     found = budgets("flops=50%", "params=11M, flops=40%", "macs=0.3G")
-    entries = [entry for group, budget in enumerate(found) for entry in budget.entries(group)]
-    assert [(entry["text"], entry["group"]) for entry in entries] == [
-        ("flops=50%", 0),
-        ("params=11M", 1),
-        ("flops=40%", 1),
-        ("macs=0.3G", 2),
+    assert [[bound.text for bound in budget.bounds] for budget in found] == [
+        ["flops=50%"],
+        ["params=11M", "flops=40%"],
+        ["macs=0.3G"],
     ]
     assert [budget.limits for budget in found] == [{"macs": 5e8}, {"params": 11e6, "macs": 4e8}, {"macs": 3e8}]
-    assert names_of(entries) == ["flops=50%", "params=11M and flops=40%", "macs=0.3G"]
+    assert [budget.text for budget in found] == ["flops=50%", "params=11M and flops=40%", "macs=0.3G"]
     assert budgets() == ()
 
 

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from objectives.pictures.reading import Reading
 from objectives.pictures.sources import Pictures
+from objectives.pictures.transform import prepared
 from objectives.runtime.distributed import Group
 from spaces.errors import DataError
 
@@ -24,11 +25,12 @@ class View(Dataset[tuple[Tensor, int] | DataError]):
         return len(self.indices)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int] | DataError:
+        place = int(self.indices[index])
         try:
-            image, label = self.pictures.read(int(self.indices[index]), self.reading)
+            image, label = self.pictures.read(place, self.reading)
+            return prepared(self.transform, image, self.pictures.name(place)), label
         except DataError as error:
             return error
-        return self.transform(image), label
 
 
 class Shuffled(Sampler[int]):

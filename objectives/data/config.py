@@ -1,10 +1,11 @@
 """DataConfig: which images, how they are split and varied; checked when it is made."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from objectives.pictures.options import Background, check_pixel_range
-from spaces.errors import ConfigError
+from spaces.errors import ConfigError, DataError, printable
 
 DIGITS = "digits"
 STREAMED = ("wds/", "tfds/", "hfids/")
@@ -94,3 +95,17 @@ class DataConfig:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ConfigError(f"scale must be two areas 0 < low <= high <= 1, got {list(self.scale)}")
         check_pixel_range(self.pixel_range)
+
+
+def image_folder(config: DataConfig) -> Path:
+    """Where the images are, for options that name no data set.
+
+    Raises:
+        DataError: no folder is named, or none is there.
+    """
+    if config.data_dir is None:
+        raise DataError("no images: give --data-dir with an image folder, or --dataset with a timm data set name")
+    root = Path(config.data_dir)
+    if not root.is_dir():
+        raise DataError(f"no folder at {printable(str(root))}")
+    return root

@@ -23,6 +23,7 @@ from objectives.data.splits import count_classes, name_classes, open_splits
 from objectives.pictures.check import check_pictures
 from objectives.pictures.reading import reading_for
 from objectives.pictures.sources import Files, SplitName, is_in_memory, pictures_of_splits
+from objectives.pictures.transform import evaluation_transform
 from objectives.runtime.distributed import ALONE, Group
 from objectives.runtime.progress import Progress
 from objectives.runtime.seeding import drawn_apart
@@ -263,23 +264,23 @@ class Data:
             raise DataError(f"crop_padding is for images of the model's size, {width}x{height}, but the {where} have {found}")
 
     def _transform(self, training: bool, **variation: Any) -> Callable[[Any], Tensor]:
-        """timm's transform; `variation` are further arguments of its, for training images."""
-        pre = self.preprocessing
+        """Of an image as it is read; `variation` are further arguments of timm's transform, for training images."""
+        steps = self._varied(**variation) if training else [evaluation_transform(self.preprocessing)]
+        composed: Callable[[Any], Tensor] = Compose([self.reading.convert, *steps])
+        return composed
+
+    def _varied(self, **variation: Any) -> list[Callable[[Any], Any]]:
+        pre, config, size = self.preprocessing, self.config, tuple(self.preprocessing["input_size"])
         options: dict[str, Any] = {"interpolation": pre["interpolation"], "mean": pre["mean"], "std": pre["std"]}
-        config, size = self.config, tuple(pre["input_size"])
-        steps: list[Callable[[Any], Any]] = [self.reading.convert]
-        if training:
-            options.update(is_training=True, hflip=config.hflip, auto_augment=config.aa, scale=config.scale)
-            options.update(color_jitter=config.color_jitter or None)
-            options.update(variation)
-        else:
-            options.update(crop_pct=pre["crop_pct"], crop_mode=pre["crop_mode"])
-        if training and config.crop_padding:
-            steps.append(RandomCrop(size[1:], padding=config.crop_padding))
+        options.update(is_training=True, hflip=config.hflip, auto_augment=config.aa, scale=config.scale)
+        options.update(color_jitter=config.color_jitter or None)
+        options.update(variation)
+        padded: list[Callable[[Any], Any]] = []
+        if config.crop_padding:
+            padded.append(RandomCrop(size[1:], padding=config.crop_padding))
             whole = size[2] / size[1]  # the aspect ratio whose only crop is the whole image
             options.update(scale=(1.0, 1.0), ratio=(whole, whole))
-        composed: Callable[[Any], Tensor] = Compose([*steps, create_transform(size, **options)])
-        return composed
+        return [*padded, create_transform(size, **options)]
 
 
 def _drawn(part: Tensor, wanted: int, seed: int) -> Tensor:

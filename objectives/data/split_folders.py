@@ -31,14 +31,12 @@ def find_split_folders(root: Path, train: str, search: str | None, test: str) ->
     """Find the splits of an image folder: those that are named, and else those that have a usual name, in any case.
 
     Args:
-        root: the image folder.
+        root: the image folder, which is there.
         train, search, test: the options' values.
 
     Raises:
-        DataError: no such folder, or none that can be trained on.
+        DataError: a folder that is named is not there, or none can be trained on.
     """
-    if not root.is_dir():
-        raise DataError(f"no folder at {path_text(root)}")
     for split, name, default in (("train", train, TRAIN), ("search", search, None), ("test", test, TEST)):
         if name is not None and name != default and _folder(root, name) is None:
             raise DataError(f"{path_text(root)} has no folder {name!r} for the {split} split: it has {_listed(root)}")

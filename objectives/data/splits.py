@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from objectives.data.class_order import in_order
-from objectives.data.config import DIGITS, STREAMED, DataConfig
+from objectives.data.config import DIGITS, STREAMED, DataConfig, image_folder
 from objectives.data.folders import ClassFolders, ImageFolder, Labels, mapped, path_text, read_class_folders, some
 from objectives.data.shared_images import check_no_shared
 from objectives.data.split_folders import find_split_folders
@@ -80,9 +80,7 @@ def _hold_out(
 
 def _folder_splits(config: DataConfig) -> dict[SplitName, Dataset[Any]]:
     """Splits of an image folder. The training split says which labels its classes have in all of them."""
-    if config.data_dir is None:
-        raise DataError("no images: give --data-dir with an image folder, or --dataset with a timm data set name")
-    folders = find_split_folders(Path(config.data_dir), config.train_split, config.search_split, config.val_split)
+    folders = find_split_folders(image_folder(config), config.train_split, config.search_split, config.val_split)
     roots: dict[SplitName, Path | None] = {"train": folders.train, "search": folders.search, "test": folders.test}
     _check_apart({name: None if root is None else root.resolve() for name, root in roots.items()})
     found = {name: read_class_folders(root) for name, root in roots.items() if root is not None}

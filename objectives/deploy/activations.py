@@ -1,6 +1,7 @@
 """How many numbers a model's operators give for one image: counted without any memory, before a foreign file is run."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from torch.utils._pytree import tree_leaves
 
 from objectives.runtime.quiet import quiet
 from spaces.errors import CheckpointError
-from spaces.folder.compressed import dense_shapes
 from spaces.folder.description import read_description
-from spaces.models.create import input_size
+from spaces.models.preprocessing import WIDEST
 
 _LOG = "torch._subclasses.fake_tensor"
 _MORE = 4  # times those of the dense model: formats copy what PyTorch views, and factors are operators of their own
 _ALWAYS = 1_000_000  # for models of a few thousand numbers
+# Of one call, whatever the model: 1 GB in float32 if all of them were kept. ViT-B/16 gives 0.1e9 for an image in ONNX.
+_HARMLESS = 2**28
 
 
 class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -50,6 +52,8 @@ def activations(model: nn.Module, shape: Sequence[int]) -> int:
 def bound(file: Path, count: Callable[[tuple[int, ...]], int]) -> Callable[[int], None]:
     """What refuses to compute many times what the dense model of a file's folder does, after it did so for one image.
 
+    What fits in any machine's memory is not compared with the dense model, for which timm would have to be imported.
+
     Args:
         file: of an exported folder.
         count: the numbers that its operators give for images of a shape [B, C, H, W].
@@ -61,15 +65,15 @@ def bound(file: Path, count: Callable[[tuple[int, ...]], int]) -> Callable[[int]
     Raises:
         CheckpointError: config.json describes no model, or one image is too much.
     """
-    description = read_description(file.parent)
-    size, allowed, known = description["pretrained_cfg"]["input_size"], _allowed(file), set[int]()
+    size, allowed, known = read_description(file.parent)["pretrained_cfg"]["input_size"], cache(_allowed), set[int]()
 
     def check(batch: int) -> None:
         if batch in known:
             return
         numbers = count((batch, *size))
-        if numbers > batch * allowed:
-            most = f"the model that config.json describes no more than {batch * allowed:,}"
+        is_harmless = numbers <= _HARMLESS and max(size) <= WIDEST
+        if not is_harmless and numbers > batch * allowed(file):
+            most = f"the model that config.json describes no more than {batch * allowed(file):,}"
             raise CheckpointError(f"{file} is refused: it computes {numbers:,} numbers for {batch} image(s), and {most}")
         known.add(batch)
 
@@ -79,6 +83,9 @@ def bound(file: Path, count: Callable[[tuple[int, ...]], int]) -> Callable[[int]
 
 def _allowed(file: Path) -> int:
     """How many numbers a file may compute for one image: several times those of the dense model that it was made from."""
+    from spaces.folder.compressed import dense_shapes
+    from spaces.models.create import input_size
+
     dense = dense_shapes(file)
     for module in dense.modules():
         if hasattr(module, "fused_attn"):

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-from timm.data import create_transform
 from torch import Tensor
 
 from objectives.deploy.config import Format, check_top
 from objectives.deploy.formats import Forward, open_format
 from objectives.pictures.reading import Reading, is_hidden, is_picture, reading_for
+from objectives.pictures.transform import Transform, evaluation_transform, prepared
 from spaces.errors import CheckpointError, DataError, first_line, printable
 from spaces.folder.description import read_description
 
@@ -86,24 +85,24 @@ def classify(
             notice(left_out)
         for file in files:
             try:
-                image = transform(reading.read(file))
+                image = prepared(transform, reading.read(file), str(file))
             except DataError as error:
                 yield Unread(file, str(error))
                 continue
             yield _classified(file, image, forward, description, top)
 
 
-def preprocessing_of(description: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
-    """What makes the model's input [C, H, W] of an image, by timm."""
+def preprocessing_of(description: dict[str, Any]) -> Transform:
+    """What makes the model's input [C, H, W] of an image.
+
+    Raises:
+        CheckpointError: no image can be prepared so.
+    """
     given = description["pretrained_cfg"]
-    keys = ("interpolation", "mean", "std", "crop_pct", "crop_mode")
     try:
-        transform: Callable[[Image.Image], Tensor] = create_transform(
-            tuple(given["input_size"]), **{key: given[key] for key in keys}, is_training=False
-        )
+        return evaluation_transform(given)
     except Exception as error:  # timm asserts
         raise CheckpointError(f"the preprocessing {given} is not timm's: {first_line(error)}") from error
-    return transform
 
 
 def reading_of(description: dict[str, Any]) -> Reading:

@@ -29,6 +29,8 @@ from spaces.scratch import Scratch
 # 11 or 8 bits, and another order of the same sums rounds otherwise.
 _TOLERANCE: dict[Dtype, float] = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.1}
 
+TIMED_SECONDS = 0.5  # for each model and batch size
+
 _PROBE_IMAGES = 32  # of the test split, on which outputs are compared
 _WRITING, _TOLD = "writing the files", '{"told"'
 
@@ -106,6 +108,7 @@ class Handover:
             check = {
                 "folder": str(folder), "dense": str(dense), "formats": list(self.output.formats), "device": where,
                 "data": asdict(replace(self.data.config, workers=0)), "checked": str(scratch / CHECKED),
+                "seconds": TIMED_SECONDS,
             }  # fmt: skip
             self.data.checked.save(scratch / CHECKED)
             (scratch / "check.json").write_text(json.dumps(check), encoding="utf-8")

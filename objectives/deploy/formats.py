@@ -20,9 +20,7 @@ from objectives.deploy.config import FILES, Dtype, Format, require_onnx
 from objectives.deploy.onnx_file import checked_onnx, weights_beside
 from objectives.deploy.pt2_archive import load_archive
 from spaces.errors import CheckpointError, first_line
-from spaces.folder.compressed import load_compressed
 from spaces.folder.description import checked_file, read_description
-from spaces.models.create import input_size
 
 Forward = Callable[[Tensor], Tensor]  # float32 images [B, C, H, W] on the CPU -> float32 logits [B, classes]
 
@@ -74,6 +72,8 @@ def write_formats(folder: Path, model: nn.Module, formats: Sequence[Format], fac
 
 def traced(model: nn.Module) -> ExportedProgram:
     """The program of a model, for batches of any size; no image is kept in it."""
+    from spaces.models.create import input_size
+
     images = torch.zeros(2, *input_size(model))
     program = torch.export.export(_Portable(model), (images,), dynamic_shapes=_SHAPES)
     program.example_inputs = None  # else they are in the archive, pickled
@@ -146,6 +146,8 @@ def portable(model: nn.Module) -> Forward:
 
 
 def _open_safetensors(path: Path, device: torch.device) -> Forward:
+    from spaces.folder.compressed import load_compressed  # with timm, which ONNX files and archives do without
+
     return portable(load_compressed(path.parent).to(device))
 
 

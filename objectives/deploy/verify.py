@@ -30,7 +30,6 @@ from objectives.runtime.progress import Progress
 from spaces.folder.compressed import load_compressed
 
 BATCH_SIZES = (1, 32)  # for memory and latency
-_SECONDS = 0.5  # of timing, for each model and batch size
 _RELOAD, _FIGURES, _TIMING = "loading the exported files", "counting MACs and memory", "timing the reloaded models"
 
 
@@ -38,7 +37,8 @@ def verify(check: dict[str, Any], outputs: Path, progress: Progress = lambda wha
     """Figures of a folder's model in all its formats, and of the dense one.
 
     Args:
-        check: folder, dense, formats, device, data (options), and checked, what is known of the pictures.
+        check: folder, dense, formats, device, data (options), checked, what is known of the pictures, and seconds of timing for
+            each model and batch size.
         outputs: safetensors with images [N, C, H, W] and the logits [N, classes] that they had before saving.
         progress: called with (what, done, in all).
 
@@ -70,7 +70,7 @@ def verify(check: dict[str, Any], outputs: Path, progress: Progress = lambda wha
         "compressed": {**figures["safetensors"], "top1": top1["safetensors"]},
         "formats": {name: {"top1": top1[name], "max_output_difference": differences[name]} for name in check["formats"]},
         "largest_output": float(stored["logits"].abs().max()),
-        "latency": _latencies(models, calls, size, progress),
+        "latency": _latencies(models, calls, size, check["seconds"], progress),
         "devices": {name: name_of(device if name in models else torch.device("cpu")) for name in calls},
         "threads": torch.get_num_threads(),
         "preprocessing": pre,
@@ -78,24 +78,28 @@ def verify(check: dict[str, Any], outputs: Path, progress: Progress = lambda wha
 
 
 def _latencies(
-    models: dict[str, nn.Module], calls: dict[str, Forward], size: tuple[int, int, int], progress: Progress
+    models: dict[str, nn.Module],
+    calls: dict[str, Forward],
+    size: tuple[int, int, int],
+    seconds: float,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Batch size -> `_latency`."""
     found = {}
     for done, batch in enumerate(BATCH_SIZES):
         progress(_TIMING, done, len(BATCH_SIZES))
-        found[str(batch)] = _latency(models, calls, torch.zeros(batch, *size))
+        found[str(batch)] = _latency(models, calls, torch.zeros(batch, *size), seconds)
     progress(_TIMING, len(BATCH_SIZES), len(BATCH_SIZES))
     return found
 
 
-def _latency(models: dict[str, nn.Module], calls: dict[str, Forward], images: Tensor) -> dict[str, Any]:
+def _latency(models: dict[str, nn.Module], calls: dict[str, Forward], images: Tensor, seconds: float) -> dict[str, Any]:
     """Of every model, timed in turns: median seconds of a call, quartiles, and the median of ratios to the dense, by round."""
     timed: dict[str, Call] = {name: partial(call, images) for name, call in calls.items()}
     for name, model in models.items():  # with the images where the model is
         there = images.to(next(model.parameters()))
         timed[name] = forward(model, there, Setting(batch_size=len(images)))
-    timings = time_calls(timed, _SECONDS)
+    timings = time_calls(timed, seconds)
     return {
         name: {
             "seconds": timing.seconds,

@@ -1,0 +1,1 @@
+"""How picture files are found, opened, checked and turned into images."""

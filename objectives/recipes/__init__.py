@@ -1,0 +1,1 @@
+"""Baselines of the literature: each makes a compressed model of its own; `registry` lists them."""

@@ -72,6 +72,10 @@ class Structure:
         space: a space of heads, widths of heads and FFN neurons.
         allocation: how many of each are allowed.
         heads: site of heads -> importance, [heads]; those of a layer that stay are the first in this ranking.
+
+    Attributes:
+        weights: W, by name.
+        allowed: Z, by name.
     """
 
     def __init__(self, model: nn.Module, space: Space, allocation: Allocation, heads: Mapping[str, Tensor]) -> None:
@@ -80,8 +84,8 @@ class Structure:
         self._branches = {
             path: {site.part: site for operator in rivals for site in operator.sites} for path, rivals in space.branches.items()
         }
-        self._weights = {name: model.get_parameter(name) for path in self._branches for name in self._names(path)}
-        self._dual = {name: torch.zeros_like(weight) for name, weight in self._weights.items()}
+        self.weights = {name: model.get_parameter(name) for path in self._branches for name in self._names(path)}
+        self._dual = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
         self._rho = 1.0
         self._project()
 
@@ -92,13 +96,13 @@ class Structure:
             dual *= min(1.0, scale)
         self._project()
         for name, weight in self._detached().items():
-            self._dual[name] += weight - self._allowed[name]
+            self._dual[name] += weight - self.allowed[name]
 
     @torch.no_grad()
     def pull(self) -> None:
         """Move the weights the share rho of the way to Z - U."""
-        for name, weight in self._weights.items():
-            weight.lerp_(self._allowed[name] - self._dual[name], self._rho)
+        for name, weight in self.weights.items():
+            weight.lerp_(self.allowed[name] - self._dual[name], self._rho)
 
     def residual(self) -> float:
         """||W - P(W)|| / ||W||: the share of the weights that the allocation has no place for."""
@@ -116,12 +120,12 @@ class Structure:
         return found
 
     def _detached(self) -> dict[str, Tensor]:
-        return {name: weight.detach() for name, weight in self._weights.items()}
+        return {name: weight.detach() for name, weight in self.weights.items()}
 
     def _project(self) -> None:
         moved = {name: weight + self._dual[name] for name, weight in self._detached().items()}
         masks = self._masks(moved)
-        self._allowed = {name: entry * masks[name] for name, entry in moved.items()}
+        self.allowed = {name: entry * masks[name] for name, entry in moved.items()}
 
     def _names(self, path: str) -> list[str]:
         branch = self.model.get_submodule(path)

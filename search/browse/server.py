@@ -19,7 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from search.layout import AUDIT, CONFIG, RUNNING, SUMMARY, TRIALS
-from search.report.html import assemble, page
+from search.report.html import Assembled, assemble, page
 from search.report.page_data import content_of
 from search.run.activity import running_of
 from search.run.run import Run
@@ -40,9 +40,9 @@ class Shown:
         self._directories = directories
         self._lock = threading.Lock()
         self._version = ""
-        self._content: dict[str, Any] = {}
+        self._content = assemble([])
 
-    def now(self) -> tuple[str, dict[str, Any]]:
+    def now(self) -> tuple[str, Assembled]:
         """Version and content."""
         with self._lock:
             version = self._look()
@@ -56,7 +56,7 @@ class Shown:
         seen = [_state_of(directory) for directory in self._directories]
         return hashlib.sha256(repr(seen).encode()).hexdigest()[:16]
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> Assembled:
         contents, waiting = [], []
         for directory in self._directories:
             try:
@@ -91,7 +91,7 @@ def application(directories: Sequence[Path]) -> Starlette:
         tag = f'"{version}"'
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers={**_HEADERS, "ETag": tag})
-        return JSONResponse(content, headers={**_HEADERS, "ETag": tag})
+        return JSONResponse(content.to_json(), headers={**_HEADERS, "ETag": tag})
 
     routes = [Route("/", get_page), Route("/content.json", get_content)]
     return Starlette(routes=routes)

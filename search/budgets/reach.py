@@ -25,9 +25,7 @@ def check_jointly(budgets: Sequence[Budget], costs: CostModel, space: Space) -> 
     for budget in budgets:
         load = partial(costs.load, limits=budget.limits)
         if load(space.smallest(load)) > 1:
-            raise TargetError(
-                f"no allocation keeps {' and '.join(bound.text for bound in budget.bounds)} at once in space {space.name!r}"
-            )
+            raise TargetError(f"no allocation keeps {budget.text} at once in space {space.name!r}")
 
 
 def recipe_limits(budgets: Sequence[Budget], costs: CostModel) -> list[dict[Cost, float]]:

@@ -3,8 +3,6 @@
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any
 
 from objectives.cost.spec import COSTS, MAIN, Cost, CostSpec, cost_of, counted_costs
 from spaces.errors import TargetError
@@ -102,11 +100,10 @@ class Budget:
     bounds: tuple[Bound, ...]
     limits: Mapping[Cost, float]
 
-    def entries(self, group: int) -> list[dict[str, Any]]:
-        """JSON form, one for every bound; `group` is the number of the target."""
-        return [
-            {"text": bound.text, "cost": bound.cost, "limit": self.limits[bound.cost], "group": group} for bound in self.bounds
-        ]
+    @property
+    def text(self) -> str:
+        """Its bounds for people."""
+        return " and ".join(bound.text for bound in self.bounds)
 
 
 def parse_target(text: str) -> Target:
@@ -129,12 +126,6 @@ def budgets_of(targets: Sequence[Target], reach: Reach, later: Collection[Cost] 
     """
     budgets = (target.resolve(reach, later) for target in targets)
     return tuple(budget for budget in budgets if budget.bounds)
-
-
-def names_of(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The targets of pareto.json as text, one for every group: bounds that are kept together are joined."""
-    groups = groupby(entries, key=lambda entry: entry["group"])
-    return [" and ".join(entry["text"] for entry in group) for _, group in groups]
 
 
 def check_recipes(names: Sequence[str], targets: Sequence[Target], alone: bool) -> None:

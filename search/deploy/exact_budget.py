@@ -16,7 +16,7 @@ from objectives.dense_model import DenseModel
 from objectives.evaluator import Evaluator, OnStep
 from search.budgets.knapsack import Knapsack, knapsack_of
 from search.budgets.parametrisation import BUDGET
-from search.deploy.points import MATERIALISED, Point, load_of
+from search.deploy.points import MATERIALISED, Point
 from search.layout import weights_in
 from search.run.run import Run
 from search.runners.job import screen
@@ -95,7 +95,7 @@ def _least_divergent(evaluator: Evaluator, candidates: Sequence[Allocation]) -> 
 def _candidates(run: Run, dense: DenseModel, best: Point) -> Iterator[tuple[Allocation, tuple[int, ...]]]:
     """Allocations on the budget that are no trial and use more of it, with the trials whose multipliers they come from."""
     knapsack = knapsack_of(dense, run.config.study.measured_profile)
-    seen = {run.allocation(row) for _, row in run.trials[run.trials["state"] == "COMPLETE"].iterrows()}
+    seen = {trial.allocation for trial in run.complete}
     for multipliers, between in _multipliers(run, knapsack, best):
         allocation = knapsack.allocate(best.limits, dict(zip(knapsack.sites, multipliers.tolist(), strict=True)))
         if allocation not in seen and dense.costs.load(allocation, best.limits) > (best.load or 0.0):
@@ -117,7 +117,7 @@ def _multipliers(run: Run, knapsack: Knapsack, best: Point) -> Iterator[tuple[Fl
 
 def _above(run: Run, best: Point) -> int | None:
     """The trial of the front that is the nearest one above the budget."""
-    loads = {int(row["number"]): load_of(row, best.limits) for _, row in run.front.iterrows() if row["space"] == run.space.name}
+    loads = {trial.number: trial.load(best.limits) for trial in run.front if trial.space == run.space.name}
     return min((number for number, load in loads.items() if load > 1), key=loads.__getitem__, default=None)
 
 

@@ -195,7 +195,7 @@ class _Export:
         }  # fmt: skip
 
     def _origin(self) -> dict[str, Any]:
-        return self.point.origin(self.run.summary["fingerprint"])
+        return self.point.origin(self.run.summary.fingerprint)
 
     def _kept(self, cost: Cost) -> dict[str, float]:
         dense, compressed = self.costs.dense[cost], self.costs.count(self.allocation, cost)

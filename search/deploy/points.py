@@ -7,10 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
-
-from objectives.cost.spec import Cost, known_costs
+from objectives.cost.spec import Cost
 from search.budgets.targets import Target, parse_target
+from search.run.finished_trial import FinishedTrial
 from search.run.run import Run
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError, RunError
@@ -162,8 +161,8 @@ def pick_target(run: Run, target: str | Target) -> Point:
         TargetError, RunError: `Run.best`'s.
     """
     budget = run.budget(target)
-    row, limits, asked = run.best(budget), budget.limits, budget.target
-    return _point(run, row, name=asked.folder, target=asked.text, limits=limits, load=load_of(row, limits))
+    best, limits, asked = run.best(budget), budget.limits, budget.target
+    return replace(_point(best, asked.folder), target=asked.text, limits=limits, load=best.load(limits))
 
 
 def pick_trial(run: Run, number: int) -> Point:
@@ -172,7 +171,7 @@ def pick_trial(run: Run, number: int) -> Point:
     Raises:
         RunError: `Run.trial`'s.
     """
-    return _point(run, run.trial(number), name=f"trial{number}")
+    return _point(run.trial(number), f"trial{number}")
 
 
 def pick_file(run: Run, path: Path) -> Point:
@@ -186,10 +185,9 @@ def pick_file(run: Run, path: Path) -> Point:
     allocation, space = _read(path)
     space = space or run.space.name
     name = f"allocation-{_safe(path.stem).removeprefix('allocation-')}"
-    rows = run.trials[(run.trials["state"] == "COMPLETE") & (run.trials["space"] == space)]
-    for _, row in rows.iterrows():
-        if run.allocation(row) == allocation:
-            return _point(run, row, name=name)
+    for trial in run.complete:
+        if trial.space == space and trial.allocation == allocation:
+            return _point(trial, name)
     if space != run.space.name:
         raise AllocationError(f"{path} is of space {space!r}, and no trial of {run.directory} in it has these sizes")
     try:
@@ -199,34 +197,22 @@ def pick_file(run: Run, path: Path) -> Point:
     return Point(name=name, allocation=allocation, space=space, label=GIVEN)
 
 
-def load_of(row: "pd.Series[Any]", limits: Mapping[Cost, float]) -> float:
-    """How much of a target a trial uses; 1 is all of it."""
-    return max(float(row[cost]) / limit for cost, limit in limits.items())
-
-
-def _point(run: Run, row: "pd.Series[Any]", name: str, **picked: Any) -> Point:
-    label = row["label"] if isinstance(row["label"], str) else None
+def _point(trial: FinishedTrial, name: str) -> Point:
     return Point(
         name=name,
-        allocation=run.allocation(row),
-        space=str(row["space"]),
-        number=int(row["number"]),
-        label=label,
-        costs={spec.name: _number(row[spec.name]) for spec in known_costs(map(str, row.dropna().index))},
-        error=float(row["error"]),
-        **picked,
+        allocation=trial.allocation,
+        space=trial.space,
+        number=trial.number,
+        label=trial.label,
+        costs=trial.costs,
+        error=trial.error,
     )
 
 
-def _number(value: float) -> float:
-    """Counts as they were: a table with failed trials has them as floats."""
-    return int(value) if float(value).is_integer() else float(value)
-
-
 def _front(run: Run) -> list[int]:
-    if run.front.empty:
+    if not run.summary.front:
         raise RunError(f"no trial of {run.directory} has finished")
-    return [int(number) for number in run.front["number"]]
+    return [point.number for point in run.summary.front]
 
 
 def _read(path: Path) -> tuple[Allocation, str | None]:

@@ -208,7 +208,7 @@ class _Session:
             for name in output.formats:
                 checked_file(folder, FILES[name], config)
             same = stored_type(config) == DTYPES[output.dtype] and config["training"] == described(self.options.training)
-            found = point.restored(config["origin"], Allocation(config["allocation"]), self.run.summary["fingerprint"])
+            found = point.restored(config["origin"], Allocation(config["allocation"]), self.run.summary.fingerprint)
         except (CompressionError, LookupError, TypeError, ValueError, AttributeError):  # whatever a damaged origin makes of it
             return None
         return found if same else None

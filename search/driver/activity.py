@@ -3,19 +3,17 @@
 Nothing is continued from it; where it cannot be written, the search goes on without. `search.run.activity` reads it.
 """
 
-import os
-import socket
 import time
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from objectives.runtime.progress import Step
 from search.driver.observer import Observer
 from search.layout import RUNNING
+from search.run.activity import RunningTrial, write_running
 from search.trial import Proposal, Trial
-from spaces.files import write_json
 
 _EVERY = 1.0  # seconds between two writings
 
@@ -29,24 +27,25 @@ class Activity(Observer):
     """
 
     def __init__(self, directory: Path, steps: int) -> None:
-        self._path, self._steps = directory / RUNNING, steps
-        self._trials: dict[int, dict[str, Any]] = {}
+        self._directory, self._steps = directory, steps
+        self._trials: dict[int, RunningTrial] = {}
         self._changed, self._due = False, 0.0
 
     def started(self, proposal: Proposal) -> None:
         since = datetime.now(UTC).isoformat(timespec="seconds")
-        entry = {"number": proposal.number, "label": proposal.label, "space": proposal.space, "since": since}
-        self._trials[proposal.number] = {**entry, "step": 0, "steps": self._steps, "rung": None, "error": None}
+        self._trials[proposal.number] = RunningTrial(
+            number=proposal.number, label=proposal.label, space=proposal.space, since=since, step=0, steps=self._steps
+        )
         self._change()
 
     def step(self, number: int, step: Step) -> None:
         if number in self._trials:
-            self._trials[number]["step"] = step.step
+            self._trials[number] = replace(self._trials[number], step=step.step)
             self._change()
 
     def rung(self, number: int, step: int, error: float) -> None:
         if number in self._trials:
-            self._trials[number].update(step=step, rung=step, error=error)
+            self._trials[number] = replace(self._trials[number], step=step, rung=step, error=error)
             self._change()
 
     def ended(self, trial: Trial) -> None:
@@ -57,13 +56,12 @@ class Activity(Observer):
         """Write what has changed, unless that was done within the last second."""
         if self._changed and time.monotonic() >= self._due:
             self._changed, self._due = False, time.monotonic() + _EVERY
-            trials = [self._trials[number] for number in sorted(self._trials)]
             with suppress(OSError):
-                write_json(self._path, {"host": socket.gethostname(), "pid": os.getpid(), "trials": trials})
+                write_running(self._directory, [self._trials[number] for number in sorted(self._trials)])
 
     def closed(self) -> None:
         with suppress(OSError):
-            self._path.unlink(missing_ok=True)
+            (self._directory / RUNNING).unlink(missing_ok=True)
 
     def _change(self) -> None:
         self._changed = True

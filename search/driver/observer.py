@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from objectives.runtime.progress import Step
 from search.driver.outlook import Outlook
+from search.run.summary import RunSummary
 from search.trial import Proposal, Trial
 
 
@@ -25,12 +25,12 @@ class Observer:
     def notice(self, text: str) -> None:
         """Something that a person should look at."""
 
-    def began(self, directory: Path, summary: dict[str, Any], outlook: Outlook, steps: int) -> None:
+    def began(self, directory: Path, summary: RunSummary, outlook: Outlook, steps: int) -> None:
         """All is prepared.
 
         Args:
             directory: of the run.
-            summary: the content of pareto.json.
+            summary: of the run.
             outlook: what the launch will take.
             steps: of every fine-tune.
         """
@@ -47,12 +47,12 @@ class Observer:
     def ended(self, trial: Trial) -> None:
         """A trial was recorded; tables do not show it yet."""
 
-    def finished(self, trial: Trial, summary: dict[str, Any], count: int) -> None:
+    def finished(self, trial: Trial, summary: RunSummary, count: int) -> None:
         """Tables show a trial.
 
         Args:
             trial: one that ended before.
-            summary: the content of pareto.json.
+            summary: of the run.
             count: trials that had ended up to this one.
         """
 
@@ -85,7 +85,7 @@ class Observers(Observer):
         for each in self._observers:
             each.notice(text)
 
-    def began(self, directory: Path, summary: dict[str, Any], outlook: Outlook, steps: int) -> None:
+    def began(self, directory: Path, summary: RunSummary, outlook: Outlook, steps: int) -> None:
         for each in self._observers:
             each.began(directory, summary, outlook, steps)
 
@@ -105,7 +105,7 @@ class Observers(Observer):
         for each in self._observers:
             each.ended(trial)
 
-    def finished(self, trial: Trial, summary: dict[str, Any], count: int) -> None:
+    def finished(self, trial: Trial, summary: RunSummary, count: int) -> None:
         for each in self._observers:
             each.finished(trial, summary, count)
 

@@ -6,13 +6,14 @@ thousands of rows are worth writing.
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
-from search.budgets.targets import Budget
 from search.driver.observer import Observer
 from search.report.write import render
+from search.run.finished_trial import finished_trials
 from search.run.run import Run
-from search.run.tables import sites_of, summarise, trial_table, write_tables
+from search.run.summary import RunSummary, summarise
+from search.run.tables import write_tables
+from search.run.trial_table import trial_table
 from search.run.weights import keep_weights
 from search.study.study import Study
 from search.trial import DENSE, Trial
@@ -26,29 +27,26 @@ class Publisher(Observer):
 
     Args:
         study: to show.
-        targets: of the run.
-        facts: `summarise`'s.
+        facts: the run's summary without its trials.
         disk_limit: GB of weights that are kept.
         observer: told of every trial that tables show for the first time.
         at_once: whether tables are written after every trial, however much time that takes.
 
     Attributes:
-        summary: the content of pareto.json when it was written last.
+        summary: of the run, when it was written last.
     """
 
     def __init__(
         self,
         study: Study,
-        targets: Sequence[Budget],
-        facts: dict[str, Any],
+        facts: RunSummary,
         disk_limit: float | None,
         observer: Observer | None = None,
         at_once: bool = False,
     ) -> None:
-        self.summary: dict[str, Any] = {}
+        self.summary = facts
         self._observer, self._at_once = observer or Observer(), at_once
-        self._study, self._targets, self._facts = study, targets, facts
-        self._sites = sites_of(facts)
+        self._study = study
         self._bytes = None if disk_limit is None else disk_limit * 1e9
         self._new: list[Trial] = []
         self._weighed = {trial.proposal.number for trial in study.trials}  # whose weights may be there
@@ -90,9 +88,9 @@ class Publisher(Observer):
 
     def write_tables(self) -> None:
         """Write trials.csv, pareto.csv and pareto.json."""
-        trials = trial_table(self._study.trials, self._facts["dense"], self._sites)
-        self.summary = summarise(trials, self._study.objectives, self._targets, self._facts)
-        write_tables(self._study.directory, trials, self.summary)
+        trials = finished_trials(self._study.trials, self.summary.dense.costs)
+        self.summary = summarise(self.summary, trials)
+        write_tables(self._study.directory, trial_table(trials, self.summary.costs, self.summary.sites), self.summary)
 
     def write_report(self) -> None:
         """Write report.html, pareto.png and pareto.svg from the tables."""
@@ -104,9 +102,9 @@ class Publisher(Observer):
 
         Not of the dense reference: they are as large as the dense model, and seldom wanted.
         """
-        rows = [row for row in self.summary["front"] if row["label"] != DENSE]
-        front = [row["number"] for row in sorted(rows, key=lambda row: row["error"])]
-        kept = list(dict.fromkeys([*(number for number in self.summary["best"] if number in front), *front]))
+        points = [point for point in self.summary.front if point.label != DENSE]
+        front = [point.number for point in sorted(points, key=lambda point: point.error)]
+        kept = list(dict.fromkeys([*(number for number in self.summary.best if number in front), *front]))
         self._weighed |= {trial.proposal.number for trial in shown}
         keep_weights(self._study.directory, sorted(self._weighed), kept, self._bytes)
         self._weighed.intersection_update(kept)

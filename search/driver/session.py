@@ -171,10 +171,8 @@ class Session:
 
     def _create_publisher(self) -> Publisher:
         spaces = [proposal.space for proposal in self.study.proposals]
-        facts = facts_of(self.config, self.dense, self.feasible.reach, spaces)
-        return Publisher(
-            self.study, self.feasible.targets, facts, self.config.machines.disk_limit, self.observers, self.runner.workers == 1
-        )
+        facts = facts_of(self.config, self.dense, self.feasible.reach, self.feasible.targets, self.objectives, spaces)
+        return Publisher(self.study, facts, self.config.machines.disk_limit, self.observers, self.runner.workers == 1)
 
     def _begin(self, wanted: int) -> None:
         """Write the run down, and tell what is ahead."""

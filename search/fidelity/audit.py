@@ -6,12 +6,10 @@ measurement is appended to audit.jsonl as it is made, so that an audit goes on w
 
 import json
 import statistics
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 import torch
 from safetensors.torch import load_file
 
@@ -25,19 +23,44 @@ from search.config import LEAST_AUDITED
 from search.fidelity.judge import warn
 from search.fidelity.options import check_size
 from search.fidelity.rank_correlation import agreement, candidates, similar, spread_over
-from search.layout import AUDIT
 from search.report.write import render
+from search.run.audit_file import Agreement, Audit, AuditedPoint, Steps, write_audit
 from search.run.continuation import check_same_model
 from search.run.directory import lock_run
+from search.run.finished_trial import FinishedTrial
 from search.run.provenance import environment
 from search.run.run import Run
 from spaces.errors import DivergedError, RunError
-from spaces.files import cut_torn_line, write_json
+from spaces.files import cut_torn_line
 from spaces.schema import NUMBER, WHOLE, check, parse_json
 from spaces.scratch import Scratch
 
 _LOG = "audit.jsonl"
 _LINE = {"trial": WHOLE, "seed": WHOLE, "steps": WHOLE, "error": NUMBER, "test_error": NUMBER, "seconds": NUMBER}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One long fine-tune: a line of the log.
+
+    Attributes:
+        trial: its number.
+        seed: of the fine-tune.
+        steps: of the fine-tune.
+        error: after it, on the search split.
+        test_error: the same on the test split.
+        seconds: wall time.
+    """
+
+    trial: int
+    seed: int
+    steps: int
+    error: float
+    test_error: float
+    seconds: float
+
+
+Measured = Mapping[tuple[int, int], Measurement]  # (trial, seed) -> its long fine-tune
 
 
 def audit(
@@ -47,7 +70,7 @@ def audit(
     seeds: int = 2,
     progress: Progress = lambda what, done, total: None,
     notice: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:
+) -> Audit:
     """Fine-tune trials of a run for longer, and compare their order with that of the search. Goes on where it was.
 
     Args:
@@ -60,8 +83,7 @@ def audit(
         notice: called with what makes errors on these images mean less than they seem, in a sentence.
 
     Returns:
-        The content of audit.json: factor, steps, seeds, cost, points (a trial each: errors on the search split, and on the
-        test split beside), and front and similar, the `search.fidelity.rank_correlation.agreement` of each group.
+        What it found, as audit.json keeps it.
 
     Raises:
         ConfigError: fewer than three points, two seeds or twice the steps.
@@ -73,7 +95,7 @@ def audit(
     try:
         work = _Audit(run, points, factor, seeds)
         result = work.result(work.measured(progress, notice))
-        write_json(run.directory / AUDIT, result)
+        write_audit(run.directory, result)
         render(run)
     finally:
         lock.close()
@@ -92,34 +114,35 @@ class _Audit:
         self.run, self.factor, self.config = run, factor, run.config
         self.steps = factor * self.config.finetune.steps
         self.seeds = [self.config.study.seed + 1 + index for index in range(seeds)]
-        self.cost = next(name for name in run.summary["objectives"] if name != "error")
-        finished = candidates(run.trials)
+        self.cost = run.summary.first_cost
+        finished, front = candidates(run.ended), {point.number for point in run.summary.front}
         if len(finished) < LEAST_AUDITED:
             raise RunError(
                 f"an audit needs {LEAST_AUDITED} finished trials besides the dense model and recipes, but {run.directory} has "
                 f"{len(finished)}: search with more --trials"
             )
-        self.front = spread_over(finished[finished["number"].isin(run.front["number"])], self.cost, points)
+        self.front = spread_over([trial for trial in finished if trial.number in front], self.cost, points)
         self.similar = spread_over(similar(finished, self.cost), "error", points)
-        self.rows = pd.concat([self.front, self.similar]).drop_duplicates("number").sort_values([self.cost, "number"])
+        chosen = {trial.number: trial for trial in (*self.front, *self.similar)}.values()
+        self.trials = sorted(chosen, key=lambda trial: (trial.costs[self.cost], trial.number))
 
-    def measured(self, progress: Progress, notice: Callable[[str], None]) -> dict[tuple[int, int], dict[str, Any]]:
-        """(trial, seed) -> its line of the log; what is missing there is measured first."""
+    def measured(self, progress: Progress, notice: Callable[[str], None]) -> Measured:
+        """Every long fine-tune; what is missing in the log is measured first."""
         path = self.run.directory / _LOG
         cut_torn_line(path)
-        known = {(entry["trial"], entry["seed"]): entry for entry in _read(path) if entry["steps"] == self.steps}
-        wanted = [(int(number), seed) for seed in self.seeds for number in self.rows["number"]]
-        missing = [pair for pair in wanted if pair not in known]
-        for index, (number, seed) in enumerate(missing):
-            what = f"audit {len(wanted) - len(missing) + index + 1} of {len(wanted)}: trial {number}, seed {seed}"
+        known = {(entry.trial, entry.seed): entry for entry in _read(path) if entry.steps == self.steps}
+        wanted = [(trial, seed) for seed in self.seeds for trial in self.trials]
+        missing = [(trial, seed) for trial, seed in wanted if (trial.number, seed) not in known]
+        for index, (trial, seed) in enumerate(missing):
+            what = f"audit {len(wanted) - len(missing) + index + 1} of {len(wanted)}: trial {trial.number}, seed {seed}"
             if index == 0:
                 evaluator = self._evaluator(progress)
                 warn(evaluator.dense.data, notice)
             with told_steps(what, self.steps, progress) as on_step:
-                entry = self._measure(evaluator, number, seed, on_step)
+                entry = self._measure(evaluator, trial, seed, on_step)
             with path.open("a", encoding="utf-8") as log:
-                log.write(json.dumps(entry) + "\n")
-            known[number, seed] = entry
+                log.write(json.dumps(asdict(entry)) + "\n")
+            known[trial.number, seed] = entry
         return known
 
     def _evaluator(self, progress: Progress) -> Evaluator:
@@ -130,59 +153,60 @@ class _Audit:
         dense = load_dense(objective, progress, lambda dense: check_same_model(self.run.directory, dense.fingerprint))
         return Evaluator(dense)
 
-    def _measure(self, evaluator: Evaluator, number: int, seed: int, on_step: OnStep) -> dict[str, Any]:
-        allocation = self.run.allocation(self.run.trial(number))
-        model = evaluator.build(allocation)
+    def _measure(self, evaluator: Evaluator, trial: FinishedTrial, seed: int, on_step: OnStep) -> Measurement:
+        model = evaluator.build(trial.allocation)
         try:
             with Scratch() as folder:
                 weights = folder / "weights.safetensors"
-                score = evaluator.evaluate(allocation, seed, on_step, weights)
+                score = evaluator.evaluate(trial.allocation, seed, on_step, weights)
                 model.load_state_dict(load_file(weights))
         except DivergedError as error:
-            raise RunError(f"the long fine-tune of trial {number} with seed {seed} failed: {error}") from error
+            raise RunError(f"the long fine-tune of trial {trial.number} with seed {seed} failed: {error}") from error
+        assert score.error is not None, "no rung stops it"
         test = evaluate(model.to(evaluator.dense.device), evaluator.dense.data.evaluation("test"))
-        figures = {"error": score.error, "test_error": test.error, "seconds": score.seconds}
-        return {"trial": number, "seed": seed, "steps": self.steps, **figures}
+        return Measurement(
+            trial=trial.number, seed=seed, steps=self.steps, error=score.error, test_error=test.error, seconds=score.seconds
+        )
 
-    def result(self, measured: dict[tuple[int, int], dict[str, Any]]) -> dict[str, Any]:
-        """The content of audit.json."""
-        points = [self._point(row, measured) for _, row in self.rows.iterrows()]
-        groups = {name: _agreement([point for point in points if point[name]]) for name in ("front", "similar")}
-        return {
-            "factor": self.factor,
-            "steps": {"short": self.config.finetune.steps, "long": self.steps},
-            "seeds": self.seeds,
-            "cost": self.cost,
-            "points": points,
-            **groups,
-            "environment": environment([name_of(resolve_device(self.config.machines.device))]),
-        }
+    def result(self, measured: Measured) -> Audit:
+        """What follows from them."""
+        points = tuple(self._point(trial, measured) for trial in self.trials)
+        return Audit(
+            factor=self.factor,
+            steps=Steps(short=self.config.finetune.steps, long=self.steps),
+            seeds=tuple(self.seeds),
+            cost=self.cost,
+            points=points,
+            front=_agreement([point for point in points if point.front]),
+            similar=_agreement([point for point in points if point.similar]),
+            environment=environment([name_of(resolve_device(self.config.machines.device))]),
+        )
 
-    def _point(self, row: "pd.Series[Any]", measured: dict[tuple[int, int], dict[str, Any]]) -> dict[str, Any]:
-        number = int(row["number"])
-        long, test = ([measured[number, seed][name] for seed in self.seeds] for name in ("error", "test_error"))
-        return {
-            "number": number,
-            "label": row["label"] if isinstance(row["label"], str) else None,
-            **{spec.kept: float(row[spec.kept]) for spec in counted_costs()},
-            "front": number in set(self.front["number"]),
-            "similar": number in set(self.similar["number"]),
-            "short": float(row["error"]),
-            "long": long,
-            "mean": statistics.mean(long),
-            "spread": statistics.stdev(long),
-            "test": test,
-            "test_mean": statistics.mean(test),
-            "test_spread": statistics.stdev(test),
-        }
-
-
-def _agreement(points: list[dict[str, Any]]) -> dict[str, Any]:
-    long = list(zip(*(point["long"] for point in points), strict=True))
-    return agreement([point["short"] for point in points], long, [point["test_mean"] for point in points])
+    def _point(self, trial: FinishedTrial, measured: Measured) -> AuditedPoint:
+        found = [measured[trial.number, seed] for seed in self.seeds]
+        long, test = tuple(entry.error for entry in found), tuple(entry.test_error for entry in found)
+        return AuditedPoint(
+            number=trial.number,
+            label=trial.label,
+            kept={spec.name: trial.kept[spec.name] for spec in counted_costs()},
+            front=trial in self.front,
+            similar=trial in self.similar,
+            short=trial.figure("error"),
+            long=long,
+            mean=statistics.mean(long),
+            spread=statistics.stdev(long),
+            test=test,
+            test_mean=statistics.mean(test),
+            test_spread=statistics.stdev(test),
+        )
 
 
-def _read(path: Path) -> Iterator[dict[str, Any]]:
+def _agreement(points: Sequence[AuditedPoint]) -> Agreement:
+    long = list(zip(*(point.long for point in points), strict=True))
+    return agreement([point.short for point in points], long, [point.test_mean for point in points])
+
+
+def _read(path: Path) -> Iterator[Measurement]:
     """The lines of the log.
 
     Raises:
@@ -194,4 +218,4 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
             check(entry, _LINE)
         except ValueError as error:
             raise RunError(f"{path}, line {index} cannot be read ({error}): remove this line, to measure it again") from error
-        yield entry
+        yield Measurement(**{name: entry[name] for name in _LINE})

@@ -8,8 +8,8 @@ from typing import Any
 from objectives.cost.spec import word_of
 from objectives.training.config import FinetuneConfig
 from search.masking import without_secrets
-from search.report.front_plot import Row, costs_of
 from search.run.run import Run, open_run
+from search.run.summary import RunSummary
 from spaces.errors import CompressionError, RunError, told
 
 _IMAGES = (
@@ -24,11 +24,11 @@ def run_names(runs: Sequence[str]) -> list[str]:
     return short if len(set(short)) == len(runs) else list(runs)
 
 
-def differences(summaries: Sequence[Row], options: Sequence[Mapping[str, Any]]) -> list[str]:
+def differences(summaries: Sequence[RunSummary], options: Sequence[Mapping[str, Any]]) -> list[str]:
     """In sentences, what differs between runs so that their fronts cannot simply be compared; none of a single run.
 
     Args:
-        summaries: content of pareto.json of every run.
+        summaries: of every run.
         options: that every run was launched with; what one does not say is not compared.
     """
     return [
@@ -44,14 +44,14 @@ def _sentence(claim: str, texts: Iterable[str]) -> list[str]:
     return [f"{claim}: {' / '.join(different)}."] if len(different) > 1 else []
 
 
-def _dense(summary: Row) -> str:
-    dense = summary["dense"]
-    costs = ", ".join(spec.format_with_unit(dense[spec.name]) for spec in costs_of(summary) if not spec.is_measured)
-    return f"{summary['model']}, {costs}, error {dense['error']:.2%}"
+def _dense(summary: RunSummary) -> str:
+    dense = summary.dense
+    costs = ", ".join(spec.format_with_unit(dense.costs[spec.name]) for spec in summary.costs if not spec.is_measured)
+    return f"{summary.model}, {costs}, error {dense.error:.2%}"
 
 
-def _objectives(summary: Row) -> str:
-    return " and ".join(map(word_of, summary["objectives"]))
+def _objectives(summary: RunSummary) -> str:
+    return " and ".join(map(word_of, summary.objectives))
 
 
 def _values(options: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:

@@ -3,15 +3,17 @@
 import html
 import math
 from collections.abc import Mapping, Sequence
-from numbers import Real
-from typing import Any, TypeGuard
+from dataclasses import dataclass, replace
+from typing import Literal
 
-import pandas as pd
+from objectives.cost.spec import Cost, CostSpec, counted_costs, word_of
+from search.report.trial_texts import reference_name, reference_of
+from search.run.finished_trial import FinishedTrial
+from search.run.summary import RunSummary
+from search.trial import DENSE
 
-from objectives.cost.spec import CostSpec, counted_costs, known_costs, word_of
-
-Row = Mapping[str, Any]
 Box = tuple[float, float, float, float]
+Span = tuple[float, float]
 
 # Where a label may stand beside its point, best first: Plotly's name -> offset in points and alignment for matplotlib.
 PLACES = {
@@ -26,123 +28,183 @@ _CHARACTERS = {"wide": 0.013, "narrow": 0.025}
 _NEAR = 0.04
 
 
-def costs_of(summary: Row) -> tuple[CostSpec, ...]:
-    """The costs that a run has: measured ones only where that of the dense model was."""
-    return known_costs(name for name, value in summary["dense"].items() if is_finite(value))
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """Points that are drawn alike: share of the cost kept, error, both in percent, and the numbers of the trials."""
+
+    x: list[float]
+    y: list[float]
+    customdata: list[int | None]
 
 
-def split_trials(trials: pd.DataFrame) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
-    """Trials with figures to draw, those that were stopped early, and the failed ones.
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """The texts beside the baselines, '' for none, and where each stands: one of `PLACES`."""
 
-    Missing labels become '', missing reasons '' or why the trial is not drawn.
+    text: list[str]
+    textposition: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """The line of a target.
+
+    Attributes:
+        x: where, in percent of the dense model's cost.
+        y: height of its text, as a share of the axis.
+        side: of the line that the text is on.
+        text: the target, as HTML.
     """
-    points, stopped, failed = [], [], []
-    for record in trials.to_dict("records"):
-        row = {str(column): value for column, value in record.items()}
-        row |= {column: row[column] if isinstance(row.get(column), str) else "" for column in ("label", "reason")}
-        row["number"] = int(row["number"])
-        if row["state"] == "PRUNED":
-            stopped.append(row)
-        elif row["state"] != "COMPLETE":
-            failed.append({**row, "reason": row["reason"] or "no reason given"})
-        elif not all(is_finite(row[column]) for column in ("error", *(spec.name for spec in counted_costs()))):
-            failed.append({**row, "reason": "its error or a cost is not finite"})
-        else:
-            points.append(row)
-    return points, stopped, failed
+
+    x: float
+    y: float
+    side: Literal["left", "right"]
+    text: str
 
 
-def figure_of(spec: CostSpec, summary: Row, points: Sequence[Row], stopped: Sequence[Row] = ()) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class FrontPlot:
+    """Everything drawn for one cost; its fields are what the page's script reads.
+
+    Attributes:
+        traces: name -> points: trials, line, front, baselines, dense, stopped.
+        ranges: x and y -> ends of the axis, in percent.
+        labels: wide and narrow screen -> labels of the baselines.
+        limits: of the targets on this cost.
+        title: of the axis of the cost.
+        front: what the front is of.
+        reference: what the dense error is.
+    """
+
+    traces: Mapping[str, Trace]
+    ranges: Mapping[str, Span]
+    labels: Mapping[str, Labels]
+    limits: tuple[Limit, ...]
+    title: str
+    front: str
+    reference: str
+
+
+def drawn(trials: Sequence[FinishedTrial]) -> list[FinishedTrial]:
+    """The complete trials whose error and counted costs are finite."""
+    names = ("error", *(spec.name for spec in counted_costs()))
+    return [trial for trial in trials if trial.is_complete and all(math.isfinite(trial.figure(name)) for name in names)]
+
+
+def front_plot(
+    spec: CostSpec, summary: RunSummary, points: Sequence[FinishedTrial], stopped: Sequence[FinishedTrial] = ()
+) -> FrontPlot:
     """Coordinates, in percent, of everything drawn for one cost; the colours and the library are the caller's.
 
     Trials for which the cost was not measured are left out. Those that were stopped early have the error at their last rung,
     which the axes need not hold.
+
+    Args:
+        spec: the cost.
+        summary: of the run.
+        points: its trials with an error.
+        stopped: those that were stopped early.
     """
-    cost, dense, numbers = spec.name, summary["dense"], {row["number"] for row in summary["front"]}
-    points, stopped = ([row for row in rows if is_finite(row.get(cost))] for rows in (points, stopped))
-    front = sorted((row for row in points if row["number"] in numbers), key=lambda row: (row[cost], row["error"]))
-    named = [row for row in points if row["label"] not in ("", "dense")]
-    star = next((row["number"] for row in points if row["label"] == "dense"), None)
-    traces: dict[str, Row] = {
-        "trials": _trace(points, cost, dense),
-        "line": _trace(_lower(front), cost, dense),
-        "front": _trace(front, cost, dense),
-        "baselines": _trace(named, cost, dense),
-        "dense": {"x": [100.0], "y": [100 * reference_of(dense)[0]], "customdata": [star]},
+    dense, numbers = summary.dense.costs[spec.name], {point.number for point in summary.front}
+    points, stopped = _known(points, spec.name), _known(stopped, spec.name)
+    front = sorted(
+        (trial for trial in points if trial.number in numbers), key=lambda trial: (trial.costs[spec.name], trial.error)
+    )
+    named = [trial for trial in points if trial.label not in (None, DENSE)]
+    star = next((trial.number for trial in points if trial.label == DENSE), None)
+    traces = {
+        "trials": _trace(points, spec.name, dense),
+        "line": _trace(_lower(front), spec.name, dense),
+        "front": _trace(front, spec.name, dense),
+        "baselines": _trace(named, spec.name, dense),
+        "dense": Trace(x=[100.0], y=[100 * reference_of(summary.dense)], customdata=[star]),
     }
-    limits = [(100 * target["limit"] / dense[cost], target["text"]) for target in summary["targets"] if target["cost"] == cost]
+    limits = _bounds(spec.name, summary)
     ranges = _ranges(traces, [x for x, _ in limits])
-    at_rung = [{**row, "error": row["rung_error"]} for row in stopped if is_finite(row["rung_error"])]
-    figure = {"traces": traces | {"stopped": _trace(at_rung, cost, dense)}, "ranges": ranges}
-    return {
-        **figure,
-        "labels": {screen: _labels([row["label"] for row in named], figure, width) for screen, width in _CHARACTERS.items()},
-        "limits": [_limit(index, x, text, ranges["x"]) for index, (x, text) in enumerate(limits)],
-        "title": f"{spec.word} kept (% of the dense {spec.format(dense[cost])})",
-        "front": f"front of {', '.join(map(word_of, summary['objectives']))}",
-        "reference": reference_of(dense)[1],
-    }
+    names = [trial.label or "" for trial in named]
+    at_rung = [replace(trial, error=trial.rung_error) for trial in stopped if _is_finite(trial.rung_error)]
+    return FrontPlot(
+        traces={**traces, "stopped": _trace(at_rung, spec.name, dense)},
+        ranges=ranges,
+        labels={screen: _labels(names, traces, ranges, width) for screen, width in _CHARACTERS.items()},
+        limits=tuple(_limit(index, x, text, ranges["x"]) for index, (x, text) in enumerate(limits)),
+        title=f"{spec.word} kept (% of the dense {spec.format(dense)})",
+        front=f"front of {', '.join(map(word_of, summary.objectives))}",
+        reference=reference_name(summary.dense),
+    )
 
 
-def _trace(rows: Sequence[Row], cost: str, dense: Row) -> dict[str, list[Any]]:
-    return {
-        "x": [round(100 * row[cost] / dense[cost], 4) for row in rows],
-        "y": [round(100 * row["error"], 4) for row in rows],
-        "customdata": [row["number"] for row in rows],
-    }
+def _known(trials: Sequence[FinishedTrial], cost: Cost) -> list[FinishedTrial]:
+    return [trial for trial in trials if _is_finite(trial.costs.get(cost))]
 
 
-def _lower(front: Sequence[Row]) -> list[Row]:
-    """The rows, given from the cheapest, that no cheaper one beats: all of them where the cost is the only objective."""
-    kept: list[Row] = []
-    for row in front:
-        if not kept or row["error"] < kept[-1]["error"]:
-            kept.append(row)
+def _trace(trials: Sequence[FinishedTrial], cost: Cost, dense: float) -> Trace:
+    return Trace(
+        x=[round(100 * trial.costs[cost] / dense, 4) for trial in trials],
+        y=[round(100 * trial.figure("error"), 4) for trial in trials],
+        customdata=[trial.number for trial in trials],
+    )
+
+
+def _lower(front: Sequence[FinishedTrial]) -> list[FinishedTrial]:
+    """The trials, given from the cheapest, that no cheaper one beats: all of them where the cost is the only objective."""
+    kept: list[FinishedTrial] = []
+    for trial in front:
+        if not kept or trial.figure("error") < kept[-1].figure("error"):
+            kept.append(trial)
     return kept
 
 
-def _ranges(traces: Mapping[str, Row], limits: list[float]) -> dict[str, tuple[float, float]]:
+def _bounds(cost: Cost, summary: RunSummary) -> list[tuple[float, str]]:
+    """The targets' bounds on a cost: percent of the dense model's, and text."""
+    bounds = [(budget.limits[cost], bound) for budget in summary.targets for bound in budget.bounds if bound.cost == cost]
+    return [(100 * limit / summary.dense.costs[cost], bound.text) for limit, bound in bounds]
+
+
+def _ranges(traces: Mapping[str, Trace], limits: list[float]) -> dict[str, Span]:
     """Axis ranges that hold every point and limit, with a margin for markers, and below for the targets' texts."""
-    ranges = {}
-    for axis, extra in (("x", limits), ("y", [])):
-        values = [value for trace in traces.values() for value in trace[axis]] + extra
-        margin = 0.07 * ((max(values) - min(values)) or 1.0)
-        ranges[axis] = (min(values) - margin * (2.0 if axis == "y" else 1.0), max(values) + margin)
-    return ranges
+    across = [value for trace in traces.values() for value in trace.x] + limits
+    up = [value for trace in traces.values() for value in trace.y]
+    return {"x": _range(across, low=1.0), "y": _range(up, low=2.0)}
 
 
-def _limit(index: int, x: float, text: str, span: tuple[float, float]) -> dict[str, Any]:
+def _range(values: list[float], low: float) -> Span:
+    margin = 0.07 * ((max(values) - min(values)) or 1.0)
+    return min(values) - margin * low, max(values) + margin
+
+
+def _limit(index: int, x: float, text: str, span: Span) -> Limit:
     """A target's line; its text stands low on the side that is kept, unless the edge is near, above the text before it."""
-    side = "right" if x - span[0] > 0.25 * (span[1] - span[0]) else "left"
-    return {"x": x, "y": 0.01 + 0.06 * index, "side": side, "text": html.escape(text)}
+    side: Literal["left", "right"] = "right" if x - span[0] > 0.25 * (span[1] - span[0]) else "left"
+    return Limit(x=x, y=0.01 + 0.06 * index, side=side, text=html.escape(text))
 
 
-def _labels(names: Sequence[str], figure: Row, width: float) -> dict[str, list[str]]:
+def _labels(names: Sequence[str], traces: Mapping[str, Trace], ranges: Mapping[str, Span], width: float) -> Labels:
     """The baselines' labels, each placed where it covers no label and no point of the front; '' where all places do.
 
     Points that nearly coincide share one label, on the first of them.
 
     Args:
         names: one per baseline.
-        figure: traces and ranges of the figure.
+        traces, ranges: of the plot.
         width: assumed width of a character, as a share of the axes.
     """
-    (left, right), (low, high) = figure["ranges"]["x"], figure["ranges"]["y"]
+    (left, right), (low, high) = ranges["x"], ranges["y"]
     scaled = {
-        name: [((x - left) / (right - left), (y - low) / (high - low)) for x, y in zip(trace["x"], trace["y"], strict=True)]
-        for name, trace in figure["traces"].items()
+        name: [((x - left) / (right - left), (y - low) / (high - low)) for x, y in zip(trace.x, trace.y, strict=True)]
+        for name, trace in traces.items()
     }
     taken = [(x - 0.01, y - 0.01, x + 0.01, y + 0.01) for name in ("baselines", "front", "dense") for x, y in scaled[name]]
     points = scaled["baselines"]
-    labels = {"text": [""] * len(names), "textposition": ["top right"] * len(names)}
+    labels = Labels(text=[""] * len(names), textposition=["top right"] * len(names))
     for group in _groups(points):
         together = ", ".join(dict.fromkeys(names[index] for index in group))
         if len(group) > 1 and (place := _place(points[group[0]], width * len(together), taken)):
-            labels["text"][group[0]], labels["textposition"][group[0]] = html.escape(together), place
+            labels.text[group[0]], labels.textposition[group[0]] = html.escape(together), place
             continue
         for index in group:
             if place := _place(points[index], width * len(names[index]), taken):
-                labels["text"][index], labels["textposition"][index] = html.escape(names[index]), place
+                labels.text[index], labels.textposition[index] = html.escape(names[index]), place
     return labels
 
 
@@ -181,12 +243,5 @@ def _is_free(box: Box, taken: Sequence[Box]) -> bool:
     return all(box[2] <= other[0] or other[2] <= box[0] or box[3] <= other[1] or other[3] <= box[1] for other in taken)
 
 
-def reference_of(dense: Row) -> tuple[float, str]:
-    """The dense error that trials are compared with, and what it is; without a fine-tuned one, the error as loaded."""
-    if dense["error_finetuned"] is not None:
-        return float(dense["error_finetuned"]), "dense, given the same fine-tune"
-    return float(dense["error"]), "dense, not fine-tuned"
-
-
-def is_finite(value: Any) -> TypeGuard[float]:
-    return isinstance(value, Real) and math.isfinite(value)
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

@@ -11,4 +11,4 @@ def render(run: Run) -> None:
     from search.report.front_image import write_pictures  # importing matplotlib takes a second, and workers draw nothing
 
     write_text(run.directory / "report.html", page(assemble([content_of(run)])))
-    write_pictures([run.directory / "pareto.png", run.directory / "pareto.svg"], run.summary, run.trials)
+    write_pictures([run.directory / "pareto.png", run.directory / "pareto.svg"], run.summary, run.ended)

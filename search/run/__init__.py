@@ -1,0 +1,1 @@
+"""A run directory: its files, its tables, what it says of itself, and whether a launch may continue it."""

@@ -11,7 +11,7 @@ from search.config import SearchConfig
 from search.masking import is_masked
 from search.paths import placeless
 from search.run.options import comparable, stored_config, stored_options
-from search.run.tables import read_summary
+from search.run.summary_file import read_summary
 from search.runners.resources import MachineConfig
 from spaces.errors import RunError
 
@@ -102,7 +102,7 @@ def check_same_model(directory: Path, fingerprint: str) -> None:
         RunError: it was made from others.
     """
     try:
-        before = read_summary(directory)["fingerprint"]
+        before = read_summary(directory).fingerprint
     except FileNotFoundError:
         return
     if before != fingerprint:

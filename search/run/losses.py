@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from search.layout import SUMMARY, TRIALS
-from search.run.tables import read_summary
+from search.run.summary_file import read_summary
 from spaces.errors import RunError
 
 
@@ -40,8 +40,8 @@ def _numbers_in(directory: Path) -> tuple[set[int], int]:
     known, count = set[int](), 0
     with suppress(OSError, RunError):
         summary = read_summary(directory)
-        known |= {row["number"] for row in summary["front"]}
-        count = sum(summary["states"].values())
+        known |= {point.number for point in summary.front}
+        count = sum(summary.states.values())
     with suppress(OSError, ValueError, OverflowError, KeyError):
         found = pd.to_numeric(pd.read_csv(directory / TRIALS, low_memory=False)["number"])
         known |= {int(number) for number in found.dropna()}

@@ -79,8 +79,8 @@ class RayRunner:
         self._listener = listener
         listener.stage("workers", 0, 1)
         self._starting = True  # until the first worker says something
-        self._connection = Connection(config)
-        self.plan = self._connection.plan
+        self.connection = Connection(config)
+        self.plan = self.connection.plan
         self._objective = replace(objective, device=self.plan.device)
         self._worker = worker
         self._needs: Sequence[Need] = ()
@@ -152,7 +152,7 @@ class RayRunner:
     def close(self) -> None:
         for slot in self._slots:
             self._kill(slot)
-        self._connection.close()
+        self.connection.close()
 
     def _start(self, slot: _Slot) -> None:
         slot.job, slot.began = None, time.monotonic()

@@ -33,6 +33,7 @@ class Connection:
 
     Attributes:
         plan: the workers that there is room for.
+        scratch: where the Ray that was started here keeps its files; None where one was joined.
 
     Raises:
         RunError: Ray cannot be started or reached.
@@ -43,7 +44,7 @@ class Connection:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         self._opens = not ray.is_initialized()
-        self._scratch: Scratch | None = None
+        self.scratch: Scratch | None = None
         try:
             self.plan = self._started(config) if self._opens and config.ray_address is None else self._joined(config)
         except BaseException:
@@ -54,19 +55,19 @@ class Connection:
         """End what was started here, with all that it has written, or leave what was joined."""
         if self._opens:
             ray.shutdown()
-        if self._scratch is not None:
-            self._scratch.close()
+        if self.scratch is not None:
+            self.scratch.close()
 
     def _started(self, config: MachineConfig) -> Plan:
         there = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
         plan = plan_workers(config, there)
-        self._scratch = Scratch(scratch_parent())
+        self.scratch = Scratch(scratch_parent())
         # CPUs here are a name for room: a search of more workers than cores is slow, not refused.
         cpus = max(int(there["CPU"]), plan.workers * plan.processes)
         # By its name: without one, Ray joins whatever cluster was last started on this machine, or stands in RAY_ADDRESS.
         own = {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE, "num_cpus": cpus}
         # By default workers run at 15 more than who starts them, and whatever else there is goes before.
-        system, folder = {"worker_niceness": 0}, str(self._scratch.path)  # a dictionary for each: Ray writes into it
+        system, folder = {"worker_niceness": 0}, str(self.scratch.path)  # a dictionary for each: Ray writes into it
         _init("Ray cannot be started", num_gpus=int(there["GPU"]), _temp_dir=folder, _system_config=system, **own)
         return plan
 

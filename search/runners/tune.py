@@ -151,8 +151,8 @@ class TuneRunner:
         self.limit: float | None = None
         self._evaluator, self._listener = evaluator, listener
         listener.stage("workers", 0, 1)
-        self._connection = Connection(config)
-        self.plan = self._connection.plan
+        self.connection = Connection(config)
+        self.plan = self.connection.plan
         self._objective = replace(objective, device=self.plan.device)
         self._exchange = Exchange()
         self._running: dict[int, _Running] = {}
@@ -215,7 +215,7 @@ class TuneRunner:
         self._running.clear()
         if self._thread is not None:
             self._thread.join(_CLOSING_SECONDS)
-        self._connection.close()
+        self.connection.close()
 
     def _call(self, config: dict[str, Any]) -> Any:
         """Have Tune run what is no trial of the search: its last event."""

@@ -32,6 +32,7 @@ class ErrorPosterior:
         errors: of these allocations, between 0 and 1, [rows].
 
     Attributes:
+        mode: of the posterior; the last three of its parameters are not of sites.
         noise: standard deviation of an error around what the model can explain.
     """
 
@@ -40,22 +41,22 @@ class ErrorPosterior:
         chosen = np.unique(np.linspace(0, len(errors) - 1, min(len(errors), _MOST)).round().astype(int))
         self._features, self._errors = features[chosen] / self._scale, errors[chosen]
         self._center = np.concatenate([np.zeros(features.shape[1]), [0.0, 0.0, float(errors.min())]])
-        self._mode = self._center.copy()
-        self._mode[-3] = -np.log(max(-np.log(max(1 - float(np.median(errors)), 1e-3)), 1e-3))
+        self.mode = self._center.copy()
+        self.mode[-3] = -np.log(max(-np.log(max(1 - float(np.median(errors)), 1e-3)), 1e-3))
         self.noise, self._width = NOISES[0], MULTIPLIERS[0]
         for _ in range(2):  # the widths follow from a mode, and the mode from the widths
-            self._mode = self._fit()
+            self.mode = self._fit()
             self.noise, self._width = self._widths()
-        self._mode = self._fit()
+        self.mode = self._fit()
 
     @property
     def multipliers(self) -> Floats:
         """Mean of the log multipliers, [sites]."""
-        return self._mode[:-3]
+        return self.mode[:-3]
 
     def predict(self, features: Floats) -> tuple[Floats, Floats]:
         """Mean and standard deviation of the noiseless errors of allocations, [rows]."""
-        mean, jacobian = error_curve(features / self._scale, self._mode)
+        mean, jacobian = error_curve(features / self._scale, self.mode)
         variance = (jacobian @ self._covariance * jacobian).sum(1)
         return mean, np.sqrt(np.maximum(variance, _FLOOR))
 
@@ -70,7 +71,7 @@ class ErrorPosterior:
     @cached_property
     def _covariance(self) -> Floats:
         """Of log multipliers and curve."""
-        jacobian = error_curve(self._features, self._mode)[1]
+        jacobian = error_curve(self._features, self.mode)[1]
         hessian = jacobian.T @ jacobian / self.noise**2 + np.diag(1 / self._variances(self._width))
         inverse = np.linalg.inv(hessian)
         symmetric: Floats = (inverse + inverse.T) / 2
@@ -88,7 +89,7 @@ class ErrorPosterior:
             missed = self._errors - error_curve(self._features, theta)[0]
             return float(weight * missed @ missed + precision @ (theta - self._center) ** 2)
 
-        theta, damping = self._mode, 1e-3
+        theta, damping = self.mode, 1e-3
         loss = loss_of(theta)
         for _ in range(_ITERATIONS):
             mean, jacobian = error_curve(self._features, theta)
@@ -108,8 +109,8 @@ class ErrorPosterior:
 
     def _widths(self) -> tuple[float, float]:
         """Noise and width of the multipliers' prior of the largest marginal likelihood; the model is linear at its mode."""
-        mean, jacobian = error_curve(self._features, self._mode)
-        residual = self._errors - mean + jacobian @ (self._mode - self._center)
+        mean, jacobian = error_curve(self._features, self.mode)
+        residual = self._errors - mean + jacobian @ (self.mode - self._center)
         square, projected, total = jacobian.T @ jacobian, jacobian.T @ residual, float(residual @ residual)
 
         def evidence(widths: tuple[float, float]) -> float:

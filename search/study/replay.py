@@ -94,7 +94,7 @@ def _numbers_in(path: Path, *stamp: int) -> tuple[int, ...]:
     known: dict[int, int] = {}  # trial -> line
     for index, line in enumerate(_lines(path), start=1):
         try:
-            number = _number_in(line, index == 1)
+            number = number_in(line, index == 1)
             if number is not None and known.setdefault(number, index) != index:
                 raise SchemaError(f"trial {number} is in line {known[number]} already")
         except (ValueError, OverflowError) as error:
@@ -209,7 +209,7 @@ def _lines(path: Path) -> Iterator[bytes]:
         yield from (line for line in file if line.endswith(b"\n"))
 
 
-def _number_in(line: bytes, first: bool) -> int | None:
+def number_in(line: bytes, first: bool) -> int | None:
     """The number of the trial that a line adds; None where it adds none."""
     entry = parse_json(line)
     check(entry, {"op_code": choice(*_LINES)})

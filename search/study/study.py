@@ -50,6 +50,10 @@ class Study:
         storage: URL of a database that keeps the finished trials, in a study of the directory's name.
         identity: says which search it is, so that a study of another one is not continued.
 
+    Attributes:
+        journal: what outlives the process.
+        memory: what samplers see.
+
     Raises:
         RunError: the journal cannot be read, or it is of another search.
     """
@@ -71,11 +75,11 @@ class Study:
         self.sampler = sampler
         self.seed = seed
         self.screening = screening
-        self._journal = Journal(directory, len(objectives), storage, identity)
+        self.journal = Journal(directory, len(objectives), storage, identity)
         self._seen = OrderedStorage()
-        self._memory = optuna.create_study(storage=self._seen, directions=["minimize"] * len(objectives))
+        self.memory = optuna.create_study(storage=self._seen, directions=["minimize"] * len(objectives))
         self.trials: list[Trial] = []
-        for frozen in self._journal.frozen():
+        for frozen in self.journal.frozen():
             self._take_up(frozen)
         self._running: dict[int, Proposal] = {}
         self._queue = self._interrupted()
@@ -94,7 +98,7 @@ class Study:
                 self._show(trial.proposal.number, frozen)
         except (ValueError, TypeError, KeyError, ArithmeticError) as error:
             self.close()
-            raise self._journal.damaged(frozen, error) from error
+            raise self.journal.damaged(frozen, error) from error
         self.trials.append(trial)
 
     def _check(self, trial: Trial, frozen: FrozenTrial) -> None:
@@ -112,7 +116,7 @@ class Study:
             RunError: they have.
         """
         numbers = [trial.proposal.number for trial in self.trials]
-        check_nothing_lost(self.directory, numbers, self._journal.where, self._journal.backup)
+        check_nothing_lost(self.directory, numbers, self.journal.where, self.journal.backup)
 
     def enqueue(self, label: str, allocation: Allocation, parameters: Mapping[str, float] | None = None) -> None:
         """Propose this baseline next, unless its allocation was already tried or is waiting.
@@ -178,7 +182,7 @@ class Study:
         """
         trial = self._trial_of(self._running.pop(outcome.number), outcome)
         values = self._values(trial.score)
-        self._journal.append(trial, values, self.parametrisation.distributions, self._tell_sampler(trial, values))
+        self.journal.append(trial, values, self.parametrisation.distributions, self._tell_sampler(trial, values))
         self.trials.append(trial)
         return trial
 
@@ -189,7 +193,7 @@ class Study:
 
     def close(self) -> None:
         """Give the connections of a database back."""
-        self._journal.close()
+        self.journal.close()
 
     def folder(self, number: int) -> Path:
         """Where one trial keeps its files."""
@@ -210,7 +214,7 @@ class Study:
         if not trial.proposal.parameters:
             return {}
         self._seen.set_trial_user_attr(self._seen.latest(number), SCORE, None if score is None else asdict(score))
-        return self._memory.tell(number, values, state=TrialState[trial.state]).system_attrs
+        return self.memory.tell(number, values, state=TrialState[trial.state]).system_attrs
 
     def _sought(self, number: int, first: int = 0) -> Proposal | Screening | None:
         """What the sampler has for a number, from this attempt on: a trial of a new allocation, or candidates of it."""
@@ -229,7 +233,7 @@ class Study:
                 if allocation not in self._known:
                     proposal = self._propose(number, allocation, None, sampled.params)
                     return self._start(replace(proposal, attributes=self._attributes(number)))
-                self._memory.tell(sampled, state=TrialState.FAIL)  # a repetition is not paid for, and must not count
+                self.memory.tell(sampled, state=TrialState.FAIL)  # a repetition is not paid for, and must not count
                 repetitions.append(self._seen.latest(number))
         finally:
             for repetition in repetitions:
@@ -246,7 +250,7 @@ class Study:
         """Candidates to be screened; what others are being screened for is taken to become what is expected now."""
         if not self.screening or not isinstance(sampler, ScreeningSampler):
             return None
-        return sampler.draw(self._memory, [draw.best() for _, draw in self._screenings.values()], skipped=attempt)
+        return sampler.draw(self.memory, [draw.best() for _, draw in self._screenings.values()], skipped=attempt)
 
     def _sampler(self, number: int, attempt: int) -> BaseSampler:
         seed = (self.seed * 1_000_003 + number * _ATTEMPTS + attempt) % 2**31
@@ -254,13 +258,13 @@ class Study:
         return create_sampler(name, seed, self.parametrisation)
 
     def _sample(self, number: int, sampler: BaseSampler) -> optuna.Trial:
-        self._memory.sampler, self._seen.next_number = sampler, number
-        return self._memory.ask(self.parametrisation.distributions)
+        self.memory.sampler, self._seen.next_number = sampler, number
+        return self.memory.ask(self.parametrisation.distributions)
 
     def _show(self, number: int, trial: FrozenTrial) -> None:
         """Let the sampler see a trial that it did not propose, or not in this process."""
         self._seen.next_number = number
-        self._memory.add_trial(trial)
+        self.memory.add_trial(trial)
 
     def _running_trial(self, proposal: Proposal) -> FrozenTrial:
         """A trial of the parameters of a proposal, with what its sampler noted."""

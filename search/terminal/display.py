@@ -16,9 +16,9 @@ from objectives.cost.spec import COSTS, MAIN, CostSpec, counted_costs, known_cos
 from objectives.runtime.progress import Step
 from objectives.score import Score
 from objectives.units import format_duration, format_kept, format_size
-from search.budgets.targets import names_of
 from search.driver.observer import Observer
 from search.driver.outlook import Outlook
+from search.run.summary import RunSummary
 from search.terminal.lines import Lines
 from search.trial import Proposal, Trial
 
@@ -38,7 +38,11 @@ _STAGES = {
 
 
 class Display(Observer):
-    """Shows a search with rich; a context manager, so that the terminal is always given back."""
+    """Shows a search with rich; a context manager, so that the terminal is always given back.
+
+    Attributes:
+        bars: of the stages, the search and the trials that run.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -49,9 +53,9 @@ class Display(Observer):
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        self._progress = Progress(*columns, console=console)
+        self.bars = Progress(*columns, console=console)
         self._tasks: dict[str, Any] = {}
-        self._summary: dict[str, Any] | None = None
+        self._summary: RunSummary | None = None
         self._rows: list[Trial] = []
         self._steps, self._began = 0, 0.0
         self._outlook: Outlook | None = None
@@ -86,37 +90,37 @@ class Display(Observer):
             self._lines.stage(description, done, total)
             return
         if what not in self._tasks:
-            self._tasks[what] = self._progress.add_task(description, total=total)
-        elif self._progress.tasks[self._progress.task_ids.index(self._tasks[what])].finished and done < total:
-            self._progress.reset(self._tasks[what])
-        self._progress.update(self._tasks[what], completed=done, total=total, visible=done < total)
+            self._tasks[what] = self.bars.add_task(description, total=total)
+        elif self.bars.tasks[self.bars.task_ids.index(self._tasks[what])].finished and done < total:
+            self.bars.reset(self._tasks[what])
+        self.bars.update(self._tasks[what], completed=done, total=total, visible=done < total)
         self._refresh()
 
-    def began(self, directory: Path, summary: dict[str, Any], outlook: Outlook, steps: int) -> None:
-        dense = summary["dense"]
-        least, most = summary["reach"][MAIN.name]
-        costs = ", ".join(spec.format_with_unit(dense[spec.name]) for spec in counted_costs())
+    def began(self, directory: Path, summary: RunSummary, outlook: Outlook, steps: int) -> None:
+        dense = summary.dense
+        least, most = summary.reach[MAIN.name]
+        costs = ", ".join(spec.format_with_unit(dense.costs[spec.name]) for spec in counted_costs())
         self.console.print(
-            f"{summary['model']}, space {summary['space']}: {costs}, error {dense['error']:.2%}; "
+            f"{summary.model}, space {summary.space}: {costs}, error {dense.error:.2%}; "
             f"can keep {least / most:.1%} to 100% of {MAIN.word}"
         )
-        target = "; ".join(names_of(summary["targets"])) or "none: the whole front"
+        target = "; ".join(budget.text for budget in summary.targets) or "none: the whole front"
         continued = f", continuing after {outlook.finished}" if outlook.finished and outlook.left else ""
         self.console.print(f"target {target}; {max(outlook.trials, outlook.finished)} trials in {directory}{continued}")
-        if latency := summary.get("latency"):
-            figure = f"{COSTS['latency'].format_with_unit(dense['latency'])} for {latency['text']}"
-            self.console.print(f"latency of the dense model {figure}; of cut ones by the table, within {latency['error']:.1%}")
+        if latency := summary.latency:
+            figure = f"{COSTS['latency'].format_with_unit(dense.costs['latency'])} for {latency.text}"
+            self.console.print(f"latency of the dense model {figure}; of cut ones by the table, within {latency.error:.1%}")
         self.console.print(forecast_line(outlook))
         self._summary, self._steps, self._outlook, self._began = summary, steps, outlook, time.monotonic()
         self._lines.search(steps, outlook.seconds)
         if self._live is not None:
-            self._tasks["trials"] = self._progress.add_task("trials", total=outlook.trials, completed=outlook.finished)
+            self._tasks["trials"] = self.bars.add_task("trials", total=outlook.trials, completed=outlook.finished)
 
     def started(self, proposal: Proposal) -> None:
         if self._live is None:
             self._lines.started(proposal.number, _name(proposal))
             return
-        self._running[proposal.number] = self._progress.add_task(f"trial {proposal.number}", total=self._steps)
+        self._running[proposal.number] = self.bars.add_task(f"trial {proposal.number}", total=self._steps)
         self._refresh()
 
     def step(self, number: int, step: Step) -> None:
@@ -124,7 +128,7 @@ class Display(Observer):
             self._lines.step(number, step.step, step.loss)
         elif number in self._running:
             description = f"trial {number}: loss {step.loss:.3f}"
-            self._progress.update(self._running[number], description=description, completed=step.step)
+            self.bars.update(self._running[number], description=description, completed=step.step)
             self._refresh()
 
     def say(self, text: str) -> None:
@@ -133,15 +137,15 @@ class Display(Observer):
     def notice(self, text: str) -> None:
         self.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
-    def finished(self, trial: Trial, summary: dict[str, Any], count: int) -> None:
+    def finished(self, trial: Trial, summary: RunSummary, count: int) -> None:
         self._summary = summary
         self._rows = [*self._rows, trial][-_TERMINAL_ROWS:]
         if self._live is None:
             self._lines.finished(trial.proposal.number, f"{_line(trial, summary)}{self._left(count)}")
             return
         if trial.proposal.number in self._running:
-            self._progress.remove_task(self._running.pop(trial.proposal.number))
-        self._progress.update(self._tasks["trials"], completed=count)
+            self.bars.remove_task(self._running.pop(trial.proposal.number))
+        self.bars.update(self._tasks["trials"], completed=count)
         self._refresh()
 
     def _left(self, count: int) -> str:
@@ -158,11 +162,11 @@ class Display(Observer):
 
     def _view(self) -> RenderableType:
         if self._summary is None:
-            return self._progress
+            return self.bars
         summary = self._summary
-        states = ", ".join(f"{count} {state.lower()}" for state, count in summary["states"].items()) or "no trial yet"
-        status = f"{states}; {len(summary['front'])} on the front; hypervolume {summary['hypervolume']:.4f}; {_best(summary)}"
-        return Group(_trial_table(self._rows, summary) if self._rows else Text(""), Text(status), self._progress)
+        states = ", ".join(f"{count} {state.lower()}" for state, count in summary.states.items()) or "no trial yet"
+        status = f"{states}; {len(summary.front)} on the front; hypervolume {summary.hypervolume:.4f}; {_best(summary)}"
+        return Group(_trial_table(self._rows, summary) if self._rows else Text(""), Text(status), self.bars)
 
 
 def forecast_line(outlook: Outlook) -> str:
@@ -177,7 +181,7 @@ def forecast_line(outlook: Outlook) -> str:
     return f"forecast{source}: {outlook.seconds:.1f} s a trial; {whole}; weights at most {format_size(outlook.most)}"
 
 
-def _trial_table(rows: list[Trial], summary: dict[str, Any]) -> Table:
+def _trial_table(rows: list[Trial], summary: RunSummary) -> Table:
     table = Table()
     for name in ("trial", "label", f"keeps of {MAIN.word}", "error as built", "error fine-tuned", "seconds"):
         table.add_column(name, justify="left" if name == "label" else "right", no_wrap=True)
@@ -197,7 +201,7 @@ def _name(proposal: Proposal) -> str:
     return f"trial {proposal.number}" + (f" ({proposal.label})" if proposal.label else "")
 
 
-def _line(trial: Trial, summary: dict[str, Any]) -> str:
+def _line(trial: Trial, summary: RunSummary) -> str:
     name, score = _name(trial.proposal), trial.score
     if score is None:
         return f"{name}: failed: {trial.reason}"
@@ -209,21 +213,22 @@ def _line(trial: Trial, summary: dict[str, Any]) -> str:
     return f"{name}: keeps {kept}, {errors}, {score.seconds:.1f} s; {_best(summary)}"
 
 
-def _kept(spec: CostSpec, score: Score, summary: dict[str, Any]) -> str:
-    return format_kept(score.costs[spec.name] / summary["dense"][spec.name])
+def _kept(spec: CostSpec, score: Score, summary: RunSummary) -> str:
+    return format_kept(score.costs[spec.name] / summary.dense.costs[spec.name])
 
 
-def _best(summary: dict[str, Any]) -> str:
-    if not summary["best"]:
-        return f"{len(summary['front'])} on the front"
-    rows, texts = {row["number"]: row for row in summary["front"]}, []
-    for name, number in zip(names_of(summary["targets"]), summary["best"], strict=True):
-        under = name if len(summary["best"]) > 1 else "the target"
+def _best(summary: RunSummary) -> str:
+    if not summary.best:
+        return f"{len(summary.front)} on the front"
+    points, texts = {point.number: point for point in summary.front}, []
+    for budget, number in zip(summary.targets, summary.best, strict=True):
+        under = budget.text if len(summary.best) > 1 else "the target"
         if number is None:
             texts.append(f"none under {under} yet")
-        elif number not in rows:  # beaten in the objectives, but not within a bound on another cost
+        elif number not in points:  # beaten in the objectives, but not within a bound on another cost
             texts.append(f"best under {under}: trial {number}, not on the front")
         else:
-            row, kept = rows[number], rows[number][MAIN.name] / summary["dense"][MAIN.name]
-            texts.append(f"best under {under}: {row['error']:.2%} at {kept:.1%} of {MAIN.word} (trial {number})")
+            point = points[number]
+            figures = f"{point.error:.2%} at {summary.kept(point, MAIN.name):.1%} of {MAIN.word}"
+            texts.append(f"best under {under}: {figures} (trial {number})")
     return "; ".join(texts)

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from objectives.cost.spec import CostSpec, known_costs
+from objectives.cost.spec import Cost, CostSpec, known_costs
 from objectives.units import format_kept
 from search.report.audit_tables import audit_tables
 from search.report.comparison import differences, opened, run_names
+from search.run.audit_file import Audit
 from search.run.options import stored_options
+from search.run.summary import RunSummary
 from spaces.errors import RunError
 
 if TYPE_CHECKING:
@@ -40,26 +42,26 @@ def fronts(directories: Sequence[Path]) -> Iterator[Table | str]:
     yield from (f"{directory} cannot be shown: {reason}" for directory, reason in broken)
 
 
-def front_table(summary: dict[str, Any]) -> Table:
+def front_table(summary: RunSummary) -> Table:
     """The front as a table for the terminal."""
-    table, dense = Table(title="Pareto front (errors on the search split)", title_justify="left"), summary["dense"]
+    table, dense = Table(title="Pareto front (errors on the search split)", title_justify="left"), summary.dense.costs
     for name in ("trial", "label", *cost_columns(dense), "error as built", "error fine-tuned"):
         table.add_column(name, justify="left" if name == "label" else "right", no_wrap=True)
-    for row in summary["front"]:
-        style = "bold green" if row["number"] in summary["best"] else None
-        before = "–" if row["error_before"] is None else f"{row['error_before']:.2%}"
-        errors = before, f"{row['error']:.2%}"
-        table.add_row(str(row["number"]), row["label"] or "", *cost_cells(row, dense), *errors, style=style)
+    for point in summary.front:
+        style = "bold green" if point.number in summary.best else None
+        before = "–" if point.error_before is None else f"{point.error_before:.2%}"
+        errors = before, f"{point.error:.2%}"
+        table.add_row(str(point.number), point.label or "", *cost_cells(point.costs, dense), *errors, style=style)
     return table
 
 
-def audit_view(audit: dict[str, Any]) -> Iterator[Table]:
+def audit_view(audit: Audit) -> Iterator[Table]:
     """An audit as tables for the terminal."""
-    for title, columns, rows in audit_tables(audit):
-        table = Table(title=title, title_justify="left")
-        for index, name in enumerate(columns):
+    for shown in audit_tables(audit):
+        table = Table(title=shown.title, title_justify="left")
+        for index, name in enumerate(shown.columns):
             table.add_column(name, justify="left" if index == 0 else "right")
-        for row in rows:
+        for row in shown.rows:
             table.add_row(*row)
         yield table
 
@@ -82,7 +84,7 @@ def latency_table(rows: Iterable[Sequence[str]], where: str, threads: int) -> Ta
     return table
 
 
-def export_table(exported: Sequence["Exported"], dense: Mapping[str, float]) -> Table:
+def export_table(exported: Sequence["Exported"], dense: Mapping[Cost, float]) -> Table:
     """A row for every point that was asked for; `dense` has the costs of the dense model."""
     table = Table(title="Exported (errors on the search split)", title_justify="left")
     columns = cost_columns(dense)
@@ -96,31 +98,31 @@ def export_table(exported: Sequence["Exported"], dense: Mapping[str, float]) -> 
     return table
 
 
-def _figures(point: "Point", dense: Mapping[str, float]) -> list[str]:
+def _figures(point: "Point", dense: Mapping[Cost, float]) -> list[str]:
     """Trial, label, costs and error as text."""
     number = "" if point.number is None else str(point.number)
     return [number, point.label or "", *cost_cells(point.costs, dense), "" if point.error is None else f"{point.error:.2%}"]
 
 
-def cost_columns(dense: Mapping[str, Any]) -> list[str]:
+def cost_columns(dense: Mapping[Cost, float]) -> list[str]:
     """Their titles.
 
     Args:
-        dense: figures of the dense model; where a measured cost is known, counted ones are shown as shares alone.
+        dense: costs of the dense model; where a measured cost is known, counted ones are shown as shares alone.
     """
     return [name for spec in known_costs(dense) for name in (*_amounts(spec, dense, spec.word), f"keeps of {spec.word}")]
 
 
-def cost_cells(figures: Mapping[Any, Any], dense: Mapping[str, Any]) -> list[str]:
+def cost_cells(costs: Mapping[Cost, float], dense: Mapping[Cost, float]) -> list[str]:
     """The texts of one model; empty for a cost that it does not have."""
     texts = []
     for spec in known_costs(dense):
-        value = figures.get(spec.name)
+        value = costs.get(spec.name)
         texts += _amounts(spec, dense, "" if value is None else spec.format(value))
         texts.append("" if value is None else format_kept(value / dense[spec.name]))
     return texts
 
 
-def _amounts(spec: CostSpec, dense: Mapping[str, Any], text: str) -> list[str]:
+def _amounts(spec: CostSpec, dense: Mapping[Cost, float], text: str) -> list[str]:
     """`text`, where the cost has a column of its own for amounts."""
     return [text] if spec.is_measured or not any(known.is_measured for known in known_costs(dense)) else []

@@ -16,12 +16,13 @@ from spaces.files import write_json
 from spaces.folder.description import CONFIG, FOLDER_FORMAT, WEIGHTS, checked_file, fingerprint_of, read_description
 from spaces.format_number import FORMAT
 from spaces.models.create import input_size, instantiate
+from spaces.models.preprocessing import WIDEST
 from spaces.tensors import save_tensors
 from spaces.vit import describe, resize
 
 # A description may be damaged or hostile: a dense model with more numbers than this multiple of the file's is not made, nor one
 # of more blocks, of wider images or of more patches than any vision transformer has.
-_LARGEST, _DEEPEST, _WIDEST, _PATCHES = 100, 1000, 4096, 65_536
+_LARGEST, _DEEPEST, _PATCHES = 100, 1000, 65_536
 
 
 def save_compressed(folder: Path, model: nn.Module, description: dict[str, Any]) -> None:
@@ -128,8 +129,8 @@ def _shapes(description: Mapping[str, Any]) -> nn.Module:
     if size != given:
         raise CheckpointError(f"the model takes images of {size}, but pretrained_cfg has input_size {shown(given)}")
     patches = getattr(model.patch_embed, "num_patches", 0)
-    if max(size) > _WIDEST or (isinstance(patches, int) and patches > _PATCHES):
-        raise CheckpointError(f"images of {size} are more than {_WIDEST} pixels wide, or give more than {_PATCHES:,} patches")
+    if max(size) > WIDEST or (isinstance(patches, int) and patches > _PATCHES):
+        raise CheckpointError(f"images of {size} are more than {WIDEST} pixels wide, or give more than {_PATCHES:,} patches")
     return model
 
 

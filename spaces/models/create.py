@@ -21,7 +21,7 @@ from spaces.models.state_dicts import find_weights
 from spaces.models.timm_folder import recipe_of, settled, weights_path
 from spaces.models.weight_files import read_weights
 
-__all__ = ["ModelConfig", "create_model", "input_size", "instantiate", "preprocessing", "weights_of"]
+__all__ = ["ModelConfig", "check_known", "create_model", "input_size", "instantiate", "preprocessing", "weights_of"]
 
 
 def create_model(config: ModelConfig) -> nn.Module:
@@ -57,12 +57,7 @@ def instantiate(name: str, arguments: dict[str, Any], pretrained: bool = False) 
     Raises:
         ModelError: unknown name, or arguments that timm refuses.
     """
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=4, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists the known ones"
-        if "/" in name or Path(name).is_dir():
-            hint = f"local-dir:{name} is what save_for_hf wrote in a folder, hf-hub:{name} what is on the hub"
-        raise ModelError(f"timm has no model {name!r}: {hint}")
+    check_known(name)
     with quick_hub() if pretrained else nullcontext():
         try:
             arguments = tupled(arguments)
@@ -76,6 +71,20 @@ def instantiate(name: str, arguments: dict[str, Any], pretrained: bool = False) 
     if problem := argument_problem(type(model), arguments):
         raise ModelError(f"{name} cannot be made from {shown(arguments)}: {problem}")
     return model
+
+
+def check_known(name: str) -> None:
+    """Raise unless timm has a model of this name.
+
+    Raises:
+        ModelError: it has none; some of near names are told.
+    """
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=4, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists the known ones"
+        if "/" in name or Path(name).is_dir():
+            hint = f"local-dir:{name} is what save_for_hf wrote in a folder, hf-hub:{name} what is on the hub"
+        raise ModelError(f"timm has no model {name!r}: {hint}")
 
 
 def preprocessing(model: nn.Module, config: ModelConfig) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from spaces.errors import shown
 
+WIDEST = 4096  # pixels: no vision transformer takes wider images
 _CROP = (0.1, 10.0)  # an image is resized to the model's size divided by this
 _CROPS = ("center", "squash", "border")  # timm's
 _FILTERS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")

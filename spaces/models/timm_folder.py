@@ -7,16 +7,14 @@ from typing import Any
 
 from timm import is_model
 
-from spaces.errors import CheckpointError, CompressionError, ModelError, first_line, shown
+from spaces.errors import CheckpointError, CompressionError, first_line, shown
 from spaces.models.arguments import checked_arguments
 from spaces.models.config import ModelConfig
 from spaces.models.hub import first_of_hub
+from spaces.models.places import CONFIG, HUB, checkpoint_of, is_named, unnamed
 from spaces.models.weight_files import WEIGHT_FILES
 from spaces.schema import read_json
 
-CONFIG = "config.json"
-_HUB = ("hf-hub:", "hf_hub:")
-_LOCAL = "local-dir:"
 _PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 
@@ -44,16 +42,12 @@ def named(config: ModelConfig) -> ModelConfig:
         ModelError: no model is named, or two places for its weights.
         CheckpointError: the folder does not describe a model.
     """
-    source = _source(config.model)
-    if source is not None and config.checkpoint and _place(config.checkpoint) != _place(source):
-        raise ModelError(f"two places for the weights, --model {config.model} and --checkpoint {config.checkpoint}: give one")
-    checkpoint = source or (config.checkpoint and (_source(config.checkpoint) or config.checkpoint))
-    if source is None and config.model:
+    checkpoint = checkpoint_of(config)
+    if is_named(config):
         return replace(config, checkpoint=checkpoint)
     recipe = recipe_of(checkpoint) if checkpoint else None
     if recipe is None:
-        known = "a name of timm.list_models(), local-dir:FOLDER or hf-hub:ORG/NAME"
-        raise ModelError(f"{_unnamed(checkpoint)}: give --model with {known}")
+        raise unnamed(checkpoint)
     return replace(config, model=recipe.architecture, checkpoint=checkpoint)
 
 
@@ -79,7 +73,7 @@ def settled(config: ModelConfig) -> ModelConfig:
 
 def weights_path(checkpoint: str) -> Path:
     """Where the weights of a checkpoint are: a file or a folder; downloaded if they are on the hub."""
-    if checkpoint.startswith(_HUB):
+    if checkpoint.startswith(HUB):
         return first_of_hub(checkpoint.partition(":")[2], WEIGHT_FILES)
     return Path(checkpoint)
 
@@ -90,7 +84,7 @@ def recipe_of(checkpoint: str) -> Recipe | None:
     Raises:
         CheckpointError: config.json cannot be read, or describes a model that timm does not know.
     """
-    if checkpoint.startswith(_HUB):
+    if checkpoint.startswith(HUB):
         path = first_of_hub(checkpoint.partition(":")[2], (CONFIG,))
     else:
         path = Path(checkpoint) / CONFIG
@@ -101,29 +95,6 @@ def recipe_of(checkpoint: str) -> Recipe | None:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
     return _parsed(path, content)
-
-
-def _source(name: str) -> str | None:
-    """What stands behind local-dir: or hf-hub:, as a checkpoint; None for any other name."""
-    prefix, colon, rest = name.partition(":")
-    kind = f"{prefix.lower()}{colon}"
-    if kind == _LOCAL:
-        return str(Path(rest).expanduser())
-    return f"{_HUB[0]}{rest}" if kind in _HUB else None
-
-
-def _place(checkpoint: str) -> str:
-    name = _source(checkpoint) or checkpoint
-    return name if name.startswith(_HUB) else str(Path(name).resolve())
-
-
-def _unnamed(checkpoint: str | None) -> str:
-    """Why no architecture is known."""
-    if checkpoint is None:
-        return "no model"
-    if not checkpoint.startswith(_HUB) and not Path(checkpoint).exists():
-        return f"nothing is at {checkpoint}"
-    return f"{checkpoint} has no {CONFIG} that says of which architecture of timm it is"
 
 
 def _parsed(path: Path, content: Any) -> Recipe | None:

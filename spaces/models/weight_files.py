@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from spaces.errors import CheckpointError, first_line, printable, shown
+from spaces.models.places import no_checkpoint
 from spaces.schema import Each, Kind, SchemaError, check, read_json
 
 # Names of weights in a folder, as timm and transformers write them, the most wanted first; an index names several files.
@@ -77,7 +78,7 @@ def _read_shards(index: Path) -> dict[str, Any]:
 
 def _read_file(path: Path) -> Any:
     if not path.is_file():
-        raise CheckpointError(f"{path} is no file of weights" if path.exists() else f"no checkpoint at {path}")
+        raise CheckpointError(f"{path} is no file of weights") if path.exists() else no_checkpoint(path)
     with _readable(path):
         beginning, size = _beginning(path), path.stat().st_size
         if not size:

@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     with Display(console) as display:
         exported = export_points(opened, wanted, display.stage, options, display.notice)
     if len(exported) > 1:
-        console.print(export_table(exported, opened.summary["dense"]))
+        console.print(export_table(exported, opened.summary.dense.costs))
         check_all(exported)
         return
     folder = exported[0].folder

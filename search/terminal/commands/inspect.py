@@ -8,6 +8,7 @@ from rich.console import Console
 from search.config import SearchConfig
 from search.run.options import stored_config
 from search.run.places import check_run, is_run
+from search.terminal.inputs import check_inputs
 from search.terminal.parser import given_options
 
 
@@ -23,6 +24,8 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def _inspect(config: SearchConfig, directory: Path | None, profile: bool, console: Console) -> None:
+    check_inputs(config, needs_images=profile)
+
     from search.run.model import model_of_run
     from search.terminal.display import Display
     from search.terminal.inspect_model import describe_model, inspect_profile

@@ -9,7 +9,9 @@ from rich.console import Console
 from search.config import SearchConfig, read_options
 from search.driver.demo_options import OPTIONS
 from search.run.options import with_stored
+from search.run.places import is_run
 from search.terminal.commands import export
+from search.terminal.inputs import check_inputs
 from search.terminal.output import print_path
 from search.terminal.parser import build_parser, given_options
 
@@ -28,6 +30,9 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 
 def _search(config: SearchConfig, is_demo: bool, console: Console) -> Path:
     """The directory of the run."""
+    if not (config.study.output and is_run(Path(config.study.output))):  # else what differs from the run is told first
+        check_inputs(config, needs_images=True)
+
     from search.driver.demo import with_dense_model
     from search.driver.launch import launch
     from search.run.provenance import command_line
