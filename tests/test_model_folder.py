@@ -46,7 +46,7 @@ def written(folder: Path, safe: bool = True) -> Path:
 
 def write_hf(model: nn.Module, folder: Path, preprocessing: dict[str, Any], **options: Any) -> None:
     """As save_for_hf with `data_config`, which timm before 1.0.31 does not have."""
-    model.pretrained_cfg = {**model.pretrained_cfg, **preprocessing}  # type: ignore[dict-item, assignment]
+    model.pretrained_cfg = {**model.pretrained_cfg, **preprocessing}  # type: ignore[assignment, dict-item]
     save_for_hf(model, folder, **options)
 
 
