@@ -8,6 +8,7 @@ import json
 import math
 import re
 import sys
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -41,7 +42,8 @@ def load_archive(file: Path) -> ExportedProgram:
     """
     try:
         content = _rewritten(file)
-        with quiet("torch.export"):
+        with quiet("torch.export"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given buffer is not writable")  # nor written to; torch 2.11 warns
             return torch.export.load(content)
     except (OSError, MemoryError):
         raise
