@@ -4,8 +4,6 @@ from typing import Literal
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch.utils.data import Dataset
 
 CLASSES = 10
@@ -20,6 +18,9 @@ class Digits(Dataset[tuple[Image.Image, int]]):
     """
 
     def __init__(self, split: Literal["train", "search", "test"]) -> None:
+        from sklearn.datasets import load_digits  # takes a second, and every process that reads images imports this module
+        from sklearn.model_selection import train_test_split
+
         bunch = load_digits()
         rest, test = train_test_split(
             np.arange(len(bunch.target)), test_size=_TEST_IMAGES, stratify=bunch.target, random_state=_SPLIT_SEED
