@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -22,10 +23,12 @@ from objectives.objective import Objective
 from objectives.pictures.check import CHECKED
 from objectives.profile import SIZES, Profile, profile_name
 from objectives.runtime.device import resolve_device
+from objectives.runtime.distributed import ALONE, Group
 from objectives.runtime.out_of_memory import within_memory
 from objectives.runtime.progress import Progress, counted
 from objectives.runtime.seeding import seed_everything
 from objectives.sensitivity import measure_profile
+from objectives.training.run_batches import CACHE, RunBatches
 from spaces.errors import CompressionError, DataError
 from spaces.factors import Factors, fingerprint
 from spaces.files import replacing
@@ -83,12 +86,22 @@ class DenseModel:
         return copy.deepcopy(self.model).to(self.device) if self.device.type != "cpu" else self.model
 
     @cached_property
+    def batches(self) -> RunBatches:
+        """What trials train and are measured on."""
+        objective, outputs = self.objective, int(getattr(self.model, "num_classes", None) or 0)
+        mark = repr((self.fingerprint, self._search_mark, objective.data, torch.__version__, timm.__version__))
+        folder = objective.factors.parent / CACHE
+        return RunBatches(
+            self.data, objective.finetune, lambda: self.teacher, outputs, self.device, folder, objective.cache, mark
+        )  # fmt: skip
+
+    @cached_property
     def figures(self) -> Evaluation:
         """Error and confusion of the dense model, as given, on the search split."""
         path = self._file(f"{self._search_mark}.dense.json")
         figures = read_stored(path, Evaluation.load)
         if figures is None:
-            labels = [labels for _, labels in self.data.evaluation("search")]
+            labels = self.batches.search_labels()
             figures = compare(zip(self.answers, labels, strict=True), self.answers)
             figures = replace(figures, confusion=confusion(self.answers, labels))
             figures.save(path)
@@ -130,6 +143,19 @@ class DenseModel:
         images = self._blank(config.latency_batch_size)
         return self.latency.dense * share_of_latency(model, self.teacher, images, config)
 
+    def keep_search(self) -> None:
+        """Keep the search images where every process of the run finds them."""
+        self.batches.keep_search(self._progress)
+
+    def keep_training(self, group: Group = ALONE, seed: int | None = None) -> None:
+        """Keep the training batches with their soft labels where every process of the run finds them.
+
+        Args:
+            group: those of this process of it.
+            seed: of the fine-tunes; by default the objective's.
+        """
+        self.batches.keep_training(self.objective.seed if seed is None else seed, group, self._progress)
+
     @property
     def factors(self) -> Factors:
         """What candidates of the searched space are built from."""
@@ -167,7 +193,7 @@ class DenseModel:
 
     def _predict(self, parts: int) -> list[Tensor]:
         images, batch = self.data.size("search") or 0, self.objective.data.eval_batch_size
-        batches = counted("dense model", self.data.evaluation("search"), images, batch, self._progress)
+        batches = counted("dense model", self.batches.search(), images, batch, self._progress)
         return predict(self.teacher, batches, parts)
 
     def _load_factors(self, space: Space, variants: Variants | None) -> Factors:

@@ -19,6 +19,7 @@ from objectives.runtime.progress import Step
 from objectives.runtime.seeding import seed_everything
 from objectives.score import Score
 from objectives.sensitivity import divergence
+from objectives.training.batch import Batch
 from objectives.training.checkpoint import Checkpoint, Passed
 from objectives.training.finetune import finetune
 from spaces.allocation import Allocation
@@ -103,7 +104,7 @@ class Evaluator:
             saved = Checkpoint(checkpoint, dense.fingerprint, allocation, seed, config, dense.objective.data)
             seed_everything(self.group.seed(seed))
             model = self.build(allocation)
-            batches = dense.data.training(config.steps, seed, group=self.group)
+            batches = dense.batches.training(config.steps, seed, self.group, parts)
             try:
                 score = self.finish(model, costs, batches, saved.began, 0, on_step, weights, on_rung, parts, saved)
             except DivergedError:
@@ -121,7 +122,7 @@ class Evaluator:
         self,
         model: nn.Module,
         costs: Mapping[Cost, float],
-        batches: Iterable[tuple[Tensor, Tensor]],
+        batches: Iterable[Batch],
         start: float,
         spent: int = 0,
         on_step: OnStep = lambda step: None,
@@ -155,7 +156,7 @@ class Evaluator:
         left = replace(config, steps=config.steps - spent)
         if left.steps:
             batches, resume = islice(batches, passed.step, left.steps), checkpoint.resume
-            taken = finetune(model, batches, left, self.dense.teacher, parts=passed.parts, resume=resume, group=self.group)
+            taken = finetune(model, batches, left, parts=passed.parts, resume=resume, group=self.group)
             steps = (replace(step, step=step.step + spent) for step in taken)
             rungs, stopped = self._climb(model, steps, on_step, on_rung, passed, checkpoint)
             after = None if stopped else self._measure(model, passed.parts)
@@ -202,4 +203,4 @@ class Evaluator:
 
     def _search(self, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's batches of the search split, or of its first images."""
-        return self.dense.data.evaluation("search", most, self.group)
+        return self.dense.batches.search(most, self.group)

@@ -88,7 +88,8 @@ def _timed(evaluator: Evaluator, allocation: Allocation, clock: Callable[[], flo
 def _step(dense: DenseModel, model: nn.Module, now: Callable[[], float], parts: int) -> float:
     """Seconds of an optimiser step, with the making of its batch."""
     config = replace(dense.objective.finetune, steps=1 + _TIMED, lr=_STILL)
-    steps = finetune(model, dense.data.training(config.steps, seed=0), config, dense.teacher, parts=parts)
+    batches = dense.batches.training(config.steps, dense.objective.seed, parts=parts)
+    steps = finetune(model, batches, config, parts=parts)
     next(steps)
     start = now()
     for _ in range(_TIMED):
@@ -98,7 +99,7 @@ def _step(dense: DenseModel, model: nn.Module, now: Callable[[], float], parts: 
 
 def _image(dense: DenseModel, model: nn.Module, now: Callable[[], float], parts: int) -> float:
     """Seconds of evaluation for one image of the search split: of its second batch, or of its only one again."""
-    batches = dense.data.evaluation("search")
+    batches = dense.batches.search()
     batch = next(batches)
     evaluate(model, [batch], None, parts)
     start = now()

@@ -25,6 +25,8 @@ class Objective:
             computed.
         latency: how a table of latencies is measured, which lies beside the factors' folder; there is none if None.
         device: cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.
+        seed: of every fine-tune.
+        cache: GB that what all trials read may take in the run directory; None for a share of what is free, 0 for nothing.
     """
 
     model: ModelConfig
@@ -36,6 +38,8 @@ class Objective:
     factors: Path
     latency: LatencyConfig | None = None
     device: str = "auto"
+    seed: int = 0
+    cache: float | None = None
 
     @property
     def rung_steps(self) -> set[int]:

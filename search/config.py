@@ -206,6 +206,8 @@ class SearchConfig:
             factors=directory / "factors",
             latency=self.latency if study.times else None,
             device=self.machines.device,
+            seed=study.seed,
+            cache=self.machines.cache,
         )
 
     def dump(self, path: Path) -> None:

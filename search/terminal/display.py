@@ -178,7 +178,18 @@ def forecast_line(outlook: Outlook) -> str:
     trials = f"{left} trials on {workers} take" if left > 1 else f"1 trial on {workers} takes"
     whole = f"{trials} {hours} ({outlook.machine_hours:.2g} worker-hours)"
     source = f" from {outlook.recorded} finished trial{'s' if outlook.recorded > 1 else ''}" if outlook.recorded else ""
-    return f"forecast{source}: {outlook.seconds:.1f} s a trial; {whole}; weights at most {format_size(outlook.most)}"
+    disk = f"weights at most {format_size(outlook.most)}; {_shared(outlook)}"
+    return f"forecast{source}: {outlook.seconds:.1f} s a trial; {whole}; {disk}"
+
+
+def _shared(outlook: Outlook) -> str:
+    """What is kept of the batches."""
+    if outlook.kept >= outlook.needed:
+        return f"batches {format_size(outlook.kept)}"
+    need = f"batches need {format_size(outlook.needed)}"
+    if not outlook.kept:
+        return f"{need}, and every trial makes them anew (see --cache)"
+    return f"{need}, of which {format_size(outlook.kept)} are kept (see --cache)"
 
 
 def _trial_table(rows: list[Trial], summary: RunSummary) -> Table:
