@@ -42,7 +42,7 @@ class Screening:
     """Images of the profile, unvaried training images, and what the dense model makes of them: candidates as built meet them.
 
     Attributes:
-        images: batches on the device, [B, C, H, W].
+        images: batches on the device, [B, C, H, W]; none is larger than those of evaluation.
         answers: the dense model's log-probabilities on every batch, [B, classes] on the CPU.
         labels: of every batch, [B] on the CPU.
     """
@@ -175,7 +175,9 @@ class DenseModel:
     @cached_property
     def screening(self) -> Screening:
         """What candidates are screened with, and measured on as built."""
-        batches = [(images.to(self.device), labels) for images, labels in self.data.labelled_calibration(self.profile_images)]
+        most, found = self.objective.data.eval_batch_size, self.data.labelled_calibration(self.profile_images)
+        read = [part for images, labels in found for part in zip(images.split(most), labels.split(most), strict=True)]
+        batches = [(images.to(self.device), labels) for images, labels in read]
         answers = within_memory(lambda parts: predict(self.teacher, batches, parts))
         return Screening(images=[images for images, _ in batches], answers=answers, labels=[labels for _, labels in batches])
 
