@@ -4,7 +4,7 @@ import copy
 import hashlib
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
@@ -35,10 +35,24 @@ from spaces.files import replacing
 from spaces.models.create import create_model, input_size, preprocessing
 from spaces.operators.registry import Variants
 from spaces.sites import Space
-from spaces.statistics import outputs_of
 from spaces.vit import describe
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Screening:
+    """Images of the profile, unvaried training images, and what the dense model makes of them: candidates as built meet them.
+
+    Attributes:
+        images: batches on the device, [B, C, H, W]; none is larger than those of evaluation.
+        answers: the dense model's log-probabilities on every batch, [B, classes] on the CPU.
+        labels: of every batch, [B] on the CPU.
+    """
+
+    images: list[Tensor]
+    answers: list[Tensor]
+    labels: list[Tensor]
 
 
 class DenseModel:
@@ -178,18 +192,20 @@ class DenseModel:
         """What every size of every site costs in divergence from the dense model."""
         path = self.objective.factors / profile_name(self.fingerprint)
         profile = read_stored(path, lambda path: Profile.load(path, self.fingerprint, self.space))
-        if profile is None or (profile.images, profile.sizes) != (self._profile_images, SIZES):
-            batches = self.data.calibration(self._profile_images) if self._profile_images else ()
+        if profile is None or (profile.images, profile.sizes) != (self.profile_images, SIZES):
+            batches = self.data.calibration(self.profile_images) if self.profile_images else ()
             profile = measure_profile(self.factors, self.teacher, batches, partial(self._progress, "profile"))
             profile.save(path, self.fingerprint)
         return profile
 
     @cached_property
-    def screening(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Images of the profile on the device, and the dense model's outputs on them: what candidates are screened with."""
-        images = [batch.to(self.device) for batch in self.data.calibration(self._profile_images)]
-        with torch.inference_mode():
-            return images, [outputs_of(self.teacher.eval(), batch) for batch in images]
+    def screening(self) -> Screening:
+        """What candidates are screened with, and measured on as built."""
+        most, found = self.objective.data.eval_batch_size, self.data.labelled_calibration(self.profile_images)
+        read = [part for images, labels in found for part in zip(images.split(most), labels.split(most), strict=True)]
+        batches = [(images.to(self.device), labels) for images, labels in read]
+        answers = within_memory(lambda parts: predict(self.teacher, batches, parts))
+        return Screening(images=[images for images, _ in batches], answers=answers, labels=[labels for _, labels in batches])
 
     def _predict(self, parts: int) -> list[Tensor]:
         images, batch = self.data.size("search") or 0, self.objective.data.eval_batch_size
@@ -229,7 +245,8 @@ class DenseModel:
         return min(size, self.data.size("train") or size)
 
     @property
-    def _profile_images(self) -> int:
+    def profile_images(self) -> int:
+        """How many calibration images there are for the profile and for screening."""
         return min(self.objective.data.profile_images, self._calibration_images)
 
     def _fingerprint(self, space: str, variants: Variants | None = None) -> str:

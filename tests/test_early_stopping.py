@@ -241,12 +241,12 @@ def test_the_error_at_a_rung_is_that_of_the_model_there(evaluator: Evaluator, mo
     counts: list[int] = []
     monkeypatch.setattr(evaluator_module, "evaluate", recorded)
     whole = evaluator.evaluate(half(evaluator), 0, on_rung=lambda step, error: False)
-    assert counts == [297, 297, 297, 297]
+    assert counts == [256, 297, 297, 297]
     assert errors == [whole.error_before, whole.rungs[2], whole.rungs[4], whole.error]
     counts.clear()
     monkeypatch.setattr(evaluator_module, "RUNG_IMAGES", 100)
     evaluator.evaluate(half(evaluator), 0, on_rung=lambda step, error: False)
-    assert counts == [297, 100, 100, 297]
+    assert counts == [256, 100, 100, 297]
 
 
 def test_a_part_of_a_split_is_always_the_same_and_spread_over_it() -> None:

@@ -39,7 +39,10 @@ def half(evaluator: Evaluator) -> Allocation:
 
 def test_the_identity_scores_as_the_dense_model(evaluator: Evaluator) -> None:
     score = evaluator.evaluate(evaluator.dense.space.identity(), seed=0)
-    assert score.error_before == evaluator.dense.figures.error
+    labels = torch.cat([labels for _, labels in evaluator.dense.data.labelled_calibration()])
+    with torch.inference_mode():
+        answers = torch.cat([evaluator.dense.model.eval()(images) for images in evaluator.dense.data.calibration()])
+    assert score.error_before == int((answers.argmax(-1) != labels).sum()) / 256
     assert score.kl_before == pytest.approx(0, abs=1e-7)
     assert (score.costs["macs"], score.costs["params"]) == (
         evaluator.dense.costs.dense["macs"],
@@ -197,7 +200,8 @@ def test_dense_figures_are_measured_once(evaluator: Evaluator, tmp_path: Path, m
     copied.write_text("{")
     with pytest.raises(CheckpointError, match=f"{copied} cannot be read"):
         _ = prepared(evaluator, tmp_path / "two").figures
-    score = Evaluator(prepared(evaluator, tmp_path / "one")).evaluate(evaluator.dense.space.identity(), seed=0)
+    asked = replace(prepared(evaluator, tmp_path / "one").objective, measure_before=True)
+    score = Evaluator(load_dense(asked)).evaluate(evaluator.dense.space.identity(), seed=0)
     assert score.error_before == first.error
     assert score.kl_before == pytest.approx(0, abs=1e-7), "the answers were stored too"
 

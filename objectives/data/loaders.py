@@ -185,6 +185,17 @@ class Data:
         Args:
             limit: give the first so many alone.
         """
+        return (images for images, _ in self._calibration(limit))
+
+    def labelled_calibration(self, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same with their labels, [B] int64.
+
+        Raises:
+            DataError: a label that is no class.
+        """
+        return self._labelled(self._calibration(limit), "train")
+
+    def _calibration(self, limit: int | None) -> Iterator[Any]:
         size = self.config.calibration_size if limit is None else min(limit, self.config.calibration_size)
         transform, part = self._transform(training=False), self._parts["train"]
         batch, seed = CALIBRATION_BATCH, self.config.split_seed
@@ -192,7 +203,7 @@ class Data:
             found = _first(self._stream("train", transform, batch, seed), size)
         else:
             found = self._loader(self._view("train", part[_drawn(len(part), size, seed)], transform), batch)
-        return (images for images, _ in self._inputs(found))
+        return self._inputs(found)
 
     def evaluation(self, split: SplitName, most: int | None = None, group: Group = ALONE) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of a split in a fixed order; their pixels are kept in memory after the first pass where they fit in 1 GiB.

@@ -162,3 +162,5 @@ def compute(
     _ = dense.answers  # else the first trial would pay for them
     if "batches" in needs:
         dense.keep_training(group)
+        if dense.objective.split_before == "train":
+            _ = dense.screening

@@ -193,7 +193,7 @@ def _shared(outlook: Outlook) -> str:
 
 
 def _trial_table(rows: list[Trial], summary: RunSummary) -> Table:
-    table = Table()
+    table = Table(caption=f"errors as built are on {summary.images_before}", caption_justify="left")
     for name in ("trial", "label", f"keeps of {MAIN.word}", "error as built", "error fine-tuned", "seconds"):
         table.add_column(name, justify="left" if name == "label" else "right", no_wrap=True)
     for trial in rows:
@@ -220,7 +220,7 @@ def _line(trial: Trial, summary: RunSummary) -> str:
     kept = " and ".join(f"{_kept(spec, score, summary)} of {spec.word}" for spec in shown)
     if score.error is None:
         return f"{name}: keeps {kept}, {trial.reason}; {score.seconds:.1f} s"
-    errors = f"error {score.error_before:.2%} as built, {score.error:.2%} fine-tuned"
+    errors = f"error {score.error_before:.2%} as built ({summary.images_before}), {score.error:.2%} fine-tuned"
     return f"{name}: keeps {kept}, {errors}, {score.seconds:.1f} s; {_best(summary)}"
 
 
