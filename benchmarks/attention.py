@@ -78,11 +78,10 @@ def _always(kernel: Kernel) -> Callable[..., Kernel]:
 def attended(attention: ContractedAttention, inputs: Tensor) -> Tensor:
     """From the output of `qkv`, [images, tokens, heads x widths], to the input of `proj`."""
     images, tokens, _ = inputs.shape
-    keys, values = attention.num_heads * attention.query_key_dim, attention.num_heads * attention.value_dim
-    parts = (
-        part.reshape(images, tokens, attention.num_heads, -1).transpose(1, 2) for part in inputs.split([keys, keys, values], -1)
-    )
-    return attention._attend(*parts, None, False).transpose(1, 2).flatten(2)
+    heads, keys, values = attention.num_heads, attention.query_key_dim, attention.value_dim
+    q, k, v = inputs.split_with_sizes([heads * keys, heads * keys, heads * values], -1)
+    q, k, v = (part.reshape(images, tokens, heads, -1).transpose(1, 2) for part in (q, k, v))
+    return attention._attend(q, k, v, None, False).transpose(1, 2).flatten(2)
 
 
 if __name__ == "__main__":
