@@ -71,7 +71,7 @@ class Steps:
         self._optimizer = create_optimizer_v2(
             self._master, opt="adamw", lr=self._config.lr, weight_decay=self._config.weight_decay, **self._options()
         )
-        self._loss = _compiled(self._plain_loss) if "compile" in switches else self._plain_loss
+        self._loss = _compiled(self._plain_loss, device) if "compile" in switches else self._plain_loss
         self._batches = self._feed(batches)
         self._graph: torch.cuda.CUDAGraph | None = None
         if "graph" in switches:
@@ -193,9 +193,10 @@ class Steps:
         return self._captured
 
 
-def _compiled(function: Any) -> Any:
-    """For static shapes; in this process, so that its time is counted, and again for every way and share."""
-    torch._inductor.config.compile_threads = 1
+def _compiled(function: Any, device: torch.device) -> Any:
+    """For static shapes, again for every way and share; on a CPU in this process, whose time is counted."""
+    if device.type == "cpu":
+        torch._inductor.config.compile_threads = 1
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1000
     return torch.compile(function, dynamic=False)
 
