@@ -202,7 +202,9 @@ class DenseModel:
     def screening(self) -> Screening:
         """What candidates are screened with, and measured on as built."""
         most, found = self.objective.data.eval_batch_size, self.data.labelled_calibration(self.profile_images)
-        read = [part for images, labels in found for part in zip(torch.split(images, most), torch.split(labels, most), strict=True)]
+        read = [
+            part for images, labels in found for part in zip(torch.split(images, most), torch.split(labels, most), strict=True)
+        ]
         batches = [(images.to(self.device), labels) for images, labels in read]
         answers = within_memory(lambda parts: predict(self.teacher, batches, parts))
         return Screening(images=[images for images, _ in batches], answers=answers, labels=[labels for _, labels in batches])

@@ -1,9 +1,17 @@
 """The modules that a compressed model has and a timm model has not; everything else stays timm's own."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
+
+Kernel = Literal["torch", "padded", "products"]
+
+# Up to so many tokens, a CPU computes the whole matrix of attention weights faster than a fused kernel on padded heads.
+_WHOLE_TOKENS = 128
+_ALIGNED = 8  # widths that a GPU's kernels want to be multiples of, in half precision
 
 
 def empty_linear(in_features: int, out_features: int, bias: bool) -> nn.Linear:
@@ -83,6 +91,9 @@ class ContractedAttention(nn.Module):
     the dense logits, so their scale must not change. It is passed to the fused kernel explicitly, so that the fused
     and the unfused path agree.
 
+    Where torch has no fused kernel for two widths that differ, `kernel_for` says what is computed instead: the same up to
+    rounding. Programs that are exported or traced have torch's one operator, with the widths as they are.
+
     Shapes: ``[batch, tokens, dim] -> [batch, tokens, dim]``; with rotary `rope`, only query_key_dim equal to the dense
     head width is meaningful (the space offers nothing else).
 
@@ -137,12 +148,49 @@ class ContractedAttention(nn.Module):
         return torch.cat([x[:, :, :prefix], rotated], dim=2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
-        if self.fused_attn:
-            drop: float = self.attn_drop.p if self.training else 0.0  # type: ignore[union-attr,assignment]
-            return F.scaled_dot_product_attention(q, k, v, mask, drop, is_causal, scale=self.scale)
+        kernel = self._kernel(q, v, mask, is_causal)
+        if kernel == "products":
+            return self._products(q, k, v, mask, is_causal)
+        drop: float = self.attn_drop.p if self.training else 0.0  # type: ignore[union-attr,assignment]
+        if kernel == "padded":
+            width = -(-max(q.shape[-1], v.shape[-1]) // _ALIGNED) * _ALIGNED
+            q, k, wide = (F.pad(t, (0, width - t.shape[-1])) for t in (q, k, v))
+            attended = F.scaled_dot_product_attention(q, k, wide, mask, drop, is_causal, scale=self.scale)
+            return attended[..., : v.shape[-1]]
+        return F.scaled_dot_product_attention(q, k, v, mask, drop, is_causal, scale=self.scale)
+
+    def _kernel(self, q: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Kernel:
+        if not self.fused_attn:
+            return "products"
+        recorded = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+        if recorded or mask is not None or is_causal:
+            return "torch"
+        return kernel_for(q.shape[-1], v.shape[-1], q.shape[-2], q.device.type)
+
+    def _products(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
         logits = (q * self.scale) @ k.transpose(-2, -1)
         if is_causal:
             mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).tril()
         if mask is not None:
             logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
         return self.attn_drop(logits.softmax(dim=-1)) @ v  # type: ignore[operator, no-any-return]
+
+
+def kernel_for(query_key: int, value: int, tokens: int, device: str) -> Kernel:
+    """How attention is computed fastest: by the kernel that torch takes by itself, by its fused kernel on heads that zeros
+    make equally wide, or as two products and a softmax.
+
+    Left alone, torch computes heads whose widths differ on a CPU in the slowest of these ways. On a GPU it has a kernel for
+    them if both widths are multiples of 8.
+
+    Args:
+        query_key: width of queries and keys.
+        value: width of values.
+        tokens: of an image.
+        device: type of the device.
+    """
+    if query_key == value:
+        return "torch"
+    if device == "cpu":
+        return "products" if tokens <= _WHOLE_TOKENS else "padded"
+    return "padded" if device == "cuda" and (query_key % _ALIGNED or value % _ALIGNED) else "torch"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from local_digits import DATA, MODEL, evaluator_of
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from objectives.data.loaders import Data
 from objectives.dense_model import DenseModel, load_dense
@@ -16,6 +17,7 @@ from objectives.error import evaluate, load_answers, predict, save_answers
 from objectives.evaluator import Evaluator
 from objectives.objective import Objective
 from objectives.runtime.device import resolve_device
+from objectives.training import finetune as finetune_module
 from objectives.training.batch import labelled, taught
 from objectives.training.config import FinetuneConfig
 from objectives.training.finetune import finetune
@@ -253,6 +255,27 @@ def test_mixed_precision_trains_about_as_well() -> None:
         assert next(model.parameters()).dtype == torch.float32
     assert ends[0] != ends[1]
     assert ends[1] == pytest.approx(ends[0], rel=0.15)
+
+
+def test_the_optimiser_is_one_kernel_and_trains_as_many_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends, kernels = [], []
+    for names in (finetune_module._FUSED, ()):
+        monkeypatch.setattr(finetune_module, "_FUSED", names)
+        torch.manual_seed(0)
+        model = create_model(MODEL)
+        data = Data(DATA, preprocessing(model, MODEL))
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            losses = [step.loss for step in finetune(model, labelled(data.training(10, 0)), FinetuneConfig(steps=10, lr=1e-3))]
+        ends.append(losses[-1])
+        kernels.append(any(event.key == "aten::_fused_adamw_" for event in profiler.key_averages()))
+    assert kernels == [True, False]
+    assert ends[0] == pytest.approx(ends[1], rel=1e-4)
+
+
+def test_an_optimiser_without_such_a_kernel_trains() -> None:
+    model = create_model(MODEL)
+    data = Data(DATA, preprocessing(model, MODEL))
+    assert len(list(finetune(model, labelled(data.training(2, 0)), FinetuneConfig(steps=2, opt="nadamw")))) == 2
 
 
 def test_distillation_pulls_towards_the_dense_model() -> None:

@@ -110,7 +110,7 @@ def test_images_that_vanish_end_the_search_until_they_are_back(tmp_path: Path, w
     save_tensors(dense, create_model(model).state_dict())
     given = {"dataset": "", "data_dir": str(images), "num_classes": 2, "batch_size": 16, "calibration_size": 32}
     places = {"checkpoint": str(dense), "output": str(tmp_path / "run"), "workers": workers, "least_images": 1}
-    config = SearchConfig.from_flat({**OPTIONS, **given, **places, "trials": 6})
+    config = SearchConfig.from_flat({**OPTIONS, **given, **places, "trials": 6, "cache": 0})
     with pytest.raises(DataError, match=rf"no image at {images}/train/(cat|dog)/\d+.png"):
         launch(config, Then(1, lambda: images.rename(away)))
     assert states(tmp_path / "run") == ["COMPLETE"]

@@ -16,6 +16,8 @@ from objectives.training.batch import Batch, precision
 from objectives.training.config import FinetuneConfig
 from spaces.errors import DivergedError
 
+_FUSED = ("adam", "adamw")  # optimisers that have a fused kernel on CPUs and GPUs
+
 Resume = Callable[[nn.Module, torch.optim.Optimizer, torch.amp.GradScaler], int]
 
 
@@ -49,7 +51,7 @@ def finetune(
     cast = precision(config, device)
     halved = isinstance(cast, torch.autocast) and half_type(device) == torch.float16
     scaler = torch.amp.GradScaler(device.type, enabled=halved)
-    optimizer = create_optimizer_v2(model, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = _optimizer(model, config, device)
     warmup = max(1, config.steps // 10)
     scheduler, _ = create_scheduler_v2(
         optimizer, sched="cosine", num_epochs=config.steps, warmup_epochs=warmup, warmup_lr=config.lr / (warmup + 1),
@@ -79,6 +81,15 @@ def finetune(
         yield Step(step=step, loss=value, lr=optimizer.param_groups[0]["lr"])
         scheduler.step_update(step)
     model.eval()
+
+
+def _optimizer(model: nn.Module, config: FinetuneConfig, device: torch.device) -> torch.optim.Optimizer:
+    """The optimiser, with all its arithmetic in one kernel where torch has that."""
+    fused = {"fused": True} if config.opt in _FUSED and device.type in ("cpu", "cuda") else {}
+    optimizer: torch.optim.Optimizer = create_optimizer_v2(
+        model, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay, **fused
+    )
+    return optimizer
 
 
 def _loss(logits: Tensor, batch: Batch, config: FinetuneConfig) -> Tensor:

@@ -13,7 +13,7 @@ from spaces.operators.least_squares import prefix_weight, subset_weight
 from spaces.operators.linears import fill_linear, linear_of, rows_of, select_inputs, shifted
 from spaces.sites import Site
 
-ATTENTION_TIMING = Timing(paired=("qk", "vo"))  # fused kernels want values as wide as queries and keys
+ATTENTION_TIMING = Timing(paired=("qk", "vo"))  # where they differ, another kernel computes
 
 
 def head_parts(dense: nn.Module, branch: str) -> tuple[int, list[Tensor], list[Tensor | None]]:
