@@ -229,12 +229,12 @@ def test_one_choice_serves_several_shares(bounded: tuple[Cost, ...]) -> None:
         knapsack = Knapsack(made.space, made.costs, made.errors)
         limits: dict[Cost, float] = {cost: 0.6 * made.costs.dense[cost] for cost in bounded}
         multipliers = np.random.default_rng(seed).normal(0, 1, len(knapsack.sites))
-        chosen = knapsack.choose(limits, multipliers, shares)
+        chosen = knapsack.choose(limits, multipliers[None], np.array([shares]))[0]
         assert chosen.shape == (4, 6)
         for options, share in zip(chosen, shares, strict=True):
             load = made.costs.load(knapsack.allocation(options), limits)
             assert 0.5 * share < load <= share * (1 + 1e-9)
-            assert (knapsack.choose(limits, multipliers, [share])[0] == options).all()
+            assert (knapsack.choose(limits, multipliers[None], np.array([[share]]))[0, 0] == options).all()
         weighted = knapsack.features(chosen) @ np.exp(multipliers)
         assert (np.diff(weighted[np.argsort(shares)]) <= 1e-9).all(), "more budget, less error"
 
@@ -243,7 +243,7 @@ def test_a_share_out_of_reach_is_refused() -> None:
     made = Made(0, SINGLE, convex=True)
     knapsack = Knapsack(made.space, made.costs, made.errors)
     with pytest.raises(AllocationError, match=r"no allocation of space 'made' keeps the budget \{'macs': "):
-        knapsack.choose(made.share(1.0), np.zeros(4), [0.9, 0.05])
+        knapsack.choose(made.share(1.0), np.zeros((1, 4)), np.array([[0.9, 0.05]]))
 
 
 def test_sizes_errors_and_costs_of_options_are_those_of_their_allocation() -> None:
@@ -251,7 +251,7 @@ def test_sizes_errors_and_costs_of_options_are_those_of_their_allocation() -> No
         made = drawn(seed, convex=False)
         knapsack = Knapsack(made.space, made.costs, made.errors)
         multipliers = np.random.default_rng(seed).normal(0, 1, len(knapsack.sites))
-        chosen = knapsack.choose(made.costs.dense, multipliers, [1.0, 0.97, 0.94])
+        chosen = knapsack.choose(made.costs.dense, multipliers[None], np.array([[1.0, 0.97, 0.94]]))[0]
         for sizes, errors, costs, options in zip(
             knapsack.sizes(chosen), knapsack.features(chosen), knapsack.costs(chosen), chosen, strict=True
         ):

@@ -22,7 +22,7 @@ from spaces.allocation import Allocation
 from spaces.errors import AllocationError
 from spaces.sites import Space
 
-_TOGETHER = 1 << 17  # options of all rows that are solved at a time: what fits the caches
+_TOGETHER = 1 << 16  # options of all rows that are solved at a time: what fits the caches
 
 
 class Knapsack:
@@ -34,6 +34,7 @@ class Knapsack:
         errors: site name -> size -> error.
 
     Attributes:
+        branches: how many the space has.
         sites: names of the space's sites, in the order of every array over sites.
         names: of the costs, in the order of every array over costs.
     """
@@ -44,6 +45,7 @@ class Knapsack:
         self.names = costs.names
         self._errors = errors
         self._options = options_of(space, costs, errors)
+        self.branches = len(self._options.starts)
         self._whole = np.array([site.dense for site in space.sites])
 
     def allocate(self, limits: Mapping[Cost, float], multipliers: Mapping[str, float] | None = None) -> Allocation:
@@ -89,7 +91,7 @@ class Knapsack:
         Raises:
             AllocationError: the smallest allocation is above a limit.
         """
-        bounds, chosen = self._bounds(limits), np.empty((*shares.shape, len(self._options.starts)), dtype=int)
+        bounds, chosen = self._bounds(limits), np.empty((*shares.shape, self.branches), dtype=int)
         for rows, ways in weightings(self._options, bounds, shares.min(1, initial=np.inf)):
             together = max(1, _TOGETHER // (len(self._options.branch) * shares.shape[1]))
             for part in np.split(rows, range(together, len(rows), together)):
