@@ -19,7 +19,8 @@ from search.report.comparison import differences
 from search.report.html import assemble, page
 from search.report.page_data import content_of
 from search.run.run import Run
-from search.run.tables import write_tables
+from search.run.tables import RunTables
+from search.run.trial_table import trials_of
 
 TRIALS = 40
 
@@ -28,7 +29,7 @@ def write_run(directory: Path, seed: int, **options: Any) -> Run:
     """A run directory of made-up tables."""
     directory.mkdir(parents=True)
     summary, trials = made_up(TRIALS, seed=seed)
-    write_tables(directory, trials, summary)
+    RunTables(directory).write(trials_of(trials, summary), summary)
     (directory / "config.yaml").write_text(yaml.safe_dump({"format": RUN_FORMAT, "dataset": "digits", "steps": 100, **options}))
     return Run(directory)
 

@@ -13,7 +13,7 @@ from objectives.profile import Profile, profile_name
 from search.report.page_data import content_of
 from search.report.script_data import sensitivity_of
 from search.run.run import Run
-from search.run.tables import write_tables
+from search.run.tables import RunTables
 from search.run.trial_table import trials_of
 from spaces.sites import Space
 
@@ -91,7 +91,7 @@ def test_the_profile_is_shown_block_by_site(chromium: Browser, tmp_path: Path) -
 def test_a_run_shows_the_profile_that_it_has(tmp_path: Path) -> None:
     """And is shown without one that cannot be read: the report is written while the search goes on."""
     summary, trials = made_up(10)
-    write_tables(tmp_path, trials, summary)
+    RunTables(tmp_path).write(trials_of(trials, summary), summary)
     assert content_of(Run(tmp_path)).data.sensitivity is None
     path = tmp_path / "factors" / profile_name(summary.fingerprint)
     path.parent.mkdir()

@@ -182,7 +182,16 @@ class Multipliers:
         return target, max(budget - target, self.budgets.lows[target])
 
     def choose(self, target: int, multipliers: Floats, loads: Floats) -> Indices:
-        """The knapsack's options for multipliers, [rows, sites], on shares of a target, [rows, shares]; [rows, shares, branches]."""
+        """The knapsack's options on several shares of a target.
+
+        Args:
+            target: its index.
+            multipliers: [rows, sites].
+            loads: shares for each row, [rows, shares].
+
+        Returns:
+            [rows, shares, branches].
+        """
         return self.knapsack.choose(self.budgets.targets[target], multipliers, loads)
 
     def loads(self, chosen: Indices, target: int) -> Floats:

@@ -1,7 +1,7 @@
 """The Lagrangian relaxation of the knapsack, for many errors and budgets at once.
 
-On the lower convex hull of a branch's options the error saved per cost falls from step to step, so taking all branches' steps in
-the order of that slope gives the optimum of every budget that it passes.
+On the lower convex hull of a branch's options the error saved per cost falls from step to step, so taking all branches' steps
+in the order of that slope gives the optimum of every budget that it passes.
 """
 
 from collections.abc import Iterator
