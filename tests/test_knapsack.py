@@ -239,6 +239,23 @@ def test_one_choice_serves_several_shares(bounded: tuple[Cost, ...]) -> None:
         assert (np.diff(weighted[np.argsort(shares)]) <= 1e-9).all(), "more budget, less error"
 
 
+@pytest.mark.parametrize("bounded", [("macs",), ("macs", "params")], ids=["MACs", "both"])
+def test_rows_that_are_solved_together_are_solved_each_by_itself(bounded: tuple[Cost, ...]) -> None:
+    """To the last bit: a study that was read from its journal decodes all its trials together, another one each in its time."""
+    branches = [[[tuple(range(1, 7))] * 2], [[tuple(range(1, 13))], [tuple(range(2, 15, 3))]]] * 3
+    for seed in range(10):
+        made, rng = Made(seed, branches, convex=seed % 2 == 0), np.random.default_rng(seed)
+        knapsack = Knapsack(made.space, made.costs, made.errors)
+        limits: dict[Cost, float] = {cost: rng.uniform(0.5, 0.7) * made.costs.dense[cost] for cost in bounded}
+        multipliers, shares = rng.normal(0, 1, (40, len(knapsack.sites))), rng.uniform(0.55, 1, 40)
+        together = knapsack.solve(limits, multipliers, shares)
+        for row in range(40):
+            assert (knapsack.solve(limits, multipliers[row : row + 1], shares[row : row + 1])[0] == together[row]).all()
+            named = dict(zip(knapsack.sites, multipliers[row].tolist(), strict=True))
+            alone = knapsack.allocate({cost: shares[row] * limit for cost, limit in limits.items()}, named)
+            assert knapsack.allocation(together[row]) == alone
+
+
 def test_a_share_out_of_reach_is_refused() -> None:
     made = Made(0, SINGLE, convex=True)
     knapsack = Knapsack(made.space, made.costs, made.errors)

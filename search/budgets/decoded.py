@@ -36,9 +36,9 @@ class DecodedRows:
         self._places: dict[Key, int] = {}
         self._columns: list[NDArray[Any]] = []  # of `Decoded`, with room for rows to come
 
-    def missing(self, keys: Iterable[Key]) -> list[Key]:
-        """Those that have no row, each once."""
-        return [key for key in dict.fromkeys(keys) if key not in self._places]
+    def places(self, keys: Iterable[Key]) -> list[int | None]:
+        """Which row each key has; None where it has none."""
+        return [self._places.get(key) for key in keys]
 
     def add(self, keys: Sequence[Key], rows: Decoded) -> None:
         """Keep a row for each of some keys that have none."""
@@ -52,7 +52,7 @@ class DecodedRows:
             column[filled : filled + len(keys)] = new
         self._places.update(zip(keys, range(filled, filled + len(keys)), strict=True))
 
-    def take(self, keys: Sequence[Key]) -> Decoded:
-        """The rows of keys that have one, in their order."""
-        places = [self._places[key] for key in keys]
-        return Decoded(*(column[places] for column in self._columns))
+    def take(self, places: Sequence[Any]) -> Decoded:
+        """Some rows."""
+        rows = np.array(places)
+        return Decoded(*(column[rows] for column in self._columns))

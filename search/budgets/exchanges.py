@@ -84,4 +84,4 @@ class _Curves:
     def near(self, now: Floats) -> Indices:
         """The options next to an error of every branch, [branches], on either side."""
         place = (self._on & (self._losses > now[:, None])).sum(1)
-        return self._layout[self._on & (np.abs(self._rank - place[:, None]) <= _NEAR)]
+        return self._layout[self._on & (np.abs(self._rank - place[:, None]) <= _NEAR)]  # type: ignore[no-any-return]

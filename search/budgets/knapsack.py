@@ -9,6 +9,7 @@ a time (search/budgets/exchanges.py). Many budgets and errors are solved togethe
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from objectives.cost.closed_form import CostModel
 from objectives.cost.spec import Cost
@@ -134,7 +135,8 @@ class Knapsack:
         each, found, lost = np.repeat(np.arange(rows), budgets), [], []
         for weights in ways:
             chosen, fits = relaxed(self._options, weights, errors, limits)
-            kept, flat = np.flatnonzero(fits.all(1)[each]), chosen.reshape(rows * budgets, -1)
+            keeps: NDArray[np.bool_] = fits.all(axis=1)
+            kept, flat = np.flatnonzero(keeps[each]), chosen.reshape(rows * budgets, -1)
             taken, repeated = flat[kept], errors[each[kept]]
             exchange_one(self._options, weights, repeated, limits.reshape(rows * budgets, -1)[kept], taken)
             flat[kept] = taken
@@ -144,7 +146,8 @@ class Knapsack:
         best = np.argmin(lost, axis=0)
         if not np.isfinite(np.min(lost, axis=0)).all():
             raise AllocationError(f"no allocation of space {self.space.name!r} keeps the budget {self._shown(limits)}")
-        return np.array(found)[best, np.arange(rows * budgets)].reshape(rows, budgets, -1)
+        answers: Indices = np.array(found)[best, np.arange(rows * budgets)].reshape(rows, budgets, -1)
+        return answers
 
     def _shown(self, limits: Floats) -> dict[Cost, float]:
         """The lowest of some budgets."""

@@ -146,9 +146,12 @@ class Multipliers:
     def decoded(self, parameters: Sequence[Mapping[str, Any]]) -> Decoded:
         """What several parameters stand for, at least one; each is decoded once, and by itself."""
         keys = [self._values(entry) for entry in parameters]
-        if missing := self._rows.missing(keys):
+        places = self._rows.places(keys)
+        if None in places:
+            missing = list(dict.fromkeys(key for key, place in zip(keys, places, strict=True) if place is None))
             self._rows.add(missing, self._decode(missing))
-        return self._rows.take(keys)
+            places = self._rows.places(keys)
+        return self._rows.take(places)
 
     @cached_property
     def _values(self) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:

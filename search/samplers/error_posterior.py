@@ -86,7 +86,7 @@ class ErrorPosterior:
         precision, weight = 1 / self._variances(self._width), 1 / self.noise**2
 
         def loss_of(theta: Floats) -> float:
-            missed = self._errors - _errors_of(self._features @ np.exp(theta[:-3]), theta)[0]
+            missed = self._errors - _errors_of((self._features * np.exp(theta[:-3])).sum(1), theta)[0]
             return float(weight * missed @ missed + precision @ (theta - self._center) ** 2)
 
         theta, damping, is_new = self.mode, 1e-3, True
@@ -95,7 +95,7 @@ class ErrorPosterior:
             if is_new:
                 mean, jacobian = error_curve(self._features, theta)
                 gradient = weight * jacobian.T @ (self._errors - mean) - precision * (theta - self._center)
-                hessian = weight * (jacobian.T @ jacobian) + np.diag(precision)
+                hessian = weight * jacobian.T @ jacobian + np.diag(precision)
             step = np.linalg.solve(hessian + damping * np.diag(np.diag(hessian)), gradient)
             moved = theta + np.clip(step, -1.0, 1.0)
             found = loss_of(moved)
