@@ -9,7 +9,6 @@ a time (search/budgets/exchanges.py). Many budgets and errors are solved togethe
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from objectives.cost.closed_form import CostModel
 from objectives.cost.spec import Cost
@@ -135,8 +134,7 @@ class Knapsack:
         each, found, lost = np.repeat(np.arange(rows), budgets), [], []
         for weights in ways:
             chosen, fits = relaxed(self._options, weights, errors, limits)
-            keeps: NDArray[np.bool_] = fits.all(axis=1)
-            kept, flat = np.flatnonzero(keeps[each]), chosen.reshape(rows * budgets, -1)
+            kept, flat = np.flatnonzero(np.repeat(fits.all(1), budgets)), chosen.reshape(rows * budgets, -1)
             taken, repeated = flat[kept], errors[each[kept]]
             exchange_one(self._options, weights, repeated, limits.reshape(rows * budgets, -1)[kept], taken)
             flat[kept] = taken
