@@ -47,7 +47,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return (_is_whole(value) or isinstance(value, float)) and abs(value) <= _MOST  # no NaN is
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _MOST  # no NaN is
 
 
 TEXT = Kind("text", lambda value: isinstance(value, str))
@@ -83,6 +83,8 @@ def check(value: Any, schema: Any, where: str = "") -> None:
     elif isinstance(schema, Maybe):
         if value is not None:
             check(value, schema.schema, where)
+    elif _is_each_of(value, schema):
+        return
     elif isinstance(schema, Mapping | Each):
         _require(isinstance(value, dict), value, "an object", where)
         for name, part in _parts(value, schema, where):
@@ -119,6 +121,13 @@ def read_json(path: Path, schema: Any = None) -> Any:
     if schema is not None:
         check(value, schema)
     return value
+
+
+def _is_each_of(value: Any, schema: Any) -> bool:
+    """Whether all values of an object are of one kind: most of what is read are such objects, and this is quick."""
+    if not isinstance(schema, Each) or not isinstance(schema.schema, Kind) or not isinstance(value, dict):
+        return False
+    return all(map(schema.schema.holds, value.values()))
 
 
 def _parts(value: dict[str, Any], schema: Mapping[str, Any] | Each, where: str) -> list[tuple[str, Any]]:

@@ -9,10 +9,12 @@ import pandas as pd
 from local_tables import summary_of
 
 from search.budgets.targets import parse_target
+from search.layout import TRIALS
 from search.report.html import Assembled, assemble, page
 from search.report.page_data import content
 from search.run.finished_trial import FinishedTrial
 from search.run.summary import DenseFigures, RunSummary, summarise
+from search.run.summary_file import write_summary
 from search.run.trial_table import trials_of
 from spaces.files import write_text
 from spaces.sites import Operator, Site, Space
@@ -55,6 +57,12 @@ def made_up(count: int, costs: Sequence[str] = ("macs", "params"), seed: int = 0
         targets=(parse_target("flops=50%").resolve(reach),),
     )
     return summarise(facts, trials_of(table, facts)), table
+
+
+def write_tables(directory: Path, summary: RunSummary, table: pd.DataFrame) -> None:
+    """The made-up tables of a run, as they are: its counts are not all whole."""
+    table.to_csv(directory / TRIALS, index=False)
+    write_summary(directory, summary)
 
 
 def write_made_up(path: Path, count: int, **options: Any) -> None:

@@ -21,12 +21,13 @@ import run_search
 from search import SearchConfig, audit, launch, open_run
 from search.fidelity.rank_correlation import agreement, candidates, similar, spread_over, tau
 from search.report.audit_tables import BAND, audit_tables
+from search.run import trial_table
 from search.run.audit_file import Audit, Steps, read_audit, write_audit
 from search.run.finished_trial import FinishedTrial
 from search.run.run import Run
 from search.run.summary import front_point
 from search.run.summary_file import write_summary
-from search.run.tables import write_tables
+from search.run.tables import RunTables
 from spaces.errors import ConfigError, RunError
 
 
@@ -208,7 +209,7 @@ def test_a_short_front_has_no_tau_but_trials_of_similar_cost_do(run: Run, tmp_pa
     trials.loc[~trials["number"].isin((0, *chosen)), "state"] = "FAIL"
     done = set(trials["number"][trials["state"] == "COMPLETE"])
     front = tuple(point for point in run.summary.front if point.number in done)
-    write_tables(copied, trials, replace(run.summary, front=front, best=(None,)))
+    RunTables(copied).write(trial_table.trials_of(trials, run.summary), replace(run.summary, front=front, best=(None,)))
     found = audit(with_front(open_run(copied), [0, chosen[0]]), points=3, factor=2)
     assert found.front.count == 1
     assert (found.front.tau, found.front.by_chance) == (None, None)

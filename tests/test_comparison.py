@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from local_browser import Visit, click, needs_chromium, sizes, window
-from local_pages import data_of, made_up
+from local_pages import data_of, made_up, write_tables
 from playwright.sync_api import Browser, expect
 
 import run_search
@@ -19,7 +19,6 @@ from search.report.comparison import differences
 from search.report.html import assemble, page
 from search.report.page_data import content_of
 from search.run.run import Run
-from search.run.tables import write_tables
 
 TRIALS = 40
 
@@ -28,7 +27,7 @@ def write_run(directory: Path, seed: int, **options: Any) -> Run:
     """A run directory of made-up tables."""
     directory.mkdir(parents=True)
     summary, trials = made_up(TRIALS, seed=seed)
-    write_tables(directory, trials, summary)
+    write_tables(directory, summary, trials)
     (directory / "config.yaml").write_text(yaml.safe_dump({"format": RUN_FORMAT, "dataset": "digits", "steps": 100, **options}))
     return Run(directory)
 

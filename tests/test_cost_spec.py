@@ -28,8 +28,7 @@ from search.run.edge import lower_edges
 from search.run.finished_trial import finished_trials
 from search.run.run import Run
 from search.run.summary import summarise
-from search.run.tables import write_tables
-from search.run.trial_table import trial_table
+from search.run.tables import RunTables
 from search.study.journal import Journal, thaw
 from search.terminal.display import Display
 from search.terminal.tables import front_table
@@ -105,7 +104,7 @@ TRIALS = [trial(0, 128), trial(1, 64), trial(2, 32)]
 def made(folder: Path, budget: Budget) -> Run:
     facts = summary_of(DENSE, SPACE, reach=REACH, objectives=("error", "bytes"), targets=(budget,))
     trials = finished_trials(TRIALS, DENSE)
-    write_tables(folder, trial_table(trials, facts.costs, facts.sites), summarise(facts, trials))
+    RunTables(folder).write(trials, summarise(facts, trials))
     return Run(folder)
 
 

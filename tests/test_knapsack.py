@@ -229,21 +229,38 @@ def test_one_choice_serves_several_shares(bounded: tuple[Cost, ...]) -> None:
         knapsack = Knapsack(made.space, made.costs, made.errors)
         limits: dict[Cost, float] = {cost: 0.6 * made.costs.dense[cost] for cost in bounded}
         multipliers = np.random.default_rng(seed).normal(0, 1, len(knapsack.sites))
-        chosen = knapsack.choose(limits, multipliers, shares)
+        chosen = knapsack.choose(limits, multipliers[None], np.array([shares]))[0]
         assert chosen.shape == (4, 6)
         for options, share in zip(chosen, shares, strict=True):
             load = made.costs.load(knapsack.allocation(options), limits)
             assert 0.5 * share < load <= share * (1 + 1e-9)
-            assert (knapsack.choose(limits, multipliers, [share])[0] == options).all()
+            assert (knapsack.choose(limits, multipliers[None], np.array([[share]]))[0, 0] == options).all()
         weighted = knapsack.features(chosen) @ np.exp(multipliers)
         assert (np.diff(weighted[np.argsort(shares)]) <= 1e-9).all(), "more budget, less error"
+
+
+@pytest.mark.parametrize("bounded", [("macs",), ("macs", "params")], ids=["MACs", "both"])
+def test_rows_that_are_solved_together_are_solved_each_by_itself(bounded: tuple[Cost, ...]) -> None:
+    """To the last bit: a study that was read from its journal decodes all its trials together, another one each in its time."""
+    branches = [[[tuple(range(1, 7))] * 2], [[tuple(range(1, 13))], [tuple(range(2, 15, 3))]]] * 3
+    for seed in range(10):
+        made, rng = Made(seed, branches, convex=seed % 2 == 0), np.random.default_rng(seed)
+        knapsack = Knapsack(made.space, made.costs, made.errors)
+        limits: dict[Cost, float] = {cost: rng.uniform(0.5, 0.7) * made.costs.dense[cost] for cost in bounded}
+        multipliers, shares = rng.normal(0, 1, (40, len(knapsack.sites))), rng.uniform(0.55, 1, 40)
+        together = knapsack.solve(limits, multipliers, shares)
+        for row in range(40):
+            assert (knapsack.solve(limits, multipliers[row : row + 1], shares[row : row + 1])[0] == together[row]).all()
+            named = dict(zip(knapsack.sites, multipliers[row].tolist(), strict=True))
+            alone = knapsack.allocate({cost: shares[row] * limit for cost, limit in limits.items()}, named)
+            assert knapsack.allocation(together[row]) == alone
 
 
 def test_a_share_out_of_reach_is_refused() -> None:
     made = Made(0, SINGLE, convex=True)
     knapsack = Knapsack(made.space, made.costs, made.errors)
     with pytest.raises(AllocationError, match=r"no allocation of space 'made' keeps the budget \{'macs': "):
-        knapsack.choose(made.share(1.0), np.zeros(4), [0.9, 0.05])
+        knapsack.choose(made.share(1.0), np.zeros((1, 4)), np.array([[0.9, 0.05]]))
 
 
 def test_sizes_errors_and_costs_of_options_are_those_of_their_allocation() -> None:
@@ -251,7 +268,7 @@ def test_sizes_errors_and_costs_of_options_are_those_of_their_allocation() -> No
         made = drawn(seed, convex=False)
         knapsack = Knapsack(made.space, made.costs, made.errors)
         multipliers = np.random.default_rng(seed).normal(0, 1, len(knapsack.sites))
-        chosen = knapsack.choose(made.costs.dense, multipliers, [1.0, 0.97, 0.94])
+        chosen = knapsack.choose(made.costs.dense, multipliers[None], np.array([[1.0, 0.97, 0.94]]))[0]
         for sizes, errors, costs, options in zip(
             knapsack.sizes(chosen), knapsack.features(chosen), knapsack.costs(chosen), chosen, strict=True
         ):

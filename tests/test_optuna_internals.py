@@ -10,7 +10,7 @@ from optuna.storages import InMemoryStorage
 from optuna.storages.journal._storage import JournalOperation
 from optuna.trial import create_trial
 
-from search.optuna_internals import GuardedStorage, contains, models, note, renumber, trial_id
+from search.optuna_internals import GuardedStorage, contains, models, note, renumber, trial_id, uncopied
 from search.study.replay import OPERATIONS
 from spaces.errors import RunError
 
@@ -29,6 +29,18 @@ def test_a_note_stays_with_its_trial() -> None:
         study.ask()
     note(study, study.get_trials(deepcopy=False)[1], "key", [1.5])
     assert [trial.system_attrs for trial in study.trials] == [{}, {"key": [1.5]}]
+
+
+def test_a_trial_is_added_to_memory_without_copies_of_what_it_holds() -> None:
+    added, storage = create_trial(value=0.5, system_attrs={"key": [1.5]}), InMemoryStorage()
+    study = optuna.create_study(storage=storage)
+    storage.create_new_trial(study._study_id, uncopied(added))
+    (kept,) = study.get_trials(deepcopy=False)
+    assert kept.system_attrs is added.system_attrs
+    assert kept is not added
+    (copied,) = study.trials
+    assert copied.system_attrs == added.system_attrs
+    assert copied.system_attrs is not added.system_attrs, "what is asked for a copy is one"
 
 
 @pytest.mark.parametrize(

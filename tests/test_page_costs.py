@@ -6,14 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from local_browser import Visit, needs_chromium, sizes, window
-from local_pages import DENSE, made_up, write_made_up, write_report
+from local_pages import DENSE, made_up, write_made_up, write_report, write_tables
 from playwright.sync_api import Browser, expect
 
 from objectives.profile import Profile, profile_name
 from search.report.page_data import content_of
 from search.report.script_data import sensitivity_of
 from search.run.run import Run
-from search.run.tables import write_tables
 from search.run.trial_table import trials_of
 from spaces.sites import Space
 
@@ -91,7 +90,7 @@ def test_the_profile_is_shown_block_by_site(chromium: Browser, tmp_path: Path) -
 def test_a_run_shows_the_profile_that_it_has(tmp_path: Path) -> None:
     """And is shown without one that cannot be read: the report is written while the search goes on."""
     summary, trials = made_up(10)
-    write_tables(tmp_path, trials, summary)
+    write_tables(tmp_path, summary, trials)
     assert content_of(Run(tmp_path)).data.sensitivity is None
     path = tmp_path / "factors" / profile_name(summary.fingerprint)
     path.parent.mkdir()

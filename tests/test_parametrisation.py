@@ -97,7 +97,7 @@ def test_parameters_and_multipliers_are_two_forms_of_one_thing() -> None:
     parameters = parametrisation.name(1, 0.75, multipliers)
     assert set(parameters) == set(parametrisation.distributions)
     assert parametrisation.aim(parameters[BUDGET]) == (1, 0.75)
-    found = parametrisation.decoded(parameters).multipliers
+    (found,) = parametrisation.decoded([parameters]).multipliers
     assert found == pytest.approx(multipliers, abs=5e-5)
     assert parametrisation.name(1, 0.75, found) == parameters
     assert all(type(value) is float for value in parameters.values()), "they are written as JSON"
@@ -121,21 +121,47 @@ def test_all_multipliers_decode_onto_their_budget(rivals: bool) -> None:
         assert load - 0.01 < parametrisation.budgets.load(allocation, target) <= load
 
 
-def test_what_is_decoded_is_told_of_the_allocation() -> None:
-    parametrisation = multipliers_of(rivals=True)
-    parameters = drawn(parametrisation, random.Random(0))
+def test_what_is_decoded_is_told_of_the_allocations() -> None:
+    parametrisation, rng = multipliers_of(rivals=True), random.Random(0)
+    parameters = [drawn(parametrisation, rng) for _ in range(9)]
     found = parametrisation.decoded(parameters)
-    assert found.allocation == parametrisation.decode(parameters)
-    assert found.loads.tolist() == [parametrisation.budgets.load(found.allocation, target) for target in (0, 1)]
-    gone = [(1 - site.share(found.allocation[site.name])) ** 2 for site in parametrisation.budgets.space.sites]
-    assert found.features == pytest.approx(gone)
+    assert found.multipliers.tolist() == [list(entry.values())[1:] for entry in parameters]
+    for row, allocation in enumerate(parametrisation.allocations(parameters)):
+        assert allocation == parametrisation.decode(parameters[row])
+        assert found.loads[row].tolist() == [parametrisation.budgets.load(allocation, target) for target in (0, 1)]
+        gone = [(1 - site.share(allocation[site.name])) ** 2 for site in parametrisation.budgets.space.sites]
+        assert found.features[row] == pytest.approx(gone)
+
+
+def test_each_is_decoded_once_and_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Together or alone, in any order: a study that was read from its journal decodes many at once."""
+    parametrisation, alone, rng = multipliers_of(rivals=True), multipliers_of(rivals=True), random.Random(0)
+    parameters = [drawn(parametrisation, rng) for _ in range(40)]
+    solved, solve = [], Knapsack.solve
+
+    def counted(knapsack: Knapsack, limits: Any, multipliers: Any, shares: Any) -> Any:
+        solved.append(len(shares))
+        return solve(knapsack, limits, multipliers, shares)
+
+    monkeypatch.setattr(Knapsack, "solve", counted)
+    found = parametrisation.decoded([*parameters[:25], *parameters[:5]])
+    assert sum(solved) == 25
+    assert len(solved) == len({parametrisation.aim(entry[BUDGET])[0] for entry in parameters[:25]}), "a target at a time"
+    more = parametrisation.decoded(parameters[::-1])
+    parametrisation.allocations(parameters)
+    assert sum(solved) == 40
+    for row, entry in enumerate(parameters):
+        one = alone.decoded([{name: entry[name] for name in reversed(list(entry))}])
+        for name in ("chosen", "multipliers", "features", "loads"):
+            assert (getattr(more, name)[39 - row] == getattr(one, name)[0]).all()
+            assert row >= 25 or (getattr(found, name)[row] == getattr(one, name)[0]).all()
 
 
 def test_loads_of_options_are_those_of_their_allocations() -> None:
     space = space_of(True, BRANCHES, FINE)
     parametrisation = searched(space, [{"macs": 3000, "params": 2500}, {"params": 2000}], [0.5, 0.5])
     for target in range(2):
-        chosen = parametrisation.choose(target, np.full(len(space.sites), 0.1), [0.6, 1.0])
+        (chosen,) = parametrisation.choose(target, np.full((1, len(space.sites)), 0.1), np.array([[0.6, 1.0]]))
         allocations = [parametrisation.knapsack.allocation(options) for options in chosen]
         expected = [parametrisation.budgets.load(allocation, target) for allocation in allocations]
         assert parametrisation.loads(chosen, target) == pytest.approx(expected)

@@ -18,8 +18,7 @@ from search.deploy.points import GIVEN, MATERIALISED, Point, pick_file, pick_tar
 from search.run.finished_trial import finished_trials
 from search.run.run import Run
 from search.run.summary import summarise
-from search.run.tables import write_tables
-from search.run.trial_table import trial_table
+from search.run.tables import RunTables
 from search.trial import Proposal, Trial
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError, RunError, TargetError
@@ -60,7 +59,7 @@ def made(folder: Path, trials: dict[int, Any] = TRIALS, **options: Any) -> Run:
         ended.append(Trial(proposal=proposal, score=score, reason=reason, ended="2026-11-24T01:00:00+00:00"))
     facts = summary_of(DENSE, SPACE, reach={"macs": (32, 2000), "params": (32, 2000)})
     found = finished_trials(ended, DENSE)
-    write_tables(folder, trial_table(found, facts.costs, facts.sites), summarise(facts, found))
+    RunTables(folder).write(found, summarise(facts, found))
     SearchConfig.from_flat({"model": "made-up", "measured_profile": True, **options}).dump(folder / "config.yaml")
     return Run(folder)
 

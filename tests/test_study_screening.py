@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -10,6 +11,7 @@ from local_problems import Problem
 from local_searches import opened, score_of, searched, space_of
 from optuna.samplers import BaseSampler, RandomSampler
 
+from search.budgets.knapsack import Knapsack
 from search.samplers.registry import SAMPLERS, create_sampler
 from search.samplers.screening import Measured, Parameters, ScreeningSampler
 from search.study.study import Study
@@ -105,6 +107,39 @@ def chosen(study: Study, screening: Screening, divergences: list[float]) -> Prop
     found = study.choose(screening.number, divergences)
     assert isinstance(found, Proposal)
     return found
+
+
+def test_a_proposal_decodes_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a study that was read from its journal the first one decodes what was tried and screened, the next ones candidates."""
+    problem, solved, solve = Problem(), list[int](), Knapsack.solve
+    study = open_study(tmp_path, problem, True)
+    run(study, problem, 16)
+    noted = [pair for trial in study.memory.get_trials(deepcopy=False) for pair in trial.system_attrs.get(SCREENED, [])]
+    study.close()
+
+    def counted(knapsack: Knapsack, limits: Any, multipliers: Any, shares: Any) -> Any:
+        solved.append(len(shares))
+        return solve(knapsack, limits, multipliers, shares)
+
+    problem = Problem()
+    study = open_study(tmp_path, problem, True)
+    monkeypatch.setattr(Knapsack, "solve", counted)
+    found = study.ask()
+    assert isinstance(found, Screening)
+    tried = {tuple(parameters.items()) for parameters, _ in noted} | {
+        tuple(trial.proposal.parameters.items()) for trial in study.trials if trial.state == "COMPLETE"
+    }
+    assert len(tried) > 60
+    assert len(tried) - len(problem.starts) <= sum(solved) <= len(tried) + len(found.candidates)
+    for _ in range(3):
+        solved.clear()
+        proposal = screened(study, problem, found)
+        assert proposal is not None and proposal.allocation is not None
+        study.tell(Outcome(number=proposal.number, score=problem.score(proposal.allocation)))
+        assert solved == [], "candidates are decoded when they are drawn"
+        found = study.ask()
+        assert isinstance(found, Screening)
+        assert sum(solved) <= len(found.candidates)
 
 
 def test_a_start_is_proposed_at_once(tmp_path: Path) -> None:

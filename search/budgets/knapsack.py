@@ -1,38 +1,28 @@
 """The allocation of least total error on a budget: a multiple-choice knapsack over the branches of a model.
 
 Every branch offers options, one per combination of the sizes of one of its operators, each with a cost and an error; one option
-of every branch is taken. Errors of sites are in one unit and taken to add up. Solved by the Lagrangian relaxation: on the lower
-convex hull of a branch's options the error saved per cost falls from step to step, so taking all branches' steps in the order
-of that slope gives the optimum of every budget that it passes. What the last step leaves of the budget is then filled by
-exchanges, of one branch or of two at a time.
+of every branch is taken. Errors of sites are in one unit and taken to add up. Solved by the Lagrangian relaxation
+(search/budgets/relaxation.py); what its last step leaves of the budget is then filled by exchanges, of one branch or of two at
+a time (search/budgets/exchanges.py). Many budgets and errors are solved together, and none depends on the others.
 """
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from objectives.cost.closed_form import CostModel
 from objectives.cost.spec import Cost
 from objectives.dense_model import DenseModel
 from objectives.profile import Errors
 from objectives.sensitivity import closed_form
-from search.pareto import staircase
+from search.budgets.exchanges import exchange_one, exchange_two
+from search.budgets.options import Floats, Indices, options_of
+from search.budgets.relaxation import relaxed, weightings
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError
-from spaces.sites import Operator, Space
+from spaces.sites import Space
 
-Floats = NDArray[np.float64]
-Indices = NDArray[np.int64]
-
-# Options on either side of a branch's own, in the order of their costs, that exchanges of two branches look at.
-_NEAR = 4
-_EMPHASISED = 20  # times that a bound may get more weight
-_LESS = 0.1  # weight of the others where one bound weighs most
-_ROUNDING = 1 + 1e-12  # of costs that are exactly on a bound
+_TOGETHER = 1 << 16  # options of all rows that are solved at a time: what fits the caches
 
 
 class Knapsack:
@@ -44,6 +34,7 @@ class Knapsack:
         errors: site name -> size -> error.
 
     Attributes:
+        branches: how many the space has.
         sites: names of the space's sites, in the order of every array over sites.
         names: of the costs, in the order of every array over costs.
     """
@@ -51,18 +42,10 @@ class Knapsack:
     def __init__(self, space: Space, costs: CostModel, errors: Errors) -> None:
         self.space = space
         self.sites = tuple(site.name for site in space.sites)
-        self._errors = errors
         self.names = costs.names
-        self._dense = np.array([costs.dense[cost] for cost in self.names], dtype=float)
-        counts = {id(operator): count for operator, count in costs.operators}
-        tables = [[self._options(operator, counts[id(operator)]) for operator in rivals] for rivals in space.branches.values()]
-        lengths = [sum(len(sizes) for sizes, _, _ in rivals) for rivals in tables]
-        self._starts = np.concatenate([[0], np.cumsum(lengths)])
-        self._branch = np.repeat(np.arange(len(tables)), lengths)
-        rows = list(itertools.chain.from_iterable(tables))
-        self._sizes = np.concatenate([sizes for sizes, _, _ in rows])  # [options, sites], less the dense sizes
-        self._features = np.concatenate([features for _, features, _ in rows])  # [options, sites]
-        self._costs = np.concatenate([counted for _, _, counted in rows])  # [options, costs], less the dense branch's
+        self._errors = errors
+        self._options = options_of(space, costs, errors)
+        self.branches = len(self._options.starts)
         self._whole = np.array([site.dense for site in space.sites])
 
     def allocate(self, limits: Mapping[Cost, float], multipliers: Mapping[str, float] | None = None) -> Allocation:
@@ -75,37 +58,58 @@ class Knapsack:
         Raises:
             AllocationError: the smallest allocation is above a limit.
         """
-        logarithms = np.array([(multipliers or {}).get(name, 0.0) for name in self.sites])
-        bounds, errors = self._bounds(limits), self._features @ np.exp(logarithms)
-        chosen = self._relaxed(bounds, errors, (1.0,))[0]
-        for pair in self._pairs(chosen, bounds, errors):
-            chosen[self._branch[list(pair)]] = pair
-        return self.allocation(chosen)
+        logarithms = np.array([[(multipliers or {}).get(name, 0.0) for name in self.sites]])
+        return self.allocation(self.solve(limits, logarithms, np.ones(1))[0])
 
-    def choose(self, limits: Mapping[Cost, float], multipliers: Floats, shares: Sequence[float]) -> Indices:
-        """Options of small total error for several budgets, [budgets, branches]: as `allocate`, without its last exchanges.
+    def solve(self, limits: Mapping[Cost, float], multipliers: Floats, shares: Floats) -> Indices:
+        """Options of least total error, each row for itself, [rows, branches].
 
         Args:
             limits: upper bounds on costs that are known.
-            multipliers: logarithms of factors on the sites' errors, [sites].
-            shares: of the limits that each budget is.
+            multipliers: logarithms of factors on the sites' errors, [rows, sites].
+            shares: of the limits that the budget of each row is, [rows].
 
         Raises:
             AllocationError: the smallest allocation is above a limit.
         """
-        return self._relaxed(self._bounds(limits), self._features @ np.exp(multipliers), shares)
+        chosen, bounds = self.choose(limits, multipliers, shares[:, None])[:, 0], self._bounds(limits)
+        for row, share, taken in zip(multipliers, shares, chosen, strict=True):
+            exchange_two(self._options, self._options.weighted(row[None])[0], share * bounds, taken)
+        return chosen
+
+    def choose(self, limits: Mapping[Cost, float], multipliers: Floats, shares: Floats) -> Indices:
+        """Options of small total error for several budgets: as `solve`, without its last exchanges.
+
+        Args:
+            limits: upper bounds on costs that are known.
+            multipliers: logarithms of factors on the sites' errors, [rows, sites].
+            shares: of the limits that the budgets of each row are, [rows, budgets].
+
+        Returns:
+            An option of every branch, [rows, budgets, branches].
+
+        Raises:
+            AllocationError: the smallest allocation is above a limit.
+        """
+        bounds, chosen = self._bounds(limits), np.empty((*shares.shape, self.branches), dtype=int)
+        for rows, ways in weightings(self._options, bounds, shares.min(1, initial=np.inf)):
+            together = max(1, _TOGETHER // (len(self._options.branch) * shares.shape[1]))
+            for part in np.split(rows, range(together, len(rows), together)):
+                errors = self._options.weighted(multipliers[part])
+                chosen[part] = self._best(ways, errors, shares[part, :, None] * bounds)
+        return chosen
 
     def sizes(self, chosen: Indices) -> Indices:
         """Sizes of all sites, [..., branches] -> [..., sites]."""
-        return self._whole + self._sizes[chosen].sum(-2)  # type: ignore[no-any-return]
+        return self._whole + self._options.sizes[chosen].sum(-2)  # type: ignore[no-any-return]
 
     def features(self, chosen: Indices) -> Floats:
         """Errors of all sites, before any multiplier, [..., branches] -> [..., sites]."""
-        return self._features[chosen].sum(-2)  # type: ignore[no-any-return]
+        return self._options.features[chosen].sum(-2)  # type: ignore[no-any-return]
 
     def costs(self, chosen: Indices) -> Floats:
         """All known costs, [..., branches] -> [..., costs]."""
-        return self._dense + self._costs[chosen].sum(-2)  # type: ignore[no-any-return]
+        return self._options.dense + self._options.costs[chosen].sum(-2)  # type: ignore[no-any-return]
 
     def features_of(self, allocation: Allocation) -> Floats:
         """Errors of all sites, before any multiplier, [sites]."""
@@ -118,109 +122,35 @@ class Knapsack:
     def _bounds(self, limits: Mapping[Cost, float]) -> Floats:
         return np.array([limits.get(cost, np.inf) for cost in self.names], dtype=float)
 
-    def _options(self, operator: Operator, count: Any) -> tuple[Indices, Floats, Floats]:
-        """What one operator offers its branch: sizes less the dense ones, errors, and costs less the dense ones."""
-        columns = [self.sites.index(site.name) for site in operator.sites]
-        rows = np.array(list(itertools.product(*(site.choices for site in operator.sites))))
-        parts = [site.part for site in operator.sites]
-        counted = np.array([count(dict(zip(parts, row, strict=True))) for row in rows.tolist()], dtype=float)
-        sizes, errors = np.zeros((len(rows), len(self.sites)), dtype=int), np.zeros((len(rows), len(self.sites)))
-        for position, (column, site) in enumerate(zip(columns, operator.sites, strict=True)):
-            sizes[:, column] = rows[:, position] - site.dense
-            errors[:, column] = [self._errors[site.name][size] for size in rows[:, position].tolist()]
-        whole = count(operator.dense_sizes)
-        return sizes, errors, counted - np.array(whole)
+    def _best(self, ways: Sequence[Floats], errors: Floats, limits: Floats) -> Indices:
+        """Optimal for one limit up to the last step of the hull; for several, the best of some ways to weigh them.
 
-    def _relaxed(self, bounds: Floats, errors: Floats, shares: Sequence[float]) -> Indices:
-        """Optimal for one limit up to the last step of the hull; for several, the best of some ways to weigh them."""
-        found = []
-        for weights in self._weightings(bounds, min(shares)):
-            with suppress(AllocationError):
-                found.append(self._along(weights, bounds, errors, shares))
-        if not found:
-            limits = {cost: float(bound) for cost, bound in zip(self.names, bounds, strict=True) if np.isfinite(bound)}
-            raise AllocationError(f"no allocation of space {self.space.name!r} keeps the budget {limits}")
-        best = np.array([errors[chosen].sum(-1) for chosen in found]).argmin(0)
-        return np.array([found[way][share] for share, way in enumerate(best)])
-
-    def _along(self, weights: Floats, bounds: Floats, errors: Floats, shares: Sequence[float]) -> Indices:
-        """Options for several shares of the limits, where options cost `weights`."""
-        hulls = [_hull(curve, weights, errors) for curve in self._curves(weights, errors)]
-        steps = np.array([step for hull in hulls for step in itertools.pairwise(hull)], dtype=int).reshape(-1, 2)
-        slopes = (errors[steps[:, 0]] - errors[steps[:, 1]]) / (weights[steps[:, 1]] - weights[steps[:, 0]])
-        steps = steps[np.argsort(-slopes, kind="stable")]
-        least = np.array([hull[0] for hull in hulls])
-        totals = np.vstack([np.zeros(len(self.names)), np.cumsum(self._costs[steps[:, 1]] - self._costs[steps[:, 0]], axis=0)])
-        totals += self._dense + self._costs[least].sum(0)
-        return np.array([self._fill(share * bounds, least, steps, totals, errors, weights) for share in shares])
-
-    def _weightings(self, bounds: Floats, share: float) -> Iterator[Floats]:
-        """Ways to make one figure of every option's costs: as shares of their bounds all alike, then each more than the others.
-
-        Where the cheapest options would not keep a share of all bounds, those that they miss weigh more.
+        Args:
+            ways: weights of all options, [options] each.
+            errors: of the options, [rows, options].
+            limits: bounds on all costs, [rows, budgets, costs].
         """
-        emphasis = np.ones(len(bounds))
-        for _ in range(_EMPHASISED):
-            weights: Floats = (emphasis * self._costs / bounds).sum(1)
-            least = [start + weights[start:end].argmin() for start, end in itertools.pairwise(self._starts)]
-            over = self._dense + self._costs[least].sum(0) > share * bounds * _ROUNDING
-            if not over.any():
-                break
-            emphasis[over] *= 1.3
-        yield weights
-        bounded = np.flatnonzero(np.isfinite(bounds))
-        for first in bounded if len(bounded) > 1 else ():  # the others may not bind
-            unlike = np.where(np.arange(len(bounds)) == first, emphasis, _LESS * emphasis)
-            yield (unlike * self._costs / bounds).sum(1)
+        rows, budgets, _ = limits.shape
+        each, found, lost = np.repeat(np.arange(rows), budgets), [], []
+        for weights in ways:
+            chosen, fits = relaxed(self._options, weights, errors, limits)
+            kept, flat = np.flatnonzero(np.repeat(fits.all(1), budgets)), chosen.reshape(rows * budgets, -1)
+            taken, repeated = flat[kept], errors[each[kept]]
+            exchange_one(self._options, weights, repeated, limits.reshape(rows * budgets, -1)[kept], taken)
+            flat[kept] = taken
+            found.append(flat)
+            lost.append(np.full(rows * budgets, np.inf))
+            lost[-1][kept] = np.take_along_axis(repeated, taken, axis=1).sum(1)
+        best = np.argmin(lost, axis=0)
+        if not np.isfinite(np.min(lost, axis=0)).all():
+            raise AllocationError(f"no allocation of space {self.space.name!r} keeps the budget {self._shown(limits)}")
+        answers: Indices = np.array(found)[best, np.arange(rows * budgets)].reshape(rows, budgets, -1)
+        return answers
 
-    def _curves(self, weights: Floats, errors: Floats) -> list[Indices]:
-        """Every branch's options that no cheaper one beats, from the cheapest to the one of least error."""
-        curves = []
-        for start, end in itertools.pairwise(self._starts):
-            curves.append(start + staircase(weights[start:end], errors[start:end]))
-        return curves
-
-    def _fill(self, bounds: Floats, least: Indices, steps: Indices, totals: Floats, errors: Floats, weights: Floats) -> Indices:
-        """Take the steps that keep the bounds, then the single exchanges that still fit, the best per cost first."""
-        over: NDArray[np.bool_] = np.any(totals > bounds * _ROUNDING, axis=1)
-        if over[0]:
-            raise AllocationError("the cheapest options are above a bound")
-        taken = int(over.argmax()) - 1 if over.any() else len(steps)
-        chosen = least.copy()
-        chosen[self._branch[steps[:taken, 1]]] = steps[:taken, 1]  # later steps of a branch overwrite earlier ones
-        total = totals[taken]
-        while (exchange := self._exchange(chosen, total, bounds, errors, weights)) is not None:
-            total = total + self._costs[exchange] - self._costs[chosen[self._branch[exchange]]]
-            chosen[self._branch[exchange]] = exchange
-        return chosen
-
-    def _exchange(self, chosen: Indices, total: Floats, bounds: Floats, errors: Floats, weights: Floats) -> int | None:
-        """The option that saves most error per cost in place of its branch's and still fits; None if there is none."""
-        now = chosen[self._branch]
-        saved = errors[now] - errors
-        fits = (saved > 0) & (total + self._costs - self._costs[now] <= bounds * _ROUNDING).all(1)
-        if not fits.any():
-            return None
-        rates = np.where(fits, saved / np.maximum(weights - weights[now], 1e-12), -np.inf)
-        return int(rates.argmax())
-
-    def _pairs(self, chosen: Indices, bounds: Floats, errors: Floats) -> Iterator[tuple[int, int]]:
-        """Exchanges of two branches that save error and keep the bounds, the best first, while there are any.
-
-        `chosen` is read again after every pair.
-        """
-        curves = self._curves((self._costs / bounds).sum(1), errors)
-        while True:
-            near = np.concatenate([_near(curve, errors, errors[now]) for curve, now in zip(curves, chosen, strict=True)])
-            now = chosen[self._branch[near]]
-            saved, paid = errors[now] - errors[near], self._costs[near] - self._costs[now]
-            slack = bounds * _ROUNDING - self._dense - self._costs[chosen].sum(0)
-            fits = (paid[:, None] + paid[None] <= slack).all(-1) & (self._branch[near][:, None] != self._branch[near])
-            gains = np.where(fits, saved[:, None] + saved, 0.0)
-            first, second = np.unravel_index(gains.argmax(), gains.shape)
-            if gains[first, second] <= 1e-12 * errors[chosen].sum():
-                return
-            yield int(near[first]), int(near[second])
+    def _shown(self, limits: Floats) -> dict[Cost, float]:
+        """The lowest of some budgets."""
+        lowest = limits.reshape(-1, len(self.names)).min(0)
+        return {cost: float(bound) for cost, bound in zip(self.names, lowest, strict=True) if np.isfinite(bound)}
 
 
 def knapsack_of(dense: DenseModel, measured: bool) -> Knapsack:
@@ -232,23 +162,3 @@ def knapsack_of(dense: DenseModel, measured: bool) -> Knapsack:
     """
     errors = dense.profile.errors if measured else closed_form(dense.factors)
     return Knapsack(dense.space, dense.costs, errors)
-
-
-def _hull(curve: Indices, weights: Floats, errors: Floats) -> list[int]:
-    """Options on the lower convex hull of cost and error, of those that no cheaper one beats."""
-    costs, losses = weights[curve].tolist(), errors[curve].tolist()
-    kept: list[int] = []
-    for index in range(len(curve)):
-        while len(kept) > 1:
-            a, b = kept[-2], kept[-1]
-            if (losses[a] - losses[b]) * (costs[index] - costs[b]) > (losses[b] - losses[index]) * (costs[b] - costs[a]):
-                break
-            kept.pop()
-        kept.append(index)
-    return curve[kept].tolist()  # type: ignore[no-any-return]
-
-
-def _near(curve: Indices, errors: Floats, error: float) -> Indices:
-    """The options of a curve, of falling errors, that are next to an error."""
-    place = int(np.searchsorted(-errors[curve], -error))
-    return curve[max(place - _NEAR, 0) : place + _NEAR + 1]

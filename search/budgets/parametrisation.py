@@ -7,23 +7,24 @@ that is where a search starts: what the profile alone would choose. The sizes th
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, NamedTuple, Protocol
+from operator import itemgetter
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from objectives.cost.closed_form import CostModel
 from objectives.cost.spec import Cost
-from search.budgets.knapsack import Indices, Knapsack
+from search.budgets.decoded import Decoded, DecodedRows
+from search.budgets.knapsack import Knapsack
+from search.budgets.options import Floats, Indices
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError
 from spaces.sites import Site, Space
 
-Floats = NDArray[np.float64]
 Limits = Mapping[Cost, float]
 
 BUDGET = "budget"
@@ -116,16 +117,6 @@ class Parametrisation(Protocol):
         ...
 
 
-class Decoded(NamedTuple):
-    """What parameters stand for: multipliers, [sites], and of the allocation the sites' errors by the profile, [sites], and how
-    much it uses of every target, [targets]."""
-
-    allocation: Allocation
-    multipliers: Floats
-    features: Floats
-    loads: Floats
-
-
 @dataclass(frozen=True)
 class Multipliers:
     """By budget and log-multipliers. A budget of k + b is the share b of target k (counted from 0), in (0, 1].
@@ -137,7 +128,7 @@ class Multipliers:
 
     budgets: Budgets
     knapsack: Knapsack
-    _decoded: dict[tuple[tuple[str, Any], ...], Decoded] = field(default_factory=dict, repr=False, compare=False)
+    _rows: DecodedRows = field(default_factory=DecodedRows, repr=False, compare=False)
 
     @cached_property
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -146,21 +137,35 @@ class Multipliers:
         return {BUDGET: FloatDistribution(lowest, highest), **sites}
 
     def decode(self, parameters: Mapping[str, Any]) -> Allocation:
-        return self.decoded(parameters).allocation
+        return self.allocations([parameters])[0]
 
-    def decoded(self, parameters: Mapping[str, Any]) -> Decoded:
-        """What parameters stand for; decoded once."""
-        key = tuple(parameters.items())
-        if key not in self._decoded:
-            multipliers = {name: parameters[name] for name in self.knapsack.sites}
-            allocation = self.knapsack.allocate(self.budgets.limits(*self.aim(parameters[BUDGET])), multipliers)
-            self._decoded[key] = Decoded(
-                allocation,
-                np.array(list(multipliers.values())),
-                self.knapsack.features_of(allocation),
-                np.array([self.budgets.load(allocation, target) for target in range(len(self.budgets.targets))]),
-            )
-        return self._decoded[key]
+    def allocations(self, parameters: Sequence[Mapping[str, Any]]) -> tuple[Allocation, ...]:
+        """The allocations that several parameters stand for."""
+        return tuple(map(self.knapsack.allocation, self.decoded(parameters).chosen))
+
+    def decoded(self, parameters: Sequence[Mapping[str, Any]]) -> Decoded:
+        """What several parameters stand for, at least one; each is decoded once, and by itself."""
+        keys = [self._values(entry) for entry in parameters]
+        places = self._rows.places(keys)
+        if None in places:
+            missing = list(dict.fromkeys(key for key, place in zip(keys, places, strict=True) if place is None))
+            self._rows.add(missing, self._decode(missing))
+            places = self._rows.places(keys)
+        return self._rows.take(places)
+
+    @cached_property
+    def _values(self) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+        return itemgetter(BUDGET, *self.knapsack.sites)
+
+    def _decode(self, keys: Sequence[tuple[Any, ...]]) -> Decoded:
+        multipliers, aims = np.array([values for _, *values in keys]), [self.aim(budget) for budget, *_ in keys]
+        targets, shares = np.array([target for target, _ in aims]), np.array([share for _, share in aims])
+        chosen = np.empty((len(keys), self.knapsack.branches), dtype=int)
+        for target in np.unique(targets):
+            rows = np.flatnonzero(targets == target)
+            chosen[rows] = self.knapsack.solve(self.budgets.targets[target], multipliers[rows], shares[rows])
+        loads = np.stack([self.loads(chosen, target) for target in range(len(self.budgets.targets))], axis=1)
+        return Decoded(chosen, multipliers, self.knapsack.features(chosen), loads)
 
     def encode(self, target: int, load: float) -> dict[str, Any]:
         return self.name(target, load, np.zeros(len(self.knapsack.sites)))
@@ -179,8 +184,17 @@ class Multipliers:
         target = min(max(math.ceil(budget) - 1, 0), len(self.budgets.targets) - 1)
         return target, max(budget - target, self.budgets.lows[target])
 
-    def choose(self, target: int, multipliers: Floats, loads: Sequence[float]) -> Indices:
-        """The knapsack's options on several shares of a target, [shares, branches]."""
+    def choose(self, target: int, multipliers: Floats, loads: Floats) -> Indices:
+        """The knapsack's options on several shares of a target.
+
+        Args:
+            target: its index.
+            multipliers: [rows, sites].
+            loads: shares for each row, [rows, shares].
+
+        Returns:
+            [rows, shares, branches].
+        """
         return self.knapsack.choose(self.budgets.targets[target], multipliers, loads)
 
     def loads(self, chosen: Indices, target: int) -> Floats:

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 
 from search.driver.observer import Observer
 from search.report.write import render
-from search.run.finished_trial import finished_trials
+from search.run.finished_trial import FinishedTrial, finished_trials
 from search.run.run import Run
 from search.run.summary import RunSummary, summarise
-from search.run.tables import write_tables
-from search.run.trial_table import trial_table
+from search.run.tables import RunTables
 from search.run.weights import keep_weights
 from search.study.study import Study
 from search.trial import DENSE, Trial
@@ -49,6 +48,8 @@ class Publisher(Observer):
         self._study = study
         self._bytes = None if disk_limit is None else disk_limit * 1e9
         self._new: list[Trial] = []
+        self._finished: dict[int, FinishedTrial] = {}  # of the study's trials as many as tables show
+        self._tables = RunTables(study.directory)
         self._weighed = {trial.proposal.number for trial in study.trials}  # whose weights may be there
         self._due = self._reported = 0.0
 
@@ -88,9 +89,11 @@ class Publisher(Observer):
 
     def write_tables(self) -> None:
         """Write trials.csv, pareto.csv and pareto.json."""
-        trials = finished_trials(self._study.trials, self.summary.dense.costs)
+        new = self._study.trials[len(self._finished) :]
+        self._finished |= {trial.number: trial for trial in finished_trials(new, self.summary.dense.costs)}
+        trials = sorted(self._finished.values(), key=lambda trial: trial.number)
         self.summary = summarise(self.summary, trials)
-        write_tables(self._study.directory, trial_table(trials, self.summary.costs, self.summary.sites), self.summary)
+        self._tables.write(trials, self.summary)
 
     def write_report(self) -> None:
         """Write report.html, pareto.png and pareto.svg from the tables."""

@@ -1,25 +1,47 @@
 """The run's own tables: trials.csv, pareto.csv and pareto.json, written and read together."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from search.layout import SUMMARY, TRIALS
+from search.run.finished_trial import FinishedTrial
 from search.run.places import no_run
 from search.run.summary import RunSummary
 from search.run.summary_file import read_summary, write_summary
-from search.run.trial_table import check_trials
+from search.run.trial_table import check_trials, csv_lines, trial_table
 from spaces.errors import RunError, first_line
-from spaces.files import replacing
+from spaces.files import write_text
 
 
-def write_tables(directory: Path, trials: pd.DataFrame, summary: RunSummary) -> None:
-    """Write trials.csv, pareto.csv and pareto.json, each atomically."""
-    on_front = trials["number"].isin([point.number for point in summary.front])
-    for name, table in ((TRIALS, trials), ("pareto.csv", trials[on_front])):
-        with replacing(directory / name) as partial:
-            table.to_csv(partial, index=False)
-    write_summary(directory, summary)
+class RunTables:
+    """Writes the tables of a run, again and again while it grows; each trial is made text once.
+
+    Args:
+        directory: of the run.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._head = ""
+        self._lines: dict[int, str] = {}  # number -> line of trials.csv
+
+    def write(self, trials: Sequence[FinishedTrial], summary: RunSummary) -> None:
+        """Write trials.csv, pareto.csv and pareto.json, each atomically.
+
+        Args:
+            trials: of the run, in the order of the rows; one of a number that was written before is as it was then.
+            summary: of the run; its spaces and costs are those of the other times.
+        """
+        new = [trial for trial in trials if trial.number not in self._lines]
+        if new or not self._head:
+            self._head, *lines = csv_lines(trial_table(new, summary.costs, summary.sites))
+            self._lines |= {trial.number: line for trial, line in zip(new, lines, strict=True)}
+        front = {point.number for point in summary.front}
+        for name, shown in ((TRIALS, trials), ("pareto.csv", [trial for trial in trials if trial.number in front])):
+            write_text(self._directory / name, self._head + "".join(self._lines[trial.number] for trial in shown))
+        write_summary(self._directory, summary)
 
 
 def read_tables(directory: Path) -> tuple[pd.DataFrame, RunSummary]:

@@ -47,6 +47,15 @@ def trial_table(trials: Sequence[FinishedTrial], costs: Sequence[CostSpec], site
     return table.astype({**dict.fromkeys(counts, "Int64"), **dict.fromkeys(numbers, "float64")})
 
 
+def csv_lines(table: pd.DataFrame) -> list[str]:
+    """A table as CSV: the line of the columns' names, and a text per row, each with its line end."""
+    lines = [f"{line}\n" for line in table.to_csv(index=False, lineterminator="\n").split("\n")[:-1]]
+    if len(lines) == len(table) + 1:
+        return lines
+    rows = (table[row : row + 1] for row in range(len(table)))  # where a reason has several lines
+    return [lines[0], *(row.to_csv(index=False, header=False, lineterminator="\n") for row in rows)]
+
+
 def trials_of(table: pd.DataFrame, summary: RunSummary) -> tuple[FinishedTrial, ...]:
     """The trials of a table that `check_trials` has checked, in the order of its rows."""
     return tuple(_trial(row, summary.costs, summary.spaces) for row in table.to_dict("records"))

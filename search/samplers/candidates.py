@@ -12,10 +12,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from optuna.trial import FrozenTrial
 
-from search.budgets.knapsack import Indices
+from search.budgets.options import Floats, Indices
 from search.budgets.parametrisation import SPAN, Multipliers
 from search.pareto import staircase
 from search.samplers.ehvi import expected_gain
@@ -23,7 +22,6 @@ from search.samplers.error_posterior import ErrorPosterior
 from search.samplers.screening import SCORE, Measured, Parameters
 from spaces.allocation import Allocation
 
-Floats = NDArray[np.float64]
 FEWEST = 4  # finished trials before anything can be learnt
 
 _DRAWS, _MOVES, _LOADS = 8, 8, 10  # draws of the models, moves from the front, and budgets of each
@@ -86,10 +84,10 @@ class Draw:
         """Of the candidates."""
         return [self._name(row) for row in self._promising]
 
-    @property
+    @cached_property
     def candidates(self) -> tuple[Allocation, ...]:
         """What is worth to be screened, the most promising one first; at most eight."""
-        return tuple(self._parametrisation.decode(entry) for entry in self.parameters)
+        return self._parametrisation.allocations(self.parameters)
 
     def best(self) -> dict[str, float]:
         """Parameters of the largest expected gain, by the models alone: those of the first candidate."""
@@ -159,8 +157,7 @@ class Draw:
             drawn = drawn + self._divergence.draw(self._rng, _DRAWS)
         multipliers = np.clip(np.concatenate([drawn, self._moved(done, divergences)]), -SPAN, SPAN)
         shares = self._rng.uniform(self._parametrisation.budgets.lows[self._target], 1.0, (len(multipliers), _LOADS))
-        answers = zip(multipliers, shares, strict=True)
-        chosen = np.concatenate([self._parametrisation.choose(self._target, row, wanted.tolist()) for row, wanted in answers])
+        chosen = self._parametrisation.choose(self._target, multipliers, shares).reshape(shares.size, -1)
         pool, seen = self._of(np.repeat(multipliers, _LOADS, axis=0), chosen), set(map(bytes, self._tried.features))
         new = np.array([bytes(row) not in seen for row in pool.features])
         return (pool[new], shares.ravel()[new]) if new.any() else (pool, shares.ravel())
@@ -184,22 +181,21 @@ class Draw:
     def _promising(self) -> list[int]:
         """Rows of the pool to screen: the largest expected gain, then the largest beside those that were taken."""
         gains, rows = self._gains.copy(), list[int]()
+        front = staircase(self._tried.loads, self._means)
         for _ in range(min(_SCREENED, len(gains))):
             rows.append(int(gains.argmax()))
-            loads = np.append(self._tried.loads, self._pool.loads[rows])
-            means = np.append(self._means, self._expected[rows])
+            loads = np.append(self._tried.loads[front], self._pool.loads[rows])
+            means = np.append(self._means[front], self._expected[rows])
             gains = expected_gain(self._pool.loads, self._expected, self._spreads, loads, means, self._reference)
             gains[rows] = -1.0
         return rows
 
     def _decoded(self, parameters: Sequence[Parameters]) -> _Points:
-        found = [self._parametrisation.decoded(entry) for entry in parameters]
-        shape = len(found), len(self._parametrisation.knapsack.sites)
-        return _Points(
-            multipliers=np.array([entry.multipliers for entry in found]).reshape(shape),
-            loads=np.array([entry.loads[self._target] for entry in found]),
-            features=np.array([entry.features for entry in found]).reshape(shape),
-        )
+        if not parameters:
+            none = np.zeros((0, len(self._parametrisation.knapsack.sites)))
+            return _Points(none, np.zeros(0), none)
+        found = self._parametrisation.decoded(parameters)
+        return _Points(found.multipliers, found.loads[:, self._target], found.features)
 
     def _of(self, multipliers: Floats, chosen: Indices) -> _Points:
         knapsack = self._parametrisation.knapsack

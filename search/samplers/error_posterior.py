@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg.lapack import dposv
 
 Floats = NDArray[np.float64]
 
@@ -21,7 +21,7 @@ NOISES = (0.005, 0.0001, 0.0005, 0.002, 0.01, 0.02)
 MULTIPLIERS = (0.6, 0.15, 0.3, 1.2)
 _ITERATIONS = 30
 _MOST = 300  # measurements that a model is fitted to, evenly spaced over all: more tell little and take longer
-_FLOOR = 1e-12
+_FLOOR, _LEAST = 1e-12, 1e-9
 
 
 class ErrorPosterior:
@@ -86,19 +86,21 @@ class ErrorPosterior:
         precision, weight = 1 / self._variances(self._width), 1 / self.noise**2
 
         def loss_of(theta: Floats) -> float:
-            missed = self._errors - error_curve(self._features, theta)[0]
+            missed = self._errors - _errors_of((self._features * np.exp(theta[:-3])).sum(1), theta)[0]
             return float(weight * missed @ missed + precision @ (theta - self._center) ** 2)
 
-        theta, damping = self.mode, 1e-3
+        theta, damping, is_new = self.mode, 1e-3, True
         loss = loss_of(theta)
         for _ in range(_ITERATIONS):
-            mean, jacobian = error_curve(self._features, theta)
-            gradient = weight * jacobian.T @ (self._errors - mean) - precision * (theta - self._center)
-            hessian = weight * jacobian.T @ jacobian + np.diag(precision)
+            if is_new:
+                mean, jacobian = error_curve(self._features, theta)
+                gradient = weight * jacobian.T @ (self._errors - mean) - precision * (theta - self._center)
+                hessian = weight * jacobian.T @ jacobian + np.diag(precision)
             step = np.linalg.solve(hessian + damping * np.diag(np.diag(hessian)), gradient)
             moved = theta + np.clip(step, -1.0, 1.0)
             found = loss_of(moved)
-            if found >= loss:
+            is_new = found < loss
+            if not is_new:
                 damping *= 5
                 continue
             done = loss - found < 1e-6 * (1 + loss)
@@ -115,9 +117,11 @@ class ErrorPosterior:
 
         def evidence(widths: tuple[float, float]) -> float:
             noise, variances = widths[0], self._variances(widths[1])
-            factor = cho_factor(square / noise**2 + np.diag(1 / variances), lower=True)
-            explained = projected @ cho_solve(factor, projected) / noise**2
-            determinant = np.log(np.diag(factor[0])).sum() + 0.5 * np.log(variances).sum() + len(residual) * np.log(noise)
+            factor, solved, failed = dposv(square / noise**2 + np.diag(1 / variances), projected, lower=True)
+            if failed:
+                raise np.linalg.LinAlgError("a posterior that is not positive definite")
+            explained = projected @ solved / noise**2
+            determinant = np.log(np.diag(factor)).sum() + 0.5 * np.log(variances).sum() + len(residual) * np.log(noise)
             return float(-0.5 * (total - explained) / noise**2 - determinant)
 
         return max(itertools.product(NOISES, MULTIPLIERS), key=evidence)
@@ -126,9 +130,15 @@ class ErrorPosterior:
 def error_curve(features: Floats, theta: Floats) -> tuple[Floats, Floats]:
     """Errors, [rows], and their derivatives by log multipliers, log scale, log power and the error of no distortion."""
     parts = features * np.exp(theta[:-3])
-    total = np.maximum(parts.sum(1), 1e-9)
-    logarithm, power = np.log(total) - theta[-3], np.exp(theta[-2])
+    total = parts.sum(1)
+    errors, logarithm, steep, left = _errors_of(total, theta)
+    slopes = parts * (steep / np.maximum(total, _LEAST))[:, None]
+    return errors, np.column_stack([slopes, -steep, steep * logarithm, left])
+
+
+def _errors_of(total: Floats, theta: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+    """Errors of total distortions, [rows], the logarithm of these as shares of the scale, the slope by it, and what is left."""
+    logarithm, power = np.log(np.maximum(total, _LEAST)) - theta[-3], np.exp(theta[-2])
     raised = np.exp(np.clip(power * logarithm, -30, 5))
     left = np.exp(-raised)
-    steep = (1 - theta[-1]) * left * raised * power
-    return 1 - (1 - theta[-1]) * left, np.column_stack([parts * (steep / total)[:, None], -steep, steep * logarithm, left])
+    return 1 - (1 - theta[-1]) * left, logarithm, (1 - theta[-1]) * left * raised * power, left

@@ -10,7 +10,7 @@ from typing import Any
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from search.optuna_internals import renumber, trial_id
+from search.optuna_internals import renumber, trial_id, uncopied
 
 
 class OrderedStorage(InMemoryStorage):
@@ -27,7 +27,7 @@ class OrderedStorage(InMemoryStorage):
         self._forgotten: set[int] = set()
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        trial_id = super().create_new_trial(study_id, template_trial)
+        trial_id = super().create_new_trial(study_id, None if template_trial is None else uncopied(template_trial))
         renumber(self, trial_id, self.next_number)
         self._ids[self.next_number] = trial_id
         return trial_id

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from optuna.distributions import BaseDistribution, json_to_distribution
+from optuna.distributions import BaseDistribution, FloatDistribution, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
 
 from objectives.cost.spec import COSTS
@@ -162,10 +162,16 @@ def check_parameters(
     screened = [pair[0] for pair in attributes.get(SCREENED, [])]
     for name, value in (item for each in (parameters, *screened) for item in each.items()):
         known = distributions.get(name)
-        if known is None or not contains(known, known.to_internal_repr(value)):
+        if known is None or not _is_inside(known, value):
             raise SchemaError(f"the parameter {name} is {value!r}, which this search does not propose")
     if any(each.keys() != distributions.keys() for each in screened):
         raise SchemaError("candidates that were screened for it lack parameters")
+
+
+def _is_inside(distribution: BaseDistribution, value: Any) -> bool:
+    if isinstance(distribution, FloatDistribution) and distribution.step is None and isinstance(value, float):
+        return distribution.low <= value <= distribution.high  # of a screened candidate, as nearly all are
+    return contains(distribution, distribution.to_internal_repr(value))
 
 
 def check_allocation(proposal: Proposal, space: Space) -> None:
@@ -225,12 +231,17 @@ def number_in(line: bytes, first: bool) -> int | None:
     return int(entry["user_attrs"]["number"])
 
 
+@lru_cache(maxsize=256)  # all trials have the same few
+def _distribution(text: str) -> BaseDistribution:
+    return json_to_distribution(text)
+
+
 def _check_distributions(entry: dict[str, Any]) -> None:
     if entry["params"].keys() != entry["distributions"].keys() or entry["intermediate_values"]:
         raise SchemaError("params and distributions must have the same names, and intermediate_values none")
     for name, text in entry["distributions"].items():
         try:
-            distribution = json_to_distribution(text)
+            distribution = _distribution(text)
             is_inside = contains(distribution, entry["params"][name])
         except Exception as error:  # Optuna raises what it likes here
             raise SchemaError(f"distributions.{name} is none: {str(error)[:80]!r}") from error

@@ -79,6 +79,7 @@ class Study:
         self._seen = OrderedStorage()
         self.memory = optuna.create_study(storage=self._seen, directions=["minimize"] * len(objectives))
         self.trials: list[Trial] = []
+        self._taken: set[int] = set()  # numbers of trials and of what is proposed or sought
         for frozen in self.journal.frozen():
             self._take_up(frozen)
         self._running: dict[int, Proposal] = {}
@@ -86,7 +87,7 @@ class Study:
         self._screenings: dict[int, tuple[int, Candidates]] = {}  # number -> attempt, and what was drawn in it
         # Allocations that need no further trial; what a recipe made has other weights, and does not count.
         self._known = {entry.allocation for entry in self.proposals if entry.allocation is not None and entry.recipe is None}
-        self._taken = {proposal.number for proposal in self.proposals}
+        self._taken |= {proposal.number for proposal in self._queue}
         self._least = 0  # all numbers below are taken
 
     def _take_up(self, frozen: FrozenTrial) -> None:
@@ -100,12 +101,13 @@ class Study:
             self.close()
             raise self.journal.damaged(frozen, error) from error
         self.trials.append(trial)
+        self._taken.add(trial.proposal.number)
 
     def _check(self, trial: Trial, frozen: FrozenTrial) -> None:
         """Raise where a trial of the journal cannot be one of this search."""
         check_result(frozen, frozen.user_attrs, self.objectives)
         check_parameters(frozen.params, frozen.system_attrs, self.parametrisation.distributions)
-        if any(other.proposal.number == trial.proposal.number for other in self.trials):
+        if trial.proposal.number in self._taken:
             raise ValueError("it is there twice")
         check_allocation(trial.proposal, self.parametrisation.budgets.space)
 
