@@ -3,9 +3,10 @@
 from copy import copy
 from typing import Any
 
+import sqlalchemy
 from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage, RDBStorage
-from optuna.storages._rdb import models  # its tables: queries within the transaction of an insertion need their classes
+from optuna.storages._rdb import models  # its tables, as whose rows trials are written and read
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 from sqlalchemy.orm import Session
@@ -45,19 +46,18 @@ def uncopied(trial: FrozenTrial) -> FrozenTrial:
 
 
 class GuardedStorage(RDBStorage):
-    """A database whose insertions of trials can be refused or found done already, in their own transaction.
+    """A database whose subclass says how a finished trial is inserted, in the transaction that has locked its study.
 
     Optuna calls no public method within it, and a check before it would come too early.
     """
 
-    def inserting(self, study_id: int, trial: FrozenTrial | None, session: Session) -> models.TrialModel | None:
-        """Called before a trial is inserted, with the row of its study locked; may raise.
-
-        Returns:
-            The trial where it is there already, and is not to be inserted.
-        """
-        return None
+    def insert(self, study_id: int, trial: FrozenTrial, session: Session) -> models.TrialModel:
+        """Insert a trial, or raise; returns its row, or that of the same trial where it is there already."""
+        return super()._get_prepared_new_trial(study_id, trial, session)
 
     def _get_prepared_new_trial(self, study_id: int, template_trial: FrozenTrial | None, session: Session) -> models.TrialModel:
-        found = self.inserting(study_id, template_trial, session)
-        return found or super()._get_prepared_new_trial(study_id, template_trial, session)
+        assert template_trial is not None, "trials are added when they have finished"
+        if self.engine.dialect.name == "sqlite":  # cannot lock a row for reading: Optuna has locked nothing
+            study = models.StudyModel
+            session.execute(sqlalchemy.update(study).where(study.study_id == study_id).values(study_name=study.study_name))
+        return self.insert(study_id, template_trial, session)

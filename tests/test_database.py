@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -13,7 +14,7 @@ from urllib.parse import quote
 import optuna
 import pytest
 import sqlalchemy
-from local_searches import asked, opened, proposed, score_of, searched, space_of
+from local_searches import asked, opened, proposed, score_of, scored, searched, space_of
 from local_servers import (
     PASSWORD,
     QUOTED,
@@ -301,6 +302,54 @@ def test_attributes_may_be_long(place: Place, directory: Path) -> None:
     study.journal.append(trial, values, study.parametrisation.distributions, {"noted": "x" * 200_000})
     study.close()
     assert len(stored(open_study(directory, place.url))[0][-1]["noted"]) == 200_000
+
+
+@pytest.fixture
+def sent() -> Iterator[Counter[str]]:
+    """Counts statements to any database, and connections that were taken from a pool."""
+    counts: Counter[str] = Counter()
+    listeners = [
+        (sqlalchemy.Engine, "before_cursor_execute", lambda *given: counts.update(["statements"])),
+        (sqlalchemy.pool.Pool, "checkout", lambda *given: counts.update(["checkouts"])),
+    ]
+    for listener in listeners:
+        sqlalchemy.event.listen(*listener)
+    yield counts
+    for listener in listeners:
+        sqlalchemy.event.remove(*listener)
+
+
+@databases
+def test_statements_of_a_trial_do_not_depend_on_what_it_holds(place: Place, directory: Path, sent: Counter[str]) -> None:
+    """Nor on how many there are."""
+    for branches in (1, 40):
+        space = space_of(branches=branches)
+        parametrisation = searched(space, [{"macs": 800 * branches}], [0.7])
+        study = open_study(
+            directory.with_name(f"{directory.name}{branches}"), place.url, parametrisation=parametrisation, sampler="random"
+        )
+        for _ in range(4):
+            proposal = proposed(study)
+            sent.clear()
+            study.tell(Outcome(number=proposal.number, score=scored(0.1, sum(proposal.allocation.values()))))
+            assert sent["statements"] <= 7
+            assert sent["checkouts"] == 1
+        assert len(stored(study)[0][2]) == branches + 1
+
+
+@databases
+def test_statements_of_reading_do_not_depend_on_how_many_trials_there_are(
+    place: Place, directory: Path, sent: Counter[str]
+) -> None:
+    counts = set()
+    for trials in (1, 4, 12):
+        study = open_study(directory, place.url)
+        run(study, trials)
+        study.close()
+        sent.clear()
+        open_study(directory, place.url).close()
+        counts.add(sent["statements"])
+    assert len(counts) == 1
 
 
 # What cannot be used

@@ -1,14 +1,16 @@
 """What is used of Optuna's private parts still does what it is used for: a newer Optuna fails here first."""
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import InMemoryStorage
 from optuna.storages.journal._storage import JournalOperation
-from optuna.trial import create_trial
+from optuna.trial import FrozenTrial, create_trial
+from sqlalchemy.orm import Session
 
 from search.optuna_internals import GuardedStorage, contains, models, note, renumber, trial_id, uncopied
 from search.study.replay import OPERATIONS
@@ -57,15 +59,22 @@ def test_what_a_distribution_contains(distribution: BaseDistribution, inside: fl
 
 
 class Guarded(GuardedStorage):
-    """Refuses values of 0, and inserts nothing for those of 1 but gives the first trial."""
+    """Refuses values of 0, inserts nothing for those of 1 but gives the first trial, and lets another try to write."""
 
-    def inserting(self, study_id: int, trial: Any, session: Any) -> Any:
+    def insert(self, study_id: int, trial: FrozenTrial, session: Session) -> models.TrialModel:
+        with pytest.raises(sqlite3.OperationalError, match="locked"), closing(self.other()) as other:
+            other.execute("DELETE FROM studies")
         if trial.value == 0.0:
             raise RunError("refused")
-        return session.query(models.TrialModel).first() if trial.value == 1.0 else None
+        found = session.query(models.TrialModel).first()
+        return found if trial.value == 1.0 and found is not None else super().insert(study_id, trial, session)
+
+    def other(self) -> sqlite3.Connection:
+        return sqlite3.connect(str(self.engine.url.database), timeout=0)
 
 
 def test_an_insertion_is_guarded_in_its_transaction(tmp_path: Path) -> None:
+    """While the study is locked: in SQLite the whole file is."""
     storage = Guarded(f"sqlite:///{tmp_path}/studies.db")
     study = optuna.create_study(storage=storage)
     study.add_trial(create_trial(value=0.5))

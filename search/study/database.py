@@ -14,13 +14,15 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
+from sqlalchemy import Select, func, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from search.layout import JOURNAL
 from search.masking import masked, secrets_of, without_secrets
-from search.optuna_internals import GuardedStorage, models
+from search.optuna_internals import GuardedStorage, models, trial_id
+from search.study import rows
 from search.study.replay import STUDY, journal_numbers
 from spaces.errors import CompressionError, RunError, first_line
 from spaces.files import cut_torn_line
@@ -49,21 +51,32 @@ class Database(GuardedStorage):
         self.writer = f"process {os.getpid()} on {socket.gethostname()} ({uuid.uuid4().hex[:8]})"
         # A server closes connections that were idle for the hours of a trial: each is tried before it is used.
         super().__init__(url.render_as_string(hide_password=False), {"pool_pre_ping": True, **arguments})
+        self._read: list[FrozenTrial] = []
         self._widen()
 
-    def inserting(self, study_id: int, trial: FrozenTrial | None, session: Session) -> models.TrialModel | None:
-        study = models.StudyModel.find_or_raise_by_id(study_id, session)  # whose row is locked
-        writer = models.StudyUserAttributeModel.find_by_study_and_key(study, WRITER, session)
-        last = None if writer is None else json.loads(str(writer.value_json))
-        if last != self.writer:
-            raise RunError(f"the study {study.study_name!r} was taken over by {last}: this process adds nothing more to it")
-        return _stored(study_id, trial, session)
+    def insert(self, study_id: int, trial: FrozenTrial, session: Session) -> models.TrialModel:
+        found = session.execute(_before(study_id)).one()
+        if found.writer != json.dumps(self.writer):
+            last = None if found.writer is None else json.loads(found.writer)
+            raise RunError(f"the study {found.study_name!r} was taken over by {last}: this process adds nothing more to it")
+        if found.number == json.dumps(trial.user_attrs[NUMBER]):
+            return models.TrialModel.find_or_raise_by_id(found.newest, session)
+        return rows.insert(study_id, found.trials or 0, trial, session)
+
+    def trials(self, name: str) -> list[FrozenTrial]:
+        """All trials of a study, which is the only one that is asked for; those that were read are not read again."""
+        study_id = self.get_study_id_from_name(name)
+        with Session(self.engine) as session:
+            self._read += rows.read(study_id, max(map(trial_id, self._read), default=None), session)
+        return list(self._read)
 
     def _widen(self) -> None:
         """MySQL's TEXT ends at 64 KiB, and the candidates that were screened for a proposal can need more."""
+        if self.engine.dialect.name not in ("mysql", "mariadb"):
+            return
         table = models.TrialSystemAttributeModel.__tablename__
         columns = {column["name"]: column for column in sqlalchemy.inspect(self.engine).get_columns(table)}
-        if str(columns["value_json"]["type"]).split()[0] == "TEXT" and self.engine.dialect.name in ("mysql", "mariadb"):
+        if str(columns["value_json"]["type"]).split()[0] == "TEXT":
             with self.engine.begin() as connection:
                 connection.execute(sqlalchemy.text(f"ALTER TABLE {table} MODIFY value_json MEDIUMTEXT"))
 
@@ -87,8 +100,9 @@ def open_study(
     remedy = remedy_of(storage)
     try:
         study = optuna.create_study(study_name=name, storage=opened, directions=["minimize"] * objectives, load_if_exists=True)
-        _check(study, f"the study {name!r} in {where}", objectives, identity, remedy)
-        if identity is not None and not study.get_trials(deepcopy=False):
+        trials = trials_of(study, opened)
+        _check(study, trials, f"the study {name!r} in {where}", objectives, identity, remedy)
+        if identity is not None and not trials:
             study.set_user_attr(IDENTITY, identity)
         if isinstance(opened, Database):
             study.set_user_attr(WRITER, opened.writer)
@@ -99,6 +113,11 @@ def open_study(
         close(opened)
         raise RunError(f"{where} cannot be read ({reason(error, storage)}): restore it, or {remedy}") from error
     return study, opened
+
+
+def trials_of(study: optuna.Study, storage: BaseStorage) -> list[FrozenTrial]:
+    """All trials of a study that `open_study` gave, in the order of their insertion."""
+    return storage.trials(study.study_name) if isinstance(storage, Database) else study.get_trials(deepcopy=False)
 
 
 def remedy_of(storage: str | None) -> str:
@@ -174,26 +193,44 @@ def _missing_driver(url: URL) -> str:
     return f"the driver {url.get_driver_name()} is not installed: install it, or write {scheme}://..."
 
 
-def _check(study: optuna.Study, what: str, objectives: int, identity: str | None, remedy: str) -> None:
+def _check(
+    study: optuna.Study, trials: list[FrozenTrial], what: str, objectives: int, identity: str | None, remedy: str
+) -> None:
     """Refuse a study that is not of this search."""
     if study.directions != [StudyDirection.MINIMIZE] * objectives:
         raise RunError(f"{what} has {len(study.directions)} objectives, this search minimises {objectives}: {remedy}")
     known = study.user_attrs.get(IDENTITY)
     if identity is not None and known is not None and known != identity:
         raise RunError(f"{what} is of another search, whose model or options differ: {remedy}")
-    if not all(NUMBER in trial.user_attrs and SCORE in trial.user_attrs for trial in study.get_trials(deepcopy=False)):
+    if not all(NUMBER in trial.user_attrs and SCORE in trial.user_attrs for trial in trials):
         raise RunError(f"{what} holds trials of another program: {remedy}")
 
 
-def _stored(study_id: int, trial: FrozenTrial | None, session: Session) -> models.TrialModel | None:
-    """The trial of the same number, where it was added."""
-    if trial is None:
-        return None
-    attribute = models.TrialUserAttributeModel
+def _before(study_id: int) -> Select[Any]:
+    """Asks for what is checked before a trial is inserted.
+
+    These are the study's name, its last writer, how many trials it has, and id and number of the newest one: what the only
+    writer inserts again, not knowing that it is there, can be no other.
+    """
+    study, written = models.StudyModel, models.StudyUserAttributeModel
+    trial, noted = models.TrialModel, models.TrialUserAttributeModel
+    known = (
+        select(trial.study_id, func.count().label("trials"), func.max(trial.trial_id).label("newest"))
+        .where(trial.study_id == study_id)
+        .group_by(trial.study_id)
+        .subquery()
+    )
     return (
-        session.query(models.TrialModel)
-        .join(attribute, attribute.trial_id == models.TrialModel.trial_id)
-        .filter(models.TrialModel.study_id == study_id, attribute.key == NUMBER)
-        .filter(attribute.value_json == json.dumps(trial.user_attrs[NUMBER]))
-        .first()
+        select(
+            study.study_name,
+            written.value_json.label("writer"),
+            known.c.trials,
+            known.c.newest,
+            noted.value_json.label("number"),
+        )
+        .select_from(study)
+        .outerjoin(known, known.c.study_id == study.study_id)
+        .outerjoin(written, (written.study_id == study.study_id) & (written.key == WRITER))
+        .outerjoin(noted, (noted.trial_id == known.c.newest) & (noted.key == NUMBER))
+        .where(study.study_id == study_id)
     )

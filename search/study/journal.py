@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from objectives.score import Score
 from search.layout import JOURNAL
 from search.masking import masked
-from search.study.database import NUMBER, close, open_study, reason, remedy_of
+from search.study.database import NUMBER, close, open_study, reason, remedy_of, trials_of
 from search.study.replay import check_attributes
 from search.trial import Proposal, Trial
 from spaces.errors import RunError
@@ -48,7 +48,7 @@ class Journal:
 
     def frozen(self) -> list[FrozenTrial]:
         """All that was appended, as Optuna holds it."""
-        return self._study.get_trials(deepcopy=False)
+        return trials_of(self._study, self._opened)
 
     def damaged(self, frozen: FrozenTrial, error: Exception) -> RunError:
         """What to say of a trial that cannot be continued from."""
