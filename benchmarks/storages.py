@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from surrogate import Surrogate
 
 from search.study.journal import Journal
 from search.study.study import Study
-from search.trial import Outcome, Proposal, Screened, Screening, Trial
+from search.trial import Outcome, Proposal, Screened, Screening
 
 SERVERS = {"postgresql": postgresql, "mariadb": mariadb}
 SEARCHED = 48  # trials of the search whose trials are recorded
@@ -59,9 +60,9 @@ class Meter:
     def told(self) -> str:
         """Columns of a table: medians of wall and CPU, and the last number of statements; none is kept."""
         wall, cpu = (statistics.median(row[index] for row in self.rows) for index in (0, 1))
-        most = self.rows.pop()[2]
+        *_, statements = self.rows[-1]
         self.rows.clear()
-        return f"{wall:.1f} | {cpu:.1f} | {most}"
+        return f"{wall:.1f} | {cpu:.1f} | {statements}"
 
 
 def main() -> None:
@@ -74,17 +75,17 @@ def main() -> None:
     meter = Meter()
     print("| storage | what | wall, ms | CPU, ms | statements |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        study, system = searched(Path(folder) / "search")
-        for name in arguments.storage:
+        study = searched(Path(folder) / "search")
+        for index, name in enumerate(arguments.storage):
+            run = Path(folder) / f"benchmark-{os.getpid()}-{index}"  # names of studies in a database that may have others
+            run.mkdir()
             with storage(name, Path(folder)) as url:
-                measure(
-                    meter, name, Path(folder) / f"{name.partition(':')[0]}-{os.getpid()}", url, study, system, arguments.trials
-                )
+                measure(meter, name, partial(Journal, run, len(OBJECTIVES), url, "benchmark"), study, arguments.trials)
     print(f"load average at the end: {os.getloadavg()[0]:.1f}")
 
 
-def searched(folder: Path) -> tuple[Study, list[dict[str, Any]]]:
-    """A search of which every trial has parameters and screened candidates but the first ones; and what samplers noted."""
+def searched(folder: Path) -> Study:
+    """A search of which every trial has parameters, and all but the first ones candidates that were screened with it."""
     surrogate = Surrogate(0, noise=0.01)
     study, sleep = study_of(folder, surrogate, "additive"), Sleep(1.0, 0.1, surrogate)
     while len(study.trials) < SEARCHED:
@@ -97,32 +98,26 @@ def searched(folder: Path) -> tuple[Study, list[dict[str, Any]]]:
         outcome = sleep.result(job)
         assert isinstance(outcome, Outcome)
         study.tell(outcome)
-    return study, [frozen.system_attrs for frozen in study.journal.frozen()]
+    return study
 
 
-def measure(
-    meter: Meter, name: str, directory: Path, url: str | None, study: Study, system: list[dict[str, Any]], count: int
-) -> None:
+def measure(meter: Meter, name: str, opened: Callable[[], Journal], study: Study, count: int) -> None:
     """Print the rows of one storage."""
-    directory.mkdir()
-    open_journal = lambda: Journal(directory, len(OBJECTIVES), url, "benchmark")  # noqa: E731
-    journal = meter.call(open_journal)
-    print(f"| {name} | open, nothing there | {meter.told()} |")
+    journal = meter.call(opened)
+    print(f"| {name} | opened, nothing there | {meter.told()} |", flush=True)
+    noted = [frozen.system_attrs for frozen in study.journal.frozen()]
     for number in range(count):
-        trial, noted = study.trials[number % SEARCHED], system[number % SEARCHED]
-        meter.call(append, journal, study, replace(trial, proposal=replace(trial.proposal, number=number)), noted)
-    print(f"| {name} | a trial | {meter.told()} |")
+        trial, system = study.trials[number % SEARCHED], noted[number % SEARCHED]
+        trial = replace(trial, proposal=replace(trial.proposal, number=number))
+        assert trial.score is not None and trial.score.error is not None
+        values = [trial.score.error, trial.score.costs["macs"]]
+        meter.call(journal.append, trial, values, study.parametrisation.distributions, system)
+    print(f"| {name} | a trial, median of {count} | {meter.told()} |", flush=True)
     journal.close()
-    journal = meter.call(open_journal)
-    print(f"| {name} | open with {count} trials | {meter.told()} |")
+    journal = meter.call(opened)
+    print(f"| {name} | opened with {count} trials | {meter.told()} |", flush=True)
     assert len(journal.frozen()) == count
     journal.close()
-
-
-def append(journal: Journal, study: Study, trial: Trial, noted: dict[str, Any]) -> None:
-    assert trial.score is not None and trial.score.error is not None
-    values = [trial.score.error, trial.score.costs["macs"]]
-    journal.append(trial, values, study.parametrisation.distributions, noted)
 
 
 @contextmanager

@@ -90,7 +90,7 @@ def read(study_id: int, after: int | None, session: Session) -> list[FrozenTrial
             found[trial].append(row)
         return found
 
-    trials = session.scalars(sqlalchemy.select(_TRIAL).where(*wanted).order_by(_TRIAL.trial_id)).all()
+    trials: Sequence[Any] = session.scalars(sqlalchemy.select(_TRIAL).where(*wanted).order_by(_TRIAL.trial_id)).all()
     parts = (
         grouped(_VALUE.trial_value_id, _VALUE.objective, _VALUE.value, _VALUE.value_type),
         grouped(_PARAMETER.param_id, _PARAMETER.param_name, _PARAMETER.param_value, _PARAMETER.distribution_json),
@@ -100,7 +100,7 @@ def read(study_id: int, after: int | None, session: Session) -> list[FrozenTrial
     return [_trial(trial, *(part.get(trial.trial_id, []) for part in parts)) for trial in trials]
 
 
-def _trial(row: models.TrialModel, values: _Rows, parameters: _Rows, user: _Rows, system: _Rows) -> FrozenTrial:
+def _trial(row: Any, values: _Rows, parameters: _Rows, user: _Rows, system: _Rows) -> FrozenTrial:
     figures = {objective: _VALUE.stored_repr_to_value(value, kind) for objective, value, kind in values}
     distributions = {name: _decoded(text) for name, _, text in parameters}
     return FrozenTrial(
