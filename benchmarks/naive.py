@@ -8,6 +8,7 @@ process, one trial after the other. Nothing of the engine is used but the names 
 
 import copy
 import logging
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -117,8 +118,9 @@ def layers(model: nn.Module) -> list[str]:
 def uniform(dense: nn.Module, budget: float) -> dict[str, float]:
     """The largest share that every layer may keep alike, to a hundredth, for a share of the dense model's MACs."""
     names, macs = layers(dense), count_macs(dense)
-    fits = [n for n in range(1, 101) if count_macs(build(dense, dict.fromkeys(names, n / 100))) <= budget * macs]
-    return dict.fromkeys(names, max(fits, default=1) / 100)
+    hundredths = range(1, 101)
+    fitting = bisect_right(hundredths, budget * macs, key=lambda n: count_macs(build(dense, dict.fromkeys(names, n / 100))))
+    return dict.fromkeys(names, max(fitting, 1) / 100)
 
 
 def build(dense: nn.Module, sizes: Mapping[str, float]) -> nn.Module:

@@ -85,7 +85,7 @@ def prune(dense: nn.Module, variant: str, batches: Sequence[Batch], ratio: float
 def patched(model: nn.Module) -> nn.Module:
     """The model, whose attentions may have any width; their scale stays the dense one."""
     for block in model.blocks:  # type: ignore[union-attr]
-        block.attn.forward = forward.__get__(block.attn)  # type: ignore[union-attr]
+        block.attn.forward = forward.__get__(block.attn)
     return model
 
 
@@ -93,6 +93,7 @@ def forward(attention: Any, x: Tensor, **options: Any) -> Tensor:
     """Of timm's `Attention`, [B, N, C] -> [B, N, C']."""
     batch, tokens, _ = x.shape
     qkv = attention.qkv(x).reshape(batch, tokens, 3, attention.num_heads, attention.head_dim).permute(2, 0, 3, 1, 4)
-    attended = F.scaled_dot_product_attention(*qkv.unbind(0), scale=attention.scale)
+    query, key, value = qkv.unbind(0)
+    attended = F.scaled_dot_product_attention(query, key, value, scale=attention.scale)
     projected: Tensor = attention.proj(attended.transpose(1, 2).reshape(batch, tokens, -1))
     return projected

@@ -24,7 +24,8 @@ CALLS = (
     ("objectives.evaluator", "Evaluator", "build", "building"),
     ("objectives.evaluator", "Evaluator", "divergence", "screening"),
     ("objectives.evaluator", None, "evaluate", "evaluation"),
-    ("objectives.training.finetune", None, "_soft_labels", "teacher"),
+    ("objectives.training.run_batches", None, "soft_labels", "teacher"),
+    ("objectives.training.batch", None, "soft_labels", "teacher"),
     ("search.study.study", "Study", "ask", "proposing"),
     ("search.study.study", "Study", "choose", "proposing"),
     ("search.study.study", "Study", "tell", "recording"),
@@ -33,7 +34,8 @@ CALLS = (
 )
 ITERATORS = (
     ("objectives.evaluator", None, "finetune", "steps"),
-    ("objectives.data.loaders", "Data", "training", "batches"),
+    ("objectives.training.run_batches", "RunBatches", "training", "batches"),
+    ("objectives.data.loaders", "Data", "training_pixels", "batches"),
 )
 BAND = 0.97  # of a budget, that all candidates are within
 
