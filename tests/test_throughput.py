@@ -1,5 +1,6 @@
 """The naive engine that benchmarks/throughput.py compares with, its clock and its records, and the script as a whole."""
 
+import copy
 import json
 import re
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import timm
 import torch
 from naive import MULTIPLE, build, count_macs, first, layers, prune_neurons, truncated, uniform
+from ready_made import library, patched
 from stages import IMPORTS, REST, Stages
 from throughput_records import Key, Log, Record, read
 from throughput_report import growth, reached
@@ -72,6 +74,18 @@ def test_uniform_sizes_keep_the_budget_and_no_larger_ones_do(dense: nn.Module) -
     (share,) = set(sizes.values())
     larger = dict.fromkeys(sizes, share + 0.01)
     assert count_macs(build(dense, sizes)) <= 0.6 * count_macs(dense) < count_macs(build(dense, larger))
+
+
+def test_attention_of_any_width_computes_what_timm_computes(dense: nn.Module) -> None:
+    images = torch.randn(3, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(patched(copy.deepcopy(dense))(images), dense(images), atol=1e-5)
+
+
+def test_without_torch_pruning_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    with pytest.raises(SystemExit, match="pip install torch-pruning"):
+        library()
 
 
 def test_batches_go_on_in_another_pass() -> None:
