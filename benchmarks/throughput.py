@@ -13,7 +13,7 @@ appended to a file of JSON lines at once and never measured again, so the work m
 
 Both engines give every candidate the same fine-tune: loss, optimiser, schedule, steps, batch size, images and augmentation.
 CPU seconds are those of the whole process since its start and of the loaders that it has ended: with imports, dense model,
-factors and proposing. On a GPU, times by stage are wall times with the GPU's work done.
+factors and proposing; stages are of the process alone. On a GPU, times by stage are wall times with the GPU's work done.
 """
 
 import stages  # isort: skip  # looks at the clock before the slow imports
