@@ -7,6 +7,7 @@ from torch import nn
 
 from objectives.data.config import DataConfig
 from objectives.data.loaders import Data
+from objectives.runtime.device import resolve_device
 from objectives.runtime.progress import Progress
 from objectives.runtime.seeding import seed_everything
 from objectives.training.config import FinetuneConfig
@@ -34,6 +35,7 @@ def train_dense(
     path: Path,
     seed: int = 0,
     progress: Progress = lambda what, done, total: None,
+    device: str = "cpu",
 ) -> None:
     """Train a model from its random initialisation on the true labels and write its weights.
 
@@ -43,6 +45,7 @@ def train_dense(
     seed_everything(seed)
     model = create_model(model_config)
     nn.init.normal_(model.get_parameter("pos_embed"), std=0.5)
+    model.to(resolve_device(device))
     data = Data(data_config, preprocessing(model, model_config))
     progress("training", 0, config.steps)
     for step in finetune(model, data.training(config.steps, seed), config):
