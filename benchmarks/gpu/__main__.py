@@ -4,8 +4,8 @@
     make gpu PARTS="recipes search" MINUTES=9     # another call goes on where the last one stopped
     make gpu GPU_OPTIONS="--device cpu --tiny"    # whether the script runs: seconds a part, and figures that say nothing
 
-Every measurement is appended to rows.jsonl in the folder, and is not made again there: calls share the work, and what is stopped
-keeps what it has. The page is made of all rows. What fails or is skipped is tried again by the next call.
+Every measurement is appended to rows.jsonl in the folder, and is not made again there: calls share the work, and what is
+stopped keeps what it has. The page is made of all rows. What fails or is skipped is tried again by the next call.
 """
 
 import argparse

@@ -20,7 +20,9 @@ def amp(found: Found) -> list[str]:
     lines = []
     for figure in ("KL", "error"):
         base = [row[f"{figure}, float32"] for row in rows]
-        rank = {way: spearman(base, [row[f"{figure}, {way}"] for row in rows]) for way in ("mixed precision", "float32, seed 1")}
+        rank = {
+            way: spearman(base, [row[f"{figure}, {way}"] for row in rows]) for way in ("mixed precision", "float32, seed 1")
+        }
         lines.append(
             f"Rank correlation (Spearman) of the {figure} over {len(rows)} allocations: float32 with mixed precision "
             f"{rank['mixed precision']:.3f}; float32 with float32 of another seed {rank['float32, seed 1']:.3f}."
@@ -53,17 +55,15 @@ def workers(found: Found) -> list[str]:
 
 
 def ways(found: Found) -> list[str]:
-    """Speed against the base of the same unit and share, and the steps after which preparing has paid."""
+    """Speed against the base of the same process, and the steps after which the preparation is won back."""
     lines = []
-    for (unit, what), figures in found.items():
-        way, share = what.split(", ")
-        base = found.get((unit, f"base, {share}"), {}).get("ms_per_step")
-        own, prepared = figures.get("ms_per_step"), figures.get("prepare_seconds", 0.0)
-        if way == "base" or base is None or own is None:
-            continue
-        steps = math.ceil(1000 * prepared / (base - own)) if own < base else None
-        pays = f"pays after {steps} steps" if steps is not None else "does not pay"
-        lines.append(f"{way} at {share}: {base / own:.2f} times as fast as the base, {prepared:.1f} s to prepare: {pays}.")
+    for (_, what), figures in found.items():
+        if "error" in figures:
+            lines.append(f"{what} of the MACs: impossible here: {figures['error']}")
+        elif not what.startswith("base"):
+            steps = figures["pays_after_steps"]
+            pays = "does not pay" if steps is None else f"pays after {steps} steps"
+            lines.append(f"{what} of the MACs: {figures['share_of_base']:.2f} of the base's time: {pays}.")
     return lines
 
 
@@ -76,13 +76,15 @@ def recipes(found: Found) -> list[str]:
         name, seed = unit.split(", seed ")
         if name != "dense" and (dense := after.get(f"dense, seed {seed}")):
             ratios.setdefault(name, []).append(error / dense)
-    lines = [f"{name}: ×{_spread(values)} of the dense model's error after its own 20 epochs." for name, values in ratios.items()]
+    lines = [
+        f"{name}: ×{_spread(values)} of the dense model's error after its own 20 epochs." for name, values in ratios.items()
+    ]
     for seed in sorted(seeds):
         gohsp, dense = after.get(f"gohsp, seed {seed}"), found.get((f"dense, seed {seed}", "at the cut"), {}).get("test split")
         if gohsp is not None and dense is not None:
             holds = "holds" if gohsp <= dense else "does not hold"
             lines.append(
-                f"40 % of the parameters gone with no loss (GOHSP), seed {seed}: {gohsp:.2%} error with 60 % of the parameters, "
+                f"40 % of the parameters gone with no loss (GOHSP), seed {seed}: {gohsp:.2%} error with 60 % of them, "
                 f"{dense:.2%} of the dense model as given: {holds}."
             )
     return lines
@@ -113,7 +115,9 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float:
     """Rank correlation; ties have the mean of their ranks, NaN where one side is all ties."""
     ranks = [_ranks(values) for values in (first, second)]
     middle = (len(first) - 1) / 2
-    products = [sum((a - middle) * (b - middle) for a, b in zip(*pair, strict=True)) for pair in (ranks, ranks[:1] * 2, ranks[1:] * 2)]
+    products = [
+        sum((a - middle) * (b - middle) for a, b in zip(*pair, strict=True)) for pair in (ranks, ranks[:1] * 2, ranks[1:] * 2)
+    ]
     return products[0] / math.sqrt(products[1] * products[2]) if products[1] * products[2] else math.nan
 
 

@@ -20,7 +20,7 @@ from search.driver import demo_options
 BATCH = 512  # of what is trained for epochs
 _WIDTH, _DEPTH, _HEADS = 192, 12, 6
 _SMALL: dict[str, Any] = {"embed_dim": 32, "depth": 2, "num_heads": 2}
-_PICTURES = {"train": 4096, "val": 1024}
+_PICTURES = {"train": 3000, "val": 200}
 _SIDE, _CLASSES = 256, 8
 
 

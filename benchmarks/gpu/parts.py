@@ -70,9 +70,12 @@ PARTS: dict[str, Part] = {
     ),
     "ways": Part(
         title="Ways to take a step",
-        units=("bf16 fused padded pinned resident", "graph", "compile"), seconds=50, limit=150, gpu=True, tiny=("graph",),
+        units=("amp bf16 fused padded pinned resident", "graph amp+fused+graph", "compile amp+compile"),
+        seconds=60, limit=150, gpu=True, tiny=("fused",),
     ),
-    "amp": Part(title="Mixed precision against float32", units=("12 allocations",), seconds=90, limit=240, gpu=True, dense=True),
+    "amp": Part(
+        title="Mixed precision against float32", units=("12 allocations",), seconds=90, limit=240, gpu=True, dense=True
+    ),
     "workers": Part(
         title="Workers on one GPU", units=("1", "2", "4"), seconds=50, limit=150, gpu=True, dense=True, packages=("ray",),
         tiny=("1", "2"),

@@ -1,4 +1,4 @@
-"""What was measured, as JSON lines: one row a measurement, appended at once, so that whatever stops a unit loses only the next."""
+"""What was measured, as JSON lines: one row a measurement, appended at once, so that what stops a unit loses only the next."""
 
 import json
 from collections.abc import Iterable, Mapping

@@ -11,7 +11,6 @@ import torch
 from gpu.models import evaluator_of, pictures
 from gpu.rows import Figures
 from gpu.setting import Setting
-from objectives.dense_model import DenseModel
 from objectives.latency.config import Setting as How
 from objectives.latency.timing import forward, time_calls
 from spaces.models.create import input_size
@@ -20,7 +19,8 @@ _SHARES = (0.75, 0.5, 0.25)
 
 
 def measure(unit: str, setting: Setting, known: Mapping[str, Figures]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A table as a search measures it, in mixed precision; or whole models at three shares of the MACs, eager and compiled."""
+    """A table as a search measures it, in mixed precision; or the shares of the dense model's
+    latency that three cut models take: by the table, eager and compiled."""
     batch, kind = int(unit.split(",")[0].split()[1]), unit.split(", ")[1]
     options = {"latency_batch_size": batch, "latency_amp": True, "latency_seconds": 0.01 if setting.tiny else 0.05}
     name = f"latency-{batch}"
@@ -37,25 +37,18 @@ def measure(unit: str, setting: Setting, known: Mapping[str, Figures]) -> Iterat
             "median error": median(errors), "largest error": max(errors),
         }  # fmt: skip
         return
-    for share in (1.0, *_SHARES):
-        if (what := f"{share:.0%}") not in known:
-            yield what, _compared(dense, share, batch)
-
-
-def _compared(dense: DenseModel, share: float, batch: int) -> dict[str, Any]:
-    """Latency of a model of a share of the MACs: by the table, eager and compiled, each over that of the dense model."""
-    table = dense.latency
-    assert table is not None
-    limits = {"macs": dense.costs.dense["macs"]}
-    allocation = dense.space.decode(share, partial(dense.counted.load, limits=limits))
-    cut = dense.factors.build(allocation).to(dense.device) if share < 1 else dense.teacher
+    hows = {name: How(batch_size=batch, amp=True, compiled=name == "compiled") for name in ("eager", "compiled")}
     images = torch.zeros(batch, *input_size(dense.model), device=dense.device)
-    found: dict[str, Any] = {"by the table": table.latency(dense.space, allocation) / table.dense}
-    for name, compiled in (("eager", False), ("compiled", True)):
-        how = How(batch_size=batch, amp=True, compiled=compiled)
-        start = time.perf_counter()
-        calls = {"cut": forward(cut, images, how), "dense": forward(dense.teacher, images, how)}
-        timings = time_calls(calls, 1.0)
-        found |= {name: timings["cut"].seconds / timings["dense"].seconds, f"{name}, ms": 1000 * timings["cut"].seconds}
-        found[f"{name}, seconds in all"] = time.perf_counter() - start
-    return found
+    base = {name: forward(dense.teacher, images, how) for name, how in hows.items()}  # compiled once, at its first call
+    for share in _SHARES:
+        limits = {"macs": dense.costs.dense["macs"]}
+        allocation = dense.space.decode(share, partial(dense.counted.load, limits=limits))
+        cut = dense.factors.build(allocation).to(dense.device)
+        found: dict[str, Any] = {"by the table": table.latency(dense.space, allocation) / table.dense}
+        for name, how in hows.items():
+            start = time.perf_counter()
+            timings = time_calls({"cut": forward(cut, images, how), "dense": base[name]}, 1.0)
+            found[name] = timings["cut"].seconds / timings["dense"].seconds
+            found[f"dense {name}, ms"] = 1000 * timings["dense"].seconds
+            found[f"{name}, seconds in all"] = time.perf_counter() - start
+        yield f"{share:.0%} of the MACs", found

@@ -26,11 +26,13 @@ def measure(unit: str, setting: Setting, known: Mapping[str, Figures]) -> Iterat
         RuntimeError: no amount of memory made it split its batches.
     """
     options = {} if setting.tiny else {"steps": _STEPS, "batch_size": _BATCH, "eval_batch_size": _BATCH}
-    evaluator = evaluator_of(pictures(setting, amp="off", search_size=32 if setting.tiny else 256, **options), setting, "pictures")
+    evaluator = evaluator_of(
+        pictures(setting, amp="off", search_size=32 if setting.tiny else 256, **options), setting, "pictures"
+    )
     dense = evaluator.dense
     allocation = dense.space.decode(0.5, lambda allocation: dense.costs.load(allocation, {"macs": dense.costs.dense["macs"]}))
     evaluator.evaluate(allocation, seed=0)  # what is loaded at a first use is not counted
-    held = _reserved(setting)
+    held = _held(setting)
     whole = evaluator.evaluate(allocation, seed=0)
     taken = _peak(setting) - held
     yield "all of the memory", _figures(whole, taken)
@@ -88,15 +90,15 @@ def _played(evaluator: Evaluator) -> Iterator[None]:
         yield
 
 
-def _reserved(setting: Setting) -> int:
-    """Bytes that torch holds on the card, after a clean-up; from here on the peak counts."""
+def _held(setting: Setting) -> int:
+    """Bytes of the tensors on the card; from here on the peak counts."""
     if not setting.on_gpu:
         return 0
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    return int(torch.cuda.memory_reserved())
+    return int(torch.cuda.memory_allocated())
 
 
 def _peak(setting: Setting) -> int:
-    return int(torch.cuda.max_memory_reserved()) if setting.on_gpu else 0
+    return int(torch.cuda.max_memory_allocated()) if setting.on_gpu else 0

@@ -14,7 +14,7 @@ from objectives.evaluator import Evaluator
 from search import launch
 from spaces.allocation import Allocation
 
-_TARGETS, _TRIALS = ("flops=50%", "flops=30%"), 40
+_TARGETS, _TRIALS = ("flops=50%", "flops=30%"), 30
 
 
 def measure(unit: str, setting: Setting, known: Mapping[str, Figures]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -34,7 +34,9 @@ def measure(unit: str, setting: Setting, known: Mapping[str, Figures]) -> Iterat
     yield "dense", _judged(evaluator, identity, seed)
     for target in _TARGETS:
         best = run.best(target)
-        start = next(trial for trial in run.complete if trial.load(run.budget(target).limits) <= 1 and trial.allocation != identity)
+        start = next(
+            trial for trial in run.complete if trial.load(run.budget(target).limits) <= 1 and trial.allocation != identity
+        )
         yield target, {"trial": best.number, "of": len(run.ended), **_judged(evaluator, best.allocation, seed)}
         if start.number != best.number:
             yield f"{target}, first within", {"trial": start.number, **_judged(evaluator, start.allocation, seed)}

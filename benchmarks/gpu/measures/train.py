@@ -20,17 +20,20 @@ _TOLD = 100
 
 
 def measure(unit: str, setting: Setting, known: Mapping[str, Figures]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Train for the epochs that the unit tells, and write the weights in half precision, which is what they are from then on."""
+    """Train for the unit's epochs. The weights are written in half precision, which is what they are from then on."""
     if not setting.dense.exists():
         _train(int(unit.split()[0]), setting)
     evaluator = evaluator_of(fashion(setting), setting, "fashion")
     model = evaluator.dense.model
-    yield "errors", {
-        "search split": evaluator.dense.figures.error,
-        "test split": test_error(evaluator, evaluator.dense.teacher),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "GMACs": evaluator.dense.costs.dense["macs"] / 1e9,
-    }
+    yield (
+        "errors",
+        {
+            "search split": evaluator.dense.figures.error,
+            "test split": test_error(evaluator, evaluator.dense.teacher),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "GMACs": evaluator.dense.costs.dense["macs"] / 1e9,
+        },
+    )
 
 
 def _train(epochs: int, setting: Setting) -> None:

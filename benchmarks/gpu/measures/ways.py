@@ -13,7 +13,7 @@ from gpu.setting import Setting
 SCRIPT = Path(__file__).parents[2] / "ways.py"
 MODEL = "vit_small_patch16_224"
 _STEPS = 30
-_NAMES = {"way", "share"}  # of a row of that script: what it is a row of
+_FIGURES = ("ms", "ms_least", "ms_most", "preparation_s", "share_of_base", "pays_after_steps", "kl", "kl_moved", "error")
 
 
 def measure(unit: str, setting: Setting, known: Mapping[str, Figures]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -24,8 +24,12 @@ def measure(unit: str, setting: Setting, known: Mapping[str, Figures]) -> Iterat
     """
     rows = setting.folder / f"ways-{'-'.join(unit.split())}{'-tiny' if setting.tiny else ''}.jsonl"
     rows.unlink(missing_ok=True)
-    size = ["--tiny"] if setting.tiny else ["--model", MODEL, "--steps", str(_STEPS), "--share", "0.12", "0.5", "1.0"]
-    ways = ["base", *(["amp"] if "bf16" in unit else []), *unit.split()]
+    size = (
+        ["--tiny", "--share", "0.5"]
+        if setting.tiny
+        else ["--model", MODEL, "--steps", str(_STEPS), "--share", "0.12", "0.5", "1.0"]
+    )
+    ways = ["base", *unit.split()]
     command = [sys.executable, str(SCRIPT), "--device", setting.device, "--ways", *ways, *size, "--out", str(rows)]
     process = subprocess.Popen(command)
     done = 0
@@ -33,8 +37,9 @@ def measure(unit: str, setting: Setting, known: Mapping[str, Figures]) -> Iterat
         ended = _ended(process)
         lines = rows.read_text(encoding="utf-8").splitlines() if rows.exists() else []
         for line in lines[done:] if ended else lines[done:-1]:
-            figures = json.loads(line)
-            yield f"{figures['way']}, {figures['share']:.0%}", {k: v for k, v in figures.items() if k not in _NAMES}
+            row = json.loads(line)
+            gib = {"GiB": row["memory_bytes"] / 2**30} if "memory_bytes" in row else {}
+            yield f"{row['way']}, {row['share']:.0%}", {name: row[name] for name in _FIGURES if name in row} | gib
             done += 1
         if ended:
             break

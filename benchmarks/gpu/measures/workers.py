@@ -3,15 +3,27 @@
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from statistics import median
 from typing import Any
 
 from gpu.models import fashion
 from gpu.rows import Figures
 from gpu.setting import Setting
 from search import launch
+from search.driver.observer import Observer
+from search.trial import Trial
 
 _TRIALS, _STEPS = 17, 60  # the first trial is the dense model
+
+
+class Ends(Observer):
+    """When trials ended, in seconds since any moment."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def ended(self, trial: Trial) -> None:
+        self.seconds.append(time.perf_counter())
 
 
 def measure(unit: str, setting: Setting, known: Mapping[str, Figures]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -28,12 +40,10 @@ def measure(unit: str, setting: Setting, known: Mapping[str, Figures]) -> Iterat
         setting, runner="ray", **machines, threads=1, trials=trials, steps=2 if setting.tiny else _STEPS, baselines=(),
         target=("flops=50%",), output=str(directory),
     )  # fmt: skip
-    start = time.perf_counter()
-    run = launch(config)
-    ends = sorted(datetime.fromisoformat(trial.ended).timestamp() for trial in run.complete)
-    steady = ends[-1] - ends[workers - 1]
+    start, ends = time.perf_counter(), Ends()
+    run = launch(config, ends)
+    count, steady = len(ends.seconds), ends.seconds[-1] - ends.seconds[workers - 1]
     yield "search", {
-        "trials": len(ends), "seconds in all": time.perf_counter() - start,
-        "candidates an hour": 3600 * (len(ends) - workers) / steady if steady else float("nan"),
-        "median seconds of a trial": sorted(trial.seconds or 0.0 for trial in run.complete)[len(ends) // 2],
+        "trials": count, "seconds in all": time.perf_counter() - start, "candidates an hour": 3600 * (count - workers) / steady,
+        "median seconds of a trial": median(trial.seconds or 0.0 for trial in run.complete),
     }  # fmt: skip
