@@ -68,7 +68,7 @@ wheels: install          ## what a bare machine with PyTorch lacks, in wheels/1 
 
 # With the machine's own Python, no environment and no network.
 gpu:                     ## everything that needs a GPU, in parts: PARTS="tests train" MINUTES=9, see benchmarks/gpu
-	PYTHONPATH=$(GPU_PATH) $(PYTHON) -m gpu.wheels install wheels
+	-PYTHONPATH=$(GPU_PATH) $(PYTHON) -m gpu.wheels install wheels
 	PYTHONPATH=$(GPU_PATH) $(PYTHON) -m gpu --minutes $(MINUTES) $(if $(PARTS),--part $(PARTS)) $(GPU_OPTIONS)
 
 clean:                   ## everything that the other targets made, except runs/, data/ and wheels/

@@ -39,7 +39,7 @@ class Driver:
         clock: in seconds.
     """
 
-    def __init__(self, setting: Setting, seconds: float, write_page: Callable[[], None]) -> None:
+    def __init__(self, setting: Setting, seconds: float, write_page: Callable[[], object]) -> None:
         self.setting, self._write_page = setting, write_page
         self._end = time.monotonic() + seconds - (0 if setting.tiny else _LAST)
         self._running: list[Running] = []

@@ -8,6 +8,7 @@ wheel is packed anew with LZMA, which pip reads: Ray's becomes a seventh smaller
 """
 
 import argparse
+import importlib
 import importlib.metadata
 import os
 import re
@@ -197,13 +198,13 @@ def install(folder: Path) -> None:
     sys.path.insert(0, str(site))
     with tempfile.TemporaryDirectory() as temporary:
         wheels = [*folder.glob("[12]/*.whl"), *joined(folder, Path(temporary))]
-        wanted = [path for path in wheels if not suffices(name := str(parse_wheel_filename(path.name)[0]), bounds.get(name))]
+        wanted = [path for path in wheels if not suffices(name := parse_wheel_filename(path.name)[0], bounds.get(name))]
         if wanted:
             options = ["--no-index", "--no-deps", "--no-compile", "--upgrade", "--target", str(site)]
             pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", *options]
             code = subprocess.run([*pip, *map(str, wanted)], env={**os.environ, "PIP_FIND_LINKS": ""}).returncode
             print(f"wheels: {len(wanted)} installed" if code == 0 else f"wheels: pip ended with status {code}", flush=True)
-    importlib.metadata.MetadataPathFinder.invalidate_caches()
+    importlib.invalidate_caches()
     if missing := [str(need) for need in required() if not suffices(need.name, need.specifier)]:
         print(f"missing: {', '.join(missing)}: make wheels, and bring wheels/1 and wheels/2", flush=True)
 

@@ -44,7 +44,7 @@ def measure(unit: str, setting: Setting, known: Mapping[str, Figures]) -> Iterat
 def _allocations(dense: DenseModel, shares: tuple[float, ...]) -> dict[str, Allocation]:
     """At every share the one that the profile chooses, and one that it chooses with other weights of the sites."""
     knapsack, rng = Knapsack(dense.space, dense.costs, dense.profile.closed), np.random.default_rng(0)
-    found = {}
+    found: dict[str, Allocation] = {}
     for share in shares:
         allocate = partial(knapsack.allocate, {"macs": share * dense.costs.dense["macs"]})
         random = {site.name: float(rng.normal(0, _SPREAD)) for site in dense.space.sites}
