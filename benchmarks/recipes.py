@@ -151,7 +151,7 @@ class Bench:
         space, allocation, model, batches, left = self._cut(method, budget, seed, steps)
         model = model.to(self.evaluator.dense.device)
         before = self._error(model)
-        for _ in finetune(model, islice(batches, left), replace(objective.finetune, steps=left), self.evaluator.dense.teacher):
+        for _ in finetune(model, islice(batches, left), replace(objective.finetune, steps=left)):
             pass
         costs = cost_model(self.evaluator.dense.model, space)
         kept = costs.costs(allocation)
@@ -177,7 +177,7 @@ class Bench:
             return bench.space, cut.allocation, cut.model, bench.batches, steps - bench.steps
         seed_everything(seed)
         allocation = self._allocation(method, budget)
-        batches = self.evaluator.dense.data.training(steps, seed)
+        batches = self.evaluator.dense.batches.training(steps, seed)
         return self.evaluator.dense.space, allocation, self.evaluator.build(allocation), batches, steps
 
     def _allocation(self, method: str, budget: str) -> Allocation:

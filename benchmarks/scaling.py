@@ -294,6 +294,7 @@ def facts_of(surrogate: Surrogate) -> RunSummary:
         space="surrogate",
         spaces={"surrogate": surrogate.space},
         dense=DenseFigures(costs=dense, error=DENSE_ERROR),
+        split_before="search",
         reach={cost: (LEAST * count, count) for cost, count in dense.items()},
         objectives=OBJECTIVES,
         targets=(),

@@ -4,11 +4,12 @@ import copy
 import hashlib
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -22,20 +23,36 @@ from objectives.objective import Objective
 from objectives.pictures.check import CHECKED
 from objectives.profile import SIZES, Profile, profile_name
 from objectives.runtime.device import resolve_device
+from objectives.runtime.distributed import ALONE, Group
 from objectives.runtime.out_of_memory import within_memory
 from objectives.runtime.progress import Progress, counted
 from objectives.runtime.seeding import seed_everything
 from objectives.sensitivity import measure_profile
+from objectives.training.run_batches import CACHE, RunBatches
 from spaces.errors import CompressionError, DataError
 from spaces.factors import Factors, fingerprint
 from spaces.files import replacing
 from spaces.models.create import create_model, input_size, preprocessing
 from spaces.operators.registry import Variants
 from spaces.sites import Space
-from spaces.statistics import outputs_of
 from spaces.vit import describe
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Screening:
+    """Images of the profile, unvaried training images, and what the dense model makes of them: candidates as built meet them.
+
+    Attributes:
+        images: batches on the device, [B, C, H, W]; none is larger than those of evaluation.
+        answers: the dense model's log-probabilities on every batch, [B, classes] on the CPU.
+        labels: of every batch, [B] on the CPU.
+    """
+
+    images: list[Tensor]
+    answers: list[Tensor]
+    labels: list[Tensor]
 
 
 class DenseModel:
@@ -83,12 +100,22 @@ class DenseModel:
         return copy.deepcopy(self.model).to(self.device) if self.device.type != "cpu" else self.model
 
     @cached_property
+    def batches(self) -> RunBatches:
+        """What trials train and are measured on."""
+        objective, outputs = self.objective, int(getattr(self.model, "num_classes", None) or 0)
+        mark = repr((self.fingerprint, self._search_mark, objective.data, torch.__version__, timm.__version__))
+        folder = objective.factors.parent / CACHE
+        return RunBatches(
+            self.data, objective.finetune, lambda: self.teacher, outputs, self.device, folder, objective.cache, mark
+        )  # fmt: skip
+
+    @cached_property
     def figures(self) -> Evaluation:
         """Error and confusion of the dense model, as given, on the search split."""
         path = self._file(f"{self._search_mark}.dense.json")
         figures = read_stored(path, Evaluation.load)
         if figures is None:
-            labels = [labels for _, labels in self.data.evaluation("search")]
+            labels = self.batches.search_labels()
             figures = compare(zip(self.answers, labels, strict=True), self.answers)
             figures = replace(figures, confusion=confusion(self.answers, labels))
             figures.save(path)
@@ -130,6 +157,19 @@ class DenseModel:
         images = self._blank(config.latency_batch_size)
         return self.latency.dense * share_of_latency(model, self.teacher, images, config)
 
+    def keep_search(self) -> None:
+        """Keep the search images where every process of the run finds them."""
+        self.batches.keep_search(self._progress)
+
+    def keep_training(self, group: Group = ALONE, seed: int | None = None) -> None:
+        """Keep the training batches with their soft labels where every process of the run finds them.
+
+        Args:
+            group: those of this process of it.
+            seed: of the fine-tunes; by default the objective's.
+        """
+        self.batches.keep_training(self.objective.seed if seed is None else seed, group, self._progress)
+
     @property
     def factors(self) -> Factors:
         """What candidates of the searched space are built from."""
@@ -152,22 +192,24 @@ class DenseModel:
         """What every size of every site costs in divergence from the dense model."""
         path = self.objective.factors / profile_name(self.fingerprint)
         profile = read_stored(path, lambda path: Profile.load(path, self.fingerprint, self.space))
-        if profile is None or (profile.images, profile.sizes) != (self._profile_images, SIZES):
-            batches = self.data.calibration(self._profile_images) if self._profile_images else ()
+        if profile is None or (profile.images, profile.sizes) != (self.profile_images, SIZES):
+            batches = self.data.calibration(self.profile_images) if self.profile_images else ()
             profile = measure_profile(self.factors, self.teacher, batches, partial(self._progress, "profile"))
             profile.save(path, self.fingerprint)
         return profile
 
     @cached_property
-    def screening(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Images of the profile on the device, and the dense model's outputs on them: what candidates are screened with."""
-        images = [batch.to(self.device) for batch in self.data.calibration(self._profile_images)]
-        with torch.inference_mode():
-            return images, [outputs_of(self.teacher.eval(), batch) for batch in images]
+    def screening(self) -> Screening:
+        """What candidates are screened with, and measured on as built."""
+        most, found = self.objective.data.eval_batch_size, self.data.labelled_calibration(self.profile_images)
+        read = [part for images, labels in found for part in zip(images.split(most), labels.split(most), strict=True)]
+        batches = [(images.to(self.device), labels) for images, labels in read]
+        answers = within_memory(lambda parts: predict(self.teacher, batches, parts))
+        return Screening(images=[images for images, _ in batches], answers=answers, labels=[labels for _, labels in batches])
 
     def _predict(self, parts: int) -> list[Tensor]:
         images, batch = self.data.size("search") or 0, self.objective.data.eval_batch_size
-        batches = counted("dense model", self.data.evaluation("search"), images, batch, self._progress)
+        batches = counted("dense model", self.batches.search(), images, batch, self._progress)
         return predict(self.teacher, batches, parts)
 
     def _load_factors(self, space: Space, variants: Variants | None) -> Factors:
@@ -203,7 +245,8 @@ class DenseModel:
         return min(size, self.data.size("train") or size)
 
     @property
-    def _profile_images(self) -> int:
+    def profile_images(self) -> int:
+        """How many calibration images there are for the profile and for screening."""
         return min(self.objective.data.profile_images, self._calibration_images)
 
     def _fingerprint(self, space: str, variants: Variants | None = None) -> str:

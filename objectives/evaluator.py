@@ -19,11 +19,11 @@ from objectives.runtime.progress import Step
 from objectives.runtime.seeding import seed_everything
 from objectives.score import Score
 from objectives.sensitivity import divergence
+from objectives.training.batch import Batch
 from objectives.training.checkpoint import Checkpoint, Passed
 from objectives.training.finetune import finetune
 from spaces.allocation import Allocation
 from spaces.errors import DivergedError
-from spaces.statistics import has_classes, outputs_of
 from spaces.tensors import save_tensors
 
 OnStep = Callable[[Step], None]
@@ -62,10 +62,10 @@ class Evaluator:
     def divergence(self, allocation: Allocation) -> float:
         """Mean divergence from the dense model of a candidate as built, on the images of the profile, in nats."""
         model = self.build(allocation).to(self.dense.device)
-        images, dense = self.dense.screening
+        screening = self.dense.screening
         with torch.inference_mode():
-            outputs = (outputs_of(model, batch) for batch in images)
-            return divergence(outputs, dense, has_classes(model), "a candidate")
+            outputs = (model(batch) for batch in screening.images)
+            return divergence(outputs, screening.answers, classes=True, where="a candidate")
 
     def evaluate(
         self,
@@ -100,10 +100,11 @@ class Evaluator:
         config = dense.objective.finetune
 
         def attempt(parts: int) -> Score:
-            saved = Checkpoint(checkpoint, dense.fingerprint, allocation, seed, config, dense.objective.data)
+            conditions = (allocation, seed, config, dense.objective.data, dense.objective.split_before)
+            saved = Checkpoint(checkpoint, dense.fingerprint, *conditions)
             seed_everything(self.group.seed(seed))
             model = self.build(allocation)
-            batches = dense.data.training(config.steps, seed, group=self.group)
+            batches = dense.batches.training(config.steps, seed, self.group, parts)
             try:
                 score = self.finish(model, costs, batches, saved.began, 0, on_step, weights, on_rung, parts, saved)
             except DivergedError:
@@ -121,7 +122,7 @@ class Evaluator:
         self,
         model: nn.Module,
         costs: Mapping[Cost, float],
-        batches: Iterable[tuple[Tensor, Tensor]],
+        batches: Iterable[Batch],
         start: float,
         spent: int = 0,
         on_step: OnStep = lambda step: None,
@@ -130,7 +131,7 @@ class Evaluator:
         parts: int = 1,
         checkpoint: Checkpoint | None = None,
     ) -> Score:
-        """Measure a model as it is, fine-tune it for the steps that are left, and measure it again.
+        """Measure a model as it is (`Objective.split_before`), fine-tune it for the steps that are left, and measure it.
 
         Args:
             model: a compressed model; trained in place, on the device.
@@ -148,17 +149,17 @@ class Evaluator:
             on_step, weights, on_rung = lambda step: None, None, None
         config, model = self.dense.objective.finetune, model.to(self.dense.device)
         checkpoint = checkpoint or Checkpoint(None)
-        passed = checkpoint.passed or Passed(before=self._measure(model, parts))
+        passed = checkpoint.passed or Passed(before=self._before(model, parts))
         passed = replace(passed, parts=max(parts, passed.parts))
-        before, rungs = passed.before, passed.rungs
-        after: Evaluation | None = before
+        before, rungs, stopped = passed.before, passed.rungs, False
         left = replace(config, steps=config.steps - spent)
         if left.steps:
             batches, resume = islice(batches, passed.step, left.steps), checkpoint.resume
-            taken = finetune(model, batches, left, self.dense.teacher, parts=passed.parts, resume=resume, group=self.group)
+            taken = finetune(model, batches, left, parts=passed.parts, resume=resume, group=self.group)
             steps = (replace(step, step=step.step + spent) for step in taken)
             rungs, stopped = self._climb(model, steps, on_step, on_rung, passed, checkpoint)
-            after = None if stopped else self._measure(model, passed.parts)
+        is_measured = not left.steps and self.dense.objective.split_before == "search"
+        after = None if stopped else before if is_measured else self._measure(model, passed.parts)
         if weights is not None and after is not None:
             save_tensors(weights, model.state_dict())
         assert before.kl is not None
@@ -196,10 +197,18 @@ class Evaluator:
                 checkpoint.save(replace(passed, step=step.step, rungs=dict(errors)))
         return errors, False
 
+    def _before(self, model: nn.Module, parts: int) -> Evaluation:
+        """Figures of a model as built, on the images that candidates are screened with unless the objective says otherwise."""
+        if self.dense.objective.split_before == "search":
+            return self._measure(model, parts)
+        screening, turns = self.dense.screening, slice(self.group.rank, None, self.group.size)
+        batches = zip(screening.images[turns], screening.labels[turns], strict=True)
+        return evaluate(model, batches, screening.answers[turns], parts, self.group)
+
     def _measure(self, model: nn.Module, parts: int) -> Evaluation:
         answers = self.dense.answers[self.group.rank :: self.group.size]  # processes take turns at the batches
         return evaluate(model, self._search(), answers, parts, self.group)
 
     def _search(self, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's batches of the search split, or of its first images."""
-        return self.dense.data.evaluation("search", most, self.group)
+        return self.dense.batches.search(most, self.group)

@@ -22,13 +22,14 @@ _STILL = 1e-9  # learning rate: so short a warm-up could diverge where that of a
 class Forecast:
     """What one trial takes, in seconds of the device that it was timed on.
 
-    Without the starting of loader processes, and the dense model's pass over the search split that a first trial makes.
+    Without the starting of loader processes, and the dense model's passes over the search split and over the images of the
+    profile that a first trial makes.
 
     Attributes:
         build: building the candidate, and moving it to the device.
         step: one optimiser step.
         evaluation: one pass over the search split.
-        seconds: the whole trial: all steps, the search split before and after them, and the rungs.
+        seconds: the whole trial: all steps, the images before and after them, and the rungs.
         weights: bytes of the candidate's weights.
         parts: how many batches were split in, so that it fitted in memory.
     """
@@ -74,7 +75,8 @@ def _timed(evaluator: Evaluator, allocation: Allocation, clock: Callable[[], flo
     step = _step(dense, model, now, parts)
     images, each = _search_images(dense), _image(dense, model, now, parts)
     steps, rungs = dense.objective.finetune.steps, len(dense.objective.rung_steps) * min(RUNG_IMAGES, images)
-    evaluated = images * (2 if steps else 1) + rungs
+    before = dense.profile_images if dense.objective.split_before == "train" else images if steps else 0
+    evaluated = before + images + rungs
     return Forecast(
         build=build,
         step=step,
@@ -88,7 +90,8 @@ def _timed(evaluator: Evaluator, allocation: Allocation, clock: Callable[[], flo
 def _step(dense: DenseModel, model: nn.Module, now: Callable[[], float], parts: int) -> float:
     """Seconds of an optimiser step, with the making of its batch."""
     config = replace(dense.objective.finetune, steps=1 + _TIMED, lr=_STILL)
-    steps = finetune(model, dense.data.training(config.steps, seed=0), config, dense.teacher, parts=parts)
+    batches = dense.batches.training(config.steps, dense.objective.seed, parts=parts)
+    steps = finetune(model, batches, config, parts=parts)
     next(steps)
     start = now()
     for _ in range(_TIMED):
@@ -98,7 +101,7 @@ def _step(dense: DenseModel, model: nn.Module, now: Callable[[], float], parts: 
 
 def _image(dense: DenseModel, model: nn.Module, now: Callable[[], float], parts: int) -> float:
     """Seconds of evaluation for one image of the search split: of its second batch, or of its only one again."""
-    batches = dense.data.evaluation("search")
+    batches = dense.batches.search()
     batch = next(batches)
     evaluate(model, [batch], None, parts)
     start = now()

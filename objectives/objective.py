@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from objectives.data.config import DataConfig
 from objectives.latency.config import LatencyConfig
 from objectives.training.config import FinetuneConfig
 from spaces.models.config import ModelConfig
 from spaces.sites import SpaceName
+
+SplitBefore = Literal["train", "search"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +24,13 @@ class Objective:
         space: which operators are offered.
         multiple: what FFN widths and ranks are multiples of.
         rungs: shares of the fine-tune's steps after which a candidate's error is measured.
+        measure_before: whether candidates are measured on the search split as built, too.
         factors: folder of the factors and the profile; taken from a sister folder of another run where that has them, else
             computed.
         latency: how a table of latencies is measured, which lies beside the factors' folder; there is none if None.
         device: cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.
+        seed: of every fine-tune.
+        cache: GB that what all trials read may take in the run directory; None for a share of what is free, 0 for nothing.
     """
 
     model: ModelConfig
@@ -33,9 +39,22 @@ class Objective:
     space: SpaceName = "contract"
     multiple: int = 8
     rungs: tuple[float, ...] = ()
+    measure_before: bool = False
     factors: Path
     latency: LatencyConfig | None = None
     device: str = "auto"
+    seed: int = 0
+    cache: float | None = None
+
+    @property
+    def split_before(self) -> SplitBefore:
+        """Split of the images that candidates are measured on as built.
+
+        `train`: the images of the profile. `search`: asked for, or none are set aside for the profile, or the candidate as
+        built is the result, since nothing is trained.
+        """
+        on_search = self.measure_before or not self.data.profile_images or not self.finetune.steps
+        return "search" if on_search else "train"
 
     @property
     def rung_steps(self) -> set[int]:

@@ -8,11 +8,11 @@ from objectives.cost.spec import COSTS, Cost
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Figures of one candidate; errors and divergences on the search split.
+    """Figures of one candidate; errors and divergences on the search split, those as built on `Objective.split_before`.
 
     Attributes:
         error: top-1 error after the short fine-tune, in [0, 1]; None where that was stopped at a rung.
-        error_before: the same as built from the factors, before any training.
+        error_before: top-1 error as built from the factors, before any training.
         kl, kl_before: mean KL divergence from the dense model after and before it, in nats; likewise.
         costs: cost -> figure, in the cost's unit; those that the search knows.
         steps: optimiser steps paid: those of the fine-tune, and those of a recipe before it.

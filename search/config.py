@@ -72,6 +72,9 @@ class StudyConfig:
         recipe: run only this recipe and the dense reference, with no search.
         rungs: shares of the fine-tune's steps at which a trial is checked, e.g. 0.25 0.5; it is stopped if a cheaper one is
             clearly better there; or none.
+        measure_before: measure candidates as built on the search split too: two evaluations a trial. By default their error and
+            divergence as built are those on the images of --profile-images, which are training images. Where these are 0, or
+            --steps is, they are those on the search split in any case.
         band: lower end of the proposals, as a share of the budget; the upper end is the whole budget.
         audit: after the search, fine-tune this many points of the front for ten times the steps, and report whether the long
             fine-tune ranks them as the short one does; 0 for no audit.
@@ -93,6 +96,7 @@ class StudyConfig:
     baselines: tuple[str, ...] = ("uniform",)
     recipe: str | None = None
     rungs: tuple[float, ...] = ()
+    measure_before: bool = False
     band: float = 0.5
     audit: int = 0
     seed: int = 0
@@ -203,9 +207,12 @@ class SearchConfig:
             space=study.space,
             multiple=study.multiple,
             rungs=study.rungs,
+            measure_before=study.measure_before,
             factors=directory / "factors",
             latency=self.latency if study.times else None,
             device=self.machines.device,
+            seed=study.seed,
+            cache=self.machines.cache,
         )
 
     def dump(self, path: Path) -> None:

@@ -67,9 +67,9 @@ class FakeTimer:
 class FakeTimedWorker(Worker):
     """A worker in whose process a latency table is made of `seconds_of`."""
 
-    def prepare(self, needs: Sequence[Need]) -> Iterator[Stage | Measured | Ready]:
+    def prepare(self, needs: Sequence[Need], rank: int = 0) -> Iterator[Stage | Measured | Ready]:
         FakeTimer(pytest.MonkeyPatch())
-        yield from super().prepare(needs)
+        yield from super().prepare(needs, rank)
 
 
 def cut(model: nn.Module, space: Space, allocation: Allocation) -> nn.Module:

@@ -245,7 +245,7 @@ def test_damaged_weights_are_made_again(whole: Path, tmp_path: Path) -> None:
     assert read_weights(path, model) is None
 
 
-@pytest.mark.parametrize("text", ["", "null", "[]", '"x"', "3", NESTED, '{"format": 1, "spaces": 3}', "\xff"])
+@pytest.mark.parametrize("text", ["", "null", "[]", '"x"', "3", NESTED, f'{{"format": {RUN_FORMAT}, "spaces": 3}}', "\xff"])
 @pytest.mark.parametrize("name", ["pareto.json", AUDIT])
 def test_a_file_that_is_something_else_is_named(copied: Path, name: str, text: str) -> None:
     (copied / name).write_text(text, encoding="latin-1")
@@ -312,7 +312,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize("text", OPTIONS)
 def test_options_that_are_none_are_one_line(fails: Fails, copied: Path, text: str) -> None:
-    (copied / "config.yaml").write_text(f"format: 1\nmodel: vit_tiny_patch16_224\n{text}" if ":" in text else text)
+    (copied / "config.yaml").write_text(f"format: {RUN_FORMAT}\nmodel: vit_tiny_patch16_224\n{text}" if ":" in text else text)
     for command in (("launch", "--output", copied), ("export", copied, "--target", "flops=60%"), ("audit", copied)):
         assert str(copied / "config.yaml") in fails(*command)
 
@@ -364,7 +364,11 @@ def test_a_run_of_another_format_is_one_line(fails: Fails, copied: Path, number:
 def test_one_run_that_is_damaged_is_shown_beside_the_other(
     copied: Path, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for junk in (*JUNK[:8], {"format": 1, "front": []}, {**json.loads((whole / "pareto.json").read_text()), "dense": {}}):
+    for junk in (
+        *JUNK[:8],
+        {"format": RUN_FORMAT, "front": []},
+        {**json.loads((whole / "pareto.json").read_text()), "dense": {}},
+    ):
         (copied / "pareto.json").write_text(json.dumps(junk))
         _, found = Shown([copied, whole]).now()
         assert [run["name"] for run in data_of(found)] == [whole.name]

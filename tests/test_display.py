@@ -88,7 +88,8 @@ def test_targets_and_their_best_are_shown(targets: Sequence[Budget], best: list[
     assert "forecast: 3.0 s a trial; 15 trials on 1 worker take 45 s (0.013 worker-hours); weights at most 15 kB" in text
     assert f"{target} 20 trials in runs/one, continuing after 5" in text
     assert text.splitlines()[-1] == (
-        f"trial 5: keeps 40.0 % (−60.0 %) of MACs, error 40.00% as built, 25.00% fine-tuned, 3.0 s; {words}; 84 s left"
+        "trial 5: keeps 40.0 % (−60.0 %) of MACs, error 40.00% as built (training images), 25.00% fine-tuned, 3.0 s; "
+        f"{words}; 84 s left"
     )
 
 

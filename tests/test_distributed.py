@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from objectives.data.loaders import Data
 from objectives.dense_model import load_dense
-from objectives.error import evaluate, predict
+from objectives.error import Evaluation, evaluate, predict
 from objectives.evaluator import Evaluator
 from objectives.objective import Objective
 from objectives.pictures.digits import Digits
@@ -27,6 +27,7 @@ from objectives.recipes.registry import evaluate_recipe
 from objectives.runtime.distributed import ALONE, Group, join_group, leave_group
 from objectives.runtime.seeding import seed_everything
 from objectives.score import Score
+from objectives.training.batch import labelled, taught
 from objectives.training.config import FinetuneConfig
 from objectives.training.finetune import finetune
 from spaces.allocation import Allocation
@@ -50,7 +51,7 @@ def objective(tmp_path_factory: pytest.TempPathFactory) -> Objective:
     seed_everything(0)
     model = create_model(MODEL)
     config = FinetuneConfig(steps=300, lr=3e-3)
-    for _ in finetune(model, Data(DATA, preprocessing(model, MODEL)).training(config.steps, 0), config):
+    for _ in finetune(model, labelled(Data(DATA, preprocessing(model, MODEL)).training(config.steps, 0)), config):
         pass
     short = FinetuneConfig(steps=60, lr=3e-3)
     evaluator = evaluator_of(model, tmp_path_factory.mktemp("runs"), data=DATA, finetune=short, rungs=(0.25, 0.5))
@@ -151,7 +152,8 @@ def train(group: Group) -> tuple[list[float], dict[str, Tensor]]:
     model, teacher = model_of(group.rank), model_of(7).eval()
     config = FinetuneConfig(steps=6, lr=0.1, opt="momentum")
     batches = Data(AS_THEY_ARE, preprocessing(model, MODEL)).training(config.steps, 0, group=group)
-    return [step.loss for step in finetune(model, batches, config, teacher, group=group)], model.state_dict()
+    steps = finetune(model, taught(batches, teacher, config), config, group=group)
+    return [step.loss for step in steps], model.state_dict()
 
 
 @pytest.mark.slow
@@ -187,8 +189,12 @@ def diverge(group: Group, place: str) -> tuple[str, float, float]:
     bad = torch.full((4, *SIZE), torch.nan if group.rank == 1 else 0.0), torch.zeros(4, dtype=torch.long)
     good = torch.zeros(4, *SIZE), bad[1]
     batches, config = [good, bad, good], FinetuneConfig(steps=3)
+
+    def measured() -> Iterator[Evaluation]:
+        yield evaluate(model, batches, group=group)
+
     with pytest.raises(DivergedError) as raised:
-        list(finetune(model, batches, config, group=group)) if place == "training" else evaluate(model, batches, group=group)
+        list(finetune(model, labelled(batches), config, group=group) if place == "training" else measured())
     return str(raised.value), time.perf_counter() - start, group.total(1)[0]
 
 
@@ -262,7 +268,7 @@ def abandon(group: Group, how: str, wait: float) -> float:
 
     start = time.perf_counter()
     with pytest.raises(LOST):
-        list(finetune(model_of(0), batches(), config, group=group))
+        list(finetune(model_of(0), labelled(batches()), config, group=group))
     return time.perf_counter() - start
 
 

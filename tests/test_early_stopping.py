@@ -207,7 +207,7 @@ def test_a_fine_tune_that_goes_on_is_the_same_to_the_bit(
     assert [step for step, _ in asked] == [2, 4]
     assert measured.rungs == dict(asked)
     assert plain.rungs == {}
-    monkeypatch.setattr("objectives.data.loaders.CACHE_BYTES", 0)  # as with a split that does not fit in memory
+    monkeypatch.setattr("objectives.data.loaders.MEMORY_BYTES", 0)  # as with a split that does not fit in memory
     uncached = Evaluator(load_dense(evaluator.dense.objective))
     uncached.evaluate(half(evaluator), 0, weights=tmp_path / "uncached", on_rung=go_on)
     assert (tmp_path / "uncached").read_bytes() == (tmp_path / "plain").read_bytes()
@@ -241,12 +241,12 @@ def test_the_error_at_a_rung_is_that_of_the_model_there(evaluator: Evaluator, mo
     counts: list[int] = []
     monkeypatch.setattr(evaluator_module, "evaluate", recorded)
     whole = evaluator.evaluate(half(evaluator), 0, on_rung=lambda step, error: False)
-    assert counts == [297, 297, 297, 297]
+    assert counts == [256, 297, 297, 297]
     assert errors == [whole.error_before, whole.rungs[2], whole.rungs[4], whole.error]
     counts.clear()
     monkeypatch.setattr(evaluator_module, "RUNG_IMAGES", 100)
     evaluator.evaluate(half(evaluator), 0, on_rung=lambda step, error: False)
-    assert counts == [297, 100, 100, 297]
+    assert counts == [256, 100, 100, 297]
 
 
 def test_a_part_of_a_split_is_always_the_same_and_spread_over_it() -> None:
@@ -265,7 +265,7 @@ def test_a_part_of_a_split_is_always_the_same_and_spread_over_it() -> None:
 
 
 def test_a_pass_draws_no_random_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("objectives.data.loaders.CACHE_BYTES", 0)
+    monkeypatch.setattr("objectives.data.loaders.MEMORY_BYTES", 0)
     data = Data(DATA, preprocessing(create_model(MODEL), MODEL))
     before = torch.get_rng_state()
     for _ in data.evaluation("search", 100):

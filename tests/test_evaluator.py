@@ -16,6 +16,7 @@ from objectives.error import evaluate, load_answers, predict, save_answers
 from objectives.evaluator import Evaluator
 from objectives.objective import Objective
 from objectives.runtime.device import resolve_device
+from objectives.training.batch import labelled, taught
 from objectives.training.config import FinetuneConfig
 from objectives.training.finetune import finetune
 from spaces.allocation import Allocation
@@ -38,7 +39,10 @@ def half(evaluator: Evaluator) -> Allocation:
 
 def test_the_identity_scores_as_the_dense_model(evaluator: Evaluator) -> None:
     score = evaluator.evaluate(evaluator.dense.space.identity(), seed=0)
-    assert score.error_before == evaluator.dense.figures.error
+    labels = torch.cat([labels for _, labels in evaluator.dense.data.labelled_calibration()])
+    with torch.inference_mode():
+        answers = torch.cat([evaluator.dense.model.eval()(images) for images in evaluator.dense.data.calibration()])
+    assert score.error_before == int((answers.argmax(-1) != labels).sum()) / 256
     assert score.kl_before == pytest.approx(0, abs=1e-7)
     assert (score.costs["macs"], score.costs["params"]) == (
         evaluator.dense.costs.dense["macs"],
@@ -196,7 +200,8 @@ def test_dense_figures_are_measured_once(evaluator: Evaluator, tmp_path: Path, m
     copied.write_text("{")
     with pytest.raises(CheckpointError, match=f"{copied} cannot be read"):
         _ = prepared(evaluator, tmp_path / "two").figures
-    score = Evaluator(prepared(evaluator, tmp_path / "one")).evaluate(evaluator.dense.space.identity(), seed=0)
+    asked = replace(prepared(evaluator, tmp_path / "one").objective, measure_before=True)
+    score = Evaluator(load_dense(asked)).evaluate(evaluator.dense.space.identity(), seed=0)
     assert score.error_before == first.error
     assert score.kl_before == pytest.approx(0, abs=1e-7), "the answers were stored too"
 
@@ -230,7 +235,7 @@ def test_training_lowers_the_loss_and_ends_in_evaluation_mode() -> None:
     torch.manual_seed(0)
     model = create_model(MODEL)
     data = Data(DATA, preprocessing(model, MODEL))
-    losses = [step.loss for step in finetune(model, data.training(60, 0), FinetuneConfig(steps=60, lr=1e-2))]
+    losses = [step.loss for step in finetune(model, labelled(data.training(60, 0)), FinetuneConfig(steps=60, lr=1e-2))]
     assert len(losses) == 60
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
     assert not model.training
@@ -242,7 +247,8 @@ def test_mixed_precision_trains_about_as_well() -> None:
         torch.manual_seed(0)
         model = create_model(MODEL)
         data = Data(DATA, preprocessing(model, MODEL))
-        losses = [step.loss for step in finetune(model, data.training(40, 0), FinetuneConfig(steps=40, lr=1e-2, amp=amp))]
+        config = FinetuneConfig(steps=40, lr=1e-2, amp=amp)
+        losses = [step.loss for step in finetune(model, labelled(data.training(40, 0)), config)]
         ends.append(sum(losses[-10:]) / 10)
         assert next(model.parameters()).dtype == torch.float32
     assert ends[0] != ends[1]
@@ -261,7 +267,7 @@ def test_distillation_pulls_towards_the_dense_model() -> None:
         torch.manual_seed(1)
         student = create_model(MODEL)
         config = FinetuneConfig(steps=40, lr=3e-3, distillation=weight)
-        for _ in finetune(student, data.training(40, 0), config, dense):
+        for _ in finetune(student, taught(data.training(40, 0), dense.eval(), config), config):
             pass
         divergences.append(evaluate(student, data.evaluation("search"), answers).kl or 0.0)
     assert divergences[1] < 0.5 * divergences[0]
@@ -271,7 +277,8 @@ def test_the_learning_rate_warms_up_and_decays() -> None:
     torch.manual_seed(0)
     model = create_model(MODEL)
     data = Data(DATA, preprocessing(model, MODEL))
-    rates = [step.lr for step in finetune(model, data.training(40, 0), FinetuneConfig(steps=40, lr=1e-3))]
+    steps = finetune(model, labelled(data.training(40, 0)), FinetuneConfig(steps=40, lr=1e-3))
+    rates = [step.lr for step in steps]
     assert rates[0] < rates[2] < rates[4] == pytest.approx(1e-3, rel=0.05)
     assert rates[4:] == sorted(rates[4:], reverse=True)
     assert rates[-1] < 1e-5
@@ -282,7 +289,7 @@ def test_a_loss_that_is_not_finite_stops_the_trial(evaluator: Evaluator) -> None
         yield torch.full((4, 1, 8, 8), torch.nan), torch.zeros(4, dtype=torch.long)
 
     with pytest.raises(DivergedError, match="at step 1 of 100"):
-        list(finetune(create_model(MODEL), poisoned(), FinetuneConfig()))
+        list(finetune(create_model(MODEL), labelled(poisoned()), FinetuneConfig()))
 
 
 class Fixed(nn.Module):

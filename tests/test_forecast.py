@@ -64,16 +64,20 @@ class Clock:
             monkeypatch.undo()
 
 
-@pytest.mark.parametrize("steps", [9, 40, 0])
-def test_by_hand(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """32 images a step, through the candidate and the dense model; 297 images to search on, at each of two rungs 100."""
-    timed = Evaluator(load_dense(replace(evaluator.dense.objective, finetune=FinetuneConfig(steps=steps))))
+@pytest.mark.parametrize(("steps", "before", "evaluated"), [(9, False, 256), (40, False, 256), (40, True, 297), (0, False, 0)])
+def test_by_hand(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch, steps: int, before: bool, evaluated: int) -> None:
+    """32 images a step, through the candidate and the dense model; 297 images to search on, at each of two rungs 100.
+
+    As built on the 256 of the profile.
+    """
+    finetune = FinetuneConfig(steps=steps)
+    timed = Evaluator(load_dense(replace(evaluator.dense.objective, finetune=finetune, measure_before=before)))
     clock = Clock(timed)
     monkeypatch.setattr(forecast_module, "RUNG_IMAGES", 100)
     with monkeypatch.context() as patch, clock.running(patch):
         found = forecast(timed, timed.dense.space.identity(), clock)
     assert (found.build, found.step, found.evaluation, found.parts) == (3, 64, 297, 1)
-    assert found.seconds == pytest.approx(3 + steps * 64 + (2 * 297 + 2 * 100 if steps else 297))
+    assert found.seconds == pytest.approx(3 + steps * 64 + evaluated + 297 + (2 * 100 if steps else 0))
 
 
 def test_a_candidate_in_parts_and_its_weights(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from objectives.error import evaluate, predict
 from objectives.evaluator import Evaluator
 from objectives.recipes.registry import evaluate_recipe
 from objectives.runtime.out_of_memory import is_out_of_memory, within_memory
+from objectives.training.batch import taught
 from objectives.training.config import FinetuneConfig
 from objectives.training.finetune import finetune
 from spaces.errors import DivergedError
@@ -82,7 +83,8 @@ def gradients(parts: int, batch: int = 24) -> tuple[float, dict[str, Tensor]]:
     config = FinetuneConfig(steps=1, opt="sgd", clip_grad=1e9, lr=1.0, weight_decay=0.0)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     weight = model.get_parameter("head.weight")
-    steps = finetune(model, data.training(1, 0, batch), config, teacher, lambda: weight.square().sum(), parts)
+    batches = taught(data.training(1, 0, batch), teacher, config, parts)
+    steps = finetune(model, batches, config, lambda: weight.square().sum(), parts)
     (step,) = steps
     return step.loss, {name: before[name] - parameter.detach() for name, parameter in model.named_parameters()}
 

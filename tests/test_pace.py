@@ -77,7 +77,9 @@ def test_trials_unlike_others_say_nothing(tmp_path: Path) -> None:
     assert seconds(tmp_path, trials=[recipe, stopped, failed, trial(5.0)]) == [5.0]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"format": 1, "since": 1}', '{"format": 1}', "[" * 10_000])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", f'{{"format": {RUN_FORMAT}, "since": 1}}', f'{{"format": {RUN_FORMAT}}}', "[" * 10_000]
+)
 def test_a_broken_file_says_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / ENVIRONMENT).write_text(text)
     assert seconds(tmp_path) == []

@@ -1,36 +1,38 @@
 """Images: train, search and test splits kept apart, with the transforms of the model's own data configuration.
 
-Candidates are fine-tuned on `train` and selected on `search`; `test` is touched by reports only.
+Candidates are fine-tuned on `train` and selected on `search`; `test` is touched by reports only. Batches come as a model takes
+them, or as pixels (`objectives.pictures.pixels`), for who keeps them or computes the rest on another device.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from functools import cached_property
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.transforms import Compose, RandomCrop
+from torchvision.transforms import Compose
 
 from objectives.data.batches import Shuffled, View, loaded
 from objectives.data.config import DataConfig
 from objectives.data.found import Found
 from objectives.data.splits import count_classes, name_classes, open_splits
+from objectives.data.variation import training_transform
 from objectives.pictures.check import check_pictures
+from objectives.pictures.pixels import Pixels
 from objectives.pictures.reading import reading_for
 from objectives.pictures.sources import Files, SplitName, is_in_memory, pictures_of_splits
-from objectives.pictures.transform import evaluation_transform
+from objectives.pictures.transform import Transform, evaluation_transform
 from objectives.runtime.distributed import ALONE, Group
 from objectives.runtime.progress import Progress
 from objectives.runtime.seeding import drawn_apart
 from spaces.errors import DataError, printable
 
 CALIBRATION_BATCH = 64
-CACHE_BYTES = 1 << 30
+MEMORY_BYTES = 1 << 30
 _EPOCH_SEEDS = 7919  # apart from the seeds of a run, which count up from its own
 
 
@@ -46,6 +48,7 @@ class Data:
 
     Attributes:
         reading: how a picture becomes what the model's transform takes.
+        pixels: how pixels become what the model takes.
         checked: what of the pictures is left out, and what was made of the others.
         num_classes: of the data set; None where it does not tell.
         class_names: in the order of their labels; None where the data set does not tell, or not one for each.
@@ -66,11 +69,12 @@ class Data:
         self.config = config
         self.preprocessing = preprocessing
         self.reading = reading_for(preprocessing["input_size"][0], config.pixel_range, config.background)
+        self.pixels = Pixels(preprocessing)
         self._bases, listed = open_splits(config, self.reading.mode)
         self.num_classes = count_classes(self._bases, config)
         self.class_names = name_classes(self._bases, config)
         self._limit = classes if self.num_classes is None else self.num_classes
-        self._cache: dict[tuple[SplitName, int | None, Group], list[tuple[Tensor, Tensor]]] = {}
+        self._kept: dict[tuple[SplitName, int | None, Group], list[tuple[Tensor, Tensor]]] = {}
         self._pictures = pictures_of_splits(self._bases, config.dataset or "the image folder", config.data_dir, self.reading)
         lazy = {split: pictures for split, pictures in self._pictures.items() if not is_in_memory(self._bases[split])}
         self.checked = check_pictures(lazy, listed, self.reading, checked, progress)
@@ -103,7 +107,8 @@ class Data:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """`steps` batches of varied training images ([B, C, H, W] float32, labels [B] int64).
 
-        The same for the same seed, number of workers and group, whatever else draws random numbers in between.
+        The same for the same seed, number of workers and group, whatever else draws random numbers in between. Fewer steps
+        have the first ones of more.
 
         Args:
             steps: how many.
@@ -117,6 +122,12 @@ class Data:
             ConfigError: a batch cannot be shared evenly.
             DataError: a label that is no class.
         """
+        return self._inputs(self.training_pixels(steps, seed, batch_size, group))
+
+    def training_pixels(
+        self, steps: int, seed: int, batch_size: int | None = None, group: Group = ALONE
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """`training`, as pixels."""
         transform = self._transform(training=True)
         return self._training(transform, steps, seed, batch_size or self.config.batch_size, group)
 
@@ -151,7 +162,8 @@ class Data:
             DataError: a label that is no class, or no number of images.
         """
         transform = self._transform(training=True, auto_augment=aa, re_prob=reprob, re_mode="pixel")
-        return self._training(transform, self.epoch_steps, seed + _EPOCH_SEEDS * number, self.config.batch_size, group, number)
+        seed += _EPOCH_SEEDS * number
+        return self._inputs(self._training(transform, self.epoch_steps, seed, self.config.batch_size, group, number))
 
     def _training(
         self, transform: Callable[[Any], Tensor], steps: int, seed: int, batch: int, group: Group, begin: int = 0
@@ -173,15 +185,28 @@ class Data:
         Args:
             limit: give the first so many alone.
         """
+        return (images for images, _ in self._calibration(limit))
+
+    def labelled_calibration(self, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same with their labels, [B] int64.
+
+        Raises:
+            DataError: a label that is no class.
+        """
+        return self._labelled(self._calibration(limit), "train")
+
+    def _calibration(self, limit: int | None) -> Iterator[Any]:
         size = self.config.calibration_size if limit is None else min(limit, self.config.calibration_size)
         transform, part = self._transform(training=False), self._parts["train"]
         batch, seed = CALIBRATION_BATCH, self.config.split_seed
         if part is None:
-            return (images for images, _ in _first(self._stream("train", transform, batch, seed), size))
-        return (images for images, _ in self._loader(self._view("train", _drawn(part, size, seed), transform), batch))
+            found = _first(self._stream("train", transform, batch, seed), size)
+        else:
+            found = self._loader(self._view("train", part[_drawn(len(part), size, seed)], transform), batch)
+        return self._inputs(found)
 
     def evaluation(self, split: SplitName, most: int | None = None, group: Group = ALONE) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of a split in a fixed order; kept in memory after the first pass where they fit in 1 GiB.
+        """Batches of a split in a fixed order; their pixels are kept in memory after the first pass where they fit in 1 GiB.
 
         No random number is drawn for them that anybody else would see.
 
@@ -190,28 +215,53 @@ class Data:
             most: take so many images of it at most: always the same ones, drawn with `split_seed`; of a stream the first ones.
             group: the processes that take turns at the batches. Each reads its own alone, but of a stream all.
         """
+        return self._inputs(self.evaluation_pixels(split, most, group))
+
+    def evaluation_pixels(
+        self, split: SplitName, most: int | None = None, group: Group = ALONE, keep: bool = True
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """`evaluation`, as pixels.
+
+        Args:
+            split, most, group: as there.
+            keep: whether pixels that fit are kept.
+        """
         size = self.size(split)
         most = None if most is None or (size is not None and size <= most) else most
-        key = split, most, group
-        if key in self._cache:
-            return iter(self._cache[key])
-        batches, images = self._evaluation_batches(*key), most or size
-        channels, height, width = self.preprocessing["input_size"]
-        if images is None or images * channels * height * width * 4 > CACHE_BYTES:
-            return batches
-        self._cache[key] = list(batches)
-        return iter(self._cache[key])
+        key, images = (split, most, group), most or size
+        if key not in self._kept:
+            batches = self._evaluation(*key)
+            if not keep or images is None or images * self.image_bytes(training=False) > MEMORY_BYTES:
+                return batches
+            self._kept[key] = list(batches)
+        return iter(self._kept[key])
 
-    def _evaluation_batches(self, split: SplitName, most: int | None, group: Group) -> Iterator[tuple[Tensor, Tensor]]:
+    def _evaluation(self, split: SplitName, most: int | None, group: Group) -> Iterator[tuple[Tensor, Tensor]]:
         transform, batch, part = self._transform(training=False), self.config.eval_batch_size, self._parts[split]
         if part is None:
             stream = self._stream(split, transform, batch, seed=0)
             taken = islice(stream if most is None else _first(stream, most), group.rank, None, group.size)
             return self._labelled(taken, split)
-        if most is not None:
-            part = _drawn(part, most, self.config.split_seed).sort().values
-        part = part[torch.arange(len(part)) // batch % group.size == group.rank]
-        return self._labelled(self._loader(self._view(split, part, transform), batch), split)
+        places = torch.cat([torch.zeros(0, dtype=torch.int64), *self.places(len(part), most, group)])
+        return self._labelled(self._loader(self._view(split, part[places], transform), batch), split)
+
+    def places(self, size: int, most: int | None = None, group: Group = ALONE) -> Sequence[Tensor]:
+        """Which images of a split are in each batch of `evaluation`, as indices into the split.
+
+        Args:
+            size: images in the split.
+            most, group: as of `evaluation`.
+        """
+        drawn = torch.arange(size)
+        if most is not None and most < size:
+            drawn = _drawn(size, most, self.config.split_seed).sort().values
+        batches: Sequence[Tensor] = torch.split(drawn, self.config.eval_batch_size)
+        return batches[group.rank :: group.size]
+
+    def image_bytes(self, training: bool) -> int:
+        """Of the pixels of one image, of a training batch or of evaluation."""
+        channels, height, width = self.preprocessing["input_size"]
+        return int(channels * height * width) * (1 if self.pixels.are_whole_numbers(self._whole_transform(training)) else 4)
 
     def _view(self, split: SplitName, part: Tensor, transform: Callable[[Any], Tensor]) -> View:
         return View(self._pictures[split], part, self.reading, transform)
@@ -264,28 +314,24 @@ class Data:
             raise DataError(f"crop_padding is for images of the model's size, {width}x{height}, but the {where} have {found}")
 
     def _transform(self, training: bool, **variation: Any) -> Callable[[Any], Tensor]:
-        """Of an image as it is read; `variation` are further arguments of timm's transform, for training images."""
-        steps = self._varied(**variation) if training else [evaluation_transform(self.preprocessing)]
-        composed: Callable[[Any], Tensor] = Compose([self.reading.convert, *steps])
+        """From an image as it is read to pixels; `variation` are further arguments of timm's transform, for training images."""
+        steps = [self.reading.convert, self.pixels.before(self._whole_transform(training, **variation))]
+        composed: Callable[[Any], Tensor] = Compose(steps)
         return composed
 
-    def _varied(self, **variation: Any) -> list[Callable[[Any], Any]]:
-        pre, config, size = self.preprocessing, self.config, tuple(self.preprocessing["input_size"])
-        options: dict[str, Any] = {"interpolation": pre["interpolation"], "mean": pre["mean"], "std": pre["std"]}
-        options.update(is_training=True, hflip=config.hflip, auto_augment=config.aa, scale=config.scale)
-        options.update(color_jitter=config.color_jitter or None)
-        options.update(variation)
-        padded: list[Callable[[Any], Any]] = []
-        if config.crop_padding:
-            padded.append(RandomCrop(size[1:], padding=config.crop_padding))
-            whole = size[2] / size[1]  # the aspect ratio whose only crop is the whole image
-            options.update(scale=(1.0, 1.0), ratio=(whole, whole))
-        return [*padded, create_transform(size, **options)]
+    def _whole_transform(self, training: bool, **variation: Any) -> Transform:
+        if training:
+            return training_transform(self.config, self.preprocessing, **variation)
+        return evaluation_transform(self.preprocessing)
+
+    def _inputs(self, batches: Iterator[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+        """What a model takes, of pixels."""
+        return ((self.pixels.input(pixels), labels) for pixels, labels in batches)
 
 
-def _drawn(part: Tensor, wanted: int, seed: int) -> Tensor:
-    """So many of these indices, or all there are, in random order."""
-    return part[torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))[:wanted]]
+def _drawn(size: int, wanted: int, seed: int) -> Tensor:
+    """So many indices below `size`, or all there are, in random order."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:wanted]
 
 
 def _shares(batches: Iterator[Any], group: Group) -> Iterator[tuple[Tensor, Tensor]]:

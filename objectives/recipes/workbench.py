@@ -13,6 +13,7 @@ from objectives.cost.spec import Cost
 from objectives.dense_model import DenseModel
 from objectives.evaluator import OnStep
 from objectives.runtime.progress import Step
+from objectives.training.batch import Batch
 from objectives.training.finetune import finetune
 from spaces.allocation import Allocation
 from spaces.sites import Kind, Site, Space
@@ -70,8 +71,8 @@ class Workbench:
         self._parts = parts
 
     @cached_property
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return self.dense.data.training(self.dense.objective.finetune.steps, self._seed)
+    def batches(self) -> Iterator[Batch]:
+        return self.dense.batches.training(self.dense.objective.finetune.steps, self._seed, parts=self._parts)
 
     def load(self, allocation: Allocation) -> float:
         """How much of the budget an allocation uses; 1 is all of it."""
@@ -103,6 +104,6 @@ class Workbench:
             return
         config = replace(self.dense.objective.finetune, steps=self.steps)
         batches = islice(self.batches, self.steps)
-        for step in finetune(model, batches, config, self.dense.teacher, penalty, self._parts):
+        for step in finetune(model, batches, config, penalty, self._parts):
             self._on_step(step)
             yield step

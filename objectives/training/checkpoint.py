@@ -22,7 +22,7 @@ class Passed:
     """How far a candidate has come.
 
     Attributes:
-        before: figures as built.
+        before: figures as built, on `Objective.split_before`.
         step: optimiser steps taken.
         rungs: optimiser step -> top-1 error there.
         seconds: wall time so far.

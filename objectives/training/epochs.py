@@ -16,6 +16,7 @@ from objectives.error import evaluate
 from objectives.runtime.distributed import ALONE, Group
 from objectives.runtime.out_of_memory import within_memory
 from objectives.runtime.progress import Progress, Step
+from objectives.training.batch import taught
 from objectives.training.finetune import finetune
 from objectives.training.long_finetune import Course, Epoch, Trained
 from objectives.training.state import load_state, read_note, save_state
@@ -123,9 +124,8 @@ class _Training:
         lr, done = course.config.finetune_lr or course.finetune.lr, len(trained.epochs)
         config = replace(course.finetune, steps=course.steps, lr=lr)
         batches = course.batches(self._group, self._device, done)
-        steps = finetune(
-            self._model, batches, config, self._teacher, parts=trained.parts, resume=self._resume, group=self._group
-        )
+        lessons = taught(batches, self._teacher, config, trained.parts)
+        steps = finetune(self._model, lessons, config, parts=trained.parts, resume=self._resume, group=self._group)
         losses, began = list[float](), time.perf_counter()
         for step in steps:
             if self._ema is not None:

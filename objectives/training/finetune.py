@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from objectives.runtime.device import half_type
 from objectives.runtime.distributed import ALONE, Group
 from objectives.runtime.progress import Step
+from objectives.training.batch import Batch, precision
 from objectives.training.config import FinetuneConfig
 from spaces.errors import DivergedError
 
@@ -21,9 +21,8 @@ Resume = Callable[[nn.Module, torch.optim.Optimizer, torch.amp.GradScaler], int]
 
 def finetune(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[Batch],
     config: FinetuneConfig,
-    teacher: nn.Module | None = None,
     penalty: Callable[[], Tensor] | None = None,
     parts: int = 1,
     resume: Resume = lambda model, optimizer, scaler: 0,
@@ -33,9 +32,8 @@ def finetune(
 
     Args:
         model: on its device; left in training mode until the iterator is exhausted, then in evaluation mode.
-        batches: images [B, C, H, W] and labels [B]; `config.steps` of them.
+        batches: `config.steps` of them, on the same device.
         config: how to train.
-        teacher: dense model on the same device, in evaluation mode; None trains on the labels alone.
         penalty: a scalar that is added to the loss of every step; for a group of one.
         parts: split every batch in so many and accumulate their gradients, for as much less memory: the same step up to
             rounding, in a model whose outputs for an image do not depend on the others. For a group of one.
@@ -48,7 +46,9 @@ def finetune(
         DivergedError: the loss is NaN or infinite, of whichever process.
     """
     device = next(model.parameters()).device
-    cast, scaler = _precision(config, device)
+    cast = precision(config, device)
+    halved = isinstance(cast, torch.autocast) and half_type(device) == torch.float16
+    scaler = torch.amp.GradScaler(device.type, enabled=halved)
     optimizer = create_optimizer_v2(model, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay)
     warmup = max(1, config.steps // 10)
     scheduler, _ = create_scheduler_v2(
@@ -59,15 +59,14 @@ def finetune(
     if taken := resume(model, optimizer, scaler):
         scheduler.step_update(taken)
     trained = group.wrap(model)
-    for step, (images, labels) in enumerate(batches, start=taken + 1):
-        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+    for step, batch in enumerate(batches, start=taken + 1):
         value = 0.0
-        for some, their in zip(images.chunk(parts), labels.chunk(parts), strict=True):
+        for some in batch.chunks(parts):
             with cast:
-                loss = _loss(trained(some), their, _soft_labels(teacher, some), config)
+                loss = _loss(trained(some.images), some, config)
             if penalty is not None:
                 loss = loss + penalty()
-            loss = loss * (len(some) / len(images))
+            loss = loss * (len(some.images) / len(batch.images))
             value += group.mean(float(loss.detach()))
             if not math.isfinite(value):
                 raise DivergedError(f"the loss became {value} at step {step} of {config.steps}: lower --lr")
@@ -82,29 +81,14 @@ def finetune(
     model.eval()
 
 
-def _soft_labels(teacher: nn.Module | None, images: Tensor) -> Tensor | None:
-    if teacher is None:
-        return None
-    with torch.no_grad():
-        return teacher(images).float()  # type: ignore[no-any-return]
-
-
-def _loss(logits: Tensor, labels: Tensor, soft: Tensor | None, config: FinetuneConfig) -> Tensor:
-    """Cross-entropy with the labels, and T^2-scaled KL divergence to the teacher (Hinton et al. 2015)."""
+def _loss(logits: Tensor, batch: Batch, config: FinetuneConfig) -> Tensor:
+    """Cross-entropy with the labels, and T^2-scaled KL divergence to the soft labels (Hinton et al. 2015)."""
     logits = logits.float()
-    hard = F.cross_entropy(logits, labels)
-    if soft is None or config.distillation == 0:
+    hard = F.cross_entropy(logits, batch.labels)
+    if batch.soft is None or config.distillation == 0:
         return hard
     t = config.temperature
     divergence = F.kl_div(
-        F.log_softmax(logits / t, dim=-1), F.log_softmax(soft / t, dim=-1), reduction="batchmean", log_target=True
+        F.log_softmax(logits / t, dim=-1), F.log_softmax(batch.soft / t, dim=-1), reduction="batchmean", log_target=True
     )
     return config.distillation * t * t * divergence + (1 - config.distillation) * hard
-
-
-def _precision(config: FinetuneConfig, device: torch.device) -> tuple[torch.autocast | nullcontext[None], torch.amp.GradScaler]:
-    wanted = device.type == "cuda" if config.amp == "auto" else config.amp == "on"
-    if not wanted:
-        return nullcontext(), torch.amp.GradScaler(device.type, enabled=False)
-    dtype = half_type(device)
-    return torch.autocast(device.type, dtype=dtype), torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)

@@ -10,6 +10,7 @@ from objectives.data.loaders import Data
 from objectives.runtime.device import resolve_device
 from objectives.runtime.progress import Progress
 from objectives.runtime.seeding import seed_everything
+from objectives.training.batch import labelled
 from objectives.training.config import FinetuneConfig
 from objectives.training.finetune import finetune
 from search.config import SearchConfig
@@ -48,6 +49,6 @@ def train_dense(
     model.to(resolve_device(device))
     data = Data(data_config, preprocessing(model, model_config))
     progress("training", 0, config.steps)
-    for step in finetune(model, data.training(config.steps, seed), config):
+    for step in finetune(model, labelled(data.training(config.steps, seed)), config):
         progress("training", step.step, config.steps)
     save_tensors(path, model.state_dict())

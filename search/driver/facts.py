@@ -36,6 +36,7 @@ def facts_of(
         space=space.name,
         spaces={space.name: space, **others},
         dense=DenseFigures(costs=dense.costs.dense, error=dense.figures.error),
+        split_before=dense.objective.split_before,
         reach=reach,
         latency=None if table is None else LatencySource(text=table.text, error=table.error),
         objectives=tuple(objectives),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from objectives.training.run_batches import remove_batches
 from search.config import SearchConfig
 from search.driver.observer import Observer
 from search.driver.session import Session
@@ -51,6 +52,8 @@ def launch(config: SearchConfig, observer: Observer | None = None) -> Run:
     run = Run(directory)
     if config.study.audit and done:
         audit(run, config.study.audit, progress=observer.stage)
+    if done:
+        remove_batches(directory)
     return run
 
 

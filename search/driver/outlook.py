@@ -4,6 +4,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from objectives.data.stored import size_of
+from objectives.training.run_batches import CACHE
 from objectives.units import format_size
 from search.driver.pace import Expected
 from spaces.errors import RunError
@@ -20,6 +22,7 @@ class Outlook:
         seconds: of one trial.
         weights: bytes of one trial's weights.
         free: bytes of disk that are free.
+        kept, needed: bytes of what all trials read: on the disk, and if all of it were kept there.
         recorded: finished trials whose time it was taken from; 0 where a trial was timed.
     """
 
@@ -29,6 +32,8 @@ class Outlook:
     seconds: float
     weights: int
     free: int
+    kept: int = 0
+    needed: int = 0
     recorded: int = 0
 
     @property
@@ -57,7 +62,7 @@ class Outlook:
         return min(self.workers, self.left) * self.weights
 
 
-def outlook_of(directory: Path, trial: Expected, trials: int, finished: int, workers: int) -> Outlook:
+def outlook_of(directory: Path, trial: Expected, trials: int, finished: int, workers: int, needed: int) -> Outlook:
     """The outlook of a launch.
 
     Args:
@@ -66,6 +71,7 @@ def outlook_of(directory: Path, trial: Expected, trials: int, finished: int, wor
         trials: in the run when it is done.
         finished: of these, already.
         workers: trials at once.
+        needed: bytes of what all trials read.
 
     Raises:
         RunError: the disk has no room for the weights of the trials that run at once.
@@ -74,6 +80,7 @@ def outlook_of(directory: Path, trial: Expected, trials: int, finished: int, wor
     outlook = Outlook(
         trials=trials, finished=finished, workers=workers,
         seconds=trial.seconds, weights=trial.weights, free=free, recorded=trial.recorded,
+        kept=size_of(directory / CACHE), needed=needed,
     )  # fmt: skip
     if outlook.least > free:
         raise RunError(

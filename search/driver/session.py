@@ -26,7 +26,7 @@ from search.driver.outlook import Outlook, outlook_of
 from search.driver.pace import Pace
 from search.driver.publisher import Publisher
 from search.fidelity.judge import judge, tell_found
-from search.layout import CONFIG
+from search.layout import CONFIG, JOURNAL
 from search.run.continuation import check_same_latencies, check_same_model, identity_of
 from search.run.edge import lower_edges
 from search.run.provenance import environment
@@ -34,6 +34,7 @@ from search.runners.base import Listener, Runner
 from search.runners.create import create_runner
 from search.runners.job import Need, needs_of
 from search.study.early_stopping import reason_to_stop
+from search.study.replay import journal_numbers
 from search.study.study import Study
 from search.trial import Proposal
 from spaces.allocation import Allocation
@@ -122,9 +123,15 @@ class Session:
 
     def _needs(self) -> Sequence[Need]:
         study = self.config.study
+        is_done = (study.recipe, study.storage) == (None, None) and self._finished() >= study.trials
         return needs_of(
-            latency=study.times, factors=study.recipe is None, profile=study.recipe is None and study.measured_profile
-        )
+            latency=study.times, factors=study.recipe is None, profile=study.recipe is None and study.measured_profile,
+            batches=not is_done,
+        )  # fmt: skip
+
+    def _finished(self) -> int:
+        """Trials in the journal, before the study is opened."""
+        return len(journal_numbers(self.directory / JOURNAL))
 
     def _judge(self) -> None:
         """Tell what is odd about the dense model's figures, before factors are computed; once, whichever worker has them."""
@@ -193,7 +200,8 @@ class Session:
         params = int(self.dense.costs.count(typical, "params"))
         trial = pace.expect(self.study.trials, wanted, params, partial(self._time, typical))
         self.deadline.expect(trial.slowest)
-        return outlook_of(self.directory, trial, wanted, len(self.study.trials), self.runner.workers)
+        needed = self.dense.batches.needed(Group(size=self.config.machines.gpus_per_trial))
+        return outlook_of(self.directory, trial, wanted, len(self.study.trials), self.runner.workers, needed)
 
     def _time(self, typical: Allocation) -> Forecast:
         """What a trial of an allocation takes, by a few steps of it."""

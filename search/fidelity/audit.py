@@ -19,6 +19,7 @@ from objectives.error import evaluate
 from objectives.evaluator import Evaluator, OnStep
 from objectives.runtime.device import name_of, resolve_device
 from objectives.runtime.progress import Progress, told_steps
+from objectives.training.run_batches import remove_batches
 from search.config import LEAST_AUDITED
 from search.fidelity.judge import warn
 from search.fidelity.options import check_size
@@ -95,6 +96,7 @@ def audit(
     try:
         work = _Audit(run, points, factor, seeds)
         result = work.result(work.measured(progress, notice))
+        remove_batches(run.directory)
         write_audit(run.directory, result)
         render(run)
     finally:
@@ -138,6 +140,8 @@ class _Audit:
             if index == 0:
                 evaluator = self._evaluator(progress)
                 warn(evaluator.dense.data, notice)
+                evaluator.dense.keep_search()
+            evaluator.dense.keep_training(seed=seed)
             with told_steps(what, self.steps, progress) as on_step:
                 entry = self._measure(evaluator, trial, seed, on_step)
             with path.open("a", encoding="utf-8") as log:

@@ -35,6 +35,7 @@ def differences(summaries: Sequence[RunSummary], options: Sequence[Mapping[str, 
         *_sentence("The dense models differ, and costs are shares of each run's own", map(_dense, summaries)),
         *_sentence("The objectives differ, and with them what a hypervolume is", map(_objectives, summaries)),
         *_sentence("The images differ, and with them what an error is", _values(options, _IMAGES)),
+        *_sentence("The errors as built are on other images", (summary.images_before for summary in summaries)),
         *_sentence("The fine-tunes differ", _values(options, _TRAINING)),
     ]
 

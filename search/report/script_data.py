@@ -75,6 +75,7 @@ class ScriptData:
         progress: of the search.
         chosen: number of the trial that is shown first; None where there is none.
         dense: error of the dense model, as text.
+        images_before: those of the figures as built, in words.
         command: that exports a trial, without its number.
         sensitivity: of the run's profile, if it has one.
         csv: trials.csv.
@@ -89,6 +90,7 @@ class ScriptData:
     progress: Progress
     chosen: int | None
     dense: str
+    images_before: str
     command: str
     sensitivity: Sensitivity | None
     csv: str
@@ -112,6 +114,7 @@ class ScriptData:
             "progress": asdict(self.progress),
             "chosen": self.chosen,
             "dense": self.dense,
+            "images_before": self.images_before,
             "command": self.command,
             "sensitivity": None if self.sensitivity is None else asdict(self.sensitivity),
             "csv": self.csv,
@@ -149,6 +152,7 @@ def script_data(
         progress=progress_of(points, summary),
         chosen=_chosen(summary, points),
         dense=number_text(reference_of(summary.dense), ".2%"),
+        images_before=summary.images_before,
         command=f"python run_search.py export {shlex.quote(run)} --trial ",
         sensitivity=sensitivity,
         csv=csv,

@@ -28,7 +28,8 @@ class TrialTexts:
         before: error as built.
         error: after the short fine-tune.
         ratio: of that to the dense model's.
-        kl: divergence before and after.
+        kl_before: divergence as built.
+        kl: after the short fine-tune.
         time: seconds, and the seed.
         costs: cost -> its texts.
     """
@@ -36,13 +37,14 @@ class TrialTexts:
     before: str
     error: str
     ratio: str
+    kl_before: str
     kl: str
     time: str
     costs: Mapping[Cost, CostTexts]
 
     def to_json(self) -> dict[str, str]:
         """As the page's script reads it: a cost has a text by its name, and one by that of its share."""
-        named = {"before": self.before, "error": self.error, "ratio": self.ratio, "kl": self.kl, "time": self.time}
+        named = {name: getattr(self, name) for name in ("before", "error", "ratio", "kl_before", "kl", "time")}
         for cost, texts in self.costs.items():
             named |= {cost: texts.amount, COSTS[cost].kept: texts.kept}
         return named
@@ -55,7 +57,8 @@ def texts_of(trial: FinishedTrial, summary: RunSummary) -> TrialTexts:
         before=number_text(trial.error_before, ".2%"),
         error=number_text(error, ".2%"),
         ratio=f"×{trial.figure('error') / reference:.2f}" if reference > 0 else MISSING,
-        kl=f"{_divergence(trial.kl_before)} → {_divergence(trial.kl)}",
+        kl_before=_divergence(trial.kl_before),
+        kl=_divergence(trial.kl),
         time=f"{number_text(trial.seconds, '.0f')} s, seed {number_text(trial.seed, '.0f')}",
         costs={spec.name: _cost(spec, trial, summary) for spec in summary.costs},
     )

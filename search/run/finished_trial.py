@@ -22,8 +22,8 @@ class FinishedTrial:
         space: name of the space of its allocation.
         reason: why it failed or was stopped.
         error: top-1 error on the search split after the short fine-tune, in [0, 1]; None unless it is COMPLETE.
-        error_before: the same as built, before any training.
-        kl, kl_before: mean KL divergence from the dense model after and before it, in nats.
+        error_before: top-1 error as built, before any training, on `RunSummary.split_before`.
+        kl, kl_before: mean KL divergence from the dense model after and before it, in nats; on the splits of the errors.
         costs: cost -> figure, in the cost's unit; empty for a failed trial.
         kept: cost -> share of the dense model's; likewise.
         steps: optimiser steps paid.

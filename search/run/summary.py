@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from objectives.cost.spec import Cost, CostSpec, known_costs
+from objectives.objective import SplitBefore
 from search.budgets.targets import Budget, Reach
 from search.pareto import front, hypervolume
 from search.run.finished_trial import FinishedTrial, best_within
@@ -69,6 +70,7 @@ class RunSummary:
         space: name of the searched space.
         spaces: name -> space, of the searched one and of those that recipes make models in.
         dense: figures of the dense model.
+        split_before: split that errors and divergences as built were measured on; for train, on the images of the profile.
         reach: cost -> (smallest allocation's, dense model's).
         latency: where latencies are from; None where none was measured.
         objectives: "error" and the costs that are minimised with it.
@@ -85,6 +87,7 @@ class RunSummary:
     space: str
     spaces: Mapping[str, Space]
     dense: DenseFigures
+    split_before: SplitBefore
     reach: Reach
     latency: LatencySource | None = None
     objectives: tuple[str, ...]
@@ -93,6 +96,11 @@ class RunSummary:
     hypervolume: float = 0.0
     best: tuple[int | None, ...] = ()
     front: tuple[FrontPoint, ...] = ()
+
+    @property
+    def images_before(self) -> str:
+        """The images that errors and divergences as built were measured on, for people."""
+        return "training images" if self.split_before == "train" else "search split"
 
     @property
     def costs(self) -> tuple[CostSpec, ...]:

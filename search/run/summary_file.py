@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from objectives.cost.spec import COSTS, known_costs
+from objectives.objective import SplitBefore
 from objectives.score import figure_names
 from search.budgets.targets import Budget, parse_target
 from search.layout import ANOTHER_RUN, RUN_FORMAT, SUMMARY
@@ -60,6 +61,7 @@ def summary_to_json(summary: RunSummary) -> dict[str, Any]:
         "spaces": {name: _space_to_json(space) for name, space in summary.spaces.items()},
         "skipped": [asdict(entry) for entry in summary.spaces[summary.space].skipped],
         "dense": {**dense.costs, "error": dense.error, "error_finetuned": dense.error_finetuned},
+        "split_before": summary.split_before,
         "reach": {cost: list(ends) for cost, ends in summary.reach.items()},
         **({"latency": asdict(summary.latency)} if summary.latency else {}),
         "objectives": list(summary.objectives),
@@ -89,6 +91,7 @@ def summary_from_json(content: Any) -> RunSummary:
         dense=DenseFigures(
             costs={cost: dense[cost] for cost in costs}, error=dense["error"], error_finetuned=dense["error_finetuned"]
         ),
+        split_before=content["split_before"],
         reach={cost: (least, most) for cost, (least, most) in content["reach"].items()},
         latency=_latency(content.get("latency")),
         objectives=tuple(content["objectives"]),
@@ -217,6 +220,7 @@ def _schema() -> dict[str, Any]:
         "spaces": Each([_SITE]),
         "skipped": [{"name": TEXT, "reason": TEXT}],
         "dense": {**costs, "error": SHARE, "error_finetuned": Maybe(SHARE)},
+        "split_before": choice(*get_args(SplitBefore)),
         "reach": _of_costs((POSITIVE, POSITIVE)),
         "latency?": {"text": TEXT, "error": NUMBER},
         "objectives": [choice("error", *COSTS)],

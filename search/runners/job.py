@@ -11,6 +11,7 @@ from typing import IO, Literal
 from objectives.dense_model import DenseModel
 from objectives.evaluator import Evaluator, OnRung, OnStep
 from objectives.recipes.registry import evaluate_recipe
+from objectives.runtime.distributed import ALONE, Group
 from objectives.runtime.out_of_memory import is_out_of_memory
 from objectives.runtime.progress import Step
 from objectives.score import Score
@@ -21,7 +22,7 @@ from spaces.errors import CompressionError
 from spaces.files import cut_torn_line
 
 # What trials of a search use, besides the dense model's figures.
-Need = Literal["latency", "factors", "profile"]
+Need = Literal["latency", "factors", "profile", "batches"]
 
 
 # Asked at a rung, in the process that tells the study: proposal, optimiser step, error there -> why to stop, or None.
@@ -124,28 +125,34 @@ def _divergence(evaluator: Evaluator, allocation: Allocation) -> float:
         return math.nan
 
 
-def needs_of(*, latency: bool, factors: bool, profile: bool) -> list[Need]:
+def needs_of(*, latency: bool, factors: bool, profile: bool, batches: bool) -> list[Need]:
     """What is computed once per run.
 
     Args:
         latency: whether the search has it as a cost.
         factors: whether allocations are built, and not recipes alone.
         profile: whether sites are measured, where allocations are built.
+        batches: whether trials are to be run.
     """
-    wanted: dict[Need, bool] = {"latency": latency, "factors": factors, "profile": factors and profile}
+    wanted: dict[Need, bool] = {"latency": latency, "factors": factors, "profile": factors and profile, "batches": batches}
     return [need for need, is_wanted in wanted.items() if is_wanted]
 
 
-def compute(dense: DenseModel, needs: Sequence[Need], measured: Callable[[], None] = lambda: None) -> None:
+def compute(
+    dense: DenseModel, needs: Sequence[Need], measured: Callable[[], None] = lambda: None, group: Group = ALONE
+) -> None:
     """Compute what is computed once per run, or load it where that was done.
 
     Args:
         dense: what trials share.
         needs: what else trials use than the dense model's answers.
         measured: called when the dense model's figures are there.
+        group: the processes that will fine-tune each candidate together.
     """
     if "latency" in needs:  # timed first, while nothing that is computed here fills the processor's caches
         _ = dense.latency
+    if "batches" in needs:
+        dense.keep_search()
     _ = dense.figures
     measured()
     if "factors" in needs:
@@ -153,3 +160,7 @@ def compute(dense: DenseModel, needs: Sequence[Need], measured: Callable[[], Non
     if "profile" in needs:
         _ = dense.profile
     _ = dense.answers  # else the first trial would pay for them
+    if "batches" in needs:
+        dense.keep_training(group)
+        if dense.objective.split_before == "train":
+            _ = dense.screening

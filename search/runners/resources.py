@@ -32,6 +32,9 @@ class MachineConfig:
         max_hours: no trial is started that would not be done after so many hours of this launch, and of no later one.
         trial_timeout: seconds after which a trial is taken to hang; by default ten times the forecast.
         disk_limit: GB of weights of the front that are kept; those beyond are made again when they are exported.
+        cache: GB in the run directory for what all trials read: training batches, the dense model's outputs on them, and the
+            search images. What has no room is made anew by every trial. It is removed when the search is done. By default a
+            quarter of the free disk, and half of the memory at most; 0 keeps nothing.
     """
 
     runner: Literal["auto", "in-process", "ray", "tune"] = "auto"
@@ -45,6 +48,7 @@ class MachineConfig:
     max_hours: float | None = None
     trial_timeout: float | None = None
     disk_limit: float | None = None
+    cache: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("parallel", "workers_per_gpu", "gpus_per_trial", "threads"):
@@ -57,6 +61,8 @@ class MachineConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"{name} must be positive, got {value}")
+        if self.cache is not None and not 0 <= self.cache < math.inf:
+            raise ConfigError(f"cache must be at least 0, got {self.cache}")
         if self.workers_per_gpu > 1 and self.gpus_per_trial > 1:
             raise ConfigError("workers_per_gpu and gpus_per_trial exclude each other: a trial shares a GPU or has several")
         if self.runner == "in-process" and self.distributed:

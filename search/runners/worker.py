@@ -21,7 +21,7 @@ from objectives.evaluator import Evaluator
 from objectives.forecast import Forecast, forecast
 from objectives.objective import Objective
 from objectives.runtime.device import name_of
-from objectives.runtime.distributed import join_group
+from objectives.runtime.distributed import Group, join_group
 from objectives.runtime.progress import Step
 from search.runners.job import Need, compute, run_job
 from search.trial import Job, Outcome, Proposal, Screened
@@ -86,8 +86,12 @@ class Worker:
         self._answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._evaluator: Evaluator | None = None
 
-    def prepare(self, needs: Sequence[Need]) -> Iterator[Stage | Measured | Ready]:
+    def prepare(self, needs: Sequence[Need], rank: int = 0) -> Iterator[Stage | Measured | Ready]:
         """Load or compute all that trials use.
+
+        Args:
+            needs: what that is.
+            rank: of this process in the group that it will join.
 
         Raises:
             RunError: the run directory is not to be seen from here.
@@ -103,7 +107,7 @@ class Worker:
                 tell(Stage(what=what, done=done, total=total))
 
             dense = load_dense(self._objective, stage)
-            compute(dense, needs, lambda: tell(Measured()))
+            compute(dense, needs, lambda: tell(Measured()), Group(rank=rank, size=self._processes))
             self._evaluator = Evaluator(dense)
             return self._place(dense)
 
@@ -119,7 +123,7 @@ class Worker:
         """
         torch.set_num_threads(self._threads)
         if self._evaluator is None:
-            for _ in self.prepare(needs):
+            for _ in self.prepare(needs, rank):
                 pass
         dense = self._ready.dense
         self._evaluator = Evaluator(dense, join_group(rank, self._processes, address, port, dense.device))

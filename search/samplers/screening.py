@@ -10,7 +10,8 @@ from spaces.allocation import Allocation
 Parameters = Mapping[str, Any]
 Measured = list[tuple[Parameters, float]]  # parameters of candidates, and their divergences in nats
 
-SCORE = "score"  # user attribute of a finished trial: holds kl_before, the divergence that screening would have measured
+# User attribute of a finished trial: holds kl_before, what screening would have measured (near it with --measure-before).
+SCORE = "score"
 
 
 class Candidates(Protocol):

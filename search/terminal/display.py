@@ -178,11 +178,22 @@ def forecast_line(outlook: Outlook) -> str:
     trials = f"{left} trials on {workers} take" if left > 1 else f"1 trial on {workers} takes"
     whole = f"{trials} {hours} ({outlook.machine_hours:.2g} worker-hours)"
     source = f" from {outlook.recorded} finished trial{'s' if outlook.recorded > 1 else ''}" if outlook.recorded else ""
-    return f"forecast{source}: {outlook.seconds:.1f} s a trial; {whole}; weights at most {format_size(outlook.most)}"
+    disk = f"weights at most {format_size(outlook.most)}; {_shared(outlook)}"
+    return f"forecast{source}: {outlook.seconds:.1f} s a trial; {whole}; {disk}"
+
+
+def _shared(outlook: Outlook) -> str:
+    """What is kept of the batches."""
+    if outlook.kept >= outlook.needed:
+        return f"batches {format_size(outlook.kept)}"
+    need = f"batches need {format_size(outlook.needed)}"
+    if not outlook.kept:
+        return f"{need}, and every trial makes them anew (see --cache)"
+    return f"{need}, of which {format_size(outlook.kept)} are kept (see --cache)"
 
 
 def _trial_table(rows: list[Trial], summary: RunSummary) -> Table:
-    table = Table()
+    table = Table(caption=f"errors as built are on {summary.images_before}", caption_justify="left")
     for name in ("trial", "label", f"keeps of {MAIN.word}", "error as built", "error fine-tuned", "seconds"):
         table.add_column(name, justify="left" if name == "label" else "right", no_wrap=True)
     for trial in rows:
@@ -209,7 +220,7 @@ def _line(trial: Trial, summary: RunSummary) -> str:
     kept = " and ".join(f"{_kept(spec, score, summary)} of {spec.word}" for spec in shown)
     if score.error is None:
         return f"{name}: keeps {kept}, {trial.reason}; {score.seconds:.1f} s"
-    errors = f"error {score.error_before:.2%} as built, {score.error:.2%} fine-tuned"
+    errors = f"error {score.error_before:.2%} as built ({summary.images_before}), {score.error:.2%} fine-tuned"
     return f"{name}: keeps {kept}, {errors}, {score.seconds:.1f} s; {_best(summary)}"
 
 

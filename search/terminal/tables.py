@@ -45,6 +45,8 @@ def fronts(directories: Sequence[Path]) -> Iterator[Table | str]:
 def front_table(summary: RunSummary) -> Table:
     """The front as a table for the terminal."""
     table, dense = Table(title="Pareto front (errors on the search split)", title_justify="left"), summary.dense.costs
+    if summary.split_before != "search":
+        table.caption, table.caption_justify = f"errors as built are on {summary.images_before}", "left"
     for name in ("trial", "label", *cost_columns(dense), "error as built", "error fine-tuned"):
         table.add_column(name, justify="left" if name == "label" else "right", no_wrap=True)
     for point in summary.front:

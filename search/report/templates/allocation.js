@@ -10,9 +10,11 @@ function facts(run, number) {
   const point = run.points[number];
   return [
     ...Object.entries(run.costs).map(([cost, name]) => [`${name} kept`, `${point[`${cost}_kept`]}, ${point[cost]}`]),
-    ["error before → after fine-tune", `${point.before} → ${point.error}`],
+    [`error as built (${run.images_before})`, point.before],
+    ["error fine-tuned", point.error],
     ["error / dense error", `${point.ratio} of ${run.dense}`],
-    ["KL to dense, before → after", point.kl],
+    [`KL to dense as built (${run.images_before})`, point.kl_before],
+    ["KL to dense, fine-tuned", point.kl],
     ["time", point.time],
   ];
 }
