@@ -1,6 +1,5 @@
 """The models and images that the parts measure with, as options of a search; their small stand-ins are made of the digits."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +68,7 @@ def evaluator_of(config: SearchConfig, setting: Setting, name: str) -> Evaluator
     return Evaluator(load_dense(config.objective(setting.folder / "once" / f"{name}{'-tiny' if setting.tiny else ''}")))
 
 
-def with_steps(evaluator: Evaluator, **options: Any) -> Evaluator:
-    """The same evaluator with other options of the fine-tune."""
-    objective = evaluator.dense.objective
-    evaluator.dense.objective = replace(objective, finetune=replace(objective.finetune, **options))
-    return evaluator
-
-
-def test_error(evaluator: Evaluator, model: nn.Module) -> float:
+def error_on_test(evaluator: Evaluator, model: nn.Module) -> float:
     """Top-1 error on the test split, which nothing is selected on."""
     return evaluate(model.to(evaluator.dense.device), evaluator.dense.data.evaluation("test")).error
 

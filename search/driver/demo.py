@@ -46,9 +46,9 @@ def train_dense(
     seed_everything(seed)
     model = create_model(model_config)
     nn.init.normal_(model.get_parameter("pos_embed"), std=0.5)
-    model.to(resolve_device(device))
-    data = Data(data_config, preprocessing(model, model_config))
+    data, where = Data(data_config, preprocessing(model, model_config)), resolve_device(device)
+    batches = ((images.to(where), labels.to(where)) for images, labels in data.training(config.steps, seed))
     progress("training", 0, config.steps)
-    for step in finetune(model, labelled(data.training(config.steps, seed)), config):
+    for step in finetune(model.to(where), labelled(batches), config):
         progress("training", step.step, config.steps)
     save_tensors(path, model.state_dict())

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from gpu.models import BATCH, evaluator_of, fashion, test_error
+from gpu.models import BATCH, error_on_test, evaluator_of, fashion
 from gpu.rows import Figures
 from gpu.setting import Setting
 from objectives.cost.closed_form import cost_model
@@ -40,11 +40,11 @@ def measure(unit: str, setting: Setting, known: Mapping[str, Figures]) -> Iterat
     model, batches, figures = _cut(dense, name, int(seed), before + after)
     figures["steps before"] = before
     model = model.to(dense.device)
-    yield "at the cut", {**figures, "test split": test_error(evaluator, model), "seconds": time.perf_counter() - start}
-    for step in finetune(model, islice(batches, after), replace(config, steps=after), dense.teacher):
+    yield "at the cut", {**figures, "test split": error_on_test(evaluator, model), "seconds": time.perf_counter() - start}
+    for step in finetune(model, islice(batches, after), replace(config, steps=after)):
         _tell(step)
     yield "after 20 epochs", {
-        **figures, "steps after": after, "test split": test_error(evaluator, model), "seconds": time.perf_counter() - start
+        **figures, "steps after": after, "test split": error_on_test(evaluator, model), "seconds": time.perf_counter() - start
     }  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def _cut(dense: DenseModel, name: str, seed: int, steps: int) -> tuple[Any, Any,
         model, allocation, space, batches = cut.model, cut.allocation, bench.space, bench.batches
     else:
         seed_everything(seed)
-        space, batches = dense.space, dense.data.training(steps, seed)
+        space, batches = dense.space, dense.batches.training(steps, seed)
         knapsack = Knapsack(space, dense.costs, dense.profile.closed)
         allocation = space.identity() if name == DENSE else knapsack.allocate(limits)
         model = dense.factors.build(allocation)

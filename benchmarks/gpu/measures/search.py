@@ -7,7 +7,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from gpu.models import evaluator_of, fashion, test_error
+from gpu.models import error_on_test, evaluator_of, fashion
 from gpu.rows import Figures
 from gpu.setting import Setting
 from objectives.evaluator import Evaluator
@@ -54,5 +54,5 @@ def _judged(evaluator: Evaluator, allocation: Allocation, seed: int) -> dict[str
         "MACs kept": score.costs["macs"] / dense.costs.dense["macs"],
         "parameters kept": score.costs["params"] / dense.costs.dense["params"],
         "search split": score.error,
-        "test split": test_error(evaluator, model),
+        "test split": error_on_test(evaluator, model),
     }

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from gpu.models import BATCH, evaluator_of, fashion, test_error
+from gpu.models import BATCH, error_on_test, evaluator_of, fashion
 from gpu.rows import Figures
 from gpu.setting import Setting
 from objectives.training.config import FinetuneConfig
@@ -29,7 +29,7 @@ def measure(unit: str, setting: Setting, known: Mapping[str, Figures]) -> Iterat
         "errors",
         {
             "search split": evaluator.dense.figures.error,
-            "test split": test_error(evaluator, evaluator.dense.teacher),
+            "test split": error_on_test(evaluator, evaluator.dense.teacher),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "GMACs": evaluator.dense.costs.dense["macs"] / 1e9,
         },
