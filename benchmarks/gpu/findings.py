@@ -49,6 +49,16 @@ def nccl(found: Found) -> list[str]:
     ]
 
 
+def naive(found: Found) -> list[str]:
+    seconds = {what: figures["seconds"] for (_, what), figures in found.items()}
+    pairs = [(what, what.replace("ours", "naive")) for what in seconds if what.startswith("ours")]
+    return [
+        f"{ours.split(', ')[1]} of the MACs: the engine does {seconds[other] / seconds[ours]:.2f} times the naive search's candidates."
+        for ours, other in pairs
+        if other in seconds
+    ]
+
+
 def workers(found: Found) -> list[str]:
     rates = {unit: figures["candidates an hour"] for (unit, _), figures in found.items()}
     return [f"{unit} workers do {rate / rates['1']:.2f} times what one does." for unit, rate in rates.items() if unit != "1"]
@@ -104,6 +114,7 @@ FINDINGS: dict[str, Callable[[Found], list[str]]] = {
     "amp": amp,
     "memory": memory,
     "nccl": nccl,
+    "naive": naive,
     "workers": workers,
     "ways": ways,
     "recipes": recipes,

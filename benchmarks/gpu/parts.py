@@ -68,6 +68,10 @@ PARTS: dict[str, Part] = {
     "throughput": Part(
         title="Throughput of trials", units=("12 %", "50 %", "100 %"), seconds=40, limit=120, gpu=True, tiny=("50 %",)
     ),
+    "naive": Part(
+        title="The engine beside a naive search, ViT-S/16 at 224 pixels", units=("12 and 50 %",), seconds=200, limit=400,
+        gpu=True,
+    ),
     "ways": Part(
         title="Ways to take a step",
         units=("amp bf16 fused padded pinned resident", "graph amp+fused+graph", "compile amp+compile"),
