@@ -51,12 +51,12 @@ def nccl(found: Found) -> list[str]:
 
 def naive(found: Found) -> list[str]:
     seconds = {what: figures["seconds"] for (_, what), figures in found.items()}
-    pairs = [(what, what.replace("ours", "naive")) for what in seconds if what.startswith("ours")]
-    return [
-        f"{ours.split(', ')[1]} of the MACs: the engine does {seconds[other] / seconds[ours]:.2f} times the naive search's candidates."
-        for ours, other in pairs
-        if other in seconds
-    ]
+    lines = []
+    for budget in dict.fromkeys(what.split(", ")[1] for what in seconds):
+        if {f"ours, {budget}", f"naive, {budget}"} <= set(seconds):
+            times = seconds[f"naive, {budget}"] / seconds[f"ours, {budget}"]
+            lines.append(f"{budget} of the MACs: the engine does {times:.2f} times as many candidates as the naive search.")
+    return lines
 
 
 def workers(found: Found) -> list[str]:
