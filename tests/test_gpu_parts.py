@@ -70,6 +70,18 @@ def test_a_unit_whose_time_is_up_is_ended_and_said(setting: Setting, monkeypatch
     assert "| memory | ViT-S/16 | stopped |" in pages[-1]
 
 
+def test_a_call_that_is_ended_ends_its_processes_and_says_so(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(driver.time, "sleep", interrupted)
+    called = Driver(setting, 60.0, lambda: None)
+    with pytest.raises(KeyboardInterrupt):
+        called.run(["memory", "train"])
+    (end,) = read(setting.rows)
+    assert (end.part, end.figures["state"], end.figures["reason"]) == ("memory", STOPPED, "the call was ended")
+
+
 def test_a_process_that_dies_is_a_failure_of_its_unit_alone(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here it cannot even begin: its modules are nowhere."""
     monkeypatch.setattr(driver, "HERE", setting.folder / "nowhere")

@@ -23,6 +23,7 @@ _LAST = 20.0  # seconds that are kept for ending processes and for the page
 class Running:
     """A unit whose process runs."""
 
+    part: str
     unit: str
     process: subprocess.Popen[bytes]
     began: float
@@ -53,6 +54,7 @@ class Driver:
         finally:
             for running in self._running:
                 self._kill(running)
+                self._ended(running.part, running.unit, STOPPED, "the call was ended", time.monotonic() - running.began)
             self._write_page()
 
     def _part(self, name: str, part: Part) -> None:
@@ -70,7 +72,7 @@ class Driver:
                     self._running.append(self._start(name, unit, part))
             time.sleep(0.1)
             for running in list(self._running):
-                self._look(name, running)
+                self._look(running)
 
     def _lack_of_time(self, part: Part) -> str | None:
         left, needed = self._end - time.monotonic(), 0 if self.setting.tiny else part.seconds
@@ -88,15 +90,15 @@ class Driver:
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
             )
         now = time.monotonic()
-        return Running(unit, process, now, min(now + part.limit, self._end))
+        return Running(name, unit, process, now, min(now + part.limit, self._end))
 
-    def _look(self, name: str, running: Running) -> None:
+    def _look(self, running: Running) -> None:
         """Take note of a process that has ended, and end one whose time is up."""
         code, now = running.process.poll(), time.monotonic()
         if code is None and now < running.end:
             return
         self._running.remove(running)
-        seconds = now - running.began
+        name, seconds = running.part, now - running.began
         self._kill(running)
         if code is None:
             self._ended(name, running.unit, STOPPED, f"after {seconds:.0f} s: its time was up", seconds)
