@@ -74,7 +74,7 @@ def test_a_call_that_is_ended_ends_its_processes_and_says_so(setting: Setting, m
     def interrupted(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(driver.time, "sleep", interrupted)
+    monkeypatch.setattr("gpu.driver.time.sleep", interrupted)
     called = Driver(setting, 60.0, lambda: None)
     with pytest.raises(KeyboardInterrupt):
         called.run(["memory", "train"])
