@@ -6,7 +6,16 @@ OLDEST := .venv-oldest
 TWO_CORES := -n 2 --dist loadfile --no-loadscope-reorder
 THREE := -n 3 --dist loadfile --no-loadscope-reorder  # of the slow tests many wait: three at once keep two cores busy
 
-.PHONY: demo test test-quick test-oldest coverage check lint types install data clean
+# The wheels are for this Python on x86-64 Linux, for a machine that has these packages and what they need.
+WHEELS_PYTHON ?= 3.12
+WHEELS_PLATFORMS ?= manylinux1_x86_64 manylinux2010_x86_64 manylinux2014_x86_64 manylinux_2_27_x86_64 manylinux_2_28_x86_64
+WHEELS_HAS ?= torch torchvision huggingface-hub pandas scipy scikit-learn matplotlib pytest
+PARTS ?=
+MINUTES ?= 9
+GPU_OPTIONS ?=
+GPU_PATH = $(CURDIR)/wheels/site:$(CURDIR):$(CURDIR)/benchmarks
+
+.PHONY: demo test test-quick test-oldest coverage check lint types install data wheels gpu clean
 
 demo: install            ## train a small model on the digits, search for flops=50%, export; leaves runs/demo
 	$(BIN)/python run_search.py launch
@@ -54,5 +63,13 @@ $(OLDEST)/.ready: pyproject.toml $(READY)
 data:                    ## Fashion-MNIST in data/, from Debian's package dataset-fashion-mnist
 	$(BIN)/python benchmarks/fashion_mnist.py
 
-clean:                   ## everything that the other targets made, except runs/ and data/
+wheels: install          ## what a bare machine with PyTorch lacks, in wheels/1 and wheels/2
+	PYTHONPATH=benchmarks $(BIN)/python -m gpu.wheels collect wheels --python $(WHEELS_PYTHON) --platforms $(WHEELS_PLATFORMS) --has $(WHEELS_HAS)
+
+# With the machine's own Python, no environment and no network.
+gpu:                     ## everything that needs a GPU, in parts: PARTS="tests train" MINUTES=9, see benchmarks/gpu
+	-PYTHONPATH=$(GPU_PATH) $(PYTHON) -m gpu.wheels install wheels
+	PYTHONPATH=$(GPU_PATH) $(PYTHON) -m gpu --minutes $(MINUTES) $(if $(PARTS),--part $(PARTS)) $(GPU_OPTIONS)
+
+clean:                   ## everything that the other targets made, except runs/, data/ and wheels/
 	rm -rf .venv $(OLDEST) .mypy_cache .pytest_cache .ruff_cache .coverage* *.egg-info

@@ -1,6 +1,7 @@
 """Several processes that evaluate one candidate together, each on its own device: shares, and what they tell each other."""
 
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -58,17 +59,11 @@ class Group:
 
         The first process's parameters and buffers are copied to the others. Nothing is wrapped in a group of one.
         """
-        if self.size == 1:
-            return model
-        return DistributedDataParallel(model, static_graph=True)  # static: parameters without a gradient are allowed
+        return model if self.size == 1 else share_gradients(model)
 
     def total(self, *values: float) -> list[float]:
         """The sum of each value over all processes, in float64; the same to the bit on all of them."""
-        if self.size == 1:
-            return list(values)
-        sums = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(sums)
-        return sums.tolist()
+        return list(values) if self.size == 1 else sum_over_processes(values)
 
     def mean(self, value: float) -> float:
         """The mean over all processes; NaN or infinite on all of them where it is on one."""
@@ -100,8 +95,13 @@ def join_group(rank: int, size: int, address: str, port: int, device: torch.devi
         ConfigError: no such rank, or a device that gradients cannot be sent from.
     """
     group = Group(rank=rank, size=size)
-    if size == 1:
-        return group
+    if size > 1:
+        connect(rank, size, address, port, device, timeout)
+    return group
+
+
+def connect(rank: int, size: int, address: str, port: int, device: torch.device, timeout: float = 600.0) -> None:
+    """Set up what `join_group` needs for more than one process; arguments and errors are its own."""
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"a candidate can be shared by processes on cpu or cuda devices, got {device.type!r}")
     if device.index is not None and device.type == "cuda":
@@ -109,7 +109,18 @@ def join_group(rank: int, size: int, address: str, port: int, device: torch.devi
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     meeting, patience = f"tcp://{address}:{port}", timedelta(seconds=timeout)
     dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=size, timeout=patience)
-    return group
+
+
+def share_gradients(model: nn.Module) -> nn.Module:
+    """`model` in a wrapper whose backward pass leaves the mean of all processes' gradients."""
+    return DistributedDataParallel(model, static_graph=True)  # static: parameters without a gradient are allowed
+
+
+def sum_over_processes(values: Sequence[float]) -> list[float]:
+    """The sum of each value over all processes."""
+    sums = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(sums)
+    return sums.tolist()
 
 
 def leave_group() -> None:

@@ -7,6 +7,7 @@ from torch import nn
 
 from objectives.data.config import DataConfig
 from objectives.data.loaders import Data
+from objectives.runtime.device import resolve_device
 from objectives.runtime.progress import Progress
 from objectives.runtime.seeding import seed_everything
 from objectives.training.batch import labelled
@@ -35,6 +36,7 @@ def train_dense(
     path: Path,
     seed: int = 0,
     progress: Progress = lambda what, done, total: None,
+    device: str = "cpu",
 ) -> None:
     """Train a model from its random initialisation on the true labels and write its weights.
 
@@ -44,8 +46,9 @@ def train_dense(
     seed_everything(seed)
     model = create_model(model_config)
     nn.init.normal_(model.get_parameter("pos_embed"), std=0.5)
-    data = Data(data_config, preprocessing(model, model_config))
+    data, where = Data(data_config, preprocessing(model, model_config)), resolve_device(device)
+    batches = ((images.to(where), labels.to(where)) for images, labels in data.training(config.steps, seed))
     progress("training", 0, config.steps)
-    for step in finetune(model, labelled(data.training(config.steps, seed)), config):
+    for step in finetune(model.to(where), labelled(batches), config):
         progress("training", step.step, config.steps)
     save_tensors(path, model.state_dict())

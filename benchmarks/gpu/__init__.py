@@ -1,0 +1,1 @@
+"""What of the project needs a GPU, in parts that are run by name: `make gpu`."""
