@@ -1,5 +1,6 @@
 """A Ray cluster of two nodes, simulated on one machine, that a search joins; one of the nodes is lost, and another comes."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from search.run.summary import RunSummary
 
 pytestmark = pytest.mark.slow
 
-TRIALS, STEPS = 12, 100
+TRIALS, STEPS = 10, 250
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 128 << 20}
 
 
@@ -49,6 +50,8 @@ class Loses(Silent):
     def finished(self, trial: Any, summary: RunSummary, count: int) -> None:
         super().finished(trial, summary, count)
         self.running.discard(trial.proposal.number)
+        if not self.at_loss:
+            time.sleep(2.0)  # else all trials might have ended before the second worker is there
         if self.at_loss and not self.rejoined and not self.at_loss & self.running:
             self.rejoined = True
             self.cluster.add_node(wait=False, **NODE)
