@@ -18,7 +18,7 @@ from search.run.summary import RunSummary
 
 pytestmark = pytest.mark.slow
 
-TRIALS, STEPS = 10, 250
+TRIALS, STEPS = 10, 600
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 128 << 20}
 
 
@@ -41,6 +41,8 @@ class Loses(Silent):
 
     def step(self, number: int, step: Step) -> None:
         super().step(number, step)
+        if number == 0 and not self.running:
+            time.sleep(10.0)  # the second worker starts now, and all trials might have ended before it is there
         self.running.add(number)
         if len(self.running) == 2 and not self.at_loss:
             self.at_loss = set(self.running)
@@ -50,8 +52,6 @@ class Loses(Silent):
     def finished(self, trial: Any, summary: RunSummary, count: int) -> None:
         super().finished(trial, summary, count)
         self.running.discard(trial.proposal.number)
-        if not self.at_loss:
-            time.sleep(2.0)  # else all trials might have ended before the second worker is there
         if self.at_loss and not self.rejoined and not self.at_loss & self.running:
             self.rejoined = True
             self.cluster.add_node(wait=False, **NODE)
