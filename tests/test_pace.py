@@ -142,3 +142,16 @@ def test_the_launch_says_what_it_is_from() -> None:
 def test_one_trial_is_no_plural() -> None:
     outlook = Outlook(trials=13, finished=12, workers=2, seconds=4.0, weights=400, free=10**9, recorded=0)
     assert "1 trial on 2 workers takes " in forecast_line(outlook)
+
+
+@pytest.mark.parametrize(
+    ("kept", "words"),
+    [
+        (0, "batches need 2 MB, and every trial makes them anew (see --cache)"),
+        (1_000_000, "batches need 2 MB, of which 1 MB are kept (see --cache)"),
+        (2_000_100, "; batches 2 MB"),
+    ],
+)
+def test_what_is_kept_of_the_batches_is_told(kept: int, words: str) -> None:
+    sizes = {"weights": 400, "free": 10**9, "kept": kept, "needed": 2_000_000}
+    assert forecast_line(Outlook(trials=20, finished=0, workers=1, seconds=4.0, **sizes)).endswith(words)

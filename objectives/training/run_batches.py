@@ -32,6 +32,7 @@ _GIGABYTE = 1e9
 _DISK, _MEMORY = 0.25, 0.5  # shares that are used by default: of the free disk, and of the memory that would hold the pages
 _RESIDENT = 0.1  # of a GPU's free memory: smaller arrays are kept there
 _LABEL_BYTES = 8
+_TABLE, _ENTRY = 1000, 16  # bytes of a table of contents, and of each batch in it, at most
 
 
 class RunBatches:
@@ -106,7 +107,7 @@ class RunBatches:
             batches = counted("search images", self._data.evaluation_pixels("search", keep=False), images, batch, progress)
             return ({"pixels": pixels, "labels": labels} for pixels, labels in batches)
 
-        self._search = self._keep("search", self._mark, 1, self._search_bytes, made)
+        self._search = self._keep("search", self._mark, -(-images // batch), self._search_bytes, made)
 
     def keep_training(self, seed: int, group: Group, progress: Progress) -> None:
         """Make the training batches once and for all; the soft labels alone where there is no room for their pixels.
@@ -170,14 +171,12 @@ class RunBatches:
 
     @property
     def _search_bytes(self) -> int:
-        images, batch = self._data.size("search") or 0, self._data.config.eval_batch_size
-        return images * (self._data.image_bytes(training=False) + _LABEL_BYTES) + _table_bytes(-(-images // batch))
+        return (self._data.size("search") or 0) * (self._data.image_bytes(training=False) + _LABEL_BYTES)
 
     def _training_bytes(self, group: Group, pixels: bool) -> int:
-        steps, share = self._config.steps, group.divide(self._data.config.batch_size)
+        images = self._config.steps * group.divide(self._data.config.batch_size)
         soft = 4 * self._outputs if self._config.distillation else 0
-        image = soft + _LABEL_BYTES + (self._data.image_bytes(training=True) if pixels else 0)
-        return steps * share * image + _table_bytes(steps)
+        return images * (soft + _LABEL_BYTES + (self._data.image_bytes(training=True) if pixels else 0))
 
     def _keep(
         self, name: str, mark: str, batches: int, size: int, made: Callable[[], Iterator[Mapping[str, Tensor]]]
@@ -188,7 +187,7 @@ class RunBatches:
             name: what they are; the folder has one of each at a time.
             mark: of all that they follow from.
             batches: least number of them.
-            size: bytes that they take.
+            size: bytes that they take, without the table of contents.
             made: makes them.
         """
         folder = self._folder / f"{name}.{hashlib.sha256(mark.encode()).hexdigest()[:16]}"
@@ -198,7 +197,7 @@ class RunBatches:
             found = open_stored(folder)
             if found is None or len(found.batches) < batches:
                 found = None
-                if self._has_room(name, size):
+                if self._has_room(name, size + _TABLE + _ENTRY * batches):
                     with suppress(OSError):  # the disk is full after all: every trial makes its own
                         store(folder, made())
                     found = open_stored(folder)
@@ -239,11 +238,6 @@ class RunBatches:
 def remove_batches(directory: Path) -> None:
     """Remove what is kept in a run directory: all of it can be made again."""
     shutil.rmtree(directory / CACHE, ignore_errors=True)
-
-
-def _table_bytes(batches: int) -> int:
-    """What a table of contents takes, at most."""
-    return 1000 + 16 * batches
 
 
 def _share(free: int) -> float:
