@@ -204,12 +204,16 @@ def test_the_limit_holds(objective: Objective, limit: int, kept: list[str]) -> N
 
 def test_only_soft_labels(objective: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = opened(objective, keep=False)
-    dense = opened(objective, cache=(SEARCH + SOFT + 3000) / 1e9)
+    limit = (SEARCH + SOFT + 3000) / 1e9
+    dense = opened(objective, cache=limit)
     (folder,) = folder_of(objective).glob("training.*")
     assert sorted(path.name for path in folder.iterdir()) == ["index.json", "labels", "soft"]
     anew = list(plain.batches.training(STEPS, 0))
     monkeypatch.setattr("objectives.training.batch.soft_labels", None)
-    assert is_same(list(dense.batches.training(STEPS, 0)), anew)
+    monkeypatch.setattr("objectives.training.run_batches.soft_labels", None)
+    second = opened(objective, cache=limit)
+    for process in (dense, second):
+        assert is_same(list(process.batches.training(STEPS, 0)), anew), "made by the first process alone"
 
 
 def test_a_small_disk_by_default(objective: Objective, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -204,14 +204,16 @@ class RunBatches:
         return None if found is None else self._placed(found)
 
     def _has_room(self, name: str, size: int) -> bool:
-        """Whether so many bytes more may be kept, once what was kept of this name is gone."""
-        for old in self._folder.glob(f"{name}.*"):
-            shutil.rmtree(old, ignore_errors=True)
-        used = size_of(self._folder)
+        """Whether so many bytes more may be kept in place of what was kept of this name, which is then removed."""
+        old = list(self._folder.glob(f"{name}.*"))
         with suppress(OSError):
-            free = shutil.disk_usage(self._folder).free
-            limit = _share(free + used) if self._limit is None else self._limit * _GIGABYTE
-            return used + size <= limit and size < free
+            freed, free = sum(map(size_of, old)), shutil.disk_usage(self._folder).free
+            used = size_of(self._folder) - freed
+            limit = _share(free + freed + used) if self._limit is None else self._limit * _GIGABYTE
+            if used + size <= limit and size < free + freed:
+                for folder in old:
+                    shutil.rmtree(folder, ignore_errors=True)
+                return True
         return False
 
     @contextmanager
