@@ -7,19 +7,19 @@ them, or as pixels (`objectives.pictures.pixels`), for who keeps them or compute
 import os
 from collections.abc import Callable, Iterator, Sequence, Sized
 from functools import cached_property
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torchvision.transforms import Compose
 
 from objectives.data.batches import Shuffled, View, loaded
 from objectives.data.config import DataConfig
 from objectives.data.found import Found
 from objectives.data.splits import count_classes, name_classes, open_splits
+from objectives.data.streams import endless_passes, first, one_pass, shares
 from objectives.data.variation import training_transform
 from objectives.pictures.check import check_pictures
 from objectives.pictures.pixels import Pixels
@@ -29,7 +29,7 @@ from objectives.pictures.transform import Transform, evaluation_transform
 from objectives.runtime.distributed import ALONE, Group
 from objectives.runtime.progress import Progress
 from objectives.runtime.seeding import drawn_apart
-from spaces.errors import DataError, printable
+from spaces.errors import DataError
 
 CALIBRATION_BATCH = 64
 MEMORY_BYTES = 1 << 30
@@ -171,7 +171,8 @@ class Data:
         share, part = group.divide(batch), self._parts["train"]
         batches: Iterator[Any]
         if part is None:
-            batches = islice(_shares(self._endless(transform, batch, seed, begin), group), steps)
+            endless = endless_passes(self._bases["train"], self.config, transform, batch, seed, begin)
+            batches = islice(shares(endless, group), steps)
         else:
             view = self._view("train", part, transform)
             sampler = Shuffled(len(view), steps * batch, seed, group)
@@ -200,7 +201,7 @@ class Data:
         transform, part = self._transform(training=False), self._parts["train"]
         batch, seed = CALIBRATION_BATCH, self.config.split_seed
         if part is None:
-            found = _first(self._stream("train", transform, batch, seed), size)
+            found = first(one_pass(self._bases["train"], self.config, transform, batch, seed), size)
         else:
             found = self._loader(self._view("train", part[_drawn(len(part), size, seed)], transform), batch)
         return self._inputs(found)
@@ -239,8 +240,8 @@ class Data:
     def _evaluation(self, split: SplitName, most: int | None, group: Group) -> Iterator[tuple[Tensor, Tensor]]:
         transform, batch, part = self._transform(training=False), self.config.eval_batch_size, self._parts[split]
         if part is None:
-            stream = self._stream(split, transform, batch, seed=0)
-            taken = islice(stream if most is None else _first(stream, most), group.rank, None, group.size)
+            stream = one_pass(self._bases[split], self.config, transform, batch, seed=0)
+            taken = islice(stream if most is None else first(stream, most), group.rank, None, group.size)
             return self._labelled(taken, split)
         places = torch.cat([torch.zeros(0, dtype=torch.int64), *self.places(len(part), most, group)])
         return self._labelled(self._loader(self._view(split, part[places], transform), batch), split)
@@ -272,28 +273,6 @@ class Data:
             workers = 0 if is_in_memory(self._bases["train"]) else min(4, os.cpu_count() or 1)
         options.setdefault("generator", torch.Generator().manual_seed(0))  # else a pass draws from the one that dropouts use
         return loaded(view, batch_size=batch, num_workers=workers, pin_memory=torch.cuda.is_available(), **options)
-
-    def _stream(self, split: SplitName, transform: Callable[[Any], Tensor], batch: int, seed: int) -> Iterator[Any]:
-        """One pass over a streamed split, in a process of its own, so that every pass begins anew."""
-        base = cast(Any, self._bases[split])
-        base.transform = transform
-        generator = torch.Generator().manual_seed(seed)
-        batches = iter(DataLoader(base, batch_size=batch, num_workers=self.config.workers or 1, generator=generator))
-        try:
-            yield from batches
-        except Exception as error:  # every reader raises its own kind, and the loader adds where
-            said = str(error).strip().splitlines() or [type(error).__name__]
-            raise DataError(f"{self.config.dataset} in {self.config.data_dir} cannot be read: {printable(said[-1])}") from error
-
-    def _endless(self, transform: Callable[[Any], Tensor], batch: int, seed: int, begin: int = 0) -> Iterator[Any]:
-        """Passes over the streamed training split, each in another order, from the one of this number on."""
-        for epoch in count(begin):
-            cast(Any, self._bases["train"]).set_epoch(epoch)
-            batches = self._stream("train", transform, batch, seed + epoch)
-            if (first := next(batches, None)) is None:
-                raise DataError(f"no images in {self.config.data_dir} (split {self.config.train_split!r})")
-            yield first
-            yield from batches
 
     def _labelled(self, batches: Iterator[Any], split: SplitName) -> Iterator[tuple[Tensor, Tensor]]:
         """`batches`, after a look at their labels."""
@@ -332,20 +311,3 @@ class Data:
 def _drawn(size: int, wanted: int, seed: int) -> Tensor:
     """So many indices below `size`, or all there are, in random order."""
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:wanted]
-
-
-def _shares(batches: Iterator[Any], group: Group) -> Iterator[tuple[Tensor, Tensor]]:
-    """A process's share of every batch, as many images as the others get of it."""
-    for images, labels in batches:
-        shared = len(labels) // group.size * group.size
-        if shared:
-            yield images[group.rank : shared : group.size], labels[group.rank : shared : group.size]
-
-
-def _first(batches: Iterator[Any], wanted: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The first `wanted` images, and their labels."""
-    for images, labels in batches:
-        yield images[:wanted], labels[:wanted]
-        wanted -= len(images)
-        if wanted <= 0:
-            return
