@@ -60,7 +60,7 @@ def finetune(
     model.train()
     if taken := resume(model, optimizer, scaler):
         scheduler.step_update(taken)
-    trained = group.wrap(model)
+    trained, parameters = group.wrap(model), list(model.parameters())
     for step, batch in enumerate(batches, start=taken + 1):
         value = 0.0
         for some in batch.chunks(parts):
@@ -74,7 +74,7 @@ def finetune(
                 raise DivergedError(f"the loss became {value} at step {step} of {config.steps}: lower --lr")
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad)
+        nn.utils.clip_grad_norm_(parameters, config.clip_grad)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
