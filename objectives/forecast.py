@@ -22,8 +22,7 @@ _STILL = 1e-9  # learning rate: so short a warm-up could diverge where that of a
 class Forecast:
     """What one trial takes, in seconds of the device that it was timed on.
 
-    Without the starting of loader processes, and the dense model's passes over the search split and over the images of the
-    profile that a first trial makes.
+    Without the starting of loader processes, and what is computed once for all trials.
 
     Attributes:
         build: building the candidate, and moving it to the device.

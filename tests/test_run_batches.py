@@ -318,7 +318,10 @@ def test_a_launch_keeps_them_until_it_is_done(tmp_path: Path) -> None:
 def test_a_launch_with_nothing_left_to_do_makes_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     launch(config_of(tmp_path), Silent())
     unread(monkeypatch, "training_pixels", "evaluation_pixels")
-    launch(config_of(tmp_path), Silent())
+    again = Silent()
+    launch(config_of(tmp_path), again)
+    assert not {"search images", "batches"} & again.stages.keys()
+    assert not (tmp_path / "run" / CACHE).exists()
 
 
 @pytest.mark.slow
