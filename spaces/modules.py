@@ -19,6 +19,17 @@ def empty_linear(in_features: int, out_features: int, bias: bool) -> nn.Linear:
     return nn.utils.skip_init(nn.Linear, in_features, out_features, bias=bias)  # type: ignore[no-untyped-call, no-any-return]
 
 
+class ConstantBranch(nn.Module):
+    """What remains of a branch that was left out: the same vector for every token, [1, 1, dim], whatever comes in."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.empty(dim))
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        return self.bias.view(1, 1, -1)
+
+
 class LowRankLinear(nn.Module):
     """A linear layer factored through `rank` dimensions: ``y = up(down(x))``.
 
