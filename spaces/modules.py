@@ -20,14 +20,17 @@ def empty_linear(in_features: int, out_features: int, bias: bool) -> nn.Linear:
 
 
 class ConstantBranch(nn.Module):
-    """What remains of a branch that was left out: the same vector for every token, [1, 1, dim], whatever comes in."""
+    """What remains of a branch that was left out: the same vector for every token, [B, 1, dim], whatever comes in.
+
+    One for every image: stochastic depth then drops it image by image, as it did the branch.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.empty(dim))
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        return self.bias.view(1, 1, -1)
+        return self.bias.expand(x.shape[0], 1, -1)
 
 
 class LowRankLinear(nn.Module):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from conftest import TINY
-from local_vits import KINDS, MakeVit, factors_of
+from local_vits import KINDS, MakeVit, factors_of, widths
 from torch import Tensor, nn
 
 from objectives.deploy.classify import preprocessing_of
@@ -39,8 +39,9 @@ def pictures_for(channels: int) -> dict[str, Any] | None:
 
 
 def uneven(space: Space) -> Allocation:
-    """Another share of every site: none at its dense size, no two neighbours alike."""
-    return Allocation({site.name: site.choices[index % (len(site.choices) - 1)] for index, site in enumerate(space.sites)})
+    """Another share of every site: none at its dense size, no two neighbours alike; no branch is dropped, no token merged."""
+    sizes = {site.name: site.choices[index % (len(site.choices) - 1)] for index, site in enumerate(widths(space))}
+    return space.lossless().replace(sizes)
 
 
 @dataclass(frozen=True)
