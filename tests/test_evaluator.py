@@ -97,7 +97,7 @@ def test_preparing_says_how_far_it_is(evaluator: Evaluator, tmp_path: Path) -> N
     assert dense.figures is dense.figures
     assert list(seen) == ["loading", "calibration", "factors", "profile", "dense model"]
     assert seen["calibration"] == [(done, 4) for done in range(5)]
-    assert seen["factors"] == [(done, 6) for done in range(7)]
+    assert seen["factors"] == [(done, 10) for done in range(11)]
     assert seen["profile"] == [(done, len(seen["profile"]) - 1) for done in range(len(seen["profile"]))]
     assert seen["dense model"] == [(0, 2), (1, 2), (2, 2)]
 
