@@ -85,7 +85,7 @@ def test_screening_leaves_the_trial_as_it_is(evaluator: Evaluator) -> None:
 
 
 def test_preparing_says_how_far_it_is(evaluator: Evaluator, tmp_path: Path) -> None:
-    """256 calibration images in batches of 64, 6 sites, 297 search images in batches of 256.
+    """256 calibration images in batches of 64, 10 sites, 297 search images in batches of 256.
 
     Nothing but loading before its first use.
     """
