@@ -67,8 +67,7 @@ def test_a_merging_block_by_hand(make_vit: MakeVit) -> None:
 @pytest.mark.parametrize("kind", [*TOKENS, "features"])
 def test_closed_form_equals_both_counters_on_every_schedule(make_vit: MakeVit, kind: str, name: str) -> None:
     """With dense widths, with all of them cut, and with some branches dropped; blocks of another number in every turn."""
-    model = make_vit(**FEATURES, num_heads=4) if kind == "features" else with_four_heads(make_vit, kind)
-    model = make_vit(**{**TOKENS.get(kind, FEATURES), "num_heads": 4, "depth": 4}) if kind != "rotary" else model
+    model = make_vit(**{**TOKENS.get(kind, FEATURES), "num_heads": 4, "depth": 4})
     space = describe(model, name, multiple=4)
     assert len(space.tokens) == 4, space.skipped
     costs, rng, dense = cost_model(model, space), random.Random(kind), space.identity()
@@ -113,9 +112,8 @@ def test_costs_fall_with_the_tokens_of_every_block(make_vit: MakeVit) -> None:
     model = make_vit(embed_dim=64, num_heads=4, depth=4)
     space = describe(model)
     costs = cost_model(model, space)
-    found = [
-        costs.within(counts).base["macs"] for counts in [(16,) * 4, (16, 16, 16, 0), (16, 8, 8, 0), (12, 8, 8, 0), (8, 4, 2, 0)]
-    ]
+    schedules = [(16,) * 4, (16, 16, 16, 0), (16, 8, 8, 0), (12, 8, 8, 0), (8, 4, 2, 0)]
+    found = [costs.within(counts).base["macs"] for counts in schedules]
     assert all(cheaper < dearer for dearer, cheaper in pairwise(found))
 
 
