@@ -93,8 +93,9 @@ class Handover:
             measured["dense_bytes"] = (dense / WEIGHTS).stat().st_size
         files = read_description(folder)["files"]
         for name, entry in measured["formats"].items():
-            entry.update(file=FILES[name], **files[FILES[name]], **self._judged(entry.pop("output_differences"), measured))
-            self._check(entry, measured["largest_output"])
+            found = judged(entry.pop("output_differences"), self.output.dtype, measured["largest_output"])
+            entry.update(file=FILES[name], **files[FILES[name]], **found)
+            check_outputs(entry, measured["largest_output"], self.merges)
         return measured
 
     def _verified(self, folder: Path, dense: Path, model: nn.Module) -> dict[str, Any]:
@@ -124,26 +125,39 @@ class Handover:
             (scratch / "check.json").write_text(json.dumps(check), encoding="utf-8")
             return _in_fresh_process(scratch / "check.json", self.progress)
 
-    def _judged(self, differences: Sequence[float], measured: Mapping[str, Any]) -> dict[str, float]:
-        """What images say of a format: how far its outputs are at most, and what share of images is within the tolerance."""
-        tolerance = self._tolerance(measured["largest_output"])
-        agreeing = sum(difference <= tolerance for difference in differences) / len(differences)
-        largest = max(math.inf if math.isnan(difference) else difference for difference in differences)
-        return {"max_output_difference": largest, "tolerance": tolerance, "agreeing": agreeing}
 
-    def _tolerance(self, largest: float) -> float:
-        share = _TOLERANCE[self.output.dtype]
-        return share if self.output.dtype == "fp32" else share * largest
+def judged(differences: Sequence[float], dtype: Dtype, largest: float) -> dict[str, float]:
+    """What images say of a file.
 
-    def _check(self, entry: Mapping[str, Any], largest: float) -> None:
-        """Raise where a file does not hold the model that was saved."""
-        merged_otherwise = self.merges and entry["agreeing"] >= _AGREEING and entry["max_output_difference"] <= _APART * largest
-        if entry["agreeing"] < 1 and not merged_otherwise:
-            raise RunError(
-                f"the model reloaded from {entry['file']} is not the one that was saved: its outputs on test images differ by "
-                f"up to {entry['max_output_difference']:.3g}, and by more than {entry['tolerance']:.3g} on "
-                f"{1 - entry['agreeing']:.0%} of them; nothing was exported"
-            )
+    Args:
+        differences: for every image, how far its outputs are from those before saving.
+        dtype: of the weights.
+        largest: of the outputs before saving, in absolute value.
+    """
+    tolerance = _TOLERANCE[dtype] * (1.0 if dtype == "fp32" else largest)
+    furthest = max(math.inf if math.isnan(difference) else difference for difference in differences)
+    agreeing = sum(difference <= tolerance for difference in differences) / len(differences)
+    return {"max_output_difference": furthest, "tolerance": tolerance, "agreeing": agreeing}
+
+
+def check_outputs(entry: Mapping[str, Any], largest: float, merges: bool) -> None:
+    """Raise unless a file holds the model that was saved.
+
+    Args:
+        entry: its name, and what `judged` says of it.
+        largest: of the outputs before saving, in absolute value.
+        merges: whether the model merges tokens.
+
+    Raises:
+        RunError: it gives other outputs.
+    """
+    furthest, agreeing = entry["max_output_difference"], entry["agreeing"]
+    if agreeing == 1 or (merges and agreeing >= _AGREEING and furthest <= _APART * largest):
+        return
+    raise RunError(
+        f"the model reloaded from {entry['file']} is not the one that was saved: its outputs on test images differ by up to "
+        f"{furthest:.3g}, and by more than {entry['tolerance']:.3g} on {1 - agreeing:.0%} of them; nothing was exported"
+    )
 
 
 def _in_fresh_process(check: Path, progress: Progress) -> dict[str, Any]:
