@@ -265,13 +265,10 @@ def test_nothing_is_built_where_the_best_trial_is_on_the_budget(run: Run) -> Non
 
 def test_dropped_branches_stay_dropped_and_the_others_fill_the_budget(tmp_path: Path) -> None:
     """Half of one branch is all that the best trial has; the other branch would cost the second half of the budget."""
-    offered = {
-        branch: (
-            *rivals,
-            Operator(name=DROP, sites=(Site(name=f"{branch}.branch", branch=branch, kind="branch", choices=(0, 1)),)),
-        )
-        for branch, rivals in SPACE.branches.items()
-    }
+    offered = {}
+    for branch, rivals in SPACE.branches.items():
+        site = Site(name=f"{branch}.branch", branch=branch, kind="branch", choices=(0, 1))
+        offered[branch] = (*rivals, Operator(name=DROP, sites=(site,)))
     space = Space(name="test", branches=offered)
     trials = {0: ((64, 1, 64, 1), 0.1, None), 1: ((32, 1, 64, 0), 0.2, None), 2: ((20, 1, 20, 1), 0.4, None)}
     for dropped, expected in ((("b1", "b0"), (64, 1, 64, 0)), ((), (32, 1, 32, 1))):

@@ -18,7 +18,7 @@ class Matching(NamedTuple):
     Attributes:
         merged: positions in the first set of the tokens that are merged, [B, r].
         partner: position in the second set of the token that each of them is merged into, [B, r].
-        staying: positions in the first set of the others, [B, ceil(n / 2) - r].
+        staying: positions in the first set of the others, ascending, [B, ceil(n / 2) - r].
     """
 
     merged: Tensor
@@ -29,7 +29,9 @@ class Matching(NamedTuple):
 def match(metric: Tensor, merged: int) -> Matching:
     """The pairs of largest cosine similarity, computed in float32 whatever the dtype and under any autocast.
 
-    Every token of the first set proposes the most similar one of the second; the best proposals are taken.
+    Every token of the first set proposes the most similar one of the second; the best proposals are taken. Tokens that stay
+    keep their order, which decides about the sets of the next block: were they in the order of their similarity, every two that
+    are equally similar but for rounding could change all that is merged after them.
 
     Args:
         metric: what tokens are compared by, [B, n, m].
@@ -38,8 +40,8 @@ def match(metric: Tensor, merged: int) -> Matching:
     unit = F.normalize(metric.detach().float(), dim=-1)
     best, partner = _exact_product(unit[:, 0::2], unit[:, 1::2].transpose(1, 2)).max(dim=-1)
     order = best.topk(best.shape[1], dim=1).indices
-    taken = order[:, :merged]
-    return Matching(merged=taken, partner=partner.gather(1, taken), staying=order[:, merged:])
+    taken, left = order[:, :merged], order[:, merged:]
+    return Matching(taken, partner.gather(1, taken), left.topk(left.shape[1], dim=1, largest=False).values)
 
 
 def merge(x: Tensor, sizes: Tensor | None, matching: Matching) -> tuple[Tensor, Tensor]:
