@@ -24,7 +24,6 @@ from spaces.operators.base import Sizes, Tokens
 from spaces.operators.drop import dense_cost
 from spaces.operators.registry import OPERATORS
 from spaces.sites import Operator, Space
-from spaces.tokens.structure import merging_macs
 
 Count = tuple[int, int]  # MACs, parameters
 Figures = tuple[float, ...]  # the costs of `CostModel.names`, in their order
@@ -180,9 +179,9 @@ class _Blocks:
         return dense_cost(branch.module, self._tokens(branch.path, schedule))[0]
 
     def _merging(self, schedule: tuple[int, ...]) -> int:
-        """MACs of finding and merging similar tokens."""
-        tokens = (self._tokens(site.branch, schedule) for site in self._space.tokens)
-        return sum(merging_macs(self._dense, entry.prefix, entry.entering, entry.leaving) for entry in tokens)
+        """MACs of merging similar tokens; finding them is part of attention, which they are compared by."""
+        width: int = self._dense.embed_dim  # type: ignore[assignment]
+        return width * sum(self._tokens(site.branch, schedule).assigned for site in self._space.tokens)
 
     def _tokens(self, path: str, schedule: tuple[int, ...]) -> Tokens:
         """Tokens of the block that a branch is in."""

@@ -61,6 +61,7 @@ def fill_attention(dense: nn.Module, model: nn.Module, branch: str, sizes: Sizes
 
 def _fill_part(attention: ContractedAttention, part: int, weight: Tensor, bias: Tensor | None, basis: Tensor | None) -> None:
     """Write queries (0), keys (1) or values (2), [heads, d, dim], into the fused linear; through `basis` [heads, r, d]."""
+    assert isinstance(attention.qkv, nn.Linear)
     if basis is not None:
         weight = basis @ weight
         bias = None if bias is None else _apply(basis, bias)
@@ -91,7 +92,10 @@ def _apply(basis: Tensor, vectors: Tensor) -> Tensor:
 
 
 def attention_cost(attention: nn.Module, sites: Sequence[Site], tokens: Tokens) -> Callable[[Sizes], Count]:
-    """MACs and parameters of a branch of attention as a function of the sizes of its sites."""
+    """MACs and parameters of a branch of attention as a function of the sizes of its sites.
+
+    Comparing tokens by their keys is part of it.
+    """
     return partial(_count, attention=_Shape.of(attention), tokens=tokens)
 
 
@@ -118,4 +122,5 @@ def _count(sizes: Sizes, attention: _Shape, tokens: Tokens) -> Count:
     asked, seen = tokens.asked, tokens.seen
     queries, others, output = inputs * query_key, inputs * (query_key + value), value * attention.outputs
     macs = asked * (queries + output) + seen * others + asked * seen * (query_key + value)
+    macs += tokens.compared * sizes.get("qk", attention.width)
     return macs, queries + others + output + attention.bias * (2 * query_key + value)
