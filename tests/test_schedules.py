@@ -1,4 +1,4 @@
-"""The library of schedules: every one is valid, from a model of four patches to one of 256, and they differ in amount and shape."""
+"""The library of schedules: all are valid, from a model of one patch to one of 256, and they differ in amount and shape."""
 
 from collections.abc import Callable
 from itertools import pairwise
