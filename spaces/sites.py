@@ -136,6 +136,14 @@ class Space:
         return tuple(site for rivals in self.branches.values() for operator in rivals for site in operator.sites)
 
     @property
+    def rivals(self) -> dict[str, tuple[Operator, ...]]:
+        """Branch -> the operators that make it smaller: all but the one that leaves it out."""
+        return {
+            branch: tuple(operator for operator in operators if operator.name != DROP)
+            for branch, operators in self.branches.items()
+        }
+
+    @property
     def all_sites(self) -> tuple[Site, ...]:
         """Those of the branches, and those of tokens."""
         return (*self.sites, *self.tokens)
@@ -175,9 +183,8 @@ class Space:
         It is the cheapest of rival operators and of the dense branch, branch by branch.
         """
         allocation = self.lossless()
-        for rivals in self.branches.values():
-            cuts = (operator.sites for operator in rivals if operator.name != DROP)
-            ends = [allocation.replace({site.name: site.choices[0] for site in sites}) for sites in cuts]
+        for rivals in self.rivals.values():
+            ends = [allocation.replace({site.name: site.choices[0] for site in operator.sites}) for operator in rivals]
             allocation = min((*ends, allocation), key=load)
         return allocation
 
@@ -285,7 +292,7 @@ class Space:
 
     def _chosen(self, operators: Mapping[str, str]) -> list[Site]:
         chosen: list[Site] = []
-        for branch, rivals in self.branches.items():
+        for branch, rivals in self.rivals.items():
             by_name = {operator.name: operator for operator in rivals}
             name = operators.get(branch, rivals[0].name)
             if name not in by_name:

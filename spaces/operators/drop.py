@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from spaces.branches import ATTENTION, Branch
 from spaces.modules import ConstantBranch
