@@ -25,8 +25,6 @@ class Objective:
         tokens: whether schedules of merged tokens are searched, and so measured for the profile.
         drop: whether dropped branches are.
         multiple: what FFN widths and ranks are multiples of.
-        tokens: whether schedules of merged tokens are measured, to be searched.
-        drop: whether leaving out whole branches is.
         rungs: shares of the fine-tune's steps after which a candidate's error is measured.
         measure_before: whether candidates are measured on the search split as built, too.
         factors: folder of the factors and the profile; taken from a sister folder of another run where that has them, else
