@@ -182,7 +182,8 @@ class DenseModel:
 
         Args:
             space: what they are the factors of.
-            variants: kind of site -> how its factors are computed, where that is not the default.
+            variants: kind of site -> how its factors are computed, where that is not the default. No branch can be left out
+                then: no recipe does it, and some need no images.
         """
         key = (space.name, *sorted((variants or {}).items()))
         if key not in self._factors:
@@ -236,7 +237,8 @@ class DenseModel:
         if stored is not None:
             return stored
         batches = counted("calibration", self.data.calibration(), self._calibration_images, CALIBRATION_BATCH, progress)
-        factors = Factors.compute(self.model, space, batches, self.device, partial(progress, "factors"), variants)
+        sites = [site for site in space.sites if site.kind != "branch"] if variants else None
+        factors = Factors.compute(self.model, space, batches, self.device, partial(progress, "factors"), variants, sites=sites)
         factors.save(path, mark)
         return factors
 

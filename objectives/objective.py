@@ -22,9 +22,9 @@ class Objective:
         data: the images.
         finetune: the short fine-tune of every candidate.
         space: which operators are offered.
+        tokens: whether schedules of merged tokens are searched, and so measured for the profile.
+        drop: whether dropped branches are.
         multiple: what FFN widths and ranks are multiples of.
-        tokens: whether schedules of merged tokens are measured, to be searched.
-        drop: whether leaving out whole branches is.
         rungs: shares of the fine-tune's steps after which a candidate's error is measured.
         measure_before: whether candidates are measured on the search split as built, too.
         factors: folder of the factors and the profile; taken from a sister folder of another run where that has them, else
@@ -39,9 +39,9 @@ class Objective:
     data: DataConfig
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     space: SpaceName = "contract"
-    multiple: int = 8
     tokens: bool = True
     drop: bool = True
+    multiple: int = 8
     rungs: tuple[float, ...] = ()
     measure_before: bool = False
     factors: Path

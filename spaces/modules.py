@@ -20,14 +20,17 @@ def empty_linear(in_features: int, out_features: int, bias: bool) -> nn.Linear:
 
 
 class ConstantBranch(nn.Module):
-    """What remains of a branch that was left out: the same vector for every token, [1, 1, dim], whatever comes in."""
+    """What remains of a branch that was left out: the same vector for every token, [B, 1, dim], whatever comes in.
+
+    One for every image: stochastic depth then drops it image by image, as it did the branch.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.empty(dim))
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        return self.bias.view(1, 1, -1)
+        return self.bias.expand(x.shape[0], 1, -1)
 
 
 class LowRankLinear(nn.Module):
@@ -190,7 +193,7 @@ class ContractedAttention(nn.Module):
     def forward(
         self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        return self.attend(x, rope=rope, mask=attn_mask, is_causal=is_causal)[0]
+        return self.attend(x, rope=rope, mask=attn_mask, is_causal=is_causal)
 
     def attend(
         self,
@@ -199,8 +202,8 @@ class ContractedAttention(nn.Module):
         rope: Tensor | None = None,
         mask: Tensor | None = None,
         is_causal: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        """Attention of the first tokens to all of them, and the keys.
+    ) -> Tensor:
+        """Attention of the first tokens to all of them.
 
         Args:
             x: [B, T, dim].
@@ -210,7 +213,7 @@ class ContractedAttention(nn.Module):
             is_causal: a token sees none after it.
 
         Returns:
-            Outputs [B, queries, dim], and keys [B, heads, T, query_key_dim] as they are compared with queries.
+            [B, queries, dim].
         """
         heads = self.num_heads
         asked = x if queries is None else x[:, :queries]
@@ -225,7 +228,7 @@ class ContractedAttention(nn.Module):
         attended = self.norm(attended.transpose(1, 2).flatten(2))  # type: ignore[operator]
         if self.gate is not None:
             attended = attended * self.gate(asked).sigmoid()
-        return self.proj_drop(self.proj(attended)), k  # type: ignore[operator]
+        return self.proj_drop(self.proj(attended))  # type: ignore[operator, no-any-return]
 
     def _projected(self, x: Tensor, queries: int | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries of the first tokens, keys and values of all: [B, queries or T, heads * width]."""

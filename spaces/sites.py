@@ -164,6 +164,10 @@ class Space:
         """Patch tokens that leave the attention of every block; empty where tokens cannot be merged."""
         return tuple(allocation[site.name] for site in self.tokens)
 
+    def merges(self, allocation: Allocation) -> bool:
+        """Whether `allocation` merges tokens; that none leave the attention of the last block is no merging."""
+        return any(0 < allocation[site.name] < site.dense for site in self.tokens)
+
     def scheduled(self, schedule: Sequence[int]) -> dict[str, int]:
         """A schedule as sizes of the sites of tokens."""
         return {site.name: count for site, count in zip(self.tokens, schedule, strict=True)}

@@ -1,230 +1,207 @@
-"""Measured frames: schedules and sets of branches as the whole model has them, pruned by what they cost, safe on disk."""
+"""Frames: schedules of tokens and branches that are left out, inside which widths are chosen."""
 
-import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+import itertools
+from collections.abc import Mapping
+from functools import partial
 
+import numpy as np
+import optuna
 import pytest
-import torch
-from local_vits import KINDS, factors_of
-from torch import Tensor, nn
+from local_searches import BRANCH
 
-from objectives.cost.closed_form import cost_model
-from objectives.divergence import Reference
-from objectives.dropping import measure_dropped
+from objectives.cost.closed_form import CostModel
 from objectives.frames import MeasuredFrames
-from objectives.measured_frames import measure_frames
-from objectives.merging import measure_schedules, worthwhile
-from spaces.errors import CheckpointError, DataError
-from spaces.factors import Factors
-from spaces.tokens.schedules import schedules
+from search.budgets.frames import DROPPED, SCHEDULE, Frames, frames_of
+from search.budgets.knapsack import Knapsack
+from search.budgets.parametrisation import BUDGET, Budgets, Multipliers, Sizes
+from search.samplers.additive import AdditiveSampler
+from search.samplers.registry import SAMPLERS, create_sampler
+from spaces.allocation import Allocation
+from spaces.sites import DROP, Operator, Site, Space
 
-MERGING = ["plain", "distilled", "registers, layer-scale", "no class token", "q/k norm"]
-
-
-def divergence_of(factors: Factors, sizes: dict[str, int], images: Tensor) -> float:
-    """Of the whole model run from its images: KL of the answers."""
-    with torch.no_grad():
-        p = factors.dense(images).double().softmax(-1)
-        q = factors.build(factors.space.lossless().replace(sizes))(images).double().softmax(-1)
-    return float((p * (p / q).log()).sum(-1).mean())
-
-
-def measured(factors: Factors, images: Tensor, **options: Any) -> MeasuredFrames:
-    return measure_frames(factors, factors.dense, images.split(24), cost_model(factors.dense, factors.space), **options)
+BLOCKS, PATCHES = 3, 8
+SCHEDULES = ((8, 8, 0), (8, 6, 0), (6, 4, 0), (4, 2, 0))
+MEASURED = MeasuredFrames(
+    schedules=dict(zip(SCHEDULES, (0.0, 0.02, 0.1, 0.5), strict=True)),
+    dropped={"blocks.1.attn": 0.05, "blocks.2.attn": 0.3},
+    images=16,
+)  # fmt: skip
 
 
-# Schedules
+def space_of() -> Space:
+    """Three blocks of a branch with widths from 1 to 8, which may also be left out."""
+    branches = {}
+    for block in range(BLOCKS):
+        path = f"blocks.{block}.attn"
+        width = Site(name=f"{path}.hidden", branch=path, kind="ffn_hidden", choices=tuple(range(1, 9)))
+        gone = Site(name=f"{path}.branch", branch=path, kind="branch", choices=(0, 1))
+        branches[path] = (Operator(name="cut", sites=(width,)), Operator(name=DROP, sites=(gone,)))
+    tokens = tuple(
+        Site(
+            name=f"blocks.{block}.tokens",
+            branch=f"blocks.{block}",
+            kind="tokens",
+            choices=(0, *range(1, 9)) if block == BLOCKS - 1 else tuple(range(1, 9)),
+        )
+        for block in range(BLOCKS)
+    )
+    return Space(name="test", branches=branches, tokens=tokens)
 
 
-@pytest.mark.parametrize("kind", MERGING)
-def test_a_schedule_has_the_divergence_of_the_model_that_merges_so(
-    make_vit: Callable[..., nn.Module], images: Tensor, kind: str
-) -> None:
-    """Though it is resumed at the first block that merges. The lossless one is first and loses nothing, as measured too."""
-    factors = factors_of(make_vit(**{"depth": 4, **KINDS[kind]}), images, "contract")
-    found = measured(factors, images, drop=False).schedules
-    assert next(iter(found.items())) == (factors.space.schedule(factors.space.lossless()), 0.0)
-    assert set(found) < set(schedules(factors.space))
-    assert len(found) > 5
-    for schedule, value in found.items():
-        expected = divergence_of(factors, factors.space.scheduled(schedule), images)
-        assert value == pytest.approx(expected, rel=1e-3, abs=1e-7), schedule
+def costs_within(space: Space, schedule: tuple[int, ...]) -> CostModel:
+    """A branch costs in proportion to its width and to the tokens that leave its block; one, where none do."""
+    tokens = dict(zip(space.branches, (max(count, 1) for count in schedule), strict=True))
+
+    def count(path: str, sizes: Mapping[str, int]) -> tuple[int, int]:
+        share = sizes["hidden"] / 8 if "hidden" in sizes else sizes["branch"]
+        return round(BRANCH * share * tokens[path] / PATCHES), round(BRANCH * share)
+
+    operators = tuple((operator, partial(count, path)) for path, rivals in space.branches.items() for operator in rivals)
+    whole = {"macs": sum(BRANCH * tokens[path] / PATCHES for path in space.branches), "params": BRANCH * BLOCKS}
+    dense = {"macs": BRANCH * BLOCKS, "params": BRANCH * BLOCKS}
+    names = tuple(site.name for site in space.tokens)
+    return CostModel(dense, operators, whole, schedule, names, partial(costs_within, space))  # type: ignore[arg-type]
 
 
-def test_schedules_come_in_the_order_of_their_macs(vit: nn.Module, images: Tensor) -> None:
-    factors = factors_of(vit, images, "contract")
-    costs = cost_model(vit, factors.space)
-    macs = [costs.within(schedule).base["macs"] for schedule in measured(factors, images, drop=False).schedules]
-    assert macs == sorted(macs, reverse=True)
+def errors_of(space: Space) -> dict[str, dict[int, float]]:
+    sites = (site for site in space.sites if site.kind != "branch")
+    return {site.name: {size: (1 + int(site.branch[7])) * (1 - size / 8) ** 2 for size in site.choices} for site in sites}
 
 
-def test_where_tokens_cannot_be_merged_there_is_one_schedule(make_vit: Callable[..., nn.Module], images: Tensor) -> None:
-    factors = factors_of(make_vit(**KINDS["rotary"]), images, "contract")
-    assert measured(factors, images, drop=False).schedules == {(): 0.0}
+def multipliers_of(frames: Frames | None = None, low: float = 0.5) -> Multipliers:
+    space = space_of()
+    costs = costs_within(space, space.schedule(space.identity()))
+    knapsack = Knapsack(space, costs, errors_of(space), frames or frames_of(MEASURED))
+    return Multipliers(Budgets(space, costs, [{"macs": 0.4 * BRANCH * BLOCKS}], [low]), knapsack)
 
 
-def test_what_another_schedule_beats_clearly_is_left_out() -> None:
-    """At 80 MACs 0.4 is more than 0.3 / 0.8 at 70 MACs; 0.37 at 75 is not, and stays. The lossless one is never left out."""
-    found = {(9,): 0.0, (8,): 0.4, (7,): 0.37, (6,): 0.3, (5,): 0.5, (4,): 0.5}
-    macs = {(9,): 100.0, (8,): 80.0, (7,): 75.0, (6,): 70.0, (5,): 60.0, (4,): 60.0}
-    assert worthwhile(found, macs) == {(9,): 0.0, (7,): 0.37, (6,): 0.3, (5,): 0.5, (4,): 0.5}
-    assert list(worthwhile(found, macs))[:3] == [(9,), (7,), (6,)]
+def total(ours: Multipliers, allocation: Allocation) -> float:
+    """What the profile expects an allocation to lose, slowly."""
+    space, frames = ours.budgets.space, ours.knapsack.frames
+    gone = [path for path in space.branches if allocation[f"{path}.branch"] == 0]
+    lost = 0.0 if not gone else MEASURED.dropped[frames.dropped[len(gone) - 1]]
+    widths = sum(table[allocation[name]] for name, table in errors_of(space).items())
+    return lost + MEASURED.schedules[space.schedule(allocation)] + widths
 
 
-def test_a_schedule_that_costs_more_than_it_saves_is_left_out() -> None:
-    """To match tokens takes MACs, too."""
-    assert worthwhile({(9,): 0.0, (8,): 0.1}, {(9,): 100.0, (8,): 101.0}) == {(9,): 0.0}
+def everything(ours: Multipliers) -> list[Allocation]:
+    """Every allocation of all frames."""
+    found, space = [], ours.budgets.space
+    for frame in range(len(ours.knapsack.frames)):
+        base = ours.knapsack.frames.base(space, frame)
+        paths = [path for path in space.branches if base[f"{path}.branch"]]
+        for sizes in itertools.product(range(1, 9), repeat=len(paths)):
+            found.append(base.replace({f"{path}.hidden": size for path, size in zip(paths, sizes, strict=True)}))
+    return found
 
 
-# Branches that are left out
+@pytest.mark.parametrize("load", [0.5, 0.65, 0.8, 1.0])
+def test_the_start_is_the_best_pair_of_a_frame_and_widths(load: float) -> None:
+    """Against all allocations: up to what one step of a width leaves of the budget."""
+    ours = multipliers_of()
+    found = ours.decode(ours.encode(0, load))
+    ours.budgets.space.validate(found)
+    assert ours.budgets.load(found) <= load * (1 + 1e-9)
+    losses = {entry: total(ours, entry) for entry in everything(ours) if ours.budgets.load(entry) <= load}
+    assert total(ours, found) <= 1.1 * min(losses.values())
+    alone = ours.decode(ours.encode(0, load, frame=0))
+    assert ours.budgets.space.schedule(alone) == SCHEDULES[0]
+    assert total(ours, found) < total(ours, alone)
 
 
-@pytest.mark.parametrize("kind", ["plain", "rotary", "gated FFN"])
-def test_branches_that_go_are_measured_together(make_vit: Callable[..., nn.Module], images: Tensor, kind: str) -> None:
-    factors = factors_of(make_vit(**{"depth": 4, **KINDS[kind]}), images, "contract")
-    found = measured(factors, images, tokens=False).dropped
-    assert 1 <= len(found) <= 4, "half of the branches at most"
-    gone: list[str] = []
-    for branch, value in found.items():
-        gone.append(branch)
-        expected = divergence_of(factors, {f"{name}.branch": 0 for name in gone}, images)
-        assert value == pytest.approx(expected, rel=1e-3, abs=1e-9)
+def test_every_frame_is_an_allocation_of_the_space_with_the_costs_that_the_cost_model_gives_it() -> None:
+    ours, rng = multipliers_of(low=0.2), np.random.default_rng(0)
+    frames = ours.knapsack.frames
+    assert len(frames) == 4 * 3
+    parameters = [ours.name(0, rng.uniform(0.2, 1.0), rng.normal(0, 0.5, BLOCKS), frame) for frame in range(len(frames))]
+    decoded = ours.decoded(parameters)
+    for frame, (entry, allocation) in enumerate(zip(parameters, ours.allocations(parameters), strict=True)):
+        ours.budgets.space.validate(allocation)
+        schedule, dropped = frames.parts(frame)
+        assert (entry[SCHEDULE], entry[DROPPED]) == (schedule, dropped)
+        assert frames.of(entry) == frame
+        assert ours.budgets.space.schedule(allocation) == SCHEDULES[schedule]
+        gone = [path for path in ours.budgets.space.branches if allocation[f"{path}.branch"] == 0]
+        assert set(gone) == set(list(MEASURED.dropped)[:dropped])
+        assert decoded.loads[frame, 0] == pytest.approx(ours.budgets.load(allocation))
+        assert decoded.loads[frame, 0] <= entry[BUDGET] * (1 + 1e-9)
+        parts = decoded.features[frame, BLOCKS:]
+        assert parts == pytest.approx([list(MEASURED.schedules.values())[schedule], [0, 0.05, 0.3][dropped]])
+        assert decoded.features[frame].sum() == pytest.approx(total(ours, allocation))
 
 
-def test_what_the_model_does_not_depend_on_goes_first(make_vit: Callable[..., nn.Module], images: Tensor) -> None:
-    """Nothing leaves the FFN of block 2 and the attention of block 1."""
-    model = make_vit(depth=4)
-    silent = ["blocks.2.mlp", "blocks.1.attn"]
-    with torch.no_grad():
-        for name in ("blocks.2.mlp.fc2", "blocks.1.attn.proj"):
-            for parameter in model.get_submodule(name).parameters():
-                parameter.zero_()
-    found = measured(factors_of(model, images, "contract"), images, tokens=False).dropped
-    assert set(list(found)[:2]) == set(silent)
-    assert max(list(found.values())[:2]) < 1e-7 < min(list(found.values())[2:])
+def test_rows_of_several_frames_are_solved_as_each_alone() -> None:
+    ours, rng = multipliers_of(low=0.3), np.random.default_rng(1)
+    frames = rng.integers(0, len(ours.knapsack.frames), 20)
+    multipliers, shares = rng.normal(0, 1, (20, BLOCKS)), rng.uniform(0.3, 1.0, 20)
+    limits = ours.budgets.targets[0]
+    together = ours.knapsack.solve(limits, multipliers, shares, frames)
+    for row in range(20):
+        alone = ours.knapsack.solve(limits, multipliers[row : row + 1], shares[row : row + 1], frames[row : row + 1])
+        assert (alone[0] == together[row]).all()
 
 
-def test_no_set_loses_half_of_what_a_constant_answer_does(make_vit: Callable[..., nn.Module], images: Tensor) -> None:
-    """By hand: the mean of KL(p || mean of p) over the images."""
-    factors = factors_of(make_vit(depth=4), images, "contract")
-    with torch.no_grad():
-        p = factors.dense(images).double().softmax(-1)
-    constant = float((p * (p / p.mean(0)).log()).sum(-1).mean())
-    reference = Reference(factors.dense, images.split(24))
-    assert reference.constant == pytest.approx(constant, rel=1e-4)
-    found = measure_dropped(factors, reference, cost_model(factors.dense, factors.space))
-    assert max(found.values()) <= constant / 2
-    stricter = Reference(factors.dense, images.split(24))
-    stricter.__class__ = type("Strict", (Reference,), {"constant": 2 * min(found.values())})
-    assert measure_dropped(factors, stricter, cost_model(factors.dense, factors.space)) == dict([next(iter(found.items()))])
+def test_without_frames_nothing_is_sampled_of_them() -> None:
+    ours = multipliers_of(frames_of(MEASURED, tokens=False, drop=False))
+    assert set(ours.distributions) == {BUDGET, *ours.knapsack.sites}
+    found = ours.decode(ours.encode(0, 1.0))
+    assert found == ours.decode(ours.encode(0, 1.0, frame=0))
+    assert ours.budgets.space.schedule(found) == SCHEDULES[0]
+    assert set(multipliers_of(frames_of(MEASURED, drop=False)).distributions) == {BUDGET, *ours.knapsack.sites, SCHEDULE}
 
 
-def test_without_classes_features_are_compared(make_vit: Callable[..., nn.Module], images: Tensor) -> None:
-    """Half the squared change of the features, summed over an image, all patch tokens given back; that of their mean, too."""
-    factors = factors_of(make_vit(num_classes=0, depth=4), images, "contract")
-    found = measured(factors, images)
-    with torch.no_grad():
-        dense = factors.dense.forward_features(images)  # type: ignore[operator]
-        schedule = min(found.schedules)
-        built = factors.build(factors.space.identity().replace(factors.space.scheduled(schedule)))
-        change = built.forward_features(images) - dense  # type: ignore[operator]
-    assert schedule != factors.space.schedule(factors.space.lossless())
-    assert found.schedules[schedule] == pytest.approx(float(change.square().sum((1, 2)).mean() / 2), rel=1e-3)
-    variance = float((dense - dense.mean(0)).square().sum((1, 2)).mean() / 2)
-    assert Reference(factors.dense, [images]).constant == pytest.approx(variance, rel=1e-4)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_proposes_frames_within_the_budget(sampler: str) -> None:
+    ours, study = multipliers_of(), optuna.create_study(directions=["minimize"] * 2)
+    seen = set()
+    for number in range(12):
+        study.sampler = create_sampler(sampler, number, ours)
+        trial = study.ask(ours.distributions)
+        allocation = ours.decode(trial.params)
+        ours.budgets.space.validate(allocation)
+        assert ours.budgets.load(allocation) <= 1 + 1e-9
+        seen.add(ours.knapsack.frames.of(trial.params))
+        study.tell(trial, [1 - np.exp(-total(ours, allocation)), ours.budgets.load(allocation)])
+    assert len(seen) > 1
 
 
-# Measuring
+def test_sizes_keep_the_frame_that_was_sampled() -> None:
+    multipliers = multipliers_of()
+    ours = Sizes(multipliers.budgets, multipliers.knapsack)
+    found = ours.decode(ours.encode(0, 1.0))
+    assert found == multipliers.decode(multipliers.encode(0, 1.0))
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
+    for _ in range(20):
+        trial = study.ask(ours.distributions)
+        allocation = ours.decode(trial.params)
+        ours.budgets.space.validate(allocation)
+        assert ours.budgets.load(allocation) <= 1 + 1e-9
+        assert ours.budgets.space.schedule(allocation) == SCHEDULES[trial.params[SCHEDULE]]
 
 
-def test_nothing_is_measured_that_is_not_asked_for(vit: nn.Module, images: Tensor) -> None:
-    factors = factors_of(vit, images, "contract")
-    lossless = {factors.space.schedule(factors.space.lossless()): 0.0}
-    nothing = MeasuredFrames(schedules=lossless, dropped={}, images=0)
-    assert measure_frames(factors, vit, [], cost_model(vit, factors.space)) == nothing
-    assert measured(factors, images, tokens=False, drop=False) == nothing
-    assert measured(factors, images, tokens=False).schedules == lossless
-    assert measured(factors, images, drop=False).dropped == {}
+@pytest.mark.parametrize("wrong", [0.05, 6.0])
+def test_a_search_finds_out_that_tokens_cost_more_or_less_than_their_profile_says(wrong: float) -> None:
+    """Where merging costs `wrong` times what was measured, the start has the wrong frame; the search gains on it."""
+    ours = multipliers_of(frames_of(MEASURED, drop=False))
 
+    def error(allocation: Allocation) -> float:
+        merged = MEASURED.schedules[ours.budgets.space.schedule(allocation)]
+        return float(1 - 0.9 * np.exp(-(total(ours, allocation) + (wrong - 1) * merged)))
 
-def test_measuring_leaves_the_dense_model_alone_and_says_how_far_it_is(vit: nn.Module, images: Tensor) -> None:
-    factors = factors_of(vit, images, "contract")
-    seen: dict[str, list[tuple[int, int]]] = {}
-    with torch.no_grad():
-        before = vit(images)
-        measured(factors, images, progress=lambda what, done, total: seen.setdefault(what, []).append((done, total)))
-        assert torch.equal(vit(images), before)
-    assert list(seen) == ["tokens", "branches"]
-    total = len(schedules(factors.space)) - 1
-    assert seen["tokens"] == [(done, total) for done in range(total + 1)]
-    assert seen["branches"] == [(done, 6) for done in range(7)], "three for the first of two that may go, three for the second"
-
-
-def test_outputs_that_are_not_finite_name_the_schedule(vit: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    factors = factors_of(vit, images, "contract")
-    build = factors.build
-
-    def broken(allocation: dict[str, int]) -> nn.Module:
-        model = build(allocation)  # type: ignore[arg-type]
-        with torch.no_grad():
-            model.get_parameter("blocks.1.mlp.fc2.weight").fill_(float("nan"))
-        return model
-
-    monkeypatch.setattr(factors, "build", broken)
-    with pytest.raises(DataError, match=r"outputs with tokens merged to \d+, 0 are not finite on the calibration images"):
-        measure_schedules(factors, Reference(vit, [images]), cost_model(vit, factors.space))
-
-
-# On disk
-
-
-@pytest.fixture
-def stored(vit: nn.Module, images: Tensor, tmp_path: Path) -> tuple[Path, MeasuredFrames, Factors]:
-    factors = factors_of(vit, images, "contract")
-    frames = measured(factors, images)
-    frames.save(tmp_path / "mark.json", "mark")
-    return tmp_path / "mark.json", frames, factors
-
-
-def test_save_and_load(stored: tuple[Path, MeasuredFrames, Factors]) -> None:
-    """In the same order."""
-    path, frames, factors = stored
-    again = MeasuredFrames.load(path, "mark", factors.space)
-    assert again == frames
-    assert list(again.schedules) == list(frames.schedules)
-    assert list(again.dropped) == list(frames.dropped)
-    assert MeasuredFrames.load(path, "other", factors.space) is None
-    path.write_text(path.read_text().replace('"format": 1', '"format": 0'))
-    assert MeasuredFrames.load(path, "mark", factors.space) is None
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"schedules": []}, "the first of schedules"),
-        ({"schedules": [{"tokens": [16, 0], "error": 0.5}]}, "the first of schedules"),
-        ({"schedules": [{"tokens": [16, 0], "error": 0.0}, {"tokens": [7, 0], "error": 0.5}]}, "cannot be 7"),
-        ({"schedules": [{"tokens": [16, 0], "error": 0.0}, {"tokens": [16, 8], "error": 0.5}]}, "cannot be 8"),
-        ({"schedules": [{"tokens": [16, 0], "error": 0.0}, {"tokens": [8], "error": 0.5}]}, "one of 1 blocks"),
-        ({"schedules": [{"tokens": [16, 0], "error": 0.0}, {"tokens": [8, "0"], "error": 0.5}]}, "a whole number"),
-        ({"schedules": [{"tokens": [16, 0], "error": 0.0}, {"tokens": [8, 0], "error": -1}]}, "nats, 0 or more"),
-        ({"dropped": [{"branch": "blocks.7.attn", "error": 0.5}]}, "'blocks.7.attn', which cannot be left out"),
-        ({"dropped": [{"branch": "blocks.0.attn", "error": float("nan")}]}, "nats, 0 or more"),
-        ({"dropped": {"blocks.0.attn": 0.5}}, "a list"),
-        ({"images": "all"}, "images must be"),
-    ],
-)
-def test_a_damaged_file_is_named(stored: tuple[Path, MeasuredFrames, Factors], change: dict[str, Any], reason: str) -> None:
-    path, _, factors = stored
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(CheckpointError, match=rf"mark\.json cannot be read \(.*{reason}.*\): delete the file"):
-        MeasuredFrames.load(path, "mark", factors.space)
-
-
-def test_a_cut_file_is_named(stored: tuple[Path, MeasuredFrames, Factors]) -> None:
-    path, _, factors = stored
-    path.write_text(path.read_text()[:40])
-    with pytest.raises(CheckpointError, match=r"mark\.json cannot be read"):
-        MeasuredFrames.load(path, "mark", factors.space)
+    start = error(ours.decode(ours.encode(0, 1.0)))
+    best = min(error(entry) for entry in everything(ours) if ours.budgets.load(entry) <= 1)
+    assert start > 1.02 * best, "there is something to find"
+    found = []
+    for seed in range(3):
+        study = optuna.create_study(directions=["minimize"] * 2)
+        for load in (1.0, 0.75, 0.5):
+            study.enqueue_trial(ours.encode(0, load))
+        errors = []
+        for number in range(24):
+            study.sampler = AdditiveSampler(ours, 100 * seed + number)
+            trial = study.ask(ours.distributions)
+            allocation = ours.decode(trial.params)
+            errors.append(error(allocation))
+            study.tell(trial, [errors[-1], ours.budgets.load(allocation)])
+        found.append(min(errors))
+    assert np.mean(found) < best + 0.3 * (start - best)

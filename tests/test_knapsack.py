@@ -412,6 +412,6 @@ def test_a_model_is_cut_better_than_uniformly(make_vit: Callable[..., nn.Module]
         assert costs.load(found, limits) > min(0.9, free - 1e-9)
         uniform = space.decode(1.0, lambda allocation, limits=limits: costs.load(allocation, limits))  # type: ignore[misc]
         assert total(found) <= total(uniform)
-        assert total(found) < before
+        assert total(found) < before or total(found) == 0  # at the last two budgets what is free may be enough
         before = total(found)
     assert before == 0
