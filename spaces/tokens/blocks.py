@@ -25,7 +25,7 @@ class ReducedBlock(nn.Module):
     The block takes over the modules of the one it is made of, under their names.
 
     Args:
-        block: with timm's `Attention`, this project's, or a module in their place that returns [.., dim] to add to tokens.
+        block: with timm's `Attention`, this project's, or a constant in their place: [1, 1, dim] to add to all tokens.
         prefix: number of prefix tokens.
         entering: number of patch tokens that come in.
         leaving: number of patch tokens that leave: 0, or at least half of those that come in.
@@ -74,16 +74,21 @@ class ReducedBlock(nn.Module):
         if attn_mask is not None or is_causal:
             raise ModelError("a model whose tokens are merged takes no attention mask: merged tokens have no place in it")
         attended, metric = self._attended(self.norm1(x), sizes)
-        x = x[:, : attended.shape[1]] + self.drop_path1(self.ls1(attended))
+        if self.leaving == 0:
+            x = x[:, : self.prefix]
+        x = x + self.drop_path1(self.ls1(attended))
         if 0 < self.leaving < self.entering:
             x, sizes, source = self._merged(x, metric, sizes, source)
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))), sizes, source
 
     def _attended(self, x: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What attention adds to the tokens that leave, and by what patch tokens are compared."""
-        queries = None if self.leaving else self.prefix
+        """What attention adds to the tokens that leave, and by what patch tokens are compared, [B, entering, m].
+
+        That is the mean of their keys over the heads; where attention was left out, the tokens themselves.
+        """
         if not isinstance(self.attn, ContractedAttention):
-            return self.attn(x[:, :queries]), x[:, self.prefix :]
+            return self.attn(x), x[:, self.prefix :]
+        queries = None if self.leaving else self.prefix
         mask = None if sizes is None else F.pad(sizes.log(), (self.prefix, 0))[:, None, None, :]
         attended, keys = self.attn.attend(x, queries, mask=mask)
         return attended, keys[:, :, self.prefix :].mean(1)
@@ -93,8 +98,7 @@ class ReducedBlock(nn.Module):
         if self.tracks:
             moved = destinations(matching, self.entering)
             source = moved if source is None else moved.gather(1, source)
-        patches, sizes = merge(x[:, self.prefix :], sizes, matching)
-        return _behind_prefix(x, self.prefix, patches), sizes, source
+        return *merge(x, self.prefix, sizes, matching), source
 
 
 class ReducedBlocks(nn.Sequential):
@@ -122,9 +126,7 @@ class ReducedBlocks(nn.Sequential):
                 x, sizes, source = block(x, sizes, source)
             else:
                 x = block(x)
-        return x if source is None else _behind_prefix(x, self.prefix, take(x[:, self.prefix :], source))
-
-
-def _behind_prefix(x: Tensor, prefix: int, patches: Tensor) -> Tensor:
-    """The prefix tokens of x, and other patch tokens."""
-    return torch.cat([x[:, :prefix], patches], dim=1) if prefix else patches
+        if source is None:
+            return x
+        patches = take(x[:, self.prefix :], source)
+        return torch.cat([x[:, : self.prefix], patches], dim=1) if self.prefix else patches

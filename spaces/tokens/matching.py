@@ -42,30 +42,31 @@ def match(metric: Tensor, merged: int) -> Matching:
     return Matching(merged=taken, partner=partner.gather(1, taken), staying=order[:, merged:])
 
 
-def merge(x: Tensor, sizes: Tensor | None, matching: Matching) -> tuple[Tensor, Tensor]:
-    """Patch tokens after a matching: those of the first set that stay, then the second set, averages weighted by size.
+def merge(x: Tensor, prefix: int, sizes: Tensor | None, matching: Matching) -> tuple[Tensor, Tensor]:
+    """Tokens after a matching: prefix tokens, those of the first set that stay, and the second set with averages by size.
 
     Args:
-        x: patch tokens [B, n, d].
-        sizes: how many original tokens each stands for, [B, n], float32; None for one.
-        matching: of these n tokens.
+        x: prefix tokens and n patch tokens, [B, prefix + n, d].
+        prefix: number of prefix tokens.
+        sizes: how many original tokens each patch token stands for, [B, n], float32; None for one.
+        matching: of these n tokens, r of which are merged.
 
     Returns:
-        Tokens [B, n - r, d] in the dtype of x, and their sizes [B, n - r] in float32.
+        Tokens [B, prefix + n - r, d] in the dtype of x, and sizes of the patch tokens [B, n - r] in float32.
     """
-    first, second = x[:, 0::2], x[:, 1::2]
+    merged, second = matching.merged.shape[1], x[:, prefix + 1 :: 2]
+    first = take(x[:, prefix::2], torch.cat([matching.merged, matching.staying], dim=1))
     if sizes is None:
-        sizes = torch.ones(x.shape[:2], dtype=torch.float32, device=x.device)
-    first_sizes, second_sizes = sizes[:, 0::2], sizes[:, 1::2]
+        sizes = torch.ones_like(x[:, prefix:, 0], dtype=torch.float32)
+    second_sizes = sizes[:, 1::2]
     places = torch.arange(second.shape[1], device=x.device).unsqueeze(-1)
     chosen = matching.partner.unsqueeze(1) == places  # [B, n // 2, r]
-    shares = chosen * first_sizes.gather(1, matching.merged).unsqueeze(1)
+    shares = chosen * sizes[:, 0::2].gather(1, matching.merged).unsqueeze(1)
     grown = second_sizes + shares.sum(-1)
-    averaged = second * (second_sizes / grown).unsqueeze(-1).to(x.dtype) + _exact_product(
-        (shares / grown.unsqueeze(-1)).to(x.dtype), take(first, matching.merged)
-    )
-    tokens = torch.cat([take(first, matching.staying), averaged], dim=1)
-    return tokens, torch.cat([first_sizes.gather(1, matching.staying), grown], dim=1)
+    own = (second_sizes / grown).unsqueeze(-1).to(x.dtype)
+    averaged = second * own + _exact_product((shares / grown.unsqueeze(-1)).to(x.dtype), first[:, :merged])
+    tokens = torch.cat([x[:, :prefix], first[:, merged:], averaged] if prefix else [first[:, merged:], averaged], dim=1)
+    return tokens, torch.cat([sizes[:, 0::2].gather(1, matching.staying), grown], dim=1)
 
 
 def destinations(matching: Matching, tokens: int) -> Tensor:
@@ -88,7 +89,8 @@ def destinations(matching: Matching, tokens: int) -> Tensor:
 
 def take(x: Tensor, positions: Tensor) -> Tensor:
     """Tokens of every image at its own positions: [B, n, d] at [B, k] -> [B, k, d]."""
-    return x.gather(1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    images = torch.ones_like(positions[:, :1]).cumsum(0) - 1  # an arange would have no static shape in ONNX
+    return x[images, positions]
 
 
 def _exact_product(one: Tensor, other: Tensor) -> Tensor:
