@@ -193,7 +193,7 @@ class ContractedAttention(nn.Module):
     def forward(
         self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        return self.attend(x, rope=rope, mask=attn_mask, is_causal=is_causal)[0]
+        return self.attend(x, rope=rope, mask=attn_mask, is_causal=is_causal)
 
     def attend(
         self,
@@ -202,8 +202,8 @@ class ContractedAttention(nn.Module):
         rope: Tensor | None = None,
         mask: Tensor | None = None,
         is_causal: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        """Attention of the first tokens to all of them, and the keys.
+    ) -> Tensor:
+        """Attention of the first tokens to all of them.
 
         Args:
             x: [B, T, dim].
@@ -213,7 +213,7 @@ class ContractedAttention(nn.Module):
             is_causal: a token sees none after it.
 
         Returns:
-            Outputs [B, queries, dim], and keys [B, heads, T, query_key_dim] as they are compared with queries.
+            [B, queries, dim].
         """
         heads = self.num_heads
         asked = x if queries is None else x[:, :queries]
@@ -228,7 +228,7 @@ class ContractedAttention(nn.Module):
         attended = self.norm(attended.transpose(1, 2).flatten(2))  # type: ignore[operator]
         if self.gate is not None:
             attended = attended * self.gate(asked).sigmoid()
-        return self.proj_drop(self.proj(attended)), k  # type: ignore[operator]
+        return self.proj_drop(self.proj(attended))  # type: ignore[operator, no-any-return]
 
     def _projected(self, x: Tensor, queries: int | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries of the first tokens, keys and values of all: [B, queries or T, heads * width]."""

@@ -179,9 +179,10 @@ class _Blocks:
         return dense_cost(branch.module, self._tokens(branch.path, schedule))[0]
 
     def _merging(self, schedule: tuple[int, ...]) -> int:
-        """MACs of merging similar tokens; finding them is part of attention, which they are compared by."""
+        """MACs of finding similar tokens and merging them."""
         width: int = self._dense.embed_dim  # type: ignore[assignment]
-        return width * sum(self._tokens(site.branch, schedule).assigned for site in self._space.tokens)
+        tokens = [self._tokens(site.branch, schedule) for site in self._space.tokens]
+        return width * sum(entry.compared + entry.assigned for entry in tokens)
 
     def _tokens(self, path: str, schedule: tuple[int, ...]) -> Tokens:
         """Tokens of the block that a branch is in."""

@@ -34,7 +34,7 @@ class Knapsack:
         space: what may be chosen; rival operators of a branch compete.
         costs: of this space.
         errors: site name -> size -> error.
-        frames: schedules of tokens, and branches that are left out; by default what is free of the former, and none of the latter.
+        frames: schedules of tokens, and branches that are left out; by default what is free alone.
 
     Attributes:
         branches: how many the space has.

@@ -92,10 +92,7 @@ def _apply(basis: Tensor, vectors: Tensor) -> Tensor:
 
 
 def attention_cost(attention: nn.Module, sites: Sequence[Site], tokens: Tokens) -> Callable[[Sizes], Count]:
-    """MACs and parameters of a branch of attention as a function of the sizes of its sites.
-
-    Comparing tokens by their keys is part of it.
-    """
+    """MACs and parameters of a branch of attention as a function of the sizes of its sites."""
     return partial(_count, attention=_Shape.of(attention), tokens=tokens)
 
 
@@ -122,5 +119,4 @@ def _count(sizes: Sizes, attention: _Shape, tokens: Tokens) -> Count:
     asked, seen = tokens.asked, tokens.seen
     queries, others, output = inputs * query_key, inputs * (query_key + value), value * attention.outputs
     macs = asked * (queries + output) + seen * others + asked * seen * (query_key + value)
-    macs += tokens.compared * sizes.get("qk", attention.width)
     return macs, queries + others + output + attention.bias * (2 * query_key + value)

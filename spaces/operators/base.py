@@ -62,7 +62,7 @@ class Tokens:
     @property
     def assigned(self) -> int:
         """Entries of the matrix that assigns merged tokens to those that they are merged into."""
-        return (self.entering // 2) * self._merged
+        return self.leaving * self._merged
 
     @property
     def _merged(self) -> int:

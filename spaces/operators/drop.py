@@ -57,13 +57,10 @@ def dense_cost(branch: nn.Module, tokens: Tokens) -> Count:
 
 def _cost(branch: nn.Module, sites: Sequence[Site], tokens: Tokens) -> Callable[[Sizes], Count]:
     last = branch.get_submodule("proj" if hasattr(branch, "proj") else "fc2")
-    width: int = last.out_features  # type: ignore[assignment]
-    compared = tokens.compared if isinstance(branch, ATTENTION) else 0
-    return partial(_count, whole=dense_cost(branch, tokens), dropped=(compared * width, width))
+    return partial(_count, whole=dense_cost(branch, tokens), dropped=(0, last.out_features))  # type: ignore[arg-type]
 
 
 def _count(sizes: Sizes, whole: Count, dropped: Count) -> Count:
-    """Without keys, tokens are compared by all that attention would have read."""
     return whole if sizes["branch"] else dropped
 
 

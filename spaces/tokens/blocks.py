@@ -25,7 +25,7 @@ class ReducedBlock(nn.Module):
     The block takes over the modules of the one it is made of, under their names.
 
     Args:
-        block: with timm's `Attention`, this project's, or a module in their place that returns [.., dim] to add to tokens.
+        block: with timm's `Attention`, this project's, or a constant in their place, [B, 1, dim], to add to all tokens.
         prefix: number of prefix tokens.
         entering: number of patch tokens that come in.
         leaving: number of patch tokens that leave: 0, or at least half of those that come in.
@@ -73,23 +73,22 @@ class ReducedBlock(nn.Module):
         """
         if attn_mask is not None or is_causal:
             raise ModelError("a model whose tokens are merged takes no attention mask: merged tokens have no place in it")
-        attended, metric = self._attended(self.norm1(x), sizes)
+        compared = self.norm1(x)
+        attended = self._attended(compared, sizes)
         x = (x if self.leaving else x[:, : self.prefix]) + self.drop_path1(self.ls1(attended))
         if 0 < self.leaving < self.entering:
-            x, sizes, source = self._merged(x, metric, sizes, source)
+            x, sizes, source = self._merged(x, compared[:, self.prefix :], sizes, source)
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))), sizes, source
 
-    def _attended(self, x: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What attention adds to the tokens that leave, and by what patch tokens are compared."""
-        queries = None if self.leaving else self.prefix
+    def _attended(self, x: Tensor, sizes: Tensor | None) -> Tensor:
+        """What attention adds to the tokens that leave."""
         if not isinstance(self.attn, ContractedAttention):
-            return self.attn(x[:, :queries]), x[:, self.prefix :]
+            return self.attn(x)  # type: ignore[no-any-return]
         mask = None if sizes is None else F.pad(sizes.log(), (self.prefix, 0))[:, None, None, :]
-        attended, keys = self.attn.attend(x, queries, mask=mask)
-        return attended, keys[:, :, self.prefix :].mean(1)
+        return self.attn.attend(x, None if self.leaving else self.prefix, mask=mask)
 
     def _merged(self, x: Tensor, metric: Tensor, sizes: Tensor | None, source: Tensor | None) -> State:
-        matching = match(metric, self.entering - self.leaving)
+        matching = match(metric, sizes, self.entering - self.leaving)
         if self.tracks:
             moved = destinations(matching, self.entering)
             source = moved if source is None else moved.gather(1, source)
