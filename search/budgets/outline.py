@@ -42,12 +42,13 @@ class Outline:
         Returns:
             [rows].
         """
-        lost = self._interpolated(shares) + self.parts @ np.exp(multipliers).T
+        lost: Floats = self._interpolated(shares) + self.parts @ np.exp(multipliers).T
         return (lost * np.exp(spread * rng.standard_normal(lost.shape))).argmin(0)  # type: ignore[no-any-return]
 
     def expected(self, shares: Floats) -> Floats:
         """Expected divergence of every frame, [frames, rows]."""
-        return self._interpolated(shares) + self.parts.sum(1, keepdims=True)
+        lost: Floats = self._interpolated(shares) + self.parts.sum(1, keepdims=True)
+        return lost
 
     def _interpolated(self, shares: Floats) -> Floats:
         return np.array([np.interp(shares, self.shares, row) for row in self.widths])
