@@ -136,6 +136,14 @@ class Space:
         return tuple(site for rivals in self.branches.values() for operator in rivals for site in operator.sites)
 
     @property
+    def rivals(self) -> dict[str, tuple[Operator, ...]]:
+        """Branch -> the operators that make it smaller: all but the one that leaves it out."""
+        return {
+            branch: tuple(operator for operator in operators if operator.name != DROP)
+            for branch, operators in self.branches.items()
+        }
+
+    @property
     def all_sites(self) -> tuple[Site, ...]:
         """Those of the branches, and those of tokens."""
         return (*self.sites, *self.tokens)
@@ -156,6 +164,10 @@ class Space:
         """Patch tokens that leave the attention of every block; empty where tokens cannot be merged."""
         return tuple(allocation[site.name] for site in self.tokens)
 
+    def merges(self, allocation: Allocation) -> bool:
+        """Whether `allocation` merges tokens; that none leave the attention of the last block is no merging."""
+        return any(0 < allocation[site.name] < site.dense for site in self.tokens)
+
     def scheduled(self, schedule: Sequence[int]) -> dict[str, int]:
         """A schedule as sizes of the sites of tokens."""
         return {site.name: count for site, count in zip(self.tokens, schedule, strict=True)}
@@ -175,9 +187,8 @@ class Space:
         It is the cheapest of rival operators and of the dense branch, branch by branch.
         """
         allocation = self.lossless()
-        for rivals in self.branches.values():
-            cuts = (operator.sites for operator in rivals if operator.name != DROP)
-            ends = [allocation.replace({site.name: site.choices[0] for site in sites}) for sites in cuts]
+        for rivals in self.rivals.values():
+            ends = [allocation.replace({site.name: site.choices[0] for site in operator.sites}) for operator in rivals]
             allocation = min((*ends, allocation), key=load)
         return allocation
 
@@ -285,7 +296,7 @@ class Space:
 
     def _chosen(self, operators: Mapping[str, str]) -> list[Site]:
         chosen: list[Site] = []
-        for branch, rivals in self.branches.items():
+        for branch, rivals in self.rivals.items():
             by_name = {operator.name: operator for operator in rivals}
             name = operators.get(branch, rivals[0].name)
             if name not in by_name:
@@ -305,11 +316,16 @@ def _fill(
     limit: float,
     load: Callable[[Allocation], float],
 ) -> Allocation:
-    """Raise one site at a time by one step, the one furthest below its wanted share first, while `limit` holds."""
+    """Raise one site at a time by one step, the one furthest below its wanted share first, while `limit` holds.
+
+    A site is raised to the first size above its share, and no further: in a last block of few tokens all sizes cost so little
+    that it would take whatever is left.
+    """
     open_sites = list(sites)
     while open_sites:
         site = max(open_sites, key=lambda candidate: wanted(candidate) - candidate.share(allocation[candidate.name]))
-        step = site.larger(allocation[site.name])
+        size = allocation[site.name]
+        step = site.larger(size) if site.share(size) <= wanted(site) else None
         raised = allocation.replace({site.name: step}) if step is not None else None
         if raised is not None and load(raised) <= limit:
             allocation = raised

@@ -24,7 +24,6 @@ from spaces.operators.base import Sizes, Tokens
 from spaces.operators.drop import dense_cost
 from spaces.operators.registry import OPERATORS
 from spaces.sites import Operator, Space
-from spaces.tokens.structure import merging_macs
 
 Count = tuple[int, int]  # MACs, parameters
 Figures = tuple[float, ...]  # the costs of `CostModel.names`, in their order
@@ -180,9 +179,10 @@ class _Blocks:
         return dense_cost(branch.module, self._tokens(branch.path, schedule))[0]
 
     def _merging(self, schedule: tuple[int, ...]) -> int:
-        """MACs of finding and merging similar tokens."""
-        tokens = (self._tokens(site.branch, schedule) for site in self._space.tokens)
-        return sum(merging_macs(self._dense, entry.prefix, entry.entering, entry.leaving) for entry in tokens)
+        """MACs of finding similar tokens and merging them."""
+        width: int = self._dense.embed_dim  # type: ignore[assignment]
+        tokens = [self._tokens(site.branch, schedule) for site in self._space.tokens]
+        return width * sum(entry.compared + entry.assigned for entry in tokens)
 
     def _tokens(self, path: str, schedule: tuple[int, ...]) -> Tokens:
         """Tokens of the block that a branch is in."""

@@ -44,7 +44,8 @@ class Workbench:
     Attributes:
         model: the dense model, on the CPU; not to be changed.
         space: the space, described for the dense model.
-        sites: those that the recipe moves.
+        cuts: the sites of the space that make a branch smaller; the others leave it out.
+        sites: those of them that the recipe moves.
         batches: training batches; what the recipe does not take is left for the fine-tune.
     """
 
@@ -62,7 +63,8 @@ class Workbench:
         self.dense = dense
         self.model = dense.model
         self.space: Space = describe(dense.model, space, dense.objective.multiple)
-        self.sites = [site for site in self.space.sites if site.kind != "branch" and (kinds is None or site.kind in kinds)]
+        self.cuts = [site for site in self.space.sites if site.kind != "branch"]
+        self.sites = [site for site in self.cuts if kinds is None or site.kind in kinds]
         self.costs: CostModel = cost_model(dense.model, self.space)
         self.limits = limits
         self.steps = steps

@@ -61,6 +61,7 @@ def fill_attention(dense: nn.Module, model: nn.Module, branch: str, sizes: Sizes
 
 def _fill_part(attention: ContractedAttention, part: int, weight: Tensor, bias: Tensor | None, basis: Tensor | None) -> None:
     """Write queries (0), keys (1) or values (2), [heads, d, dim], into the fused linear; through `basis` [heads, r, d]."""
+    assert isinstance(attention.qkv, nn.Linear)
     if basis is not None:
         weight = basis @ weight
         bias = None if bias is None else _apply(basis, bias)

@@ -54,6 +54,20 @@ class Tokens:
         """Tokens that the FFN sees."""
         return self.prefix + self.leaving
 
+    @property
+    def compared(self) -> int:
+        """Pairs of patch tokens whose similarity is computed: every other one with the rest, if any are merged."""
+        return (self.entering // 2) * -(-self.entering // 2) if self._merged else 0
+
+    @property
+    def assigned(self) -> int:
+        """Entries of the matrix that assigns merged tokens to those that they are merged into."""
+        return self.leaving * self._merged
+
+    @property
+    def _merged(self) -> int:
+        return self.entering - self.leaving if self.leaving else 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
@@ -131,5 +145,8 @@ class OperatorSpec:
 
 
 def widths(dense: int, step: int) -> tuple[int, ...]:
-    """Multiples of `step` below the dense size, and the dense size."""
-    return (*range(step, dense, step), dense)
+    """Half a step, multiples of `step` below the dense size, and the dense size.
+
+    The half step is for small budgets, of which the smallest widths of all branches are a large part.
+    """
+    return (*((step // 2,) if 1 < step < dense else ()), *range(step, dense, step), dense)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from spaces.branches import ATTENTION, Branch
 from spaces.modules import ConstantBranch
@@ -57,11 +57,11 @@ def dense_cost(branch: nn.Module, tokens: Tokens) -> Count:
 
 def _cost(branch: nn.Module, sites: Sequence[Site], tokens: Tokens) -> Callable[[Sizes], Count]:
     last = branch.get_submodule("proj" if hasattr(branch, "proj") else "fc2")
-    return partial(_count, whole=dense_cost(branch, tokens), constant=last.out_features)  # type: ignore[arg-type]
+    return partial(_count, whole=dense_cost(branch, tokens), dropped=(0, last.out_features))  # type: ignore[arg-type]
 
 
-def _count(sizes: Sizes, whole: Count, constant: int) -> Count:
-    return whole if sizes["branch"] else (0, constant)
+def _count(sizes: Sizes, whole: Count, dropped: Count) -> Count:
+    return whole if sizes["branch"] else dropped
 
 
 DROPPED = OperatorSpec(

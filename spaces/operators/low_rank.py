@@ -137,9 +137,8 @@ def _count(sizes: Sizes, shapes: Mapping[str, tuple[int, int]], seen: Mapping[st
             layer, saved = rows * columns, queries * columns
         elif whole is None:
             layer, saved = rank * (columns + rows), queries * rank
-        else:  # whole rows are anywhere among the others: queries are computed beside the rest
+        else:  # whole rows are anywhere among the others, so all are computed
             layer, saved = whole * columns + rank * (columns + rows - whole), 0
-            macs += asked * layer if asked < read else 0
         macs += read * layer - (read - asked) * saved
         weights += layer
     return macs, weights

@@ -17,13 +17,13 @@ def token_sites(model: nn.Module) -> tuple[list[Site], list[Skipped]]:
     if reason is not None:
         return [], [Skipped(name="blocks.*.tokens", reason=reason)]
     patches, count, sites = patch_tokens(model), len(model.blocks), []  # type: ignore[arg-type]
-    least = patches
+    least, counts = patches, tuple(range(patches + 1))  # numbers that all sites share: there may be many of both
     for block in range(count):
         if block == count - 1 and reads_prefix_alone(model):
-            choices = (0, *range(least, patches + 1))
+            choices = (0, *counts[least:])
         else:
             least = -(-least // 2)
-            choices = tuple(range(least, patches + 1))
+            choices = counts[least:]
         sites.append(Site(name=f"blocks.{block}.tokens", branch=f"blocks.{block}", kind="tokens", choices=choices))
     return sites, []
 
