@@ -27,18 +27,18 @@ MERGING, MATCHED = 1e-4, 2e-4  # of a block that merges tokens, whatever their n
 READING, WEIGHING = 0.6, 0.3  # shares of attention: where few queries read all tokens, and where tokens have sizes
 
 
-def seconds_of(model: nn.Module) -> float:
+def seconds_of(model: Any) -> float:
     """Linear in every size and in the tokens of every block; unequal widths of heads and two linear layers take longer."""
-    places = zip(model.blocks, places_of(model), strict=True)  # type: ignore[arg-type]
+    places = zip(model.blocks, places_of(model), strict=True)
     return BASE + sum(_block(model, block, *place) for block, place in places)
 
 
-def places_of(model: nn.Module) -> Iterator[tuple[int, int]]:
+def places_of(model: Any) -> Iterator[tuple[int, int]]:
     """Patch tokens that enter every block, and that leave its attention."""
-    patches, prefix = model.patch_embed.num_patches, model.num_prefix_tokens  # type: ignore[union-attr]
+    patches, prefix = model.patch_embed.num_patches, model.num_prefix_tokens
     if isinstance(model.patch_drop, FirstTokens):
         patches = model.patch_drop.count - prefix
-    for block in model.blocks:  # type: ignore[union-attr]
+    for block in model.blocks:
         entering = patches
         if isinstance(block, ReducedBlock):
             assert block.entering == entering
@@ -46,9 +46,9 @@ def places_of(model: nn.Module) -> Iterator[tuple[int, int]]:
         yield entering, patches
 
 
-def _block(model: nn.Module, block: nn.Module, entering: int, leaving: int) -> float:
-    patches, prefix = model.patch_embed.num_patches, model.num_prefix_tokens  # type: ignore[union-attr]
-    attention, ffn = sum(map(_seconds, block.attn.modules())), sum(map(_seconds, block.mlp.modules()))  # type: ignore[union-attr]
+def _block(model: Any, block: Any, entering: int, leaving: int) -> float:
+    patches, prefix = model.patch_embed.num_patches, model.num_prefix_tokens
+    attention, ffn = sum(map(_seconds, block.attn.modules())), sum(map(_seconds, block.mlp.modules()))
     asked = entering if leaving else READING * entering
     tokens = (prefix + asked) * attention + (prefix + leaving) * ffn + (prefix + (entering + leaving) / 2) * NORMS
     if entering < patches and isinstance(block, ReducedBlock):

@@ -4,15 +4,17 @@ import random
 from functools import partial
 from typing import get_args
 
+import numpy as np
+
 from objectives.cost.closed_form import CostModel
 from spaces.allocation import Allocation
 from spaces.sites import DROP, Role, Space
+from spaces.tokens.schedules import Schedule, schedules
 
 _LOADS = (0.3, 0.5, 0.7, 0.9)  # of the way from the fewest MACs to all of them, of whole allocations
 _SPREAD = 1.0  # of the proportions of random ones, in log-odds
 _DROPPED = 0.2  # probability of a branch, where branches are dropped
-# First block that merges and the one behind the last, as shares of the blocks; the share of tokens that is left in the end.
-_SHAPES = ((0, 1, 0.8), (0, 1, 0.5), (0, 1, 0.2), (0, 0.3, 0.4), (0.5, 1, 0.4), (0, 0, 0.5), (0.4, 0.4, 0.5))
+_SCHEDULES = 12  # that tell what merging takes
 
 
 def allocations(space: Space, costs: CostModel, seed: int) -> list[Allocation]:
@@ -39,12 +41,10 @@ def allocations(space: Space, costs: CostModel, seed: int) -> list[Allocation]:
     return found
 
 
-def schedules(space: Space) -> list[tuple[int, ...]]:
-    """Schedules of several shapes and amounts, the one that merges nothing first; none where tokens cannot be merged."""
-    if not space.tokens:
-        return []
-    shapes = (_schedule(space, *shape) for shape in ((0, 1, 1.0), *_SHAPES))
-    return list(dict.fromkeys(shapes))
+def some_schedules(space: Space) -> list[Schedule]:
+    """Some of those that are offered, from the most tokens to the fewest."""
+    offered = schedules(space)
+    return list(dict.fromkeys(offered[round(place)] for place in np.linspace(0, len(offered) - 1, _SCHEDULES)))
 
 
 def _decoded(
@@ -63,23 +63,7 @@ def _decoded(
 
 
 def _reduced(space: Space, rng: random.Random) -> Allocation:
-    """A random schedule, and some branches left out."""
-    allocation = space.lossless()
-    if space.tokens:
-        start, left = rng.uniform(0, 0.8), rng.uniform(0.25, 0.9)
-        shape = start, rng.uniform(start, 1), left
-        allocation = allocation.replace(space.scheduled(_schedule(space, *shape)))
+    """A schedule of those that are offered, and some branches left out."""
+    allocation = space.lossless().replace(space.scheduled(rng.choice(schedules(space))))
     drops = [site for site in space.sites if site.kind == "branch"]
     return allocation.replace({site.name: 0 for site in drops if rng.random() < _DROPPED})
-
-
-def _schedule(space: Space, start: float, end: float, left: float) -> tuple[int, ...]:
-    """Merges as many tokens in every block of a stretch, or as many as can be, until a share of them is left."""
-    blocks, entering = len(space.tokens), space.tokens[0].dense
-    first = int(start * blocks)
-    steps, patches, found = max(1, round(end * blocks) - first), entering, list[int]()
-    for block, site in enumerate(space.tokens):
-        progress = min(1.0, max(0.0, (block + 1 - first) / steps))
-        entering = max(-(-entering // 2), round(patches * (1 - (1 - left) * progress)))
-        found.append(0 if site.choices[0] == 0 else entering)
-    return tuple(found)

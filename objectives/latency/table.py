@@ -9,7 +9,7 @@ import numpy as np
 
 from objectives.latency.config import LatencyConfig
 from objectives.latency.grid import GRID, Grid
-from objectives.latency.tokens import TOKENS, Schedule, TokenTimes, place_of
+from objectives.latency.tokens import TOKENS, TokenTimes, place_of
 from objectives.latency.units import Unit
 from spaces.allocation import Allocation
 from spaces.errors import RunError
@@ -18,6 +18,7 @@ from spaces.operators.base import Sizes
 from spaces.operators.registry import OPERATORS
 from spaces.schema import FLAG, NUMBER, OBJECT, POSITIVE, SIZE, TEXT, WHOLE, Each, Maybe, choice, read_json
 from spaces.sites import Operator, Role, Space
+from spaces.tokens.schedules import Schedule
 
 LATENCY = "latency.json"  # in the run directory
 _UNIT = {

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from objectives.latency.grid import Floats, Grid
-from objectives.latency.samples import schedules
+from objectives.latency.samples import some_schedules
 from objectives.latency.smoothing import smoothed
 from objectives.latency.tokens import AXIS, PARTS, TokenTimes
 from objectives.latency.units import Unit
@@ -43,7 +43,7 @@ class TokenProbe:
         self._groups: dict[Group, list[Unit]] = {}
         for unit in units:
             self._groups.setdefault((unit.operator, unit.role), []).append(unit)
-        self._schedules = schedules(space)
+        self._schedules = some_schedules(space)
         whole = [space.identity(), *(self._smallest(group) for group in self._groups.values())]
         self.variants = [Variant(allocation, count) for allocation in whole for count in self._counts]
         self.variants += [Variant(space.identity().replace(space.scheduled(entry))) for entry in self._schedules]

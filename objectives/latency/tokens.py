@@ -10,8 +10,7 @@ from objectives.latency.grid import Grid
 from spaces.operators.registry import OPERATORS
 from spaces.schema import NUMBER, WHOLE, choice
 from spaces.sites import Operator, Role, Space
-
-Schedule = tuple[int, ...]
+from spaces.tokens.schedules import Schedule
 
 AXIS = "tokens"  # of the grids
 PARTS = (*get_args(Role), "rest")  # of a block
