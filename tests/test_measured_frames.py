@@ -156,7 +156,7 @@ def test_measuring_leaves_the_dense_model_alone_and_says_how_far_it_is(vit: nn.M
         before = vit(images)
         measured(factors, images, progress=lambda what, done, total: seen.setdefault(what, []).append((done, total)))
         assert torch.equal(vit(images), before)
-    assert list(seen) == ["tokens", "branches"]
+    assert list(seen) == ["tokens", "branches", "widths"]
     total = len(schedules(factors.space)) - 1
     assert seen["tokens"] == [(done, total) for done in range(total + 1)]
     assert seen["branches"] == [(done, 6) for done in range(7)], "three for the first of two that may go, three for the second"
@@ -196,7 +196,7 @@ def test_save_and_load(stored: tuple[Path, MeasuredFrames, Factors]) -> None:
     assert list(again.schedules) == list(frames.schedules)
     assert list(again.dropped) == list(frames.dropped)
     assert MeasuredFrames.load(path, "other", factors.space) is None
-    path.write_text(path.read_text().replace('"format": 1', '"format": 0'))
+    path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
     assert MeasuredFrames.load(path, "mark", factors.space) is None
 
 

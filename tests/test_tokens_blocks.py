@@ -126,8 +126,8 @@ def test_an_average_of_tokens_weighs_them_by_size(make_vit: MakeVit, images: Ten
 
 def test_a_model_without_classes_gives_all_patch_tokens_back(make_vit: MakeVit, images: Tensor) -> None:
     model = model_of(make_vit, "no classes")
-    dense = model.forward_features(images)  # type: ignore[operator]
     with torch.no_grad():
+        dense = model.forward_features(images)  # type: ignore[operator]
         found = reduced(model, (13, 8, 7)).forward_features(images)  # type: ignore[operator]
     assert found.shape == dense.shape == (len(images), 1 + PATCHES, 32)
     for image, source in zip(found, last_state(model, images)[2], strict=True):
@@ -143,9 +143,8 @@ def test_merging_tokens_that_are_alike_changes_nothing(make_vit: MakeVit, images
     twice = images.reshape(-1, 3, 4, 4, 4, 4)[..., ::2, :].repeat_interleave(2, dim=4).reshape(-1, 3, 16, 16)
     with torch.no_grad():
         model.pos_embed[:, prefix::2] = model.pos_embed[:, prefix + 1 :: 2]  # type: ignore[index]
-    wanted = model.forward_features(twice)  # type: ignore[operator]
-    reduce_tokens(model, (8, 8, 8))
-    found = model.forward_features(twice)  # type: ignore[operator]
+        wanted = model.forward_features(twice)  # type: ignore[operator]
+        found = reduced(model, (8, 8, 8)).forward_features(twice)  # type: ignore[operator]
     kept = 1 if reads_prefix_alone(model) else 1 + PATCHES
     assert largest(found[:, :kept] - wanted[:, :kept]) < 2e-5 * largest(wanted)
 
