@@ -57,7 +57,7 @@ class StudyConfig:
         tokens: search schedules of merged tokens too: how many patch tokens leave the attention of every block. Where a model
             reads its class token alone, the last block computes nothing else in any case.
         drop: search which branches are left out too, in the order that the profile measures.
-        multiple: FFN widths are multiples of this number, or half of it; ranks are multiples of it. GPUs are fastest with 8.
+        multiple: FFN widths and ranks are multiples of this number. GPUs are fastest with 8.
         target: upper bound on what is kept: flops=50% (MACs), flops=2.3G, params=11M, latency=8ms or latency=60%. Join bounds
             that must hold together by a comma: flops=50%,params=11M. Separate words are separate budgets of one search:
             flops=50% flops=30%. A latency is read from a table that is measured before the first trial.

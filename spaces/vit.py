@@ -19,8 +19,8 @@ def describe(model: nn.Module, name: str = "contract", multiple: int = 8) -> Spa
     Args:
         model: a dense timm model with `blocks`.
         name: which operators are offered.
-        multiple: FFN widths are multiples of it, or half of it; ranks are multiples. Head widths too, unless the head is
-            narrower than eight multiples: then they are eighths of the head, or half of one.
+        multiple: FFN widths and ranks are multiples of it. Head widths too, unless the head is narrower than eight
+            multiples: then they are eighths of the head. Half of the smallest head width is offered as well.
 
     Raises:
         ModelError: unknown space, or the model has no site in it.

@@ -145,8 +145,5 @@ class OperatorSpec:
 
 
 def widths(dense: int, step: int) -> tuple[int, ...]:
-    """Half a step, multiples of `step` below the dense size, and the dense size.
-
-    The half step is for small budgets, of which the smallest widths of all branches are a large part.
-    """
-    return (*((step // 2,) if 1 < step < dense else ()), *range(step, dense, step), dense)
+    """Multiples of `step` below the dense size, and the dense size."""
+    return (*range(step, dense, step), dense)

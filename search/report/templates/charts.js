@@ -31,7 +31,8 @@ function drawAlong() {
   const colour = colours();
   const numbers = along();
   const used = new Set(numbers.flatMap((number) => data.spaces[data.points[number].space] ?? []));
-  const shown = data.sites.map((_, index) => index).filter((index) => used.has(index) || !used.size);
+  const isRow = (index) => (used.has(index) || !used.size) && data.sites[index].kind !== "branch"; // shown by its widths
+  const shown = data.sites.map((_, index) => index).filter(isRow);
   const size = (point, index) => (isLeftOut(point, data.sites[index]) ? 0 : point.sizes[index]);
   const sizes = (index) => numbers.map((number) => size(data.points[number], index));
   const names = shown.map((index) => data.sites[index].name);
