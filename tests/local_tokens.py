@@ -36,7 +36,7 @@ def model_of(make_vit: MakeVit, name: str, **more: Any) -> nn.Module:
     model = make_vit(**{"depth": 3, **KINDS[kind], **options, **more})
     if space:
         found = describe(model, space, multiple=4)
-        resize(model, found, uneven(found))
+        resize(model, found, uneven(found, ALL_KEPT))
         generator = torch.Generator().manual_seed(2)
         with torch.no_grad():
             for name_, parameter in model.blocks.named_parameters():  # type: ignore[operator,union-attr]

@@ -1,7 +1,7 @@
 """Models whose patch tokens become fewer: equal to dense ones where they must be, whatever kind of vision transformer it is."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from objectives.cost.tracing import fvcore_macs, torch_macs
 from spaces.errors import AllocationError, ModelError
 from spaces.tokens.blocks import ReducedBlock, ReducedBlocks
-from spaces.tokens.structure import block_cost, obstacle, patch_tokens, reads_prefix_alone, reduce_tokens
+from spaces.tokens.structure import obstacle, patch_tokens, reads_prefix_alone, reduce_tokens
 
 READS_PREFIX = [name for name in MODELS if name not in ("averaged", "no classes")]
 TAIL = (16, 16, 0)
@@ -105,7 +105,7 @@ def test_gradients_are_those_of_finite_differences(make_vit: MakeVit, images: Te
 def last_state(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens, sizes and sources after the last block."""
     seen: list[Any] = []
-    handle = model.blocks[-1].register_forward_hook(lambda module, args, output: seen.extend(output))  # type: ignore[index,union-attr]
+    handle = model.blocks[-1].register_forward_hook(lambda module, args, output: seen.extend((output[0], *output[1])))  # type: ignore[index,union-attr]
     outputs(model, images)
     handle.remove()
     return seen[0], seen[1], seen[2]
@@ -159,7 +159,7 @@ def test_sizes_weigh_as_so_many_copies_of_a_token(make_vit: MakeVit) -> None:
     with torch.no_grad():
         wanted = dense(x[:, copies])  # type: ignore[operator]
         for dtype, error in ((torch.float32, 1e-5), (torch.bfloat16, 0.05), (torch.float16, 0.01)):
-            found = block.to(dtype)(x.to(dtype), sizes.float())[0]
+            found = block.to(dtype)(x.to(dtype), (sizes.float(), None))[0]
             assert found.dtype == dtype
             assert largest(found[:, copies].float() - wanted) < error * largest(wanted)
 
@@ -176,9 +176,8 @@ def test_macs_of_a_schedule_by_hand(make_vit: MakeVit) -> None:
     assert torch_macs(model, (3, 16, 16)) == whole
     reduce_tokens(model, (13, 8, 0))
     blocks = block(17, 17, 14) + block(14, 14, 9) + block(9, 1, 1)
-    merging = 8 * 8 * 16 + 8 * 3 * 32 + 6 * 7 * 16 + 6 * 5 * 32
+    merging = 32 * (8 * 8 + 13 * 3 + 6 * 7 + 8 * 5)  # compared, and assigned
     assert torch_macs(model, (3, 16, 16)) == fvcore_macs(model, (3, 16, 16)) == patches + head + blocks + merging
-    assert block_cost(16, 13, 16, 32) + block_cost(13, 8, 16, 32) + block_cost(8, 0, 16, 32) == merging
 
 
 class _Constant(nn.Module):
@@ -208,6 +207,34 @@ def test_a_mask_is_refused(make_vit: MakeVit, images: Tensor) -> None:
     model = reduced(model_of(make_vit, "class token"), TAIL)
     with pytest.raises(ModelError, match="takes no attention mask"):
         model.forward_features(images, is_causal=True)  # type: ignore[operator]
+
+
+def checkpointed(model: Any, images: Tensor) -> Tensor:
+    model.set_grad_checkpointing(True)
+    found: Tensor = model(images)
+    return found
+
+
+BLOCK_BY_BLOCK: dict[str, Callable[[Any, Tensor], Any]] = {
+    "features of blocks": lambda model, images: model.forward_intermediates(images),
+    "features of the last block": lambda model, images: model.get_intermediate_layers(images, n=1),
+    "features of the first blocks": lambda model, images: model.forward_intermediates(images, indices=[0], stop_early=True),
+    "fewer blocks": lambda model, images: model.prune_intermediate_layers([0]),
+    "gradient checkpointing": checkpointed,
+}
+
+
+@pytest.mark.parametrize("call", BLOCK_BY_BLOCK)
+@pytest.mark.parametrize("counts", [TAIL, (13, 8, 0)])
+def test_blocks_that_are_called_one_by_one_say_so(
+    make_vit: MakeVit, images: Tensor, counts: tuple[int, ...], call: str
+) -> None:
+    """A dense model gives all of it; without knowing of each other's merged tokens, blocks give wrong tokens or none."""
+    model = model_of(make_vit, "class token")
+    BLOCK_BY_BLOCK[call](copy.deepcopy(model), images[:2])
+    with pytest.raises(ModelError, match=r"tokens are merged runs its blocks as a whole.*: take the dense model") as caught:
+        BLOCK_BY_BLOCK[call](reduced(model, counts), images[:2])
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from spaces.errors import CountError, first_line, printable
 # Element-wise operators and reductions that the traced models may use; anything else that fvcore has no handle for is
 # an error, never a zero. Those that act in place have the same name with an underscore.
 _ELEMENTWISE = """
-add sub mul div neg sigmoid silu gelu tanh softmax mean sum amax rsqrt pow sin cos cumsum pad rsub
+add sub mul div neg sigmoid silu gelu tanh softmax mean sum amax rsqrt reciprocal pow sin cos cumsum pad rsub
 upsample_bicubic2d upsample_bilinear2d _upsample_bicubic2d_aa _upsample_bilinear2d_aa
 layer_norm rms_norm batch_norm group_norm repeat repeat_interleave
 ones_like meshgrid stack unflatten clone lift_fresh linspace tile outer exp ceil max_pool2d avg_pool2d

@@ -10,7 +10,13 @@ from spaces.errors import ModelError
 from spaces.modules import ContractedAttention
 from spaces.tokens.matching import destinations, match, merge, take
 
-State = tuple[Tensor, Tensor | None, Tensor | None]
+Merged = tuple[Tensor | None, Tensor | None]  # sizes of patch tokens, and which of them each original one went into
+
+
+_AS_A_WHOLE = (
+    "a model whose tokens are merged runs its blocks as a whole, so it has no intermediate features and no gradient "
+    "checkpointing: take the dense model for these"
+)
 
 
 class ReducedBlock(nn.Module):
@@ -51,34 +57,36 @@ class ReducedBlock(nn.Module):
     def forward(
         self,
         x: Tensor,
-        sizes: Tensor | None = None,
-        source: Tensor | None = None,
+        merged: Merged | None = None,
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
-    ) -> State:
+    ) -> tuple[Tensor, Merged]:
         """Tokens after the block.
 
         Args:
             x: [B, prefix + entering, dim].
-            sizes: how many original patch tokens each patch token stands for, [B, entering], float32; None for one.
-            source: which patch token each original one went into, [B, N]; None for itself.
+            merged: how many original patch tokens each patch token stands for, [B, entering], float32, None for one; and
+                which patch token each original one went into, [B, N], None for itself. `ReducedBlocks` passes them on.
             attn_mask: must be None.
             is_causal: must be False.
 
         Returns:
-            Tokens [B, prefix + leaving, dim], sizes [B, leaving] and source [B, N] of these.
+            Tokens [B, prefix + leaving, dim], and of these the sizes [B, leaving] and the source [B, N].
 
         Raises:
-            ModelError: a mask was given.
+            ModelError: a mask was given, or the block was called by itself, without `merged`.
         """
         if attn_mask is not None or is_causal:
             raise ModelError("a model whose tokens are merged takes no attention mask: merged tokens have no place in it")
+        if merged is None:
+            raise ModelError(_AS_A_WHOLE)
+        sizes, source = merged
         compared = self.norm1(x)
         attended = self._attended(compared, sizes)
         x = (x if self.leaving else x[:, : self.prefix]) + self.drop_path1(self.ls1(attended))
         if 0 < self.leaving < self.entering:
             x, sizes, source = self._merged(x, compared[:, self.prefix :], sizes, source)
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))), sizes, source
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))), (sizes, source)
 
     def _attended(self, x: Tensor, sizes: Tensor | None) -> Tensor:
         """What attention adds to the tokens that leave."""
@@ -87,7 +95,9 @@ class ReducedBlock(nn.Module):
         mask = None if sizes is None else F.pad(sizes.log(), (self.prefix, 0))[:, None, None, :]
         return self.attn.attend(x, None if self.leaving else self.prefix, mask=mask)
 
-    def _merged(self, x: Tensor, metric: Tensor, sizes: Tensor | None, source: Tensor | None) -> State:
+    def _merged(
+        self, x: Tensor, metric: Tensor, sizes: Tensor | None, source: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         matching = match(metric, sizes, self.entering - self.leaving)
         if self.tracks:
             moved = destinations(matching, self.entering)
@@ -113,14 +123,24 @@ class ReducedBlocks(nn.Sequential):
         self.prefix = prefix
         self.gives_back = gives_back
 
+    def __getitem__(self, index: int | slice) -> nn.Module:  # type: ignore[override]
+        """One block.
+
+        Raises:
+            ModelError: some blocks were asked for: they know nothing of each other's merged tokens.
+        """
+        if isinstance(index, slice):
+            raise ModelError(_AS_A_WHOLE)
+        return super().__getitem__(index)
+
     def forward(self, x: Tensor) -> Tensor:
-        sizes: Tensor | None = None
-        source: Tensor | None = None
+        merged: Merged = (None, None)
         for block in self:
             if isinstance(block, ReducedBlock):
-                x, sizes, source = block(x, sizes, source)
+                x, merged = block(x, merged)
             else:
                 x = block(x)
+        source = merged[1]
         return x if source is None else _behind_prefix(x, self.prefix, take(x[:, self.prefix :], source))
 
 

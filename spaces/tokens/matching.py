@@ -21,7 +21,7 @@ class Matching(NamedTuple):
 
     Attributes:
         kept: positions of the tokens that stay, ascending, [B, n - r].
-        merged: positions of those that are merged, [B, r].
+        merged: positions of those that are merged, ascending, [B, r].
         partner: index in `kept` of the token that each of these is merged into, [B, r].
     """
 
@@ -43,16 +43,15 @@ def match(metric: Tensor, sizes: Tensor | None, merged: int) -> Matching:
         merged: how many tokens to merge, from 1 to n // 2.
     """
     unit = F.normalize(metric.detach().float(), dim=-1)
-    gains = _exact_product(unit[:, 0::2], unit[:, 1::2].transpose(1, 2)) - 1
+    gains = _exact_product(unit[:, 0::2], unit[:, 1::2].transpose(1, 2))
     if sizes is not None:
-        first, second = sizes[:, 0::2].unsqueeze(2), sizes[:, 1::2].unsqueeze(1)
-        gains = gains * (first * second / (first + second)).sqrt()
+        shares = sizes.reciprocal()
+        gains = (gains - 1) * (shares[:, 0::2].unsqueeze(2) + shares[:, 1::2].unsqueeze(1)).rsqrt()
     best, partner = gains.max(dim=-1)
-    chosen = best.topk(merged, dim=1).indices
+    chosen = best.topk(merged, dim=1).indices.topk(merged, dim=1, largest=False).values  # ascending
     gone, into = 2 * chosen, 2 * partner.gather(1, chosen) + 1
-    positions = torch.arange(metric.shape[1], device=metric.device)
-    later = (gone.unsqueeze(1) == positions.unsqueeze(-1)).sum(-1) * metric.shape[1]
-    kept = (positions + later).topk(metric.shape[1] - merged, dim=1, largest=False).values
+    places = torch.arange(metric.shape[1] - merged, device=metric.device)
+    kept = places + _before(gone - torch.arange(1, merged + 1, device=metric.device), places)
     return Matching(kept, gone, into - _before(gone, into))
 
 
@@ -73,8 +72,8 @@ def merge(x: Tensor, sizes: Tensor | None, matching: Matching) -> tuple[Tensor, 
     places = torch.arange(own.shape[1], device=x.device).unsqueeze(-1)
     shares = (matching.partner.unsqueeze(1) == places) * others.unsqueeze(1)  # [B, n - r, r]
     grown = own + shares.sum(-1)
-    added = _exact_product((shares / grown.unsqueeze(-1)).to(x.dtype), take(x, matching.merged))
-    return take(x, matching.kept) * (own / grown).unsqueeze(-1).to(x.dtype) + added, grown
+    apart = take(x, matching.merged) - take(x, matching.kept.gather(1, matching.partner))  # 0 for tokens that are the same
+    return take(x, matching.kept) + _exact_product((shares / grown.unsqueeze(-1)).to(x.dtype), apart), grown
 
 
 def destinations(matching: Matching, tokens: int) -> Tensor:
@@ -92,11 +91,12 @@ def destinations(matching: Matching, tokens: int) -> Tensor:
 
 def take(x: Tensor, positions: Tensor) -> Tensor:
     """Tokens of every image at its own positions: [B, n, d] at [B, k] -> [B, k, d]."""
-    return x.gather(1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    images = torch.ones_like(positions[:, :1]).cumsum(0) - 1  # 0, 1, ... for a batch of any size
+    return x[images, positions]
 
 
 def _before(gone: Tensor, positions: Tensor) -> Tensor:
-    """How many of the positions [B, r] that are left empty are before others, [B, k] or [k]. Shape [B, k]."""
+    """How many of some positions [B, r] are before others, [B, k] or [k]. Shape [B, k]."""
     return (gone.unsqueeze(1) < positions.unsqueeze(-1)).sum(-1)
 
 

@@ -99,19 +99,3 @@ def problem_of(model: nn.Module, counts: Sequence[int]) -> str | None:
         if not -(-before // 2) <= after <= before or after == 0:
             return f"of {before} patch tokens, block {index} may keep {-(-before // 2)} to {before}, not {after}"
     return None
-
-
-def block_cost(entering: int, leaving: int, metric: int, dim: int) -> int:
-    """MACs of matching and merging in one block, for one image; those of attention and FFN are not among them.
-
-    Args:
-        entering: patch tokens that come in.
-        leaving: patch tokens that leave.
-        metric: numbers that a token is compared by: the width of a head's keys.
-        dim: width of a token.
-    """
-    merged = entering - leaving
-    if merged == 0 or leaving == 0:
-        return 0
-    second = entering // 2
-    return second * (entering - second) * metric + second * merged * dim
