@@ -171,19 +171,20 @@ def test_a_negative_number_of_images_is_refused(fails: Fails) -> None:
 
 # Tokens and branches
 
+TWO_BLOCKS = [NAME, *(word.replace("depth=1", "depth=2") for word in KWARGS), "--num-classes", "10"]
+
 
 def test_sites_of_tokens_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    """Of a model of 16 patches and two blocks that reads its class token; blocks.1 has the tail."""
-    text = inspected(capsys, NAME, *KWARGS)
+    """Of a model of 16 patches and two blocks that reads its class token; the second has the tail."""
+    text = inspected(capsys, *TWO_BLOCKS)
     assert re.search(r"blocks\.0\.tokens +│ merge +│ patch tokens +│ +16 │ 8, 9 … 15, 16 \(9\)", text)
     assert re.search(r"blocks\.1\.tokens +│ merge +│ patch tokens +│ +16 │ 0, 8 … 15, 16 \(10\)", text)
     assert re.search(r"blocks\.0\.mlp\.branch +│ drop +│ branches +│ +1 │ 0, 1 ", text)
 
 
-def test_schedules_and_sets_of_branches_are_shown(capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path) -> None:
+def test_schedules_and_sets_of_branches_are_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Every measured one, with its divergence, and whether merging pays."""
-    given: list[str | Path] = [NAME, *KWARGS, "--checkpoint", checkpoint, *IMAGES, "--output", tmp_path / "out", "--profile"]
-    text = inspected(capsys, *given)
+    text = inspected(capsys, *TWO_BLOCKS, *IMAGES, "--output", tmp_path / "out", "--profile")
     assert "measuring merged tokens: begins" in text
     assert "measuring without whole branches: begins" in text
     (path,) = (tmp_path / "out" / "factors").glob("*.frames.json")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,17 @@ from local_vits import KINDS, factors_of
 from torch import Tensor, nn
 
 from objectives.cost.closed_form import cost_model
+from objectives.dense_model import DenseModel, load_dense
 from objectives.divergence import Reference
 from objectives.dropping import measure_dropped
+from objectives.evaluator import Evaluator
 from objectives.frames import MeasuredFrames
 from objectives.measured_frames import measure_frames
 from objectives.merging import measure_schedules, worthwhile
+from search.runners.job import needs_of
 from spaces.errors import CheckpointError, DataError
 from spaces.factors import Factors
-from spaces.tokens.schedules import schedules
+from spaces.tokens.schedules import Schedule, schedules
 
 MERGING = ["plain", "distilled", "registers, layer-scale", "no class token", "q/k norm"]
 
@@ -32,7 +36,7 @@ def divergence_of(factors: Factors, sizes: dict[str, int], images: Tensor) -> fl
 
 
 def measured(factors: Factors, images: Tensor, **options: Any) -> MeasuredFrames:
-    return measure_frames(factors, factors.dense, images.split(24), cost_model(factors.dense, factors.space), **options)
+    return measure_frames(factors, factors.dense, torch.split(images, 24), cost_model(factors.dense, factors.space), **options)
 
 
 # Schedules
@@ -67,15 +71,16 @@ def test_where_tokens_cannot_be_merged_there_is_one_schedule(make_vit: Callable[
 
 def test_what_another_schedule_beats_clearly_is_left_out() -> None:
     """At 80 MACs 0.4 is more than 0.3 / 0.8 at 70 MACs; 0.37 at 75 is not, and stays. The lossless one is never left out."""
-    found = {(9,): 0.0, (8,): 0.4, (7,): 0.37, (6,): 0.3, (5,): 0.5, (4,): 0.5}
-    macs = {(9,): 100.0, (8,): 80.0, (7,): 75.0, (6,): 70.0, (5,): 60.0, (4,): 60.0}
+    found: dict[Schedule, float] = {(9,): 0.0, (8,): 0.4, (7,): 0.37, (6,): 0.3, (5,): 0.5, (4,): 0.5}
+    macs: dict[Schedule, float] = {(9,): 100.0, (8,): 80.0, (7,): 75.0, (6,): 70.0, (5,): 60.0, (4,): 60.0}
     assert worthwhile(found, macs) == {(9,): 0.0, (7,): 0.37, (6,): 0.3, (5,): 0.5, (4,): 0.5}
     assert list(worthwhile(found, macs))[:3] == [(9,), (7,), (6,)]
 
 
 def test_a_schedule_that_costs_more_than_it_saves_is_left_out() -> None:
     """To match tokens takes MACs, too."""
-    assert worthwhile({(9,): 0.0, (8,): 0.1}, {(9,): 100.0, (8,): 101.0}) == {(9,): 0.0}
+    found: dict[Schedule, float] = {(9,): 0.0, (8,): 0.1}
+    assert worthwhile(found, {(9,): 100.0, (8,): 101.0}) == {(9,): 0.0}
 
 
 # Branches that are left out
@@ -106,19 +111,21 @@ def test_what_the_model_does_not_depend_on_goes_first(make_vit: Callable[..., nn
     assert max(list(found.values())[:2]) < 1e-7 < min(list(found.values())[2:])
 
 
-def test_no_set_loses_half_of_what_a_constant_answer_does(make_vit: Callable[..., nn.Module], images: Tensor) -> None:
+def test_no_set_loses_half_of_what_a_constant_answer_does(
+    make_vit: Callable[..., nn.Module], images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By hand: the mean of KL(p || mean of p) over the images."""
     factors = factors_of(make_vit(depth=4), images, "contract")
     with torch.no_grad():
         p = factors.dense(images).double().softmax(-1)
     constant = float((p * (p / p.mean(0)).log()).sum(-1).mean())
-    reference = Reference(factors.dense, images.split(24))
+    reference = Reference(factors.dense, torch.split(images, 24))
     assert reference.constant == pytest.approx(constant, rel=1e-4)
     found = measure_dropped(factors, reference, cost_model(factors.dense, factors.space))
     assert max(found.values()) <= constant / 2
-    stricter = Reference(factors.dense, images.split(24))
-    stricter.__class__ = type("Strict", (Reference,), {"constant": 2 * min(found.values())})
-    assert measure_dropped(factors, stricter, cost_model(factors.dense, factors.space)) == dict([next(iter(found.items()))])
+    monkeypatch.setattr(Reference, "constant", 2 * min(found.values()))
+    fewer = measure_dropped(factors, reference, cost_model(factors.dense, factors.space))
+    assert list(fewer.items()) == list(found.items())[:1]
 
 
 def test_without_classes_features_are_compared(make_vit: Callable[..., nn.Module], images: Tensor) -> None:
@@ -175,6 +182,46 @@ def test_outputs_that_are_not_finite_name_the_schedule(vit: nn.Module, images: T
     monkeypatch.setattr(factors, "build", broken)
     with pytest.raises(DataError, match=r"outputs with tokens merged to \d+, 0 are not finite on the calibration images"):
         measure_schedules(factors, Reference(vit, [images]), cost_model(vit, factors.space))
+
+
+# Once a run
+
+
+def prepared(evaluator: Evaluator, run: Path, images: int = 32, tokens: bool = True, drop: bool = True) -> DenseModel:
+    """The same model in another run directory."""
+    objective = evaluator.dense.objective
+    data = replace(objective.data, profile_images=images)
+    return load_dense(replace(objective, factors=run / "factors", data=data, tokens=tokens, drop=drop))
+
+
+def test_frames_are_measured_once(evaluator: Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run beside it takes them over; more images measure anew."""
+    first = prepared(evaluator, tmp_path / "one").frames
+    assert (first.images, len(first.schedules) > 1, len(first.dropped) > 0) == (32, True, True)
+    assert prepared(evaluator, tmp_path / "one", images=48).frames.images == 48
+    again = prepared(evaluator, tmp_path / "one").frames
+    assert again == first
+    monkeypatch.setattr("objectives.dense_model.measure_frames", lambda *arguments: pytest.fail("measured again"))
+    assert prepared(evaluator, tmp_path / "one").frames == first
+    assert prepared(evaluator, tmp_path / "two").frames == first
+
+
+def test_what_is_not_searched_is_not_measured(evaluator: Evaluator, tmp_path: Path) -> None:
+    """And has a file of its own: a run beside it that searches more does not take it over."""
+    tokens = prepared(evaluator, tmp_path / "one", drop=False).frames
+    assert (len(tokens.schedules) > 1, tokens.dropped) == (True, {})
+    dropped = prepared(evaluator, tmp_path / "two", tokens=False).frames
+    assert (len(dropped.schedules), len(dropped.dropped) > 0) == (1, True)
+    neither = prepared(evaluator, tmp_path / "three", tokens=False, drop=False).frames
+    assert (len(neither.schedules), neither.dropped, neither.images) == (1, {}, 0)
+    both = prepared(evaluator, tmp_path / "four").frames
+    assert (both.schedules, both.dropped) == (tokens.schedules, dropped.dropped)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_worker_measures_frames_where_allocations_are_built(asked: bool) -> None:
+    needs = needs_of(latency=False, factors=asked, profile=False, frames=True, batches=False)
+    assert needs == (["factors", "frames"] if asked else [])
 
 
 # On disk

@@ -38,13 +38,20 @@ def test_the_page_opens_without_a_complaint_or_a_request(visit: Visit) -> None:
     assert [url for url in visit.requests if not url.startswith(("data:", "blob:"))] == [visit.page.url]
 
 
+def shown_sizes(run: Run, number: int) -> dict[str, int]:
+    """Of a trial: tokens of the blocks, and sizes of the branches that it does not leave out."""
+    allocation = run.trial(number).allocation
+    gone = {site.branch for site in run.space.sites if site.kind == "branch" and allocation[site.name] == 0}
+    shown = [site for site in run.space.all_sites if site.kind != "branch" and site.branch not in gone]
+    return {site.name: allocation[site.name] for site in shown}
+
+
 def test_a_click_on_a_point_shows_its_sizes(visit: Visit, run: Run) -> None:
-    names = [site.name for site in run.space.sites]
     apart = run.trials.drop_duplicates(["macs", "error"], keep=False)
     assert len(apart) >= 3
     for _, row in apart.iterrows():
         click(visit, int(row["number"]))
-        assert sizes(visit) == {name: int(row[name]) for name in names}
+        assert sizes(visit) == shown_sizes(run, int(row["number"]))
 
 
 def test_a_row_of_the_table_and_the_keyboard_choose_too(visit: Visit, run: Run) -> None:
@@ -77,11 +84,10 @@ def test_two_trials_are_compared(visit: Visit, run: Run) -> None:
     visit.page.click("#pin")
     visit.page.click(f"#rows tr[data-number='{second}']")
     titles = visit.page.eval_on_selector_all("#sizes .size", "boxes => boxes.map((box) => box.title)")
-    names = [site.name for site in run.space.sites]
-    of = {number: run.trial(number).allocation for number in (first, second)}
-    assert [(int(title.split()[1]), int(title.rpartition(" ")[2])) for title in titles] == [
-        (of[second][name], of[first][name]) for name in names
-    ]
+    other = run.trial(first).allocation
+    assert {title.partition(":")[0]: (int(title.split()[1]), int(title.rpartition(" ")[2])) for title in titles} == {
+        name: (size, other[name]) for name, size in shown_sizes(run, second).items()
+    }
     visit.shot(Path(run.directory), "compare")
     visit.page.click("#pin")
     assert visit.page.locator("#sizes b").count() == 0
@@ -93,26 +99,29 @@ def test_the_heat_map_shows_the_front_and_chooses_from_it(visit: Visit, run: Run
     )
     numbers = [trial.number for trial in run.front]
     for name, shares, cells in zip(heat_map["y"], heat_map["z"], heat_map["customdata"], strict=True):
-        site = next(site for site in run.space.sites if site.name == name)
+        site = next(site for site in run.space.all_sites if site.name == name)
         assert [cell[0] for cell in cells] == numbers
-        assert shares == [pytest.approx(100 * size / site.dense) for size in (trial.allocation[name] for trial in run.front)]
+        kept = [shown_sizes(run, number).get(name, 0) for number in numbers]
+        assert shares == [pytest.approx(100 * size / site.dense) for size in kept]
     visit.page.locator("#along .nsewdrag").click(position={"x": 10, "y": 10})
     expect(visit.page.locator("#command")).to_have_text(re.compile(rf" {numbers[0]}$"))
 
 
 def test_trials_that_were_stopped_are_drawn_at_their_rung(chromium: Browser, run: Run, tmp_path: Path) -> None:
     trials = run.trials.astype({"reason": object, "rung": float})
+    shown = {trial.number for trial in run.front} | {0, *run.summary.best}
+    stopped = max(number for number in trials["number"] if number not in shown)
     pruned: dict[str, Any] = {"state": "PRUNED", "reason": "dominated by <b>", "rung": 2.0, "rung_error": 0.5}
     for column, value in (pruned | {"error": float("nan")}).items():
-        trials.loc[7, column] = value
+        trials.loc[stopped, column] = value
     trials.to_csv(tmp_path / "trials.csv", index=False)
     write_summary(tmp_path, run.summary)
     render(Run(tmp_path))
     with window(chromium) as visit:
         page = visit.open((tmp_path / "report.html").as_uri())
         drawn = page.evaluate("document.getElementById('plot').data.find((each) => each.name === 'stopped early')")
-        assert (drawn["customdata"], drawn["y"]) == ([7], [50.0])
-        assert drawn["x"] == [pytest.approx(100 * trials["macs_kept"][7], abs=1e-3)]
+        assert (drawn["customdata"], drawn["y"]) == ([stopped], [50.0])
+        assert drawn["x"] == [pytest.approx(100 * trials["macs_kept"][stopped], abs=1e-3)]
         assert "stopped at step 2" in drawn["hovertext"][0] and "dominated by &lt;b&gt;" in drawn["hovertext"][0]
         assert visit.problems == []
 
