@@ -1,6 +1,7 @@
 """The page of made-up tables."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from search.run.summary import DenseFigures, RunSummary, summarise
 from search.run.summary_file import write_summary
 from search.run.trial_table import trials_of
 from spaces.files import write_text
-from spaces.sites import Operator, Site, Space
+from spaces.sites import DROP, Operator, Site, Space
 
 DENSE = {"macs": 4_600_000_000, "params": 22_000_000, "latency": 0.040}
 ERROR = 0.2
@@ -69,6 +70,37 @@ def write_made_up(path: Path, count: int, **options: Any) -> None:
     """Write the page of `made_up` tables."""
     summary, table = made_up(count, **options)
     write_report(path, summary, trials_of(table, summary))
+
+
+PATCHES = 196  # of the space that also merges tokens and leaves branches out
+
+
+def framed() -> tuple[RunSummary, pd.DataFrame]:
+    """Tables of a search of tokens and branches too: the tail everywhere but in the dense trial 0; trial 1 merges 14 tokens in
+    every block from the fourth to the tenth, and leaves out the FFN of block 3.
+    """
+    summary, table = made_up(12)
+    blocks, space = 12, summary.spaces["contract"]
+    branches = {
+        path: (*rivals, Operator(name=DROP, sites=(Site(name=f"{path}.branch", branch=path, kind="branch", choices=(0, 1)),)))
+        for path, rivals in space.branches.items()
+    }
+    counts = [*[tuple(range(7, PATCHES + 1))] * (blocks - 1), (0, *range(7, PATCHES + 1))]
+    tokens = tuple(
+        Site(name=f"blocks.{block}.tokens", branch=f"blocks.{block}", kind="tokens", choices=choices)
+        for block, choices in enumerate(counts)
+    )
+    space = replace(space, branches=branches, tokens=tokens)
+    merged = [max(0, min(7, block - 2)) for block in range(blocks - 1)]
+    for block, site in enumerate(tokens):
+        table[site.name] = PATCHES if block < blocks - 1 else np.where(table["number"] == 0, PATCHES, 0)
+    for path in branches:
+        table[f"{path}.branch"] = 1
+    one = table["number"] == 1
+    table.loc[one, [site.name for site in tokens[:-1]]] = [PATCHES - 14 * count for count in merged]
+    table.loc[one, ["blocks.3.mlp.branch"]] = 0
+    facts = replace(summary, spaces={"contract": space})
+    return summarise(facts, trials_of(table, facts)), table
 
 
 def _space(blocks: int) -> Space:

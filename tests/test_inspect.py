@@ -1,5 +1,6 @@
 """`inspect`, with and without a profile: what is printed, what is drawn, and which errors a wrong call ends with."""
 
+import json
 import re
 from io import StringIO
 from pathlib import Path
@@ -13,9 +14,13 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 import run_search
+from objectives.cost.closed_form import CostModel
+from objectives.cost.spec import Cost
+from objectives.frames import MeasuredFrames
 from objectives.profile import Profile
 from search.report.heat_map import heat_table, write_heat_maps
 from search.report.site_grid import format_error, grid_of
+from search.terminal.frame_tables import format_schedule, frame_tables
 from spaces.sites import Operator, Site, Space
 
 NAME, KWARGS = MODEL[1], MODEL[2:]
@@ -162,6 +167,63 @@ def test_another_profile_does_not_continue_a_run(fails: Fails, finished: Path, c
 
 def test_a_negative_number_of_images_is_refused(fails: Fails) -> None:
     assert "profile_images must be at least 0, got -1" in fails("inspect", NAME, *IMAGES, "--profile-images", "-1")
+
+
+# Tokens and branches
+
+
+def test_sites_of_tokens_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a model of 16 patches and two blocks that reads its class token; blocks.1 has the tail."""
+    text = inspected(capsys, NAME, *KWARGS)
+    assert re.search(r"blocks\.0\.tokens +│ merge +│ patch tokens +│ +16 │ 8, 9 … 15, 16 \(9\)", text)
+    assert re.search(r"blocks\.1\.tokens +│ merge +│ patch tokens +│ +16 │ 0, 8 … 15, 16 \(10\)", text)
+    assert re.search(r"blocks\.0\.mlp\.branch +│ drop +│ branches +│ +1 │ 0, 1 ", text)
+
+
+def test_schedules_and_sets_of_branches_are_shown(capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path) -> None:
+    """Every measured one, with its divergence, and whether merging pays."""
+    given: list[str | Path] = [NAME, *KWARGS, "--checkpoint", checkpoint, *IMAGES, "--output", tmp_path / "out", "--profile"]
+    text = inspected(capsys, *given)
+    assert "measuring merged tokens: begins" in text
+    assert "measuring without whole branches: begins" in text
+    (path,) = (tmp_path / "out" / "factors").glob("*.frames.json")
+    content = json.loads(path.read_text())
+    assert len(content["schedules"]) > 1
+    for entry in content["schedules"]:
+        shape = format_schedule(tuple(entry["tokens"]))
+        assert re.search(rf"^ *{shape} +[\d.]+ % +{re.escape(format_error(entry['error']))} ", text, re.MULTILINE), shape
+    for entry in content["dropped"]:
+        assert re.search(rf"{entry['branch']} +[\d.]+ % +{re.escape(format_error(entry['error']))}", text)
+    assert "merging tokens: " in text
+
+
+def test_a_schedule_is_short() -> None:
+    assert format_schedule((16, 16, 12, 12, 12, 0)) == "16×2 12×3 0"
+    assert format_schedule((9, 8)) == "9 8"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (0.01, "merging tokens: 90.0 % of MACs at 0.010 nats; widths alone: 0.100"),
+        (0.2, "merging tokens: alone it loses more than widths do at the same MACs; the search weighs both together"),
+    ],
+)
+def test_whether_merging_pays_is_said(error: float, said: str) -> None:
+    """The schedule saves 10 of 100 MACs; a width that saves 10 too loses 0.1, and one of 20 loses 0.3."""
+    tokens = Site(name="blocks.0.tokens", branch="blocks.0", kind="tokens", choices=(2, 3, 4))
+    width = Site(name="blocks.0.mlp.hidden", branch="blocks.0.mlp", kind="ffn_hidden", choices=(8, 9, 10))
+    operator = Operator(name="cut", sites=(width,))
+    space = Space(name="made", branches={width.branch: (operator,)}, tokens=(tokens,))
+
+    def within(counts: tuple[int, ...]) -> CostModel:
+        count = lambda sizes: (10.0 * sizes["hidden"], 1.0)  # noqa: E731
+        whole: dict[Cost, float] = {"macs": {4: 100.0, 3: 90.0, 2: 85.0}[counts[0]], "params": 10.0}
+        return CostModel({"macs": 100.0, "params": 10.0}, ((operator, count),), whole, counts, (tokens.name,), within)
+
+    frames = MeasuredFrames(schedules={(4,): 0.0, (3,): error, (2,): 0.9}, dropped={}, images=8)
+    *_, text = frame_tables(frames, space, within((4,)), {width.name: {8: 0.3, 9: 0.1, 10: 0.0}})
+    assert text == said
 
 
 # What launch refuses

@@ -1,24 +1,29 @@
 """The tables of a run that grows: as if written at once, but each trial is made text once."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from local_pages import framed, write_tables
 from local_searches import opened, score_of, searched, space_of
 from local_tables import finished, space_with, summary_of
 
 from search.driver.observer import Observer
 from search.driver.publisher import Publisher
+from search.layout import SUMMARY
 from search.run import tables
 from search.run.finished_trial import FinishedTrial
+from search.run.run import Run
 from search.run.summary import front_point
 from search.run.tables import RunTables, read_tables
 from search.run.trial_table import csv_lines, trial_table
 from search.study.study import Study
 from search.trial import Outcome, Proposal
 from spaces.allocation import Allocation
+from spaces.errors import RunError
 from spaces.sites import Site
 
 DENSE = {"macs": 400, "params": 120}
@@ -86,3 +91,48 @@ def test_a_trial_is_made_text_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         shown.waiting()
     assert made == [5, 4, 3, 2, 1, 0]
     assert read_tables(tmp_path)[0]["number"].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+# Tokens, and branches that are left out
+
+
+def test_tokens_and_left_out_branches_come_back(tmp_path: Path) -> None:
+    """From pareto.json, as a space in which schedules are valid, and from trials.csv; their sizes may be 0."""
+    summary, table = framed()
+    write_tables(tmp_path, summary, table)
+    run = Run(tmp_path)
+    assert run.space.tokens == summary.spaces["contract"].tokens
+    assert run.space.branches == summary.spaces["contract"].branches
+    assert [site.name for site in run.summary.sites[-12:]] == [f"blocks.{block}.tokens" for block in range(12)]
+    one = run.ended[1].allocation
+    assert run.space.schedule(one) == (196, 196, 196, 182, 168, 154, 140, 126, 112, 98, 98, 0)
+    assert one["blocks.3.mlp.branch"] == 0
+    run.space.validate(one.replace({"blocks.3.mlp.hidden": 1536}))
+    assert {point.number: point.allocation for point in run.summary.front} == {
+        trial.number: trial.allocation for trial in run.front
+    }
+    assert run.summary == summary
+
+
+@pytest.mark.parametrize(("site", "kind"), [("blocks.0.attn.qk", "above 0"), ("blocks.0.tokens", "above 0")])
+def test_a_size_of_0_is_refused_where_there_is_none(tmp_path: Path, site: str, kind: str) -> None:
+    summary, table = framed()
+    write_tables(tmp_path, summary, table)
+    content = json.loads((tmp_path / SUMMARY).read_text())
+    content["front"][0]["allocation"][site] = 0
+    (tmp_path / SUMMARY).write_text(json.dumps(content))
+    with pytest.raises(RunError, match=rf"front\[0\]\.allocation\.{site} must be a whole number {kind}, got 0"):
+        Run(tmp_path)
+    table.loc[2, site] = 0
+    write_tables(tmp_path, summary, table)
+    with pytest.raises(RunError, match=rf"line 4: {site} must be a whole number {kind}, got '0'"):
+        Run(tmp_path)
+
+
+@pytest.mark.parametrize("site", ["blocks.3.mlp.branch", "blocks.11.tokens"])
+def test_a_size_below_0_is_refused(tmp_path: Path, site: str) -> None:
+    summary, table = framed()
+    table.loc[2, site] = -1
+    write_tables(tmp_path, summary, table)
+    with pytest.raises(RunError, match=rf"line 4: {site} must be a whole number, 0 or more, got '-1'"):
+        Run(tmp_path)

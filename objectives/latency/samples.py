@@ -56,9 +56,12 @@ def _decoded(
     offsets: dict[str, float] | None = None,
 ) -> Allocation:
     """The allocation with the tokens and dropped branches of `base`, at a share of the way from its fewest MACs to its own."""
-    load = partial(costs.load, limits={"macs": costs.dense["macs"]})
-    gone, smallest = {branch for branch, operator in space.moved(base) if operator.name == DROP}, space.smallest(load)
-    least = load(base.replace({site.name: smallest[site.name] for site in space.sites if site.branch not in gone}))
+    load, smallest, dropped = partial(costs.load, limits={"macs": costs.dense["macs"]}), base, dict(space.moved(base))
+    for path, rivals in space.branches.items():
+        if path not in dropped:
+            chosen = next(rival for rival in rivals if operators is None or rival.name == operators[path])
+            smallest = smallest.replace({site.name: site.choices[0] for site in chosen.sites})
+    least = load(smallest)
     return space.decode(least + share * (load(base) - least), load, operators, offsets, base)
 
 
