@@ -49,7 +49,7 @@ _SEED = Kind("a whole number", lambda value: isinstance(value, int) and not isin
 _TIME = Kind("a time, as 2026-11-27T12:00:00+00:00", _is_time)
 _STEPS = Kind("numbers by whole numbers", lambda value: isinstance(value, dict) and all(key.isdecimal() for key in value))
 _PROPOSAL = {
-    "number": _NUMBER, "allocation": Maybe(Each(SIZE)), "space": TEXT, "seed": _SEED, "label": Maybe(TEXT),
+    "number": _NUMBER, "allocation": Maybe(Each(WHOLE)), "space": TEXT, "seed": _SEED, "label": Maybe(TEXT),
     "recipe": Maybe(TEXT), "limits": Each(POSITIVE),
 }  # fmt: skip
 _BEGUN = {**_PROPOSAL, "parameters": Each(NUMBER), "attributes": {f"{SCREENED}?": [(Each(NUMBER), NUMBER)]}}
