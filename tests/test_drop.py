@@ -38,8 +38,8 @@ def weighted(model: nn.Module, branch: str, images: Tensor) -> tuple[Tensor, Ten
     """Outputs of a branch, the gradients there, and the weights of their tokens; [images, tokens, width] and without width."""
     gradients: list[Tensor] = []
     module = model.get_submodule(branch)
-    handle = module.register_forward_hook(lambda module, args, y: y.register_hook(gradients.append) and None)  # type: ignore[no-untyped-call]
-    fisher_probe(model, images.clone().requires_grad_(), torch.Generator().manual_seed(0)).backward()
+    handle = module.register_forward_hook(lambda module, args, y: y.register_hook(gradients.append) and None)
+    fisher_probe(model, images.clone().requires_grad_(), torch.Generator().manual_seed(0)).backward()  # type: ignore[no-untyped-call]
     handle.remove()
     return seen_at(model, branch, images)[1], gradients[0], token_weights(gradients[0])
 
