@@ -99,7 +99,8 @@ def convert(onnx_path: Path, size: int = OPTIONS["img_size"]) -> dict[str, Tenso
     stored = _stored(onnx_path)
     source = {name.removeprefix("backbone."): tensor for name, tensor in stored.items()}
     state = {name: source[theirs] for name, theirs in _EMBEDDINGS.items()}
-    state["pos_embed"] = _positions(*(stored[name] for name in _POSITIONS), size // _PATCH)
+    token, patches = (stored[name] for name in _POSITIONS)
+    state["pos_embed"] = _positions(token, patches, size // _PATCH)
     for index in range(_DEPTH):
         ours, theirs = f"blocks.{index}.", f"encoder.layer.{index}."
         for kind in ("weight", "bias"):
