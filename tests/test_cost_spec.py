@@ -156,7 +156,7 @@ def test_a_search_keeps_a_bound_on_it_and_an_export_tells_it(tmp_path: Path) -> 
     with Display(Console(file=text, width=250)) as display:
         run = launch(config_of(tmp_path, target=["size=70%"], trials=4), display)
     assert (run.trials["bytes"] == 4 * run.trials["params"]).all()
-    assert 0.6 < run.trials["bytes_kept"][1:].max() <= 0.7
+    assert 0.6 < run.trials["bytes_kept"][2:].max() <= 0.7  # after the dense model, and that without what no output reads
     assert f", {format_size(run.summary.dense.costs['bytes'])}, error" in text.getvalue()
     assert run_search.main(["export", str(run.directory)]) == 0
     folder = run.directory / "export" / "size70"

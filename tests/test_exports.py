@@ -43,7 +43,7 @@ ROOT = Path(__file__).parent.parent
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The dense model and warm starts at two budgets and below; a size more or less is less than a percent of the MACs."""
     folder = tmp_path_factory.mktemp("whole")
-    return launch(config_of(folder, trials=6, baselines=[], target=["flops=60%", "flops=40%"], multiple=1), Silent())
+    return launch(config_of(folder, trials=10, baselines=[], target=["flops=60%", "flops=40%"], multiple=1), Silent())
 
 
 @pytest.fixture
@@ -312,7 +312,7 @@ def test_images_that_have_moved(tmp_path: Path, fails: Fails, written: list[Poin
     given = {"dataset": "", "data_dir": str(tmp_path / "images"), "num_classes": 2, "batch_size": 16, "calibration_size": 32}
     given["least_images"] = 1
     places = {"checkpoint": str(tmp_path / "dense.safetensors"), "output": str(tmp_path / "run"), "workers": 0}
-    launch(SearchConfig.from_flat({**OPTIONS, **given, **places, "trials": 2}), Silent())
+    launch(SearchConfig.from_flat({**OPTIONS, **given, **places, "trials": 3}), Silent())
     (tmp_path / "images").rename(tmp_path / "moved")
     line = fails("export", tmp_path / "run", "--target", "flops=60%")
     assert f"are no longer in {tmp_path / 'images'}: say with --data-dir where they are" in line

@@ -19,7 +19,6 @@ from search.budgets.exchanges import exchange_one, exchange_two
 from search.budgets.frames import Frames, frames_of
 from search.budgets.options import Floats, Indices, Options, costs_of, options_of, width_sites
 from search.budgets.relaxation import relaxed, weightings
-from search.config import StudyConfig
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError
 from spaces.sites import Space
@@ -34,7 +33,7 @@ class Knapsack:
         space: what may be chosen; rival operators of a branch compete.
         costs: of this space.
         errors: site name -> size -> error.
-        frames: schedules of tokens, and branches that are left out; by default what is free of the former, and none of the latter.
+        frames: schedules of tokens, and branches that are left out; by default what is free alone.
 
     Attributes:
         branches: how many the space has.
@@ -219,12 +218,12 @@ def _by_frame(frames: Indices | None, rows: int) -> Iterator[tuple[int, Indices]
         yield int(frame), np.flatnonzero(given == frame)
 
 
-def knapsack_of(dense: DenseModel, study: StudyConfig) -> Knapsack:
+def knapsack_of(dense: DenseModel, measured: bool) -> Knapsack:
     """The one that a search decodes with.
 
     Args:
         dense: of the search.
-        study: whether over the errors of the measured profile, else over the closed-form ones; and what it searches.
+        measured: over the errors of the measured profile, else over the closed-form ones.
     """
-    errors = dense.profile.errors if study.measured_profile else closed_form(dense.factors)
-    return Knapsack(dense.space, dense.costs, errors, frames_of(dense.frames, study.tokens, study.drop))
+    errors = dense.profile.errors if measured else closed_form(dense.factors)
+    return Knapsack(dense.space, dense.costs, errors, frames_of(dense.frames, errors))

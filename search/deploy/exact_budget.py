@@ -95,7 +95,7 @@ def _least_divergent(evaluator: Evaluator, candidates: Sequence[Allocation]) -> 
 
 def _candidates(run: Run, dense: DenseModel, best: Point) -> Iterator[tuple[Allocation, tuple[int, ...]]]:
     """Allocations on the budget that are no trial and use more of it, with the trials whose multipliers they come from."""
-    knapsack = knapsack_of(dense, run.config.study)
+    knapsack = knapsack_of(dense, run.config.study.measured_profile)
     seen, frame = {trial.allocation for trial in run.complete}, _frame_of(knapsack, best.allocation)
     for multipliers, between in _multipliers(run, knapsack, best):
         allocation = knapsack.allocate(best.limits, dict(zip(knapsack.sites, multipliers.tolist(), strict=True)), frame)

@@ -168,7 +168,7 @@ class Session:
 
     def _parametrisation(self) -> Parametrisation:
         study = self.config.study
-        knapsack = knapsack_of(self.dense, study) if study.recipe is None else None
+        knapsack = knapsack_of(self.dense, study.measured_profile) if study.recipe is None else None
         return parametrise(study.parametrisation, self.budgets, knapsack)
 
     def _enqueue(self) -> None:
