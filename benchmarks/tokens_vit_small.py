@@ -175,11 +175,13 @@ class Draw:
     def ways(self, share: float) -> dict[str, Allocation]:
         """What is built at a share of the dense MACs."""
         space, limits = self.factors.space, {MAIN.name: share * self.costs.dense[MAIN.name]}
-        untouched, merged = Frames(schedules=(space.schedule(space.identity()),)), frames_of(self.schedules)
+        untouched = Frames(schedules=(space.schedule(space.identity()),))
+        merged = frames_of(self.schedules, self.profile.errors)
         alone = [Knapsack(space, self.costs, self.profile.errors, frames).allocate(limits) for frames in (untouched, None)]
         knapsack, frames = Knapsack(space, self.costs, self.profile.errors, merged), np.arange(len(merged))
         chosen = knapsack.solve(limits, np.zeros((len(frames), len(knapsack.sites))), np.ones(len(frames)), frames)
-        order = knapsack.features(chosen, frames).sum(1).argsort()[:_MEASURED]
+        widths, schedules = np.split(knapsack.features(chosen, frames), [len(knapsack.sites)], axis=1)
+        order = (merged.divergence_of(widths.sum(1)) + schedules.sum(1)).argsort()[:_MEASURED]
         ranked = [knapsack.allocation(chosen[frame], int(frame)) for frame in order]
         measured = min(ranked, key=lambda allocation: self.reference.divergence(self.factors.build(allocation), "a candidate"))
         return dict(zip(WAYS, (*alone, ranked[0], measured), strict=True))
