@@ -7,6 +7,7 @@
 The weights are those of `benchmarks/vit_small.py`, at the size that is asked for. The head is the identity, scaled down so far
 that the softmax is nearly uniform: the divergence is then the squared error of the class token's feature, up to a constant, and
 the output reads the class token alone. Seeds draw the calibration pictures; errors are those of pictures that decided nothing.
+Widths are chosen by their errors in closed form, as a search does by default; `--profile` measures single sites first.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -33,22 +34,25 @@ from objectives.cost.closed_form import cost_model
 from objectives.cost.spec import MAIN
 from objectives.deploy.formats import write_formats
 from objectives.divergence import Reference
+from objectives.frames import MeasuredFrames
 from objectives.latency.timing import Call, time_calls
 from objectives.measured_frames import measure_frames
-from objectives.sensitivity import measure_profile
+from objectives.sensitivity import closed_form, measure_profile
 from search.budgets.frames import Frames, frames_of
 from search.budgets.knapsack import Knapsack
+from search.budgets.outline import outline_of
 from spaces.allocation import Allocation
-from spaces.factors import Factors
+from spaces.factors import Factors, fingerprint
 from spaces.vit import describe
 
 PICTURES = Path("data/elpv/elpv_dataset/data")
 SHARES = (0.75, 0.6, 0.5, 0.35, 0.25)
 WAYS = ("widths, no tail", "widths", "widths and tokens", "widths and tokens, best measured of five")
-BATCHES = (1, 16)
+TIMED, BATCHES = (WAYS[1], WAYS[3]), (1, 16)
 HEAD = 0.01  # of the identity: logits are within some 0.1 of each other
 PROBE, HELD_OUT = 600, 512  # pictures that the linear probe is trained with, and that errors are measured on
 _MEASURED, _BATCH = 5, 16
+_LOW = 0.9  # share of a budget that pairs are compared from
 
 Scores = dict[tuple[float, str], list[tuple[float, float]]]  # share and way -> error and accuracy, a seed each
 
@@ -60,22 +64,28 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224, help="pixels, a multiple of 14")
     parser.add_argument("--calibration", type=int, default=384, help="pictures per seed")
     parser.add_argument("--measured", type=int, default=64, help="of these, that profiles and schedules are measured with")
-    parser.add_argument("--held-out", type=int, default=HELD_OUT)
+    parser.add_argument("--profile", action="store_true", help="choose widths by the measured errors of single sites")
+    parser.add_argument("--held-out", type=int, default=HELD_OUT, help=f"pictures for errors, at most {HELD_OUT}")
+    parser.add_argument("--probe", type=int, default=PROBE, help=f"pictures for the linear probe, at most {PROBE}")
+    parser.add_argument("--kept", type=Path, help="folder that factors and divergences of schedules are kept in")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the dense model's MACs")
     parser.add_argument("--seconds", type=float, default=2.0, help="to time each call for; 0 for no times")
     parser.add_argument("--output", type=Path, default=Path("tokens-vit-small.md"))
     arguments = parser.parse_args()
     dense, pictures = dense_model(arguments.source, arguments.size), Pictures(arguments.pictures, arguments.size)
-    held_out = HeldOut(dense, pictures, arguments.held_out)
+    held_out = HeldOut(dense, pictures, arguments.held_out, arguments.probe)
     scores: Scores = defaultdict(list)
     models: dict[str, nn.Module] = {}
     for seed in arguments.seeds:
-        draw, models = Draw(dense, pictures.calibration(seed, arguments.calibration), arguments.measured), {"dense": dense}
+        calibration = pictures.calibration(seed, arguments.calibration)
+        draw = Draw(dense, calibration, arguments.measured, arguments.profile, arguments.kept)
+        models, score = {"dense": dense}, cache(lambda allocation, draw=draw: held_out.score(draw.factors.build(allocation)))
         for share in arguments.shares:
             for way, allocation in draw.ways(share).items():
-                model = models[f"{share:.0%}, {way}"] = draw.factors.build(allocation)
-                scores[share, way].append(held_out.score(model))
+                scores[share, way].append(score(allocation))
+                if way in TIMED:
+                    models[f"{share:.0%}, {way}"] = draw.factors.build(allocation)
                 line = seed, share, way, *scores[share, way][-1], f"{draw.kept(allocation):.4f}", draw.schedule(allocation)
                 print(*line, sep=" | ", file=sys.stderr, flush=True)
         arguments.output.write_text("\n".join([facts(arguments, held_out), *report(scores)]) + "\n")
@@ -128,10 +138,10 @@ def _read(path: Path, size: int) -> Tensor:
 class HeldOut:
     """Pictures that decided nothing, and a linear probe of the dense feature."""
 
-    def __init__(self, dense: nn.Module, pictures: Pictures, count: int) -> None:
+    def __init__(self, dense: nn.Module, pictures: Pictures, count: int, probed: int) -> None:
         self.images, self.labels = pictures.prepared(slice(count)), pictures.labels[:count]
         self.reference = features(dense, self.images)
-        probe = slice(HELD_OUT, HELD_OUT + PROBE)
+        probe = slice(HELD_OUT, HELD_OUT + probed)
         self.probe = LogisticRegression(C=0.01, max_iter=2000)
         self.probe.fit(features(dense, pictures.prepared(probe)).numpy(), pictures.labels[probe])
 
@@ -153,20 +163,39 @@ def features(model: nn.Module, images: Tensor) -> Tensor:
 
 
 class Draw:
-    """One draw of calibration pictures: factors, the profile, the schedules, all measured on them."""
+    """One draw of calibration pictures: factors, errors of widths, divergences of schedules, all from them."""
 
-    def __init__(self, dense: nn.Module, calibration: Tensor, measured: int) -> None:
-        space = describe(dense, "contract")
-        self.costs = cost_model(dense, space)
+    def __init__(self, dense: nn.Module, calibration: Tensor, measured: int, profile: bool, kept: Path | None) -> None:
+        self._space, self._mark, self._kept = describe(dense, "contract"), fingerprint(dense, calibration.sum()), kept
+        self.costs = cost_model(dense, self._space)
         batches, start = calibration[:measured].split(_BATCH), time.perf_counter()
-        self.factors = Factors.compute(dense, space, calibration.split(_BATCH))
-        self.profile = measure_profile(self.factors, dense, batches)
-        self.schedules = measure_frames(self.factors, dense, batches, self.costs, drop=False)
+        self.factors = self._factors(dense, calibration)
+        print(f"factors in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+        self.errors = measure_profile(self.factors, dense, batches).errors if profile else closed_form(self.factors)
+        self.schedules = self._schedules(dense, batches)
         self.reference = Reference(dense, batches)
         for schedule, error in self.schedules.schedules.items():
-            kept = self.costs.within(schedule).base[MAIN.name] / self.costs.dense[MAIN.name]
-            print(f"{kept:.3f} | {error:.3g} | {schedule}", file=sys.stderr)
+            share = self.costs.within(schedule).base[MAIN.name] / self.costs.dense[MAIN.name]
+            print(f"{share:.3f} | {error:.3g} | {schedule}", file=sys.stderr)
         print(f"measured in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+
+    def _factors(self, dense: nn.Module, calibration: Tensor) -> Factors:
+        path = self._kept and self._kept / f"{self._mark}.safetensors"
+        if path and path.exists():
+            return Factors.load(path, dense, self._space, self._mark)
+        factors = Factors.compute(dense, self._space, calibration.split(_BATCH))
+        if path:
+            factors.save(path, self._mark)
+        return factors
+
+    def _schedules(self, dense: nn.Module, batches: Sequence[Tensor]) -> MeasuredFrames:
+        path = self._kept and self._kept / f"{self._mark}.frames.json"
+        found = MeasuredFrames.load(path, self._mark, self._space) if path and path.exists() else None
+        if found is None or found.images != sum(map(len, batches)):
+            found = measure_frames(self.factors, dense, batches, self.costs, drop=False)
+            if path:
+                found.save(path, self._mark)
+        return found
 
     def schedule(self, allocation: Allocation) -> tuple[int, ...]:
         """Patch tokens that leave the attention of every block."""
@@ -176,15 +205,15 @@ class Draw:
         """What is built at a share of the dense MACs."""
         space, limits = self.factors.space, {MAIN.name: share * self.costs.dense[MAIN.name]}
         untouched = Frames(schedules=(space.schedule(space.identity()),))
-        merged = frames_of(self.schedules, self.profile.errors)
-        alone = [Knapsack(space, self.costs, self.profile.errors, frames).allocate(limits) for frames in (untouched, None)]
-        knapsack, frames = Knapsack(space, self.costs, self.profile.errors, merged), np.arange(len(merged))
-        chosen = knapsack.solve(limits, np.zeros((len(frames), len(knapsack.sites))), np.ones(len(frames)), frames)
-        widths, schedules = np.split(knapsack.features(chosen, frames), [len(knapsack.sites)], axis=1)
-        order = (merged.divergence_of(widths.sum(1)) + schedules.sum(1)).argsort()[:_MEASURED]
-        ranked = [knapsack.allocation(chosen[frame], int(frame)) for frame in order]
-        measured = min(ranked, key=lambda allocation: self.reference.divergence(self.factors.build(allocation), "a candidate"))
-        return dict(zip(WAYS, (*alone, ranked[0], measured), strict=True))
+        alone = [Knapsack(space, self.costs, self.errors, frames).allocate(limits) for frames in (untouched, None)]
+        knapsack = Knapsack(space, self.costs, self.errors, frames_of(self.schedules, self.errors))
+        expected = outline_of(knapsack, limits, _LOW).expected(np.ones(1))[:, 0]
+        ranked = [knapsack.allocate(limits, frame=int(frame)) for frame in expected.argsort()[:_MEASURED]]
+        divergences = [self.reference.divergence(self.factors.build(allocation), "a candidate") for allocation in ranked]
+        for divergence, prediction, allocation in zip(divergences, np.sort(expected), ranked, strict=False):
+            line = f"{prediction:.3g}", f"{divergence:.3g}", self.schedule(allocation)
+            print("expected and measured", *line, sep=" | ", file=sys.stderr, flush=True)
+        return dict(zip(WAYS, (*alone, ranked[0], ranked[int(np.argmin(divergences))]), strict=True))
 
     def kept(self, allocation: Allocation) -> float:
         """Share of the dense MACs."""
@@ -203,13 +232,14 @@ def facts(arguments: argparse.Namespace, held_out: HeldOut) -> str:
 def report(scores: Scores) -> Iterator[str]:
     """A table in Markdown: mean and standard deviation over the seeds."""
     columns = "".join(f" {way}: {figure} |" for figure in ("error", "accuracy") for way in WAYS)
-    yield f"\n| keeps of MACs |{columns} errors over those of widths |"
-    yield "|" + "---|" * (2 * len(WAYS) + 2)
+    yield f"\n| keeps of MACs |{columns} errors over those of widths | without the tail |"
+    yield "|" + "---|" * (2 * len(WAYS) + 3)
     for share in dict.fromkeys(share for share, _ in scores):
         errors, accuracies = zip(*(zip(*scores[share, way], strict=True) for way in WAYS), strict=True)
-        ratios = [statistics.mean(found) / statistics.mean(errors[1]) for found in errors[2:]]
+        means = [statistics.mean(found) for found in errors]
+        ratios = [" and ".join(f"{mean / alone:.3f}" for mean in means[2:]) for alone in (means[1], means[0])]
         cells = [*map(spread, errors), *(spread(found, 100, 2) for found in accuracies)]
-        yield f"| {share:.0%} | {' | '.join(cells)} | {' and '.join(f'{ratio:.3f}' for ratio in ratios)} |"
+        yield f"| {share:.0%} | {' | '.join(cells)} | {' | '.join(ratios)} |"
 
 
 def spread(values: Sequence[float], scale: float = 1.0, digits: int = 5) -> str:
