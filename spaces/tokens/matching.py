@@ -1,9 +1,9 @@
 """Which patch tokens are merged, and their weighted averages.
 
-Written from the description of token merging in Bolya et al. 2023 (arXiv 2210.09461), with three changes that halve the error
-of a ViT-S of 257 tokens (benchmarks/results/tokens_cpu_202611.md). Tokens are compared by what enters the attention, not by its
-keys. Pairs are ranked by Ward's criterion, so that large tokens are merged later. Tokens that stay keep their order, so that
-neighbours are in different sets again in the next block.
+Written from the description of token merging in Bolya et al. 2023 (arXiv 2210.09461), with three changes that together halve
+the error of a ViT-S of 257 tokens (benchmarks/results/tokens_vit_small_cpu_202611.md). Tokens are compared by what enters the
+attention, not by its keys. Pairs are ranked by Ward's criterion, so that large tokens are merged later. Tokens that stay keep
+their order, so that neighbours are in different sets again in the next block.
 
 All shapes are static, and nothing is scattered: a one-hot matrix assigns merged tokens to their partners, so results are
 deterministic on every device and exports need no more than standard operators.

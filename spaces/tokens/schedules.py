@@ -11,17 +11,21 @@ from spaces.sites import Space
 
 Schedule = tuple[int, ...]
 
-_SHARES = (0.12, 0.25, 0.4, 0.55, 0.7, 0.85)  # of the patch tokens that are merged in all
+_SHARES = (0.25, 0.4, 0.55, 0.7, 0.85)  # of the patch tokens that are merged in all
+_FEW = 0.12  # for some shapes: so few are best merged late
+
 
 # Name -> whether a block merges, of blocks from 0 (the first that may) to 1 (the last). Those that merge do it alike.
 _SHAPES: dict[str, Callable[[float], bool]] = {
     "constant": lambda place: True,
+    "after the first": lambda place: place > 0,
     "early": lambda place: place <= 0.7,
     "middle": lambda place: 0.15 < place < 0.85,
     "late": lambda place: place >= 0.25,
     "second half": lambda place: place >= 0.5,
 }
 _CUTS = (4, 2, 1)  # blocks that merge, evenly apart from the first on, where few merge much
+_WITH_FEW = ("middle", "late", "second half", 2)
 
 
 def schedules(space: Space) -> tuple[Schedule, ...]:
@@ -34,17 +38,21 @@ def schedules(space: Space) -> tuple[Schedule, ...]:
         return ((),)
     patches, tail = space.tokens[0].dense, space.tokens[-1].choices[0] == 0
     merging = len(space.tokens) - tail
-    counts = {tuple(_counts(patches, share, merges)) for merges in _weights(merging) for share in _SHARES}
+    counts = {tuple(_counts(patches, share, merges)) for merges, shares in _weights(merging) for share in shares}
     found = {(*schedule, *((0,) if tail else ())) for schedule in counts | {(patches,) * merging}}
     return tuple(sorted(found, key=lambda schedule: (sum(schedule), schedule), reverse=True))
 
 
-def _weights(blocks: int) -> Iterator[list[bool]]:
-    """Which of some blocks merge, in every shape."""
-    for shape in _SHAPES.values():
-        yield [shape(block / max(1, blocks - 1)) for block in range(blocks)]
+def _weights(blocks: int) -> Iterator[tuple[list[bool], tuple[float, ...]]]:
+    """Which of some blocks merge, in every shape, and what shares of the patch tokens."""
+    for name, shape in _SHAPES.items():
+        yield [shape(block / max(1, blocks - 1)) for block in range(blocks)], _shares(name)
     for cuts in _CUTS:
-        yield [block % -(-blocks // cuts) == 0 for block in range(blocks)]
+        yield [block % -(-blocks // cuts) == 0 for block in range(blocks)], _shares(cuts)
+
+
+def _shares(shape: str | int) -> tuple[float, ...]:
+    return (_FEW, *_SHARES) if shape in _WITH_FEW else _SHARES
 
 
 def _counts(patches: int, share: float, merges: Sequence[bool]) -> Iterator[int]:
