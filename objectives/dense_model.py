@@ -17,8 +17,10 @@ from objectives.cost.closed_form import CostModel, cost_model
 from objectives.data.loaders import CALIBRATION_BATCH, Data
 from objectives.data.odd_folders import odd_folders
 from objectives.error import Evaluation, compare, confusion, load_answers, predict, save_answers
+from objectives.frames import MeasuredFrames, frames_name
 from objectives.latency.probe import measure_latency, share_of_latency
 from objectives.latency.table import LATENCY, LatencyTable
+from objectives.measured_frames import measure_frames
 from objectives.objective import Objective
 from objectives.pictures.check import CHECKED
 from objectives.profile import SIZES, Profile, profile_name
@@ -180,7 +182,8 @@ class DenseModel:
 
         Args:
             space: what they are the factors of.
-            variants: kind of site -> how its factors are computed, where that is not the default.
+            variants: kind of site -> how its factors are computed, where that is not the default. No branch can be left out
+                then: no recipe does it, and some need no images.
         """
         key = (space.name, *sorted((variants or {}).items()))
         if key not in self._factors:
@@ -197,6 +200,19 @@ class DenseModel:
             profile = measure_profile(self.factors, self.teacher, batches, partial(self._progress, "profile"))
             profile.save(path, self.fingerprint)
         return profile
+
+    @cached_property
+    def frames(self) -> MeasuredFrames:
+        """What schedules of tokens and sets of branches cost in divergence from the dense model; of those that are searched."""
+        tokens, drop = self.objective.tokens, self.objective.drop
+        path = self.objective.factors / frames_name(self.fingerprint, tokens, drop)
+        frames = read_stored(path, lambda path: MeasuredFrames.load(path, self.fingerprint, self.space))
+        images = self.profile_images if tokens or drop else 0
+        if frames is None or frames.images != images:
+            batches = self.data.calibration(images) if images else ()
+            frames = measure_frames(self.factors, self.teacher, batches, self.counted, self._progress, tokens, drop)
+            frames.save(path, self.fingerprint)
+        return frames
 
     @cached_property
     def screening(self) -> Screening:
@@ -221,7 +237,8 @@ class DenseModel:
         if stored is not None:
             return stored
         batches = counted("calibration", self.data.calibration(), self._calibration_images, CALIBRATION_BATCH, progress)
-        factors = Factors.compute(self.model, space, batches, self.device, partial(progress, "factors"), variants)
+        sites = [site for site in space.sites if site.kind != "branch"] if variants else None
+        factors = Factors.compute(self.model, space, batches, self.device, partial(progress, "factors"), variants, sites=sites)
         factors.save(path, mark)
         return factors
 

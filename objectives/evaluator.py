@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from objectives.cost.spec import Cost
 from objectives.dense_model import DenseModel
+from objectives.divergence import divergence
 from objectives.error import Evaluation, evaluate
 from objectives.runtime.distributed import ALONE, Group
 from objectives.runtime.out_of_memory import within_memory
 from objectives.runtime.progress import Step
 from objectives.runtime.seeding import seed_everything
 from objectives.score import Score
-from objectives.sensitivity import divergence
 from objectives.training.batch import Batch
 from objectives.training.checkpoint import Checkpoint, Passed
 from objectives.training.finetune import finetune

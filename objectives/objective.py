@@ -22,6 +22,8 @@ class Objective:
         data: the images.
         finetune: the short fine-tune of every candidate.
         space: which operators are offered.
+        tokens: whether schedules of merged tokens are searched, and so measured for the profile.
+        drop: whether dropped branches are.
         multiple: what FFN widths and ranks are multiples of.
         rungs: shares of the fine-tune's steps after which a candidate's error is measured.
         measure_before: whether candidates are measured on the search split as built, too.
@@ -37,6 +39,8 @@ class Objective:
     data: DataConfig
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     space: SpaceName = "contract"
+    tokens: bool = True
+    drop: bool = True
     multiple: int = 8
     rungs: tuple[float, ...] = ()
     measure_before: bool = False

@@ -54,6 +54,9 @@ class StudyConfig:
     Attributes:
         space: what is made smaller. contract: narrower heads and fewer FFN neurons. heads: also fewer heads. hybrid: low-rank
             attention and fewer neurons. low-rank: both low-rank. full: the best of these for each block.
+        tokens: search schedules of merged tokens too: how many patch tokens leave the attention of every block. Where a model
+            reads its class token alone, the last block computes nothing else in any case.
+        drop: search which branches are left out too, in the order that the profile measures.
         multiple: FFN widths and ranks are multiples of this number. GPUs are fastest with 8.
         target: upper bound on what is kept: flops=50% (MACs), flops=2.3G, params=11M, latency=8ms or latency=60%. Join bounds
             that must hold together by a comma: flops=50%,params=11M. Separate words are separate budgets of one search:
@@ -85,6 +88,8 @@ class StudyConfig:
     """
 
     space: SpaceName = "contract"
+    tokens: bool = True
+    drop: bool = True
     multiple: int = 8
     target: tuple[str, ...] = ()
     objectives: tuple[ObjectiveName, ...] = ("error", "flops")
@@ -205,6 +210,8 @@ class SearchConfig:
             data=self.data,
             finetune=self.finetune,
             space=study.space,
+            tokens=study.tokens,
+            drop=study.drop,
             multiple=study.multiple,
             rungs=study.rungs,
             measure_before=study.measure_before,

@@ -17,15 +17,15 @@ class Allocation(Mapping[str, int]):
     hold the same sizes, whatever the order in which the sites were given.
 
     Raises:
-        AllocationError: a size is not a positive integer.
+        AllocationError: a size is not a whole number, 0 or more.
     """
 
     pairs: tuple[tuple[str, int], ...]
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
         for name, size in sizes.items():
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise AllocationError(f"size of {name[:100]} must be a positive integer, got {shown(size)}")
+            if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+                raise AllocationError(f"size of {name[:100]} must be a whole number, 0 or more, got {shown(size)}")
         object.__setattr__(self, "pairs", tuple(sorted(sizes.items(), key=lambda item: _natural(item[0]))))
         object.__setattr__(self, "_sizes", dict(self.pairs))
 
@@ -67,7 +67,7 @@ class Allocation(Mapping[str, int]):
         """Inverse of `to_json`.
 
         Raises:
-            AllocationError: not a JSON object of positive integers.
+            AllocationError: not a JSON object of whole numbers.
         """
         try:
             sizes = parse_json(text)

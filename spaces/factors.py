@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from spaces.statistics import collect
 from spaces.tensors import save_tensors
 from spaces.vit import resize
 
-_FORMAT = "2"
+_FORMAT = "3"
 
 
 class Factors:
@@ -46,6 +46,7 @@ class Factors:
         variants: Variants | None = None,
         scores: Mapping[str, Tensor] | None = None,
         gradients: bool = True,
+        sites: Sequence[Site] | None = None,
     ) -> "Factors":
         """Factors from one calibration pass; none is made where no variant needs it.
 
@@ -60,13 +61,14 @@ class Factors:
                 these scores, with no correction.
             gradients: weigh tokens and outputs by what they cost at the model's output; without, as in most papers, every
                 layer is approximated for itself.
+            sites: those whose factors are computed, so that they can be made smaller; all of the space where it is None.
 
         Raises:
             DataError: no image, or activations that are not finite.
         """
         device = torch.device(device)
-        scores = scores or {}
-        chosen = {site: variant_of(site.kind, variants or {}) for site in space.sites if site.name not in scores}
+        scores, sites = scores or {}, space.sites if sites is None else sites
+        chosen = {site: variant_of(site.kind, variants or {}) for site in sites if site.name not in scores}
         inputs = {site: input_of(dense, site) for site, variant in chosen.items() if variant.needs}
         moments = collect(
             dense.to(device),
@@ -78,14 +80,14 @@ class Factors:
         )
         dense.to("cpu").eval()
         tensors: Tensors = {}
-        for done, site in enumerate(space.sites):
-            progress(done, len(space.sites))
+        for done, site in enumerate(sites):
+            progress(done, len(sites))
             if site.name in scores:
                 found = select(dense, site, scores[site.name])
             else:
                 found = chosen[site].compute(dense, site, moments.get(inputs.get(site, "")), device)
             tensors.update({f"{site.name}.{key}": value.detach().float().cpu().contiguous() for key, value in found.items()})
-        progress(len(space.sites), len(space.sites))
+        progress(len(sites), len(sites))
         return cls(dense, space, tensors)
 
     def build(self, allocation: Allocation) -> nn.Module:

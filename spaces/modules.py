@@ -19,6 +19,20 @@ def empty_linear(in_features: int, out_features: int, bias: bool) -> nn.Linear:
     return nn.utils.skip_init(nn.Linear, in_features, out_features, bias=bias)  # type: ignore[no-untyped-call, no-any-return]
 
 
+class ConstantBranch(nn.Module):
+    """What remains of a branch that was left out: the same vector for every token, [B, 1, dim], whatever comes in.
+
+    One for every image: stochastic depth then drops it image by image, as it did the branch.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.empty(dim))
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        return self.bias.expand(x.shape[0], 1, -1)
+
+
 class LowRankLinear(nn.Module):
     """A linear layer factored through `rank` dimensions: ``y = up(down(x))``.
 
@@ -83,6 +97,34 @@ class LowRankSparseLinear(nn.Module):
         return torch.cat([self.rows(x), self.up(self.down(x))], dim=-1).index_select(-1, self.order)
 
 
+def first_outputs(linear: nn.Module, x: Tensor, outputs: int, tokens: int) -> tuple[Tensor, Tensor]:
+    """The first outputs of a linear layer for the first tokens, and its other outputs for all tokens.
+
+    What is not asked for is not computed, with one exception: the whole rows of a `LowRankSparseLinear` may be any, so it
+    computes all of its outputs. A `LowRankLinear` takes all tokens down, and up what is asked for.
+
+    Args:
+        linear: any of the layers of this module, or a plain one.
+        x: [B, T, in_features].
+        outputs: how many of them are the first ones.
+        tokens: how many of T are the first ones.
+
+    Returns:
+        [B, tokens, outputs] and [B, T, out_features - outputs].
+    """
+    if isinstance(linear, LowRankSparseLinear):
+        whole = linear(x)
+        return whole[:, :tokens, :outputs], whole[..., outputs:]
+    if isinstance(linear, LowRankLinear):
+        x, linear = linear.down(x), linear.up
+    elif isinstance(linear, SelectedLinear):
+        x = x.index_select(-1, linear.kept)
+    assert isinstance(linear, nn.Linear)
+    weight, bias = linear.weight, linear.bias
+    first, rest = (None, None) if bias is None else (bias[:outputs], bias[outputs:])
+    return F.linear(x[:, :tokens], weight[:outputs], first), F.linear(x, weight[outputs:], rest)
+
+
 class ContractedAttention(nn.Module):
     """Multi-head self-attention with fewer heads, and query/key and value/output head widths that differ.
 
@@ -109,38 +151,93 @@ class ContractedAttention(nn.Module):
         super().__init__()
         qkv, proj = dense.get_submodule("qkv"), dense.get_submodule("proj")
         assert isinstance(qkv, nn.Linear) and isinstance(proj, nn.Linear)
+        width = num_heads * (2 * query_key_dim + value_dim)
+        projection = empty_linear(num_heads * value_dim, proj.out_features, bias=proj.bias is not None)
+        self._set_sizes(num_heads, query_key_dim, value_dim)
+        self._take(dense, selected_linear(qkv.in_features, inputs, width, bias=qkv.bias is not None), projection)
+
+    @classmethod
+    def adopting(cls, dense: nn.Module) -> "ContractedAttention":
+        """The same attention as timm's `Attention`, with its own modules: nothing is copied, and no name changes.
+
+        Its linear layers may be of low rank.
+        """
+        attention = cls.__new__(cls)
+        nn.Module.__init__(attention)
+        width: int = dense.head_dim  # type: ignore[assignment]
+        attention._set_sizes(dense.num_heads, width, width)  # type: ignore[arg-type]
+        attention._take(dense, dense.get_submodule("qkv"), dense.get_submodule("proj"))
+        attention.training = dense.training
+        return attention
+
+    def _set_sizes(self, num_heads: int, query_key_dim: int, value_dim: int) -> None:
         self.num_heads = num_heads
         self.query_key_dim = query_key_dim
         self.value_dim = value_dim
+
+    def _take(self, dense: nn.Module, qkv: nn.Module, proj: nn.Module) -> None:
+        """All that is not a size: the linear layers given, the other parts of `dense`."""
         self.scale: float = dense.scale  # type: ignore[assignment]
         self.fused_attn: bool = dense.fused_attn  # type: ignore[assignment]
         self.num_prefix_tokens: int = getattr(dense, "num_prefix_tokens", 0)
         self.rotate_half: bool = getattr(dense, "rotate_half", False)
-        width = self.num_heads * (2 * query_key_dim + value_dim)
-        self.qkv = selected_linear(qkv.in_features, inputs, width, bias=qkv.bias is not None)
+        self.qkv = qkv
         self.q_norm = dense.q_norm
         self.k_norm = dense.k_norm
         self.attn_drop = dense.attn_drop
         self.norm = dense.norm
         self.gate: nn.Module | None = getattr(dense, "gate", None)
-        self.proj = empty_linear(self.num_heads * value_dim, proj.out_features, bias=proj.bias is not None)
+        self.proj = proj
         self.proj_drop = dense.proj_drop
 
     def forward(
         self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        batch, tokens, _ = x.shape
-        heads, width = self.num_heads, self.query_key_dim
-        q, k, v = self.qkv(x).split([heads * width, heads * width, heads * self.value_dim], dim=-1)
-        q, k, v = (t.reshape(batch, tokens, heads, -1).transpose(1, 2) for t in (q, k, v))
+        return self.attend(x, rope=rope, mask=attn_mask, is_causal=is_causal)
+
+    def attend(
+        self,
+        x: Tensor,
+        queries: int | None = None,
+        rope: Tensor | None = None,
+        mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """Attention of the first tokens to all of them.
+
+        Args:
+            x: [B, T, dim].
+            queries: how many tokens ask; None for all. Queries, products and projection of the others are not computed.
+            rope: rotary positions; only where all tokens ask.
+            mask: added to the logits, in any floating dtype, or False where it forbids; broadcast to [B, heads, queries, T].
+            is_causal: a token sees none after it.
+
+        Returns:
+            [B, queries, dim].
+        """
+        heads = self.num_heads
+        asked = x if queries is None else x[:, :queries]
+        q, k, v = self._projected(x, queries)
+        q, k, v = (t.reshape(t.shape[0], t.shape[1], heads, -1).transpose(1, 2) for t in (q, k, v))
         q, k = self.q_norm(q), self.k_norm(k)  # type: ignore[operator]
         if rope is not None:
             q, k = self._rotate(q, rope).type_as(v), self._rotate(k, rope).type_as(v)
-        attended = self._attend(q, k, v, attn_mask, is_causal)
-        attended = self.norm(attended.transpose(1, 2).reshape(batch, tokens, -1))  # type: ignore[operator]
+        if mask is not None and mask.is_floating_point():
+            mask = mask.to(q.dtype)
+        attended = self._attend(q, k, v, mask, is_causal)
+        attended = self.norm(attended.transpose(1, 2).flatten(2))  # type: ignore[operator]
         if self.gate is not None:
-            attended = attended * self.gate(x).sigmoid()
+            attended = attended * self.gate(asked).sigmoid()
         return self.proj_drop(self.proj(attended))  # type: ignore[operator, no-any-return]
+
+    def _projected(self, x: Tensor, queries: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the first tokens, keys and values of all: [B, queries or T, heads * width]."""
+        width, values = self.num_heads * self.query_key_dim, self.num_heads * self.value_dim
+        if queries is None:
+            q, k, v = self.qkv(x).split([width, width, values], dim=-1)
+            return q, k, v
+        q, others = first_outputs(self.qkv, x, width, queries)
+        return q, others[..., :width], others[..., width:]
 
     def _rotate(self, x: Tensor, rope: Tensor) -> Tensor:
         prefix = self.num_prefix_tokens
@@ -148,7 +245,7 @@ class ContractedAttention(nn.Module):
         return torch.cat([x[:, :, :prefix], rotated], dim=2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
-        kernel = self._kernel(q, v, mask, is_causal)
+        kernel = self._kernel(k, v, is_causal)
         if kernel == "products":
             return self._products(q, k, v, mask, is_causal)
         drop: float = self.attn_drop.p if self.training else 0.0  # type: ignore[union-attr,assignment]
@@ -159,13 +256,13 @@ class ContractedAttention(nn.Module):
             return attended[..., : v.shape[-1]]
         return F.scaled_dot_product_attention(q, k, v, mask, drop, is_causal, scale=self.scale)
 
-    def _kernel(self, q: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Kernel:
+    def _kernel(self, k: Tensor, v: Tensor, is_causal: bool) -> Kernel:
         if not self.fused_attn:
             return "products"
         recorded = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-        if recorded or mask is not None or is_causal:
+        if recorded or is_causal:
             return "torch"
-        return kernel_for(q.shape[-1], v.shape[-1], q.shape[-2], q.device.type)
+        return kernel_for(k.shape[-1], v.shape[-1], k.shape[-2], k.device.type)
 
     def _products(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
         logits = (q * self.scale) @ k.transpose(-2, -1)

@@ -7,8 +7,10 @@ from torch import nn
 from spaces.allocation import Allocation
 from spaces.branches import branches
 from spaces.errors import ModelError
-from spaces.operators.registry import OPERATORS, SPACES
-from spaces.sites import Operator, Role, Skipped, Space, SpaceName
+from spaces.operators.registry import OPERATORS, SEARCHED, SPACES
+from spaces.sites import DROP, Operator, Role, Skipped, Space, SpaceName
+from spaces.tokens.sites import token_sites
+from spaces.tokens.structure import reduce_tokens
 
 
 def describe(model: nn.Module, name: str = "contract", multiple: int = 8) -> Space:
@@ -32,16 +34,17 @@ def describe(model: nn.Module, name: str = "contract", multiple: int = 8) -> Spa
     roles: dict[str, Role] = {}
     for branch in known:
         rivals = []
-        for operator in SPACES[name][branch.role]:
+        for operator in (*SPACES[name][branch.role], *((DROP,) if name in SEARCHED else ())):
             sites, reasons = OPERATORS[operator].sites(branch, multiple)
             skipped.extend(reasons)
             if sites:
                 rivals.append(Operator(name=operator, sites=tuple(sites)))
-        if rivals:
+        if any(rival.name != DROP for rival in rivals):
             offered[branch.path], roles[branch.path] = tuple(rivals), branch.role
     if not offered:
         raise ModelError(f"{type(model).__name__} has no site in space {name!r} ({_reasons(skipped[:3])})")
-    return Space(name=name, branches=offered, roles=roles, skipped=tuple(skipped))
+    tokens, reasons = token_sites(model)
+    return Space(name=name, branches=offered, roles=roles, tokens=tuple(tokens), skipped=(*skipped, *reasons))
 
 
 def resize(model: nn.Module, space: Space, allocation: Allocation) -> None:
@@ -56,6 +59,8 @@ def resize(model: nn.Module, space: Space, allocation: Allocation) -> None:
     for branch, operator in space.moved(allocation):
         moved = {site.part: allocation[site.name] for site in operator.sites if allocation[site.name] != site.dense}
         OPERATORS[operator.name].resize(model, branch, operator.sizes(allocation), moved)
+    if space.tokens:
+        reduce_tokens(model, space.schedule(allocation))
 
 
 def _reasons(skipped: list[Skipped]) -> str:

@@ -1,14 +1,14 @@
 """Exported folders of small compressed models with real images, for the tests of formats and of reading them back."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from conftest import TINY
-from local_vits import KINDS, MakeVit, factors_of
+from local_vits import KINDS, MakeVit, factors_of, widths
 from torch import Tensor, nn
 
 from objectives.deploy.classify import preprocessing_of
@@ -38,9 +38,18 @@ def pictures_for(channels: int) -> dict[str, Any] | None:
     return reading_for(channels).to_json() if channels in (1, 3) else None
 
 
-def uneven(space: Space) -> Allocation:
-    """Another share of every site: none at its dense size, no two neighbours alike."""
-    return Allocation({site.name: site.choices[index % (len(site.choices) - 1)] for index, site in enumerate(space.sites)})
+def uneven(space: Space, schedule: Sequence[int] = (), dropped: Sequence[str] = ()) -> Allocation:
+    """Another share of every site: none at its dense size, no two neighbours alike.
+
+    Args:
+        space: of a small model.
+        schedule: patch tokens that leave the attention of every block; by default no more merge than what is free.
+        dropped: branches that are left out.
+    """
+    kept = [site for site in widths(space) if site.branch not in dropped]
+    sizes = {site.name: site.choices[index % (len(site.choices) - 1)] for index, site in enumerate(kept)}
+    gone = {f"{branch}.branch": 0 for branch in dropped}
+    return space.lossless().replace({**sizes, **gone, **(space.scheduled(schedule) if schedule else {})})
 
 
 @dataclass(frozen=True)
@@ -70,12 +79,14 @@ def write_folder(
     space: str = "contract",
     formats: tuple[Format, ...] = ("safetensors",),
     dtype: torch.dtype = torch.float32,
+    schedule: Sequence[int] = (),
+    dropped: Sequence[str] = (),
     **options: Any,
 ) -> Folder:
     """A model of a kind, cut unevenly, and what was written of it."""
     arguments = {**KINDS[kind], **options}
     factors = factors_of(make_vit(**arguments), calibration, space)
-    allocation = uneven(factors.space)
+    allocation = uneven(factors.space, schedule, dropped)
     model = factors.build(allocation).to(dtype).eval()
     name = arguments.pop("name", "vit_tiny_patch16_224")
     sizes = {**TINY, **arguments}

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spaces.allocation import Allocation
 from spaces.factors import Factors
 from spaces.sites import Site, Space
 from spaces.vit import describe
@@ -39,6 +40,16 @@ def factors_of(model: nn.Module, images: Tensor, space: str = "full", **options:
 
 def site_of(space: Space, name: str) -> Site:
     return next(site for site in space.sites if site.name == name)
+
+
+def widths(space: Space) -> list[Site]:
+    """The sites of a space but those that leave branches out or merge tokens."""
+    return [site for site in space.sites if site.kind != "branch"]
+
+
+def cut(space: Space, pick: Callable[[Site], int]) -> Allocation:
+    """Every site at the size that is picked; all branches and all tokens stay."""
+    return space.identity().replace({site.name: pick(site) for site in widths(space)})
 
 
 def parameters(model: nn.Module) -> int:

@@ -17,9 +17,9 @@ FORBIDDEN = {"spaces": {"optuna", "ray", "pandas", "fvcore"}, "objectives": {"op
 # Rooms, and modules that stand beside them, of every package: each may import those before it.
 ROOMS = {
     "spaces": "version lazy errors format_number schema locks scratch files tensors modules allocation sites statistics models "
-    "branches operators vit factors folder",
-    "objectives": "units cost score runtime error latency pictures data training deploy objective profile sensitivity "
-    "dense_model evaluator forecast recipes",
+    "branches tokens operators vit factors folder",
+    "objectives": "units cost score runtime error latency pictures data training deploy objective profile divergence "
+    "sensitivity frames merging dropping measured_frames dense_model evaluator forecast recipes",
     "search": "layout masking paths values optuna_internals pareto trial budgets runners samplers config run report "
     "study browse fidelity deploy driver terminal",
 }

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from local_digits import DATA, MODEL, evaluator_of, limits_of
+from local_vits import cut
 from torch import Tensor, nn
 
 from objectives.dense_model import load_dense
@@ -50,7 +51,7 @@ def opened(objective: Objective, **changes: Any) -> Evaluator:
 
 
 def smallest(evaluator: Evaluator) -> Allocation:
-    return Allocation({site.name: site.choices[0] for site in evaluator.dense.space.sites})
+    return cut(evaluator.dense.space, lambda site: site.choices[0])
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from local_digits import DATA, MODEL, evaluator_of
+from local_vits import cut
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from timm.optim import create_optimizer_v2
@@ -42,7 +43,7 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
 
 
 def half(evaluator: Evaluator) -> Allocation:
-    return Allocation({site.name: site.choices[len(site.choices) // 2] for site in evaluator.dense.space.sites})
+    return cut(evaluator.dense.space, lambda site: site.choices[len(site.choices) // 2])
 
 
 class Watched:

@@ -96,6 +96,6 @@ def test_allocations_are_counted_in_any_order(make_vit: Callable[..., nn.Module]
     model = make_vit()
     space = describe(model)
     costs = cost_model(model, space)
-    sizes = {site.name: site.choices[1] for site in space.sites}
+    sizes = {**space.identity(), **{site.name: site.choices[1] for site in space.sites}}
     backwards = Allocation(dict(reversed(sizes.items())))
     assert costs.costs(Allocation(sizes)) == costs.costs(backwards)

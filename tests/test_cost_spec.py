@@ -36,6 +36,8 @@ from search.trial import Proposal, Trial
 from spaces.allocation import Allocation
 from spaces.errors import TargetError
 from spaces.models.create import ModelConfig, create_model
+from spaces.operators.base import Sizes
+from spaces.sites import Operator
 from spaces.vit import describe
 
 SIZE = CostSpec(
@@ -164,6 +166,16 @@ def test_a_search_keeps_a_bound_on_it_and_an_export_tells_it(tmp_path: Path) -> 
     assert row in (folder / "README.md").read_text()
 
 
+class Energy:
+    """8 J, of which every branch saves up to 2."""
+
+    def whole(self, schedule: tuple[int, ...]) -> float:
+        return 8.0
+
+    def saved(self, schedule: tuple[int, ...], operator: Operator, sizes: Sizes) -> float:
+        return 2 * (1 - operator.sites[0].share(sizes["hidden"]))
+
+
 def test_a_measured_cost_is_bounded_where_its_figures_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     energy = replace(SIZE, name="energy", flag="energy", word="energy", units={"j": 1.0}, format="{:.3g} J".format, count=None)
     monkeypatch.setitem(COSTS, energy.name, energy)
@@ -171,7 +183,7 @@ def test_a_measured_cost_is_bounded_where_its_figures_are_there(monkeypatch: pyt
     with pytest.raises(TargetError, match="this run measured no energy"):
         target.resolve(REACH)
     counted = costs_of(SPACE)
-    costs = counted.with_cost("energy", 8.0, lambda operator, sizes: 2 * (1 - operator.sites[0].share(sizes["hidden"])))
+    costs = counted.with_cost("energy", 8.0, Energy())
     limits = target.resolve(reach_of(costs, SPACE)).limits
     assert limits == {"energy": pytest.approx(4.8)}
     found = costs.costs(Knapsack(SPACE, costs, errors_of(SPACE)).allocate(limits))

@@ -124,12 +124,27 @@ def within(key: str, name: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return lambda config: config[key].update({name: value})
 
 
+def scheduled(*counts: int) -> Callable[[dict[str, Any]], None]:
+    """Patch tokens that leave the blocks."""
+    return lambda config: config["allocation"].update({f"blocks.{block}.tokens": left for block, left in enumerate(counts)})
+
+
 def images_of(side: int) -> Callable[[dict[str, Any]], None]:
     """A model and its preprocessing that take images of this size."""
 
     def change(config: dict[str, Any]) -> None:
         config["model_args"]["img_size"] = side
         config["pretrained_cfg"]["input_size"] = [3, side, side]
+
+    return change
+
+
+def many_patches(depth: int) -> Callable[[dict[str, Any]], None]:
+    """A tiny model of as many patches as are read, in each of so many blocks."""
+
+    def change(config: dict[str, Any]) -> None:
+        images_of(256)(config)
+        config["model_args"].update(embed_dim=2, patch_size=1, depth=depth)
 
     return change
 
@@ -154,9 +169,20 @@ def nested(depth: int) -> list[Any]:
         (with_("class_order", "reversed"), "class_order must be timm, torchvision, class map FILE or null, got 'reversed'"),
         (with_("class_order", ["timm"]), "class_order must be timm"),
         (with_("label_names", [1, 2, 3, 4, 5]), "label_names must be 5 texts"),
-        (with_("allocation", {"blocks.0.mlp.hidden": -4}), "must be a positive integer, got -4"),
+        (with_("allocation", {"blocks.0.mlp.hidden": -4}), "must be a whole number, 0 or more, got -4"),
         (with_("allocation", {}), "no size for site"),
         (within("allocation", "blocks.9.attn.qk", 4), "unknown site"),
+        (within("allocation", "blocks.0.tokens", "8"), "size of blocks.0.tokens must be a whole number, 0 or more, got '8'"),
+        (within("allocation", "blocks.0.tokens", [8]), "size of blocks.0.tokens must be a whole number, 0 or more, got [8]"),
+        (within("allocation", "blocks.0.tokens", 0), "blocks.0.tokens cannot be 0: choose one of 8, 9, 10"),
+        (within("allocation", "blocks.0.tokens", 7), "blocks.0.tokens cannot be 7: choose one of 8, 9, 10"),
+        (within("allocation", "blocks.0.tokens", 10**30), "blocks.0.tokens cannot be 1"),
+        (within("allocation", "blocks.2.tokens", 16), "unknown site 'blocks.2.tokens'"),
+        (scheduled(16, 12), "blocks.1.tokens cannot be 12 where 16 patch tokens enter: 0 or 16"),
+        (scheduled(8, 16), "blocks.1.tokens cannot be 16 where 8 patch tokens enter: 0 or 8"),
+        (within("allocation", "blocks.1.attn.branch", 2), "blocks.1.attn.branch cannot be 2: choose one of 0, 1"),
+        (within("allocation", "blocks.1.attn.branch", 0), "blocks.1.attn is made smaller by contract and drop at once"),
+        (many_patches(100), "65,536 patches in each of 100 blocks are more than 4,000,000"),
         (with_("space", "nonsense"), "unknown space"),
         (with_("multiple", 0), "multiple must be from 1 to 1,000,000, got 0"),
         (with_("multiple", 10**40), "multiple must be from 1 to 1,000,000"),

@@ -12,6 +12,7 @@ import torch
 from local_digits import DATA, MODEL, SIZE, evaluator_of, limits_of
 from local_group import Pair, group_of
 from local_images import GREY, numbers_of, opened, same, whole_split
+from local_vits import cut
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -60,7 +61,7 @@ def objective(tmp_path_factory: pytest.TempPathFactory) -> Objective:
 
 
 def smallest(evaluator: Evaluator) -> Allocation:
-    return Allocation({site.name: site.choices[0] for site in evaluator.dense.space.sites})
+    return cut(evaluator.dense.space, lambda site: site.choices[0])
 
 
 def model_of(seed: int) -> nn.Module:

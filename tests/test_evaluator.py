@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from local_digits import DATA, MODEL, evaluator_of
+from local_vits import cut
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -36,7 +37,7 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
 
 
 def half(evaluator: Evaluator) -> Allocation:
-    return Allocation({site.name: site.choices[len(site.choices) // 2] for site in evaluator.dense.space.sites})
+    return cut(evaluator.dense.space, lambda site: site.choices[len(site.choices) // 2])
 
 
 def test_the_identity_scores_as_the_dense_model(evaluator: Evaluator) -> None:
@@ -71,7 +72,7 @@ def test_screening_measures_a_candidate_as_built(evaluator: Evaluator) -> None:
     expected = float((dense.exp() * (dense - found)).sum(-1).mean())
     assert len(images) == 256
     assert evaluator.divergence(half(evaluator)) == pytest.approx(expected, rel=1e-4)
-    smallest = Allocation({site.name: site.choices[0] for site in evaluator.dense.space.sites})
+    smallest = cut(evaluator.dense.space, lambda site: site.choices[0])
     assert evaluator.divergence(smallest) > expected > 0
 
 
@@ -84,7 +85,7 @@ def test_screening_leaves_the_trial_as_it_is(evaluator: Evaluator) -> None:
 
 
 def test_preparing_says_how_far_it_is(evaluator: Evaluator, tmp_path: Path) -> None:
-    """256 calibration images in batches of 64, 6 sites, 297 search images in batches of 256.
+    """256 calibration images in batches of 64, 10 sites, 297 search images in batches of 256.
 
     Nothing but loading before its first use.
     """
@@ -96,7 +97,7 @@ def test_preparing_says_how_far_it_is(evaluator: Evaluator, tmp_path: Path) -> N
     assert dense.figures is dense.figures
     assert list(seen) == ["loading", "calibration", "factors", "profile", "dense model"]
     assert seen["calibration"] == [(done, 4) for done in range(5)]
-    assert seen["factors"] == [(done, 6) for done in range(7)]
+    assert seen["factors"] == [(done, 10) for done in range(11)]
     assert seen["profile"] == [(done, len(seen["profile"]) - 1) for done in range(len(seen["profile"]))]
     assert seen["dense model"] == [(0, 2), (1, 2), (2, 2)]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from local_vits import KINDS, MakeVit, factors_of, fused_and_unfused, parameters, seen_at
+from local_vits import KINDS, MakeVit, cut, factors_of, fused_and_unfused, parameters, seen_at
 from torch import Tensor
 
 from spaces.allocation import Allocation
@@ -27,7 +27,7 @@ def test_identity_is_the_dense_model(make_vit: MakeVit, images: Tensor, kind: st
 @pytest.mark.parametrize("space", ["contract", "low-rank"])
 def test_fused_equals_unfused_attention(make_vit: MakeVit, images: Tensor, kind: str, space: str) -> None:
     factors = factors_of(make_vit(**KINDS[kind]), images, space)
-    allocation = Allocation({site.name: site.choices[len(site.choices) // 2] for site in factors.space.sites})
+    allocation = cut(factors.space, lambda site: site.choices[len(site.choices) // 2])
     fused, unfused = fused_and_unfused(factors.build(allocation), images)
     assert torch.allclose(unfused, fused, atol=1e-4)
     with torch.no_grad():
@@ -41,9 +41,7 @@ def test_widest_cut_is_near_and_narrowest_is_far(make_vit: MakeVit, images: Tens
         dense = factors.dense(images)
         distances = []
         for share in (0.0, 0.5, 0.99):
-            allocation = Allocation(
-                {site.name: site.choices[int(share * (len(site.choices) - 1))] for site in factors.space.sites}
-            )
+            allocation = cut(factors.space, lambda site, share=share: site.choices[int(share * (len(site.choices) - 1))])  # type: ignore[misc]
             distances.append(float((factors.build(allocation)(images) - dense).norm() / dense.norm()))
     assert distances[0] > distances[1] > distances[2]
     assert distances[2] < 0.1
@@ -96,7 +94,7 @@ def test_one_width_of_every_head_removes_exactly_these_parameters(make_vit: Make
 def test_building_leaves_the_dense_model_alone(make_vit: MakeVit, images: Tensor) -> None:
     factors = factors_of(make_vit(), images, "contract")
     before = fingerprint(factors.dense)
-    built = factors.build(Allocation({site.name: site.choices[0] for site in factors.space.sites}))
+    built = factors.build(cut(factors.space, lambda site: site.choices[0]))
     with torch.no_grad():
         for parameter in built.parameters():
             parameter.zero_()
@@ -108,7 +106,7 @@ def test_save_and_load(make_vit: MakeVit, images: Tensor, tmp_path: Path) -> Non
     path = tmp_path / "factors" / "f.safetensors"
     factors.save(path, "mark")
     again = Factors.load(path, factors.dense, factors.space, "mark")
-    allocation = Allocation({site.name: _smaller_first(site) for site in factors.space.sites})
+    allocation = cut(factors.space, _smaller_first)
     with torch.no_grad():
         assert torch.equal(factors.build(allocation)(images), again.build(allocation)(images))
     with pytest.raises(CheckpointError, match="another model"):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from local_digits import DATA, MODEL, evaluator_of
+from local_vits import cut
 from torch import Tensor, nn
 
 from objectives import forecast as forecast_module
@@ -30,7 +31,7 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
 
 
 def half(evaluator: Evaluator) -> Allocation:
-    return Allocation({site.name: site.choices[len(site.choices) // 2] for site in evaluator.dense.space.sites})
+    return cut(evaluator.dense.space, lambda site: site.choices[len(site.choices) // 2])
 
 
 class Clock:

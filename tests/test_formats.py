@@ -27,6 +27,10 @@ CUT: dict[str, tuple[str, str, dict[str, Any]]] = {
     "layer-scale": ("layer-scale", "contract", {}),
     "no class token": ("no class token", "contract", {}),
     "uneven heads": ("plain", "heads", {"num_heads": HEADS}),
+    "merged": ("plain", "contract", {"schedule": (11, 0)}),
+    "merged, low rank": ("distilled", "hybrid", {"schedule": (9, 9)}),
+    "merged, averaged": ("no class token", "contract", {"schedule": (8, 5)}),
+    "merged and dropped": ("layer-scale", "heads", {"schedule": (12, 0), "dropped": ("blocks.0.attn", "blocks.1.mlp")}),
 }
 
 

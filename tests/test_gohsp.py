@@ -65,6 +65,6 @@ def test_removal_of_what_was_driven_to_zero_changes_nothing(bench: Callable[[str
         queries = model.get_parameter(f"blocks.{block}.attn.qkv.weight").detach()[:32]
         assert int((queries.abs().sum(1) > 0).sum()) == 2 * 5
         assert int((model.get_parameter(f"blocks.{block}.mlp.fc2.weight").detach().abs().sum(0) > 0).sum()) == 50
-    built = Factors.compute(model, found.space, [], scores=structure.scores()).build(structure.allocation)
+    built = Factors.compute(model, found.space, [], scores=structure.scores(), sites=found.cuts).build(structure.allocation)
     with torch.no_grad():
         assert torch.allclose(built(digits), model(digits), atol=1e-5)

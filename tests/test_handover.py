@@ -158,6 +158,31 @@ def test_the_card_tells_times_in_seconds_and_what_their_ratio_is(report: dict[st
     assert r"Made by `export 'x'\n# y`." in text
 
 
+def test_the_card_tells_tokens_and_dropped_branches(folder: Path, report: dict[str, Any]) -> None:
+    """The export itself merges nothing: its last block computes the class token alone."""
+    patches = report["tokens"]["entering"]
+    assert report["tokens"]["leaving"] == [*[patches] * (len(report["tokens"]["leaving"]) - 1), 0]
+    assert report["dropped"] == []
+    exported = (folder / "README.md").read_text()
+    assert "In the last block the class token, or others like it, are all that is computed" in exported
+    assert "are merged" not in exported and "Left out, but for" not in exported and "agrees with it" not in exported
+    formats = {**report["formats"], "onnx": {**report["formats"]["onnx"], "agreeing": 0.9375}}
+    merged = {
+        "tokens": {"entering": 16, "leaving": [12, 9, 9]},
+        "dropped": ["blocks.0.attn", "blocks.2.mlp"],
+        "formats": formats,
+    }
+    options = SearchConfig.from_flat({"model": "vit_tiny_patch16_224", "dataset": "digits"})
+    text = card({**report, **merged}, options, nn.Identity(), "contract")
+    assert (
+        "Of 16 patch tokens, these leave the attention of blocks 0 to 2: 12, 9, 9. The most similar ones are merged.\n" in text
+    )
+    assert "Left out, but for their mean output, which stays as a bias: blocks.0.attn, blocks.2.mlp.\n" in text
+    assert "model.onnx agrees with it to 0.0001 on 93.75 % of them: tokens that are equally similar" in text
+    plain = card({**report, "tokens": None}, options, nn.Identity(), "contract")
+    assert "patch tokens" not in plain
+
+
 def test_every_snippet_of_the_documentation_runs_and_answers_as_predict_does(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,6 +27,19 @@ from spaces.sites import Operator, Site, Space
 from spaces.vit import describe
 
 
+class Clock:
+    """A made-up latency: every size saves so much, whatever the tokens."""
+
+    def __init__(self, dense: float, sizes: Mapping[str, Mapping[int, float]]) -> None:
+        self.dense, self.sizes = dense, sizes
+
+    def whole(self, schedule: tuple[int, ...]) -> float:
+        return self.dense
+
+    def saved(self, schedule: tuple[int, ...], operator: Operator, sizes: Mapping[str, int]) -> float:
+        return sum(self.sizes[site.name].get(sizes[site.part], 0.0) for site in operator.sites)
+
+
 def allocate(space: Space, costs: CostModel, limits: Mapping[Cost, float], errors: Errors) -> Allocation:
     return Knapsack(space, costs, errors).allocate(limits)
 
@@ -290,10 +303,7 @@ def test_latency_is_a_third_cost_that_need_not_fall_with_every_size() -> None:
         made, rng = drawn(seed, convex=True), random.Random(seed)
         saved = {site.name: {size: rng.uniform(-1e-4, 1e-3) for size in site.choices[:-1]} for site in made.space.sites}
 
-        def of_branch(operator: Operator, sizes: Mapping[str, int], saved: dict[str, dict[int, float]] = saved) -> float:
-            return sum(saved[site.name].get(sizes[site.part], 0.0) for site in operator.sites)
-
-        costs = made.costs.with_cost("latency", 0.02, of_branch)
+        costs = made.costs.with_cost("latency", 0.02, Clock(0.02, saved))
         offered = [
             [({site.name: size for site, size in zip(operator.sites, sizes, strict=True)}, operator) for operator in rivals
              for sizes in itertools.product(*(site.choices for site in operator.sites))]
@@ -391,17 +401,17 @@ def test_a_model_is_cut_better_than_uniformly(make_vit: Callable[..., nn.Module]
     errors = {site.name: factors.error(site) for site in space.sites}
 
     def total(allocation: Allocation) -> float:
-        return sum(errors[site][size] for site, size in allocation.items())
+        return sum(errors[site.name][allocation[site.name]] for site in space.sites if site.kind != "branch")
 
-    before = float("inf")
+    before, free = float("inf"), costs.count(space.lossless(), "macs") / costs.dense["macs"]
     for share in (0.4, 0.6, 0.8, 1.0):
         limits: dict[Cost, float] = {"macs": share * costs.dense["macs"]}
         found = allocate(space, costs, limits, errors)
         space.validate(found)
         assert costs.load(found, limits) <= 1
-        assert costs.load(found, limits) > 0.9
+        assert costs.load(found, limits) > min(0.9, free - 1e-9)
         uniform = space.decode(1.0, lambda allocation, limits=limits: costs.load(allocation, limits))  # type: ignore[misc]
         assert total(found) <= total(uniform)
-        assert total(found) < before
+        assert total(found) < before or total(found) == 0  # at the last two budgets what is free may be enough
         before = total(found)
     assert before == 0

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import TINY
 from local_folders import PREPROCESSING, pictures_for
+from local_vits import widths
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -16,7 +17,6 @@ from objectives.cost.closed_form import cost_model
 from objectives.cost.tracing import fvcore_macs, torch_macs
 from objectives.deploy.formats import traced
 from spaces import modules
-from spaces.allocation import Allocation
 from spaces.folder.compressed import load_compressed, save_compressed
 from spaces.modules import ContractedAttention, Kernel, LowRankSparseLinear, SelectedLinear, kernel_for, selected_linear
 from spaces.vit import describe, resize
@@ -68,7 +68,8 @@ def test_a_folder_gives_the_model_back(make_vit: Callable[..., nn.Module], image
     options = {**TINY, "num_heads": 4}
     model = make_vit(num_heads=4)
     space = describe(model, name, multiple=4)
-    sizes = Allocation({site.name: site.choices[(3 * index) % len(site.choices)] for index, site in enumerate(space.sites)})
+    picked = {site.name: site.choices[(3 * index) % len(site.choices)] for index, site in enumerate(widths(space))}
+    sizes = space.identity().replace(picked)
     small = copy.deepcopy(model)
     resize(small, space, sizes)
     indices = 0

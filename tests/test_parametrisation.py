@@ -139,9 +139,9 @@ def test_each_is_decoded_once_and_by_itself(monkeypatch: pytest.MonkeyPatch) -> 
     parameters = [drawn(parametrisation, rng) for _ in range(40)]
     solved, solve = [], Knapsack.solve
 
-    def counted(knapsack: Knapsack, limits: Any, multipliers: Any, shares: Any) -> Any:
+    def counted(knapsack: Knapsack, limits: Any, multipliers: Any, shares: Any, frames: Any) -> Any:
         solved.append(len(shares))
-        return solve(knapsack, limits, multipliers, shares)
+        return solve(knapsack, limits, multipliers, shares, frames)
 
     monkeypatch.setattr(Knapsack, "solve", counted)
     found = parametrisation.decoded([*parameters[:25], *parameters[:5]])
@@ -152,7 +152,7 @@ def test_each_is_decoded_once_and_by_itself(monkeypatch: pytest.MonkeyPatch) -> 
     assert sum(solved) == 40
     for row, entry in enumerate(parameters):
         one = alone.decoded([{name: entry[name] for name in reversed(list(entry))}])
-        for name in ("chosen", "multipliers", "features", "loads"):
+        for name in ("chosen", "frames", "multipliers", "features", "loads"):
             assert (getattr(more, name)[39 - row] == getattr(one, name)[0]).all()
             assert row >= 25 or (getattr(found, name)[row] == getattr(one, name)[0]).all()
 
@@ -164,7 +164,7 @@ def test_loads_of_options_are_those_of_their_allocations() -> None:
         (chosen,) = parametrisation.choose(target, np.full((1, len(space.sites)), 0.1), np.array([[0.6, 1.0]]))
         allocations = [parametrisation.knapsack.allocation(options) for options in chosen]
         expected = [parametrisation.budgets.load(allocation, target) for allocation in allocations]
-        assert parametrisation.loads(chosen, target) == pytest.approx(expected)
+        assert parametrisation.loads(chosen, None, target) == pytest.approx(expected)
         assert 0.59 < expected[0] <= 0.6 < 0.99 < expected[1] <= 1
 
 

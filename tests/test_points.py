@@ -1,6 +1,7 @@
 """Which points of a run are exported, on made-up tables; and the point that is built on a budget."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from local_runs import Fails
 from local_searches import FINE, costs_of, errors_of, score_of, space_of
 from local_tables import summary_of
 
+from objectives.frames import MeasuredFrames
 from search.budgets.targets import Bound, Target
 from search.config import SearchConfig
 from search.deploy.exact_budget import exact_of, materialise
@@ -23,6 +25,7 @@ from search.trial import Proposal, Trial
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError, RunError, TargetError
 from spaces.files import write_json
+from spaces.sites import DROP, Operator, Site, Space
 
 SPACE = space_of(branches=2, sizes=FINE)  # a size of 64 is all of a branch, which costs 1000
 SITES = [site.name for site in SPACE.sites]
@@ -39,11 +42,11 @@ TRIALS: dict[int, tuple[tuple[int, int], float | None, dict[str, float] | None]]
 }
 
 
-def made(folder: Path, trials: dict[int, Any] = TRIALS, **options: Any) -> Run:
-    ended = []
+def made(folder: Path, trials: dict[int, Any] = TRIALS, space: Space = SPACE, **options: Any) -> Run:
+    ended, names = [], [site.name for site in space.sites]
     for number, (sizes, error, multipliers) in trials.items():
         parameters = {} if multipliers is None else {"budget": 0.5, **multipliers}
-        allocation = Allocation(dict(zip(SITES, sizes, strict=True)))
+        allocation = Allocation(dict(zip(names, sizes, strict=True)))
         proposal = Proposal(
             number=number,
             allocation=allocation,
@@ -53,11 +56,11 @@ def made(folder: Path, trials: dict[int, Any] = TRIALS, **options: Any) -> Run:
             parameters=parameters,
         )
         write_json(folder / "trials" / f"{number:04d}" / "allocation.json", proposal.to_dict())
-        macs = costs_of(SPACE).count(allocation, "macs")
+        macs = costs_of(space).count(allocation, "macs")
         score = None if error is None else replace(score_of(allocation), error=error, costs={"macs": macs, "params": macs})
         reason = None if score else "ValueError: broken"
         ended.append(Trial(proposal=proposal, score=score, reason=reason, ended="2026-11-24T01:00:00+00:00"))
-    facts = summary_of(DENSE, SPACE, reach={"macs": (32, 2000), "params": (32, 2000)})
+    facts = summary_of(DENSE, space, reach={"macs": (32, 2000), "params": (32, 2000)})
     found = finished_trials(ended, DENSE)
     RunTables(folder).write(found, summarise(facts, found))
     SearchConfig.from_flat({"model": "made-up", "measured_profile": True, **options}).dump(folder / "config.yaml")
@@ -72,9 +75,10 @@ def run(tmp_path: Path) -> Run:
 class Built:
     """An evaluator that makes errors up, and keeps what it was asked to measure."""
 
-    def __init__(self, error: float = 0.25, images: int = 256) -> None:
+    def __init__(self, error: float = 0.25, images: int = 256, space: Space = SPACE, dropped: Sequence[str] = ()) -> None:
+        frames = MeasuredFrames(schedules={(): 0.0}, dropped=dict.fromkeys(dropped, 0.1), images=images)
         self.dense = SimpleNamespace(
-            space=SPACE, costs=costs_of(SPACE), profile=SimpleNamespace(errors=errors_of(SPACE)),
+            space=space, costs=costs_of(space), profile=SimpleNamespace(errors=errors_of(space)), frames=frames,
             objective=SimpleNamespace(data=SimpleNamespace(profile_images=images)),
         )  # fmt: skip
         self.error, self.screened, self.trained = error, list[Allocation](), list[Allocation]()
@@ -191,7 +195,7 @@ def test_one_that_a_trial_had_is_that_trial_whatever_number_the_file_says(run: R
         ({"allocation": 3}, "holds no allocation"),
         ({"b0.hidden": 3}, "no size for site 'b1.hidden'"),
         ({"b0.hidden": 3, "b1.hidden": 99}, "b1.hidden cannot be 99: choose one of"),
-        ({"b0.hidden": 3, "b1.hidden": "x"}, "size of b1.hidden must be a positive integer"),
+        ({"b0.hidden": 3, "b1.hidden": "x"}, "size of b1.hidden must be a whole number, 0 or more"),
         ({"space": "heads", "allocation": {"b0.hidden": 3, "b1.hidden": 4}}, "is of space 'heads', and no trial"),
     ],
 )
@@ -257,6 +261,21 @@ def test_nothing_is_built_where_the_best_trial_is_on_the_budget(run: Run) -> Non
     evaluator = Built()
     assert built(run, "flops=50%", evaluator) is None
     assert not evaluator.trained
+
+
+def test_dropped_branches_stay_dropped_and_the_others_fill_the_budget(tmp_path: Path) -> None:
+    """Half of one branch is all that the best trial has; the other branch would cost the second half of the budget."""
+    offered = {}
+    for branch, rivals in SPACE.branches.items():
+        site = Site(name=f"{branch}.branch", branch=branch, kind="branch", choices=(0, 1))
+        offered[branch] = (*rivals, Operator(name=DROP, sites=(site,)))
+    space = Space(name="test", branches=offered)
+    trials = {0: ((64, 1, 64, 1), 0.1, None), 1: ((32, 1, 64, 0), 0.2, None), 2: ((20, 1, 20, 1), 0.4, None)}
+    for dropped, expected in ((("b1", "b0"), (64, 1, 64, 0)), ((), (32, 1, 32, 1))):
+        run = made(tmp_path / str(len(dropped)), trials, space)
+        point = built(run, "flops=50%", Built(space=space, dropped=dropped))
+        assert point is not None
+        assert tuple(point.allocation[site.name] for site in space.sites) == expected
 
 
 def test_several_bounds_are_kept_together(run: Run) -> None:

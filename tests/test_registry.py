@@ -17,14 +17,14 @@ from spaces.branches import Branch
 from spaces.factors import Factors
 from spaces.operators.base import FoundSites
 from spaces.operators.low_rank import LOW_RANK, rank_sites
-from spaces.operators.registry import KINDS, OPERATORS, SPACES, input_of
-from spaces.sites import Kind, Role, SpaceName
+from spaces.operators.registry import KINDS, OPERATORS, SEARCHED, SPACES, input_of
+from spaces.sites import DROP, Kind, Role, SpaceName
 from spaces.vit import describe
 
 
 def test_every_kind_of_site_belongs_to_one_operator() -> None:
     defined = Counter(kind for spec in OPERATORS.values() for kind in spec.kinds)
-    assert defined == Counter(get_args(Kind))
+    assert defined == Counter(set(get_args(Kind)) - {"tokens"}), "tokens are merged between branches, by no operator"
 
 
 def test_people_are_told_what_the_sizes_of_every_kind_count() -> None:
@@ -35,7 +35,8 @@ def test_people_are_told_what_the_sizes_of_every_kind_count() -> None:
 def test_every_operator_is_in_a_space_and_every_space_says_what_it_offers() -> None:
     assert set(get_args(SpaceName)) <= set(SPACES)
     assert all(set(offered) == set(get_args(Role)) for offered in SPACES.values())
-    assert {name for offered in SPACES.values() for rivals in offered.values() for name in rivals} == set(OPERATORS)
+    assert {name for offered in SPACES.values() for rivals in offered.values() for name in rivals} == set(OPERATORS) - {DROP}
+    assert set(SEARCHED) == set(get_args(SpaceName)), "where every branch may be dropped"
 
 
 @pytest.mark.parametrize("name", get_args(SpaceName))
@@ -51,11 +52,13 @@ def test_a_space_that_can_be_searched_has_all_parts(make_vit: MakeVit, name: str
 def test_every_site_reads_the_inputs_of_a_linear_layer(make_vit: MakeVit, kind: str, name: str) -> None:
     """Of as many inputs as the site can keep, heads and their widths times each other; low rank reads all inputs."""
     model = with_four_heads(make_vit, kind)
+    hidden = 64 if kind == "gated FFN" else 128
     for site in describe(model, name, multiple=4).sites:
         if site.kind == "rows":
             continue
         inputs: int = model.get_submodule(input_of(model, site)).in_features  # type: ignore[assignment]
-        expected = {"heads": 32, "query_key": 32, "value_output": 32, "ffn_hidden": site.dense, "inputs": 32}
+        expected = {"heads": 32, "query_key": 32, "value_output": 32, "ffn_hidden": hidden, "inputs": 32}
+        expected["branch"] = 32 if site.branch.endswith("attn") else hidden
         assert inputs == (site.linear[1] if site.linear else expected[site.kind])
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from local_digits import DATA, MODEL, evaluator_of, limits_of
 from local_launches import TIMES, Silent, config_of
+from local_vits import cut
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -72,8 +73,7 @@ def is_same(first: list[Batch], second: list[Batch]) -> bool:
 
 
 def small(dense: DenseModel) -> Allocation:
-    sizes = {site.name: site.choices[0] for site in dense.space.sites}
-    return dense.space.identity().replace(sizes)
+    return cut(dense.space, lambda site: site.choices[0])
 
 
 def trial(dense: DenseModel, weights: Path) -> Score:
@@ -230,7 +230,7 @@ def remove(path: Path) -> None:
     path.unlink()
 
 
-def cut(path: Path) -> None:
+def cut_short(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
@@ -244,7 +244,7 @@ def lengthen(path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"\0")
 
 
-@pytest.mark.parametrize("damage", [remove, cut, flip, lengthen])
+@pytest.mark.parametrize("damage", [remove, cut_short, flip, lengthen])
 @pytest.mark.parametrize("name", ["search.*/pixels", "search.*/labels", "training.*/soft", "training.*/index.json"])
 def test_damaged_files_are_made_anew(objective: Objective, damage: Callable[[Path], None], name: str, tmp_path: Path) -> None:
     whole = trial(opened(objective), tmp_path / "whole")

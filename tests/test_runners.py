@@ -18,6 +18,7 @@ import torch
 from local_digits import DATA, MODEL, evaluator_of
 from local_launches import Silent, config_of
 from local_patience import poll
+from local_vits import cut
 
 from objectives.dense_model import load_dense
 from objectives.error import Evaluation
@@ -135,7 +136,7 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
 def allocations(evaluator: Evaluator) -> list[Allocation]:
     """A small one, a medium one, and the dense model."""
     return [
-        Allocation({site.name: site.choices[int(share * (len(site.choices) - 1))] for site in evaluator.dense.space.sites})
+        cut(evaluator.dense.space, lambda site, share=share: site.choices[int(share * (len(site.choices) - 1))])  # type: ignore[misc]
         for share in (0, 0.5, 1)
     ]
 

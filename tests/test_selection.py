@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from local_vits import HEADS, MakeVit, site_of, with_four_heads
+from local_vits import HEADS, MakeVit, site_of, widths, with_four_heads
 from torch import Tensor, nn
 
 from spaces.errors import AllocationError
@@ -61,12 +61,13 @@ def mask(model: nn.Module, part: str, gone: list[int]) -> None:
 def test_slicing_is_masking(make_vit: MakeVit, images: Tensor, name: str, parts: tuple[str, ...]) -> None:
     model = with_four_heads(make_vit)
     space = describe(model, name, multiple=4)
-    scores = {site.name: scores_of(site) for site in space.sites}
+    scores = {site.name: scores_of(site) for site in widths(space)}
     sizes = {f"blocks.0.{part}": CUTS[part] for part in parts}
     masked = copy.deepcopy(model)
     for part in parts:
         mask(masked, part, dropped(scores[f"blocks.0.{part}"], CUTS[part]))
-    built = Factors.compute(model, space, [], scores=scores).build(space.identity().replace(sizes))
+    factors = Factors.compute(model, space, [], scores=scores, sites=widths(space))
+    built = factors.build(space.identity().replace(sizes))
     with torch.no_grad():
         assert torch.allclose(built(images), masked(images), atol=1e-5)
         assert not torch.allclose(built(images), model(images), atol=1e-3)

@@ -117,9 +117,9 @@ def test_a_proposal_decodes_nothing_twice(tmp_path: Path, monkeypatch: pytest.Mo
     noted = [pair for trial in study.memory.get_trials(deepcopy=False) for pair in trial.system_attrs.get(SCREENED, [])]
     study.close()
 
-    def counted(knapsack: Knapsack, limits: Any, multipliers: Any, shares: Any) -> Any:
+    def counted(knapsack: Knapsack, limits: Any, multipliers: Any, shares: Any, frames: Any) -> Any:
         solved.append(len(shares))
-        return solve(knapsack, limits, multipliers, shares)
+        return solve(knapsack, limits, multipliers, shares, frames)
 
     problem = Problem()
     study = open_study(tmp_path, problem, True)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import timm
+from local_vits import site_of, widths
 from torch import nn
 
 from spaces.errors import ModelError
@@ -16,17 +17,18 @@ def test_contract_offers_heads_and_neurons(make_vit: Make) -> None:
     """dim 32, 2 heads of 16 (eighths: 2), FFN of 128 (multiples of 8)."""
     space = describe(make_vit(), "contract")
     assert [site.name for site in space.sites] == [
-        f"blocks.{i}.{s}" for i in (0, 1) for s in ("attn.qk", "attn.vo", "mlp.hidden")
+        f"blocks.{i}.{s}" for i in (0, 1) for s in ("attn.qk", "attn.vo", "attn.branch", "mlp.hidden", "mlp.branch")
     ]
-    assert space.sites[0].choices == (2, 4, 6, 8, 10, 12, 14, 16)
-    assert space.sites[2].choices == tuple(range(8, 129, 8))
+    assert site_of(space, "blocks.0.attn.qk").choices == (2, 4, 6, 8, 10, 12, 14, 16)
+    assert site_of(space, "blocks.0.mlp.hidden").choices == tuple(range(8, 129, 8))
+    assert {site.choices for site in space.sites if site.kind == "branch"} == {(0, 1)}
     assert space.skipped == ()
 
 
 def test_ranks_end_below_break_even(make_vit: Make) -> None:
     """qkv 96x32: break-even 24; proj 32x32: 16; fc1 128x32: 25.6. A rank at break-even saves nothing."""
     space = describe(make_vit(), "low-rank")
-    choices = {site.name: site.choices for site in space.sites if site.name.startswith("blocks.0")}
+    choices = {site.name: site.choices for site in widths(space) if site.name.startswith("blocks.0")}
     assert choices == {
         "blocks.0.attn.qkv": (8, 16, 32),
         "blocks.0.attn.proj": (8, 32),
@@ -37,15 +39,15 @@ def test_ranks_end_below_break_even(make_vit: Make) -> None:
 
 def test_hybrid_and_full_offer_kumars_shape_and_the_choice(make_vit: Make) -> None:
     hybrid, full = describe(make_vit(), "hybrid"), describe(make_vit(), "full")
-    assert {operator.name for rivals in hybrid.branches.values() for operator in rivals} == {"low-rank", "neurons"}
-    assert [operator.name for operator in full.branches["blocks.0.attn"]] == ["contract", "low-rank"]
-    assert [operator.name for operator in full.branches["blocks.1.mlp"]] == ["neurons", "low-rank"]
+    assert {operator.name for rivals in hybrid.branches.values() for operator in rivals} == {"low-rank", "neurons", "drop"}
+    assert [operator.name for operator in full.branches["blocks.0.attn"]] == ["contract", "low-rank", "drop"]
+    assert [operator.name for operator in full.branches["blocks.1.mlp"]] == ["neurons", "low-rank", "drop"]
 
 
 def test_multiple_of_a_real_model() -> None:
     space = describe(timm.create_model("deit_tiny_patch16_224"), "contract", multiple=16)
-    assert space.sites[0].choices == tuple(range(8, 65, 8))  # 64 is narrower than eight multiples of 16
-    assert space.sites[2].choices == tuple(range(16, 769, 16))
+    assert site_of(space, "blocks.0.attn.qk").choices == tuple(range(8, 65, 8))  # 64 is narrower than eight multiples of 16
+    assert site_of(space, "blocks.0.mlp.hidden").choices == tuple(range(16, 769, 16))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ attention (what objectives/cost/tracing.py counts by tracing).
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
+from typing import Protocol
 
 import torch
 from timm.layers import AttentionPoolLatent
@@ -16,61 +17,92 @@ from torch import Tensor, nn
 
 from objectives.cost.spec import COSTS, Cost, counted_costs
 from spaces.allocation import Allocation
-from spaces.branches import ATTENTION
+from spaces.branches import ATTENTION, Branch, branches
 from spaces.errors import CountError, first_line, printable
 from spaces.models.create import input_size
-from spaces.operators.base import Sizes
+from spaces.operators.base import Sizes, Tokens
+from spaces.operators.drop import dense_cost
 from spaces.operators.registry import OPERATORS
 from spaces.sites import Operator, Space
 
 Count = tuple[int, int]  # MACs, parameters
 Figures = tuple[float, ...]  # the costs of `CostModel.names`, in their order
+_SCHEDULES = 512  # whose costs are kept at a time
 
 
 @dataclass(frozen=True)
 class CostModel:
     """Costs of every allocation of one space of one dense model, for one image of the model's input size.
 
-    The costs of a branch depend on the sizes of its sites alone; branches add up.
+    The costs of a branch depend on the sizes of its sites and on the tokens of its block. Within one schedule of tokens they
+    depend on its sites alone, and branches add up.
 
     Attributes:
         dense: cost -> figure of the dense model, in the cost's unit; of the costs that are known.
         operators: every operator of every branch, with its branch's costs as a function of the sizes of its sites: up to
-            constants, which do not matter.
+            constants, which do not matter. Within the schedule of this model.
+        whole: cost -> figure with all branches dense, within this schedule; that of the dense model where it is None.
+        schedule: of this model: patch tokens that leave the attention of every block; empty where tokens cannot be merged.
+        tokens: names of the sites of tokens.
+        others: from a schedule to the model within it; None where tokens cannot be merged.
     """
 
     dense: dict[Cost, float]
     operators: tuple[tuple[Operator, Callable[[Sizes], Figures]], ...]
+    whole: dict[Cost, float] | None = None
+    schedule: tuple[int, ...] = ()
+    tokens: tuple[str, ...] = ()
+    others: Callable[[tuple[int, ...]], "CostModel"] | None = None
 
     @property
     def names(self) -> tuple[Cost, ...]:
         """The costs that are known."""
         return tuple(self.dense)
 
+    @property
+    def base(self) -> dict[Cost, float]:
+        """Costs with all branches dense, within this schedule."""
+        return self.dense if self.whole is None else self.whole
+
+    def within(self, schedule: tuple[int, ...]) -> "CostModel":
+        """The costs within a schedule: patch tokens that leave the attention of every block."""
+        return self if self.others is None else self.others(schedule)
+
     def costs(self, allocation: Allocation) -> dict[Cost, float]:
         """All known costs of the model that `allocation` builds."""
-        total = tuple(self.dense.values())
-        for (operator, count), whole in zip(self.operators, self._whole, strict=True):
+        return self.within(tuple(allocation[name] for name in self.tokens))._costs(allocation)
+
+    def _costs(self, allocation: Allocation) -> dict[Cost, float]:
+        total = tuple(self.base.values())
+        for (operator, count), whole in zip(self.operators, self._branches, strict=True):
             if operator.moves(allocation):
                 branch = count(operator.sizes(allocation))
                 total = tuple(figure + new - old for figure, new, old in zip(total, branch, whole, strict=True))
         return dict(zip(self.names, total, strict=True))
 
     @cached_property
-    def _whole(self) -> tuple[Figures, ...]:
+    def _branches(self) -> tuple[Figures, ...]:
         """Cost of the dense branch as every operator counts it."""
         return tuple(count(operator.dense_sizes) for operator, count in self.operators)
 
-    def with_cost(self, cost: Cost, dense: float, saved: Callable[[Operator, Sizes], float]) -> "CostModel":
+    def with_cost(self, cost: Cost, dense: float, timed: "Timed") -> "CostModel":
         """The same with one more cost.
 
         Args:
             cost: a measured one.
             dense: figure of the dense model.
-            saved: what an operator saves its branch at sizes of its sites; 0 for dense ones.
+            timed: how it follows from sizes and schedules.
         """
-        operators = tuple((operator, partial(_measured, operator, count, saved)) for operator, count in self.operators)
-        return CostModel({**self.dense, cost: dense}, operators)
+
+        @lru_cache(maxsize=_SCHEDULES)
+        def within(schedule: tuple[int, ...]) -> CostModel:
+            found = self.within(schedule)
+            saved = partial(timed.saved, schedule)
+            operators = tuple((operator, partial(_measured, operator, count, saved)) for operator, count in found.operators)
+            whole, others = {**found.base, cost: timed.whole(schedule)}, within if self.tokens else None
+            return CostModel({**self.dense, cost: dense}, operators, whole, schedule, self.tokens, others)
+
+        return within(self.schedule)
 
     def count(self, allocation: Allocation, cost: Cost) -> float:
         """One of the costs of an allocation."""
@@ -82,6 +114,18 @@ class CostModel:
         return max(costs[cost] / limit for cost, limit in limits.items())
 
 
+class Timed(Protocol):
+    """A measured cost, as a function of sizes and schedules."""
+
+    def whole(self, schedule: tuple[int, ...]) -> float:
+        """With all branches dense."""
+        ...
+
+    def saved(self, schedule: tuple[int, ...], operator: Operator, sizes: Sizes) -> float:
+        """What an operator saves its branch at sizes of its sites; 0 for dense ones."""
+        ...
+
+
 def cost_model(dense: nn.Module, space: Space) -> CostModel:
     """Counted costs in closed form, from a timm model's shapes and one forward pass that tells the number of tokens.
 
@@ -89,17 +133,65 @@ def cost_model(dense: nn.Module, space: Space) -> CostModel:
         CountError: the model does not take its own images, or a layer of the branches was not called, so its number of tokens
             is unknown.
     """
-    macs, tokens = _probe(dense)
+    macs, seen = _probe(dense)
     params = sum(parameter.numel() for parameter in dense.parameters())
-    operators = []
-    for path, rivals in space.branches.items():
-        if tokens.get(path, 0) == 0:
-            raise CountError(f"{path} was not called in a forward pass: its cost is unknown")
-        for operator in rivals:
-            count = OPERATORS[operator.name].cost(dense.get_submodule(path), operator.sites, tokens[path])
-            operators.append((operator, partial(_counted, count)))
-    figures = _figures(sum(macs.values()), params)
-    return CostModel(dict(zip((spec.name for spec in counted_costs()), figures, strict=True)), tuple(operators))
+    names = tuple(spec.name for spec in counted_costs())
+    total = dict(zip(names, _figures(sum(macs.values()), params), strict=True))
+    blocks, names_of_tokens = _Blocks(dense, space, seen), tuple(site.name for site in space.tokens)
+
+    @lru_cache(maxsize=_SCHEDULES)
+    def within(schedule: tuple[int, ...]) -> CostModel:
+        saved = blocks.saved(schedule)
+        whole = dict(zip(names, _figures(sum(macs.values()) - saved, params), strict=True))
+        others = within if space.tokens else None
+        return CostModel(total, blocks.operators(schedule), whole, schedule, names_of_tokens, others)
+
+    return within(space.schedule(space.identity()))
+
+
+class _Blocks:
+    """What the blocks of a dense model cost within a schedule."""
+
+    def __init__(self, dense: nn.Module, space: Space, seen: Mapping[str, int]) -> None:
+        self._dense, self._space, self._seen = dense, space, seen
+        for path in space.branches:
+            if seen.get(path, 0) == 0:
+                raise CountError(f"{path} was not called in a forward pass: its cost is unknown")
+
+    def operators(self, schedule: tuple[int, ...]) -> tuple[tuple[Operator, Callable[[Sizes], Figures]], ...]:
+        """Every operator with the costs of its branch."""
+        found = []
+        for path, rivals in self._space.branches.items():
+            branch, tokens = self._dense.get_submodule(path), self._tokens(path, schedule)
+            for operator in rivals:
+                found.append((operator, partial(_counted, OPERATORS[operator.name].cost(branch, operator.sites, tokens))))
+        return tuple(found)
+
+    def saved(self, schedule: tuple[int, ...]) -> int:
+        """MACs that a schedule saves the dense model."""
+        if not self._space.tokens:
+            return 0
+        dense, known = self._space.schedule(self._space.identity()), branches(self._dense)[0]
+        return sum(self._macs(branch, dense) - self._macs(branch, schedule) for branch in known) - self._merging(schedule)
+
+    def _macs(self, branch: Branch, schedule: tuple[int, ...]) -> int:
+        """Of a dense branch."""
+        return dense_cost(branch.module, self._tokens(branch.path, schedule))[0]
+
+    def _merging(self, schedule: tuple[int, ...]) -> int:
+        """MACs of finding similar tokens and merging them."""
+        width: int = self._dense.embed_dim  # type: ignore[assignment]
+        tokens = [self._tokens(site.branch, schedule) for site in self._space.tokens]
+        return width * sum(entry.compared + entry.assigned for entry in tokens)
+
+    def _tokens(self, path: str, schedule: tuple[int, ...]) -> Tokens:
+        """Tokens of the block that a branch is in."""
+        if not schedule:
+            return Tokens(prefix=0, entering=self._seen[path], leaving=self._seen[path])
+        patches, block = self._space.tokens[0].dense, int(path.split(".")[1])
+        entering = schedule[block - 1] if block else patches
+        prefix: int = self._dense.num_prefix_tokens  # type: ignore[assignment]
+        return Tokens(prefix=prefix, entering=entering, leaving=schedule[block])
 
 
 def _counted(count: Callable[[Sizes], Count], sizes: Sizes) -> Figures:

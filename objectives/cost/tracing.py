@@ -22,7 +22,7 @@ add sub mul div neg sigmoid silu gelu tanh softmax mean sum amax rsqrt pow sin c
 upsample_bicubic2d upsample_bilinear2d _upsample_bicubic2d_aa _upsample_bilinear2d_aa
 layer_norm rms_norm batch_norm group_norm repeat repeat_interleave
 ones_like meshgrid stack unflatten clone lift_fresh linspace tile outer exp ceil max_pool2d avg_pool2d
-adaptive_avg_pool2d reshape_as index_select
+adaptive_avg_pool2d reshape_as index_select clamp_min expand_as linalg_vector_norm log sqrt topk eq gt lt where
 """
 _NOT_COUNTED = frozenset(f"aten::{name}" for name in _ELEMENTWISE.split())
 _COUNTED = {

@@ -44,15 +44,16 @@ def verify(check: dict[str, Any], outputs: Path, progress: Progress = lambda wha
 
     Returns:
         dense and compressed: macs_fvcore, macs_torch, params, weight_bytes, peak_memory (batch size -> bytes), top1.
-        formats: top1 and max_output_difference of each. largest_output: in absolute value, before saving. latency: batch
-        size -> dense and every format -> seconds (median), quartiles, and of_dense, the median of the ratios to the dense
-        model's time, round by round. devices, threads and preprocessing: what it was measured with.
+        formats: top1 of each, and output_differences: for every image, how far its outputs are from those before saving.
+        largest_output: in absolute value, before saving. latency: batch size -> dense and every format -> seconds (median),
+        quartiles, and of_dense, the median of the ratios to the dense model's time, round by round. devices, threads and
+        preprocessing: what it was measured with.
     """
     device = resolve_device(check["device"])
     progress(_RELOAD, 0, 1)
     calls = {name: open_format(Path(check["folder"]), name) for name in check["formats"]}
     stored = load_file(outputs)
-    differences = {name: float((call(stored["images"]) - stored["logits"]).abs().max()) for name, call in calls.items()}
+    differences = {name: _differences(call(stored["images"]), stored["logits"]) for name, call in calls.items()}
     models = {"dense": load_compressed(check["dense"]).to(device), "safetensors": load_compressed(check["folder"]).to(device)}
     calls.update({name: portable(model) for name, model in models.items()})
     pre = timm.data.resolve_model_data_config(models["safetensors"])
@@ -68,13 +69,19 @@ def verify(check: dict[str, Any], outputs: Path, progress: Progress = lambda wha
     return {
         "dense": {**figures["dense"], "top1": top1["dense"]},
         "compressed": {**figures["safetensors"], "top1": top1["safetensors"]},
-        "formats": {name: {"top1": top1[name], "max_output_difference": differences[name]} for name in check["formats"]},
+        "formats": {name: {"top1": top1[name], "output_differences": differences[name]} for name in check["formats"]},
         "largest_output": float(stored["logits"].abs().max()),
         "latency": _latencies(models, calls, size, check["seconds"], progress),
         "devices": {name: name_of(device if name in models else torch.device("cpu")) for name in calls},
         "threads": torch.get_num_threads(),
         "preprocessing": pre,
     }
+
+
+def _differences(found: Tensor, wanted: Tensor) -> list[float]:
+    """The largest of every image."""
+    differences: list[float] = (found - wanted).abs().flatten(1).amax(1).tolist()
+    return differences
 
 
 def _latencies(

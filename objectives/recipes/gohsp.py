@@ -35,7 +35,7 @@ def prune_by_admm(bench: Workbench) -> Cut:
     """The recipe `gohsp`."""
     structure = Structure(bench.copy(), bench.space, bench.fit(_wanted), rank_heads(bench))
     alternate(bench, structure)
-    factors = Factors.compute(structure.model.cpu().eval(), bench.space, [], scores=structure.scores())
+    factors = Factors.compute(structure.model.cpu().eval(), bench.space, [], scores=structure.scores(), sites=bench.cuts)
     return Cut(model=factors.build(structure.allocation), allocation=structure.allocation)
 
 

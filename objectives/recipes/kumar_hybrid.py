@@ -39,7 +39,8 @@ def _hybrid(bench: Workbench, variants: Variants) -> Cut:
         return threshold.share(site.name, sigmoid(level + _APART))
 
     allocation = bench.fit(wanted)
-    images = bench.dense.data.calibration()
-    device = bench.dense.device
-    factors = Factors.compute(model, bench.space, images, device, variants=variants, scores=gates, gradients=False)
+    images, device = bench.dense.data.calibration(), bench.dense.device
+    factors = Factors.compute(
+        model, bench.space, images, device, variants=variants, scores=gates, gradients=False, sites=bench.cuts
+    )
     return Cut(model=factors.build(allocation), allocation=allocation)

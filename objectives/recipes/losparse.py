@@ -109,7 +109,7 @@ def _row_sites(bench: Workbench) -> list[Site]:
 def _ranks(bench: Workbench) -> Allocation:
     """Ranks for the low-rank share of the budget, with as few rows as there may be."""
     rank_sites = [site for site in bench.space.sites if site.kind == "rank"]
-    base = bench.space.identity().replace({site.name: site.choices[0] for site in _row_sites(bench)})
+    base = bench.space.lossless().replace({site.name: site.choices[0] for site in _row_sites(bench)})
     least = base.replace({site.name: site.choices[0] for site in rank_sites})
     limit = max(bench.load(least), _LOW_RANK)
     return bench.space.fit(limit, bench.load, rank_sites, lambda site, level: sigmoid(level), base)

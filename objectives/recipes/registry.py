@@ -58,8 +58,8 @@ def _magnitude(bench: Workbench) -> Cut:
 def _energy(bench: Workbench) -> Cut:
     """The same share of the squared singular values in every layer: ranks follow from the spectra."""
     factors = bench.dense.factors_of(bench.space, {"rank": "plain"})
-    lost = {site.name: factors.error(site) for site in bench.space.sites}
-    total = {site.name: factors.total(site) for site in bench.space.sites}
+    lost = {site.name: factors.error(site) for site in bench.sites}
+    total = {site.name: factors.total(site) for site in bench.sites}
 
     def wanted(site: Site, level: float) -> float:
         kept = [size for size in site.choices if lost[site.name][size] <= (1 - sigmoid(level)) * total[site.name]]

@@ -34,7 +34,7 @@ class Workbench:
     Args:
         dense: what all candidates share: model, images, factors and the options of the fine-tune.
         space: name of the space that the recipe's allocations are of.
-        kinds: kinds of sites that the recipe moves; None for all of the space.
+        kinds: kinds of sites that the recipe moves; None for all of the space. No recipe drops branches or merges tokens.
         limits: cost -> upper bound; counted costs alone.
         steps: optimiser steps that the recipe may spend before the cut.
         seed: of its batches.
@@ -44,7 +44,8 @@ class Workbench:
     Attributes:
         model: the dense model, on the CPU; not to be changed.
         space: the space, described for the dense model.
-        sites: those that the recipe moves.
+        cuts: the sites of the space that make a branch smaller; the others leave it out.
+        sites: those of them that the recipe moves.
         batches: training batches; what the recipe does not take is left for the fine-tune.
     """
 
@@ -62,7 +63,8 @@ class Workbench:
         self.dense = dense
         self.model = dense.model
         self.space: Space = describe(dense.model, space, dense.objective.multiple)
-        self.sites = [site for site in self.space.sites if kinds is None or site.kind in kinds]
+        self.cuts = [site for site in self.space.sites if site.kind != "branch"]
+        self.sites = [site for site in self.cuts if kinds is None or site.kind in kinds]
         self.costs: CostModel = cost_model(dense.model, self.space)
         self.limits = limits
         self.steps = steps
@@ -92,7 +94,7 @@ class Workbench:
 
     def smallest(self) -> Allocation:
         """The smallest allocation that the recipe can make."""
-        return self.space.identity().replace({site.name: site.choices[0] for site in self.sites})
+        return self.space.lossless().replace({site.name: site.choices[0] for site in self.sites})
 
     def copy(self) -> nn.Module:
         """A copy of the dense model to train, on the device."""

@@ -18,12 +18,14 @@ class Decoded:
 
     Attributes:
         chosen: the knapsack's options of their allocations, [rows, branches].
+        frames: that these are inside of, [rows].
         multipliers: logarithms, [rows, sites].
-        features: errors of the sites by the profile, [rows, sites].
+        features: errors by the profile of the sites, and of the parts of frames, [rows, sites + parts].
         loads: how much the allocations use of every target, [rows, targets].
     """
 
     chosen: Indices
+    frames: Indices
     multipliers: Floats
     features: Floats
     loads: Floats
@@ -42,7 +44,7 @@ class DecodedRows:
 
     def add(self, keys: Sequence[Key], rows: Decoded) -> None:
         """Keep a row for each of some keys that have none."""
-        filled, columns = len(self._places), (rows.chosen, rows.multipliers, rows.features, rows.loads)
+        filled, columns = len(self._places), (rows.chosen, rows.frames, rows.multipliers, rows.features, rows.loads)
         if not self._columns:
             self._columns = [column[:0] for column in columns]
         if filled + len(keys) > len(self._columns[0]):

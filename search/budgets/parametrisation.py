@@ -20,10 +20,11 @@ from objectives.cost.closed_form import CostModel
 from objectives.cost.spec import Cost
 from search.budgets.decoded import Decoded, DecodedRows
 from search.budgets.knapsack import Knapsack
-from search.budgets.options import Floats, Indices
+from search.budgets.options import Floats, Indices, width_sites
+from search.budgets.outline import Outline, outline_of
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError
-from spaces.sites import Site, Space
+from spaces.sites import DROP, Site, Space
 
 Limits = Mapping[Cost, float]
 
@@ -74,12 +75,17 @@ class Budgets:
     def random(self, load: float, seed: int, target: int = 0) -> Allocation:
         """An allocation with random proportions, and random operators where there are rivals."""
         rng = random.Random(seed)
-        operators = {branch: rng.choice(rivals).name for branch, rivals in self.space.branches.items()}
-        offsets = {site.name: rng.uniform(-_OFFSET, _OFFSET) for site in self.space.sites}
+        operators = {branch: rng.choice(rivals).name for branch, rivals in self.space.rivals.items()}
+        offsets = {site.name: rng.uniform(-_OFFSET, _OFFSET) for site in width_sites(self.space)}
         return self.proportioned(load, operators, offsets, target)
 
     def proportioned(
-        self, load: float, operators: Mapping[str, str], offsets: Mapping[str, float], target: int = 0
+        self,
+        load: float,
+        operators: Mapping[str, str],
+        offsets: Mapping[str, float],
+        target: int = 0,
+        base: Allocation | None = None,
     ) -> Allocation:
         """The allocation with these proportions on a share of a target.
 
@@ -89,12 +95,13 @@ class Budgets:
                 are taken.
             offsets: site -> offset in log-odds of its share; 0 where it is not given.
             target: its index.
+            base: whose tokens and branches that are left out are kept; by default tokens lose what is free.
         """
         used = partial(self.load, target=target)
         try:
-            return self.space.decode(load, used, operators, offsets)
+            return self.space.decode(load, used, operators, offsets, base)
         except AllocationError:
-            return self.space.decode(load, used, self.space.operators(self.space.smallest(used)), offsets)
+            return self.space.decode(load, used, self.space.operators(self.space.smallest(used)), offsets, base)
 
 
 class Parametrisation(Protocol):
@@ -112,14 +119,14 @@ class Parametrisation(Protocol):
         """The allocation that parameters stand for."""
         ...
 
-    def encode(self, target: int, load: float) -> dict[str, Any]:
-        """Parameters of the allocation that the profile alone chooses on a share of a target."""
+    def encode(self, target: int, load: float, frame: int | None = None) -> dict[str, Any]:
+        """Parameters of what the profile alone chooses on a share of a target; inside a frame, where one is given."""
         ...
 
 
 @dataclass(frozen=True)
 class Multipliers:
-    """By budget and log-multipliers. A budget of k + b is the share b of target k (counted from 0), in (0, 1].
+    """By budget, log-multipliers and a frame. A budget of k + b is the share b of target k (counted from 0), in (0, 1].
 
     Attributes:
         budgets: what is searched.
@@ -129,23 +136,25 @@ class Multipliers:
     budgets: Budgets
     knapsack: Knapsack
     _rows: DecodedRows = field(default_factory=DecodedRows, repr=False, compare=False)
+    _outlines: dict[int, Outline] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def distributions(self) -> dict[str, BaseDistribution]:
         lowest, highest = self._budget(0, self.budgets.lows[0]), self._budget(len(self.budgets.targets) - 1, 1.0)
         sites = {name: FloatDistribution(-SPAN, SPAN) for name in self.knapsack.sites}
-        return {BUDGET: FloatDistribution(lowest, highest), **sites}
+        return {BUDGET: FloatDistribution(lowest, highest), **sites, **self.knapsack.frames.distributions}
 
     def decode(self, parameters: Mapping[str, Any]) -> Allocation:
         return self.allocations([parameters])[0]
 
     def allocations(self, parameters: Sequence[Mapping[str, Any]]) -> tuple[Allocation, ...]:
         """The allocations that several parameters stand for."""
-        return tuple(map(self.knapsack.allocation, self.decoded(parameters).chosen))
+        found = self.decoded(parameters)
+        return tuple(map(self.knapsack.allocation, found.chosen, found.frames.tolist()))
 
     def decoded(self, parameters: Sequence[Mapping[str, Any]]) -> Decoded:
         """What several parameters stand for, at least one; each is decoded once, and by itself."""
-        keys = [self._values(entry) for entry in parameters]
+        keys = [(self.knapsack.frames.of(entry), *self._values(entry)) for entry in parameters]
         places = self._rows.places(keys)
         if None in places:
             missing = list(dict.fromkeys(key for key, place in zip(keys, places, strict=True) if place is None))
@@ -158,22 +167,25 @@ class Multipliers:
         return itemgetter(BUDGET, *self.knapsack.sites)
 
     def _decode(self, keys: Sequence[tuple[Any, ...]]) -> Decoded:
-        multipliers, aims = np.array([values for _, *values in keys]), [self.aim(budget) for budget, *_ in keys]
+        frames, aims = np.array([frame for frame, *_ in keys]), [self.aim(budget) for _, budget, *_ in keys]
+        multipliers = np.array([values for _, _, *values in keys])
         targets, shares = np.array([target for target, _ in aims]), np.array([share for _, share in aims])
         chosen = np.empty((len(keys), self.knapsack.branches), dtype=int)
         for target in np.unique(targets):
-            rows = np.flatnonzero(targets == target)
-            chosen[rows] = self.knapsack.solve(self.budgets.targets[target], multipliers[rows], shares[rows])
-        loads = np.stack([self.loads(chosen, target) for target in range(len(self.budgets.targets))], axis=1)
-        return Decoded(chosen, multipliers, self.knapsack.features(chosen), loads)
+            rows, limits = np.flatnonzero(targets == target), self.budgets.targets[target]
+            chosen[rows] = self.knapsack.solve(limits, multipliers[rows], shares[rows], frames[rows])
+        loads = np.stack([self.loads(chosen, frames, target) for target in range(len(self.budgets.targets))], axis=1)
+        return Decoded(chosen, frames, multipliers, self.knapsack.features(chosen, frames), loads)
 
-    def encode(self, target: int, load: float) -> dict[str, Any]:
-        return self.name(target, load, np.zeros(len(self.knapsack.sites)))
+    def encode(self, target: int, load: float, frame: int | None = None) -> dict[str, Any]:
+        chosen = self.outline(target).best(load) if frame is None else frame
+        return self.name(target, load, np.zeros(len(self.knapsack.sites)), chosen)
 
-    def name(self, target: int, load: float, multipliers: Floats) -> dict[str, float]:
+    def name(self, target: int, load: float, multipliers: Floats, frame: int = 0) -> dict[str, Any]:
         """Parameters by name; multipliers as an array, [sites]."""
         rounded = np.round(multipliers, 4).tolist()  # as a trial is written down
-        return {BUDGET: self._budget(target, load), **dict(zip(self.knapsack.sites, rounded, strict=True))}
+        sites = dict(zip(self.knapsack.sites, rounded, strict=True))
+        return {BUDGET: self._budget(target, load), **sites, **self.knapsack.frames.named(frame)}
 
     @staticmethod
     def _budget(target: int, load: float) -> float:
@@ -184,22 +196,29 @@ class Multipliers:
         target = min(max(math.ceil(budget) - 1, 0), len(self.budgets.targets) - 1)
         return target, max(budget - target, self.budgets.lows[target])
 
-    def choose(self, target: int, multipliers: Floats, loads: Floats) -> Indices:
+    def outline(self, target: int) -> Outline:
+        """What the profile alone expects of every frame on a target."""
+        if target not in self._outlines:
+            self._outlines[target] = outline_of(self.knapsack, self.budgets.targets[target], self.budgets.lows[target])
+        return self._outlines[target]
+
+    def choose(self, target: int, multipliers: Floats, loads: Floats, frames: Indices | None = None) -> Indices:
         """The knapsack's options on several shares of a target.
 
         Args:
             target: its index.
             multipliers: [rows, sites].
             loads: shares for each row, [rows, shares].
+            frames: of the rows, [rows]; frame 0 by default.
 
         Returns:
             [rows, shares, branches].
         """
-        return self.knapsack.choose(self.budgets.targets[target], multipliers, loads)
+        return self.knapsack.choose(self.budgets.targets[target], multipliers, loads, frames)
 
-    def loads(self, chosen: Indices, target: int) -> Floats:
-        """How much of a target options use, [..., branches] -> [...]."""
-        costs, limits = self.knapsack.costs(chosen), self.budgets.targets[target]
+    def loads(self, chosen: Indices, frames: Indices | None, target: int) -> Floats:
+        """How much of a target options use, [rows, branches] and [rows] -> [rows]."""
+        costs, limits = self.knapsack.costs(chosen, frames), self.budgets.targets[target]
         names = self.knapsack.names
         return np.max([costs[..., names.index(cost)] / limit for cost, limit in limits.items()], axis=0)  # type: ignore[no-any-return]
 
@@ -218,38 +237,51 @@ class Sizes:
 
     @cached_property
     def distributions(self) -> dict[str, BaseDistribution]:
-        sizes = {site.name: IntDistribution(0, len(site.choices) - 1) for site in self.budgets.space.sites}
+        sizes = {site.name: IntDistribution(0, len(site.choices) - 1) for site in width_sites(self.budgets.space)}
         rivals = {
             branch: CategoricalDistribution([operator.name for operator in operators])
-            for branch, operators in self.budgets.space.branches.items()
+            for branch, operators in self.budgets.space.rivals.items()
             if len(operators) > 1
         }
-        return {**rivals, **sizes}
+        return {**rivals, **sizes, **(self.knapsack.frames.distributions if self.knapsack else {})}
 
     def decode(self, parameters: Mapping[str, Any]) -> Allocation:
-        operators = {branch: rivals[0].name for branch, rivals in self.budgets.space.branches.items()}
+        operators = {branch: rivals[0].name for branch, rivals in self.budgets.space.rivals.items()}
         operators |= {branch: parameters[branch] for branch in operators if branch in parameters}
+        base = self._base(parameters)
+        dropped = {branch for branch, operator in self.budgets.space.moved(base) if operator.name == DROP}
         sites = [
             site
-            for branch, rivals in self.budgets.space.branches.items()
+            for branch, rivals in self.budgets.space.rivals.items()
             for operator in rivals
-            if operator.name == operators[branch]
+            if operator.name == operators[branch] and branch not in dropped
             for site in operator.sites
         ]
         sizes = {site.name: site.choices[parameters[site.name]] for site in sites}
-        allocation = self.budgets.space.identity().replace(sizes)
+        allocation = base.replace(sizes)
         load, low = self.budgets.load(allocation), self.budgets.lows[0]
         if low <= load <= 1:
             return allocation
         offsets = {site.name: _log_odds(site, sizes[site.name]) for site in sites}
-        return self.budgets.proportioned(min(max(load, low), 1.0), operators, offsets)
+        return self.budgets.proportioned(min(max(load, low), 1.0), operators, offsets, base=base)
 
-    def encode(self, target: int, load: float) -> dict[str, Any]:
+    def _base(self, parameters: Mapping[str, Any]) -> Allocation:
+        """What the frame of some parameters keeps, all widths dense."""
+        space = self.budgets.space
+        return (
+            space.lossless() if self.knapsack is None else self.knapsack.frames.base(space, self.knapsack.frames.of(parameters))
+        )
+
+    def encode(self, target: int, load: float, frame: int | None = None) -> dict[str, Any]:
         assert self.knapsack is not None
-        allocation = self.knapsack.allocate(self.budgets.limits(target, load))
-        sizes = {site.name: site.choices.index(allocation[site.name]) for site in self.budgets.space.sites}
-        rivals = self.budgets.space.operators(allocation)
-        return {name: rivals.get(name, sizes.get(name)) for name in self.distributions}
+        if frame is None:
+            frame = outline_of(self.knapsack, self.budgets.targets[target], self.budgets.lows[target]).best(load)
+        allocation = self.knapsack.allocate(self.budgets.limits(target, load), frame=frame)
+        sizes = {site.name: site.choices.index(allocation[site.name]) for site in width_sites(self.budgets.space)}
+        rivals = {branch: name for branch, name in self.budgets.space.operators(allocation).items() if name != DROP}
+        first = {branch: operators[0].name for branch, operators in self.budgets.space.rivals.items()}
+        found = {**first, **rivals, **sizes, **self.knapsack.frames.named(frame)}
+        return {name: found[name] for name in self.distributions}
 
 
 def parametrise(name: str, budgets: Budgets, knapsack: Knapsack | None) -> Parametrisation:

@@ -1,7 +1,8 @@
 """A point exactly on a budget, where the front has a gap: built from the factors, with multipliers of trials near the gap.
 
 The knapsack decodes the multipliers of the nearest trials on either side, of their mean, and of the profile alone on the whole
-budget. Of these allocations the one that diverges least from the dense model as built is given the run's short fine-tune.
+budget; tokens and dropped branches stay those of the best trial. Of these allocations the one that diverges least from the
+dense model as built is given the run's short fine-tune.
 """
 
 import math
@@ -94,13 +95,21 @@ def _least_divergent(evaluator: Evaluator, candidates: Sequence[Allocation]) -> 
 
 def _candidates(run: Run, dense: DenseModel, best: Point) -> Iterator[tuple[Allocation, tuple[int, ...]]]:
     """Allocations on the budget that are no trial and use more of it, with the trials whose multipliers they come from."""
-    knapsack = knapsack_of(dense, run.config.study.measured_profile)
-    seen = {trial.allocation for trial in run.complete}
+    knapsack = knapsack_of(dense, run.config.study)
+    seen, frame = {trial.allocation for trial in run.complete}, _frame_of(knapsack, best.allocation)
     for multipliers, between in _multipliers(run, knapsack, best):
-        allocation = knapsack.allocate(best.limits, dict(zip(knapsack.sites, multipliers.tolist(), strict=True)))
+        allocation = knapsack.allocate(best.limits, dict(zip(knapsack.sites, multipliers.tolist(), strict=True)), frame)
         if allocation not in seen and dense.costs.load(allocation, best.limits) > (best.load or 0.0):
             seen.add(allocation)
             yield allocation, between
+
+
+def _frame_of(knapsack: Knapsack, allocation: Allocation) -> int:
+    """The frame that an allocation is inside of; the first one, which loses nothing, where the search has no such frame."""
+    space, frames = knapsack.space, knapsack.frames
+    kept = [site.name for site in space.all_sites if site.kind in ("branch", "tokens") and site.name in allocation]
+    bases = (frames.base(space, frame) for frame in range(len(frames)))
+    return next((frame for frame, base in enumerate(bases) if all(base[name] == allocation[name] for name in kept)), 0)
 
 
 def _multipliers(run: Run, knapsack: Knapsack, best: Point) -> Iterator[tuple[Floats, tuple[int, ...]]]:

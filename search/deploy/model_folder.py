@@ -34,6 +34,7 @@ from search.runners.resources import MachineConfig
 from spaces.allocation import Allocation
 from spaces.errors import RunError
 from spaces.files import write_json, write_text
+from spaces.sites import DROP
 from spaces.vit import describe, resize
 
 
@@ -145,7 +146,8 @@ class _Export:
         }
         return Handover(
             model=model, dense=dense, description=description, identity=self.space.identity(), data=data,
-            device=self.dense.device, output=self.options.output, progress=self.progress,
+            device=self.dense.device, output=self.options.output, merges=self.space.merges(self.allocation),
+            progress=self.progress,
         )  # fmt: skip
 
     def _report(self, model: nn.Module, measured: dict[str, Any], trained: Trained | None) -> dict[str, Any]:
@@ -169,6 +171,8 @@ class _Export:
             "command": self.command,
             "class_order": self.dense.data.found.class_order,
             "dtype": self.options.output.dtype,
+            "tokens": self._tokens(),
+            "dropped": [branch for branch, operator in self.space.moved(self.allocation) if operator.name == DROP],
             "costs": costs,
             "macs": {**costs["macs"],
                      "fvcore_after_reload": reloaded["macs_fvcore"], "torch_after_reload": reloaded["macs_torch"],
@@ -193,6 +197,12 @@ class _Export:
             "long_finetune": self.long.report(trained) if trained else None,
             "environment": environment([name_of(self.dense.device)]),
         }  # fmt: skip
+
+    def _tokens(self) -> dict[str, Any] | None:
+        """Patch tokens that enter the first block, and that leave the attention of every block."""
+        if not self.space.tokens:
+            return None
+        return {"entering": self.space.tokens[0].dense, "leaving": list(self.space.schedule(self.allocation))}
 
     def _origin(self) -> dict[str, Any]:
         return self.point.origin(self.run.summary.fingerprint)

@@ -8,9 +8,9 @@ from typing import get_args
 from objectives.cost.spec import Cost
 from search.budgets.parametrisation import Parametrisation
 from search.config import ALLOCATED, StudyConfig
-from search.driver.opening import WARM_START
+from search.driver.opening import WARM_START, WIDTHS_ALONE
 from search.study.study import Study
-from search.trial import DENSE
+from search.trial import DENSE, DENSE_TAIL
 from spaces.errors import AllocationError
 from spaces.sites import Role, Space
 
@@ -28,6 +28,7 @@ def enqueue_baselines(
     """
     budgets = parametrisation.budgets
     study.enqueue(DENSE, budgets.space.identity())
+    study.enqueue(DENSE_TAIL, budgets.space.lossless())
     for target in range(len(budgets.targets)):
         if config.recipe is None:
             _enqueue_start(study, parametrisation, target)
@@ -46,11 +47,15 @@ def recipes_of(config: StudyConfig) -> list[str]:
 
 
 def _enqueue_start(study: Study, parametrisation: Parametrisation, target: int) -> None:
-    """What the profile alone chooses, on the budget and below it: where the sampler starts."""
+    """What the profile alone chooses, on the budget and below it: where the sampler starts. And what it would have chosen on
+    the budget, had it all tokens and branches: no search is worse for having them.
+    """
     low = parametrisation.budgets.lows[target]
     for share in (1.0, 0.5, 0.0):
         parameters = parametrisation.encode(target, low + share * (1 - low))
         study.enqueue(WARM_START, parametrisation.decode(parameters), parameters)
+    parameters = parametrisation.encode(target, 1.0, frame=0)
+    study.enqueue(WIDTHS_ALONE, parametrisation.decode(parameters), parameters)
 
 
 def _enqueue_uniform(study: Study, parametrisation: Parametrisation, config: StudyConfig, target: int) -> None:
@@ -78,11 +83,11 @@ def _mixes(space: Space) -> Iterable[tuple[str, dict[str, str]]]:
         chosen = {
             branch: mix[role]
             for branch, role in space.roles.items()
-            if mix[role] in {operator.name for operator in space.branches[branch]}
+            if mix[role] in {operator.name for operator in space.rivals[branch]}
         }
         yield (f" {'+'.join(mix.values())}" if len(mixes) > 1 else ""), chosen
 
 
 def _rivals(space: Space, role: Role) -> list[str]:
     branches = [branch for branch, found in space.roles.items() if found == role]
-    return list(dict.fromkeys(operator.name for branch in branches for operator in space.branches[branch])) or [""]
+    return list(dict.fromkeys(operator.name for branch in branches for operator in space.rivals[branch])) or [""]

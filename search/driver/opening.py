@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from search.trial import DENSE, Proposal
+from search.trial import DENSE, DENSE_TAIL, Proposal
 
-WARM_START = "warm start"
+WARM_START, WIDTHS_ALONE = "warm start", "widths alone"
 
 _KINDS = ("dense reference", "warm start", "baseline", "recipe")
 
@@ -70,8 +70,10 @@ def opening_of(proposals: Sequence[Proposal], wanted: int, targets: int, recipe:
 
 
 def _kind(proposal: Proposal) -> str:
-    if proposal.label in (DENSE, WARM_START):
-        return "dense reference" if proposal.label == DENSE else "warm start"
+    if proposal.label in (DENSE, DENSE_TAIL):
+        return "dense reference"
+    if proposal.label in (WARM_START, WIDTHS_ALONE):
+        return "warm start"
     return "baseline" if proposal.recipe is None else "recipe"
 
 

@@ -126,7 +126,7 @@ class Session:
         is_done = (study.recipe, study.storage) == (None, None) and self._finished() >= study.trials
         return needs_of(
             latency=study.times, factors=study.recipe is None, profile=study.recipe is None and study.measured_profile,
-            batches=not is_done,
+            frames=study.recipe is None, batches=not is_done,
         )  # fmt: skip
 
     def _finished(self) -> int:
@@ -168,7 +168,7 @@ class Session:
 
     def _parametrisation(self) -> Parametrisation:
         study = self.config.study
-        knapsack = knapsack_of(self.dense, study.measured_profile) if study.recipe is None else None
+        knapsack = knapsack_of(self.dense, study) if study.recipe is None else None
         return parametrise(study.parametrisation, self.budgets, knapsack)
 
     def _enqueue(self) -> None:

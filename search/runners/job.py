@@ -22,7 +22,7 @@ from spaces.errors import CompressionError
 from spaces.files import cut_torn_line
 
 # What trials of a search use, besides the dense model's figures.
-Need = Literal["latency", "factors", "profile", "batches"]
+Need = Literal["latency", "factors", "profile", "frames", "batches"]
 
 
 # Asked at a rung, in the process that tells the study: proposal, optimiser step, error there -> why to stop, or None.
@@ -125,16 +125,20 @@ def _divergence(evaluator: Evaluator, allocation: Allocation) -> float:
         return math.nan
 
 
-def needs_of(*, latency: bool, factors: bool, profile: bool, batches: bool) -> list[Need]:
+def needs_of(*, latency: bool, factors: bool, profile: bool, frames: bool, batches: bool) -> list[Need]:
     """What is computed once per run.
 
     Args:
         latency: whether the search has it as a cost.
         factors: whether allocations are built, and not recipes alone.
         profile: whether sites are measured, where allocations are built.
+        frames: whether schedules of tokens and sets of branches that are searched are measured, where allocations are built.
         batches: whether trials are to be run.
     """
-    wanted: dict[Need, bool] = {"latency": latency, "factors": factors, "profile": factors and profile, "batches": batches}
+    wanted: dict[Need, bool] = {
+        "latency": latency, "factors": factors, "profile": factors and profile, "frames": factors and frames,
+        "batches": batches,
+    }  # fmt: skip
     return [need for need, is_wanted in wanted.items() if is_wanted]
 
 
@@ -159,6 +163,8 @@ def compute(
         _ = dense.factors
     if "profile" in needs:
         _ = dense.profile
+    if "frames" in needs:
+        _ = dense.frames
     _ = dense.answers  # else the first trial would pay for them
     if "batches" in needs:
         dense.keep_training(group)

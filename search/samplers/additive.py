@@ -104,8 +104,12 @@ class AdditiveSampler(BaseSampler):
         trials = sum(entry.state != TrialState.FAIL for entry in asked)
         return (trials + repeated + others) % len(self._parametrisation.budgets.targets)
 
-    def _start(self, target: int) -> dict[str, float]:
+    def _start(self, target: int) -> dict[str, Any]:
         """Around the profile, before anything is known."""
-        share = self._rng.uniform(self._parametrisation.budgets.lows[target], 1.0)
-        spread = self._rng.normal(0, _START_SPREAD, len(self._names) - 1)
-        return self._parametrisation.name(target, float(share), np.clip(spread, -SPAN, SPAN))
+        ours = self._parametrisation
+        share, frames = self._rng.uniform(ours.budgets.lows[target], 1.0), ours.knapsack.frames
+        spread, frame = self._rng.normal(0, _START_SPREAD, len(ours.knapsack.sites)), 0
+        if len(frames) > 1:
+            none = np.zeros((1, len(frames.ranges)))
+            frame = int(ours.outline(target).drawn(self._rng, np.array([share]), none, _START_SPREAD)[0])
+        return ours.name(target, float(share), np.clip(spread, -SPAN, SPAN), frame)

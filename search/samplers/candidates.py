@@ -27,6 +27,9 @@ FEWEST = 4  # finished trials before anything can be learnt
 _DRAWS, _MOVES, _LOADS = 8, 8, 10  # draws of the models, moves from the front, and budgets of each
 _MOVED, _DISTANCE = 3, 0.7  # sites that a move changes on average, and by how much
 _SCREENED = 8  # candidates per proposal
+_NEAR = 0.15  # share of the band on either side that a drawn frame is tried on
+_UNSURE = 0.25  # spread of the logarithm of what is expected of a frame
+_REFRAMED = 0.5  # share of the moves that get another frame
 _MARGIN = 1.02  # of the hypervolume's reference beyond the worst point
 
 
@@ -35,17 +38,19 @@ class _Points:
     """Parameters and what they decode to.
 
     Attributes:
+        frames: that they are inside of, [points].
         multipliers: [points, sites].
         loads: how much of the target is used, [points].
-        features: errors of the sites by the profile, [points, sites].
+        features: errors by the profile of the sites, and of the parts of frames, [points, sites + parts].
     """
 
+    frames: Indices
     multipliers: Floats
     loads: Floats
     features: Floats
 
     def __getitem__(self, rows: Any) -> "_Points":
-        return _Points(self.multipliers[rows], self.loads[rows], self.features[rows])
+        return _Points(self.frames[rows], self.multipliers[rows], self.loads[rows], self.features[rows])
 
 
 class Draw:
@@ -70,6 +75,7 @@ class Draw:
         screened: Measured,
     ) -> None:
         self._parametrisation, self._rng, self._target = parametrisation, rng, target
+        self._sites = len(parametrisation.knapsack.sites)
         self._tried = self._decoded([*(entry.params for entry in done), *unfinished])
         self._screened = self._decoded([parameters for parameters, _ in screened])
         divergences, values = np.array([_divergence_of(entry) for entry in done]), np.array([value for _, value in screened])
@@ -80,7 +86,7 @@ class Draw:
         self._gains = self._gains_of(self._pool, self._expected, self._spreads)
 
     @cached_property
-    def parameters(self) -> list[dict[str, float]]:
+    def parameters(self) -> list[dict[str, Any]]:
         """Of the candidates."""
         return [self._name(row) for row in self._promising]
 
@@ -89,11 +95,11 @@ class Draw:
         """What is worth to be screened, the most promising one first; at most eight."""
         return self._parametrisation.allocations(self.parameters)
 
-    def best(self) -> dict[str, float]:
+    def best(self) -> dict[str, Any]:
         """Parameters of the largest expected gain, by the models alone: those of the first candidate."""
         return self._name(int(self._gains.argmax()))
 
-    def choose(self, divergences: Sequence[float]) -> dict[str, float]:
+    def choose(self, divergences: Sequence[float]) -> dict[str, Any]:
         """Parameters of the candidate of the largest expected gain, given all divergences.
 
         Args:
@@ -155,16 +161,37 @@ class Draw:
         drawn = self._error.draw(self._rng, _DRAWS)
         if self._divergence is not None:
             drawn = drawn + self._divergence.draw(self._rng, _DRAWS)
-        multipliers = np.clip(np.concatenate([drawn, self._moved(done, divergences)]), -SPAN, SPAN)
-        shares = self._rng.uniform(self._parametrisation.budgets.lows[self._target], 1.0, (len(multipliers), _LOADS))
-        chosen = self._parametrisation.choose(self._target, multipliers, shares).reshape(shares.size, -1)
-        pool, seen = self._of(np.repeat(multipliers, _LOADS, axis=0), chosen), set(map(bytes, self._tried.features))
+        drawn, parents, frames = np.clip(drawn, -SPAN, SPAN), *self._moved(done, divergences)
+        shares, of_draws = self._framed(drawn[:, self._sites :])
+        multipliers = np.concatenate([drawn[:, : self._sites], np.clip(parents, -SPAN, SPAN)])
+        low = self._parametrisation.budgets.lows[self._target]
+        shares = np.concatenate([shares, self._rng.uniform(low, 1.0, (len(parents), _LOADS))])
+        each = np.repeat(np.concatenate([of_draws, frames]), _LOADS)
+        chosen = self._parametrisation.choose(self._target, multipliers, shares, each[::_LOADS]).reshape(shares.size, -1)
+        pool, seen = self._of(np.repeat(multipliers, _LOADS, axis=0), chosen, each), set(map(bytes, self._tried.features))
         new = np.array([bytes(row) not in seen for row in pool.features])
         return (pool[new], shares.ravel()[new]) if new.any() else (pool, shares.ravel())
 
-    def _moved(self, done: int, divergences: Floats) -> Floats:
-        """Multipliers of trials on the front, finished or screened, a few of which are changed, [moves, sites]."""
-        known = self._tried[:done]
+    def _framed(self, multipliers: Floats) -> tuple[Floats, Indices]:
+        """Shares of the target for draws, [draws, loads], and a frame for each of them that suits these shares, [draws].
+
+        Args:
+            multipliers: of the parts of frames, [draws, parts].
+        """
+        low = self._parametrisation.budgets.lows[self._target]
+        if len(self._parametrisation.knapsack.frames) == 1:
+            return self._rng.uniform(low, 1.0, (len(multipliers), _LOADS)), np.zeros(len(multipliers), dtype=int)
+        middles = self._rng.uniform(low, 1.0, len(multipliers))
+        apart = self._rng.uniform(-_NEAR, _NEAR, (len(multipliers), _LOADS)) * (1 - low)
+        frames = self._parametrisation.outline(self._target).drawn(self._rng, middles, multipliers, _UNSURE)
+        return np.clip(middles[:, None] + apart, low, 1.0), frames
+
+    def _moved(self, done: int, divergences: Floats) -> tuple[Floats, Indices]:
+        """Multipliers of trials on the front, finished or screened, a few of which are changed, [moves, sites]; and frames.
+
+        Some get another frame, so that cost goes from tokens or branches to widths, or back.
+        """
+        known, knapsack = self._tried[:done], self._parametrisation.knapsack
         features, _ = self._scaled(self._screened, divergences)
         loads = np.concatenate([known.loads, self._screened.loads])
         means = np.concatenate([self._means[:done], self._error.predict(features)[0]])
@@ -172,7 +199,12 @@ class Draw:
         parents = np.concatenate([known.multipliers, self._screened.multipliers])[rows]
         moved = self._rng.random(parents.shape) < _MOVED / parents.shape[1]
         children: Floats = parents + moved * self._rng.normal(0, _DISTANCE, parents.shape)
-        return children
+        frames = np.concatenate([known.frames, self._screened.frames])[rows]
+        if len(knapsack.frames) > 1:
+            learnt = np.tile(self._error.multipliers[self._sites :], (_MOVES, 1))
+            others = self._parametrisation.outline(self._target).drawn(self._rng, loads[rows], learnt, _UNSURE)
+            frames = np.where(self._rng.random(_MOVES) < _REFRAMED, others, frames)
+        return children, frames
 
     def _gains_of(self, points: _Points, means: Floats, spreads: Floats) -> Floats:
         return expected_gain(points.loads, means, spreads, self._tried.loads, self._means, self._reference)
@@ -192,17 +224,19 @@ class Draw:
 
     def _decoded(self, parameters: Sequence[Parameters]) -> _Points:
         if not parameters:
-            none = np.zeros((0, len(self._parametrisation.knapsack.sites)))
-            return _Points(none, np.zeros(0), none)
+            knapsack = self._parametrisation.knapsack
+            none = np.zeros((0, self._sites)), np.zeros(0), np.zeros((0, self._sites + len(knapsack.frames.ranges)))
+            return _Points(np.zeros(0, dtype=int), *none)
         found = self._parametrisation.decoded(parameters)
-        return _Points(found.multipliers, found.loads[:, self._target], found.features)
+        return _Points(found.frames, found.multipliers, found.loads[:, self._target], found.features)
 
-    def _of(self, multipliers: Floats, chosen: Indices) -> _Points:
-        knapsack = self._parametrisation.knapsack
-        return _Points(multipliers, self._parametrisation.loads(chosen, self._target), knapsack.features(chosen))
+    def _of(self, multipliers: Floats, chosen: Indices, frames: Indices) -> _Points:
+        loads = self._parametrisation.loads(chosen, frames, self._target)
+        return _Points(frames, multipliers, loads, self._parametrisation.knapsack.features(chosen, frames))
 
-    def _name(self, row: int) -> dict[str, float]:
-        return self._parametrisation.name(self._target, float(self._shares[row]), self._pool.multipliers[row])
+    def _name(self, row: int) -> dict[str, Any]:
+        pool = self._pool
+        return self._parametrisation.name(self._target, float(self._shares[row]), pool.multipliers[row], int(pool.frames[row]))
 
 
 def _divergence_of(trial: FrozenTrial) -> float:

@@ -26,7 +26,7 @@ class Candidates(Protocol):
         """Parameters of the one to take if nothing is measured."""
         ...
 
-    def choose(self, divergences: Sequence[float]) -> dict[str, float]:
+    def choose(self, divergences: Sequence[float]) -> dict[str, Any]:
         """Parameters of the one to take.
 
         Args:

@@ -28,6 +28,8 @@ _STAGES = {
     "calibration": "calibration pass",
     "factors": "computing factors",
     "profile": "measuring one site at a time",
+    "tokens": "measuring merged tokens",
+    "branches": "measuring without whole branches",
     "dense model": "evaluating the dense model",
     "training": "training the demo model",
     "latency": "measuring latency",

@@ -21,8 +21,8 @@ from spaces.tensors import save_tensors
 from spaces.vit import describe, resize
 
 # A description may be damaged or hostile: a dense model with more numbers than this multiple of the file's is not made, nor one
-# of more blocks, of wider images or of more patches than any vision transformer has.
-_LARGEST, _DEEPEST, _PATCHES = 100, 1000, 65_536
+# of more blocks, of wider images or of more patches, in one block or in all, than any vision transformer has.
+_LARGEST, _DEEPEST, _PATCHES, _IN_ALL = 100, 1000, 65_536, 4_000_000
 
 
 def save_compressed(folder: Path, model: nn.Module, description: dict[str, Any]) -> None:
@@ -131,6 +131,8 @@ def _shapes(description: Mapping[str, Any]) -> nn.Module:
     patches = getattr(model.patch_embed, "num_patches", 0)
     if max(size) > WIDEST or (isinstance(patches, int) and patches > _PATCHES):
         raise CheckpointError(f"images of {size} are more than {WIDEST} pixels wide, or give more than {_PATCHES:,} patches")
+    if isinstance(patches, int) and patches * len(getattr(model, "blocks", ())) > _IN_ALL:
+        raise CheckpointError(f"{patches:,} patches in each of {len(model.blocks):,} blocks are more than {_IN_ALL:,}")  # type: ignore[arg-type]
     return model
 
 

@@ -16,7 +16,7 @@ WEIGHTS = "model.safetensors"
 
 CONFIG = "config.json"
 # Raise it with every change that makes an old folder unreadable, or a new folder unreadable for the version before.
-FOLDER_FORMAT = 1
+FOLDER_FORMAT = 2
 _DTYPES = ("float32", "bfloat16", "float16")
 
 # Names are those of timm's own config.json on the hub where it has one: the first five.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spaces.modules import ContractedAttention
-from spaces.operators.base import Count, Sizes, Tensors, Timing
+from spaces.operators.base import Count, Sizes, Tensors, Timing, Tokens
 from spaces.operators.least_squares import prefix_weight, subset_weight
 from spaces.operators.linears import fill_linear, linear_of, rows_of, select_inputs, shifted
 from spaces.sites import Site
@@ -61,6 +61,7 @@ def fill_attention(dense: nn.Module, model: nn.Module, branch: str, sizes: Sizes
 
 def _fill_part(attention: ContractedAttention, part: int, weight: Tensor, bias: Tensor | None, basis: Tensor | None) -> None:
     """Write queries (0), keys (1) or values (2), [heads, d, dim], into the fused linear; through `basis` [heads, r, d]."""
+    assert isinstance(attention.qkv, nn.Linear)
     if basis is not None:
         weight = basis @ weight
         bias = None if bias is None else _apply(basis, bias)
@@ -90,7 +91,7 @@ def _apply(basis: Tensor, vectors: Tensor) -> Tensor:
     return (basis @ vectors.unsqueeze(-1)).squeeze(-1)
 
 
-def attention_cost(attention: nn.Module, sites: Sequence[Site], tokens: int) -> Callable[[Sizes], Count]:
+def attention_cost(attention: nn.Module, sites: Sequence[Site], tokens: Tokens) -> Callable[[Sizes], Count]:
     """MACs and parameters of a branch of attention as a function of the sizes of its sites."""
     return partial(_count, attention=_Shape.of(attention), tokens=tokens)
 
@@ -112,9 +113,10 @@ class _Shape:
         return cls(qkv.in_features, heads, width, proj.out_features, qkv.bias is not None)
 
 
-def _count(sizes: Sizes, attention: _Shape, tokens: int) -> Count:
+def _count(sizes: Sizes, attention: _Shape, tokens: Tokens) -> Count:
     inputs, heads = sizes.get("inputs", attention.inputs), sizes.get("heads", attention.heads)
     query_key, value = heads * sizes.get("qk", attention.width), heads * sizes.get("vo", attention.width)
-    projected = 2 * query_key + value
-    weights = inputs * projected + value * attention.outputs
-    return tokens * weights + tokens * tokens * (query_key + value), weights + attention.bias * projected
+    asked, seen = tokens.asked, tokens.seen
+    queries, others, output = inputs * query_key, inputs * (query_key + value), value * attention.outputs
+    macs = asked * (queries + output) + seen * others + asked * seen * (query_key + value)
+    return macs, queries + others + output + attention.bias * (2 * query_key + value)

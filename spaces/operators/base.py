@@ -20,9 +20,53 @@ FoundSites = tuple[list[Site], list[Skipped]]  # offered and not
 FindSites = Callable[[Branch, int], FoundSites]
 Resize = Callable[[nn.Module, str, Sizes, Sizes], None]
 Fill = Callable[[nn.Module, nn.Module, str, Sizes, Mapping[str, Tensors]], None]
-Cost = Callable[[nn.Module, Sequence[Site], int], Callable[[Sizes], Count]]
+Cost = Callable[[nn.Module, Sequence[Site], "Tokens"], Callable[[Sizes], Count]]
 
 NOTHING: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """The tokens of an image in one block.
+
+    Attributes:
+        prefix: tokens that are none of patches.
+        entering: patch tokens that enter the block.
+        leaving: patch tokens that leave its attention. 0: nothing is computed for patch tokens but their keys and values.
+    """
+
+    prefix: int
+    entering: int
+    leaving: int
+
+    @property
+    def seen(self) -> int:
+        """Tokens that attention has keys and values of."""
+        return self.prefix + self.entering
+
+    @property
+    def asked(self) -> int:
+        """Tokens that attention computes queries and outputs of."""
+        return self.seen if self.leaving else self.prefix
+
+    @property
+    def left(self) -> int:
+        """Tokens that the FFN sees."""
+        return self.prefix + self.leaving
+
+    @property
+    def compared(self) -> int:
+        """Pairs of patch tokens whose similarity is computed: every other one with the rest, if any are merged."""
+        return (self.entering // 2) * -(-self.entering // 2) if self._merged else 0
+
+    @property
+    def assigned(self) -> int:
+        """Entries of the matrix that assigns merged tokens to those that they are merged into."""
+        return self.leaving * self._merged
+
+    @property
+    def _merged(self) -> int:
+        return self.entering - self.leaving if self.leaving else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +129,7 @@ class OperatorSpec:
             place; linears whose shape changes get uninitialised weights.
         fill: (dense model, resized model, path of the branch, sizes, factors by part) writes the weights. None where the
             recipe that trains such a branch writes them.
-        cost: (dense branch, sites, tokens of an image) -> MACs and parameters of the branch as a function of the sizes, up to
+        cost: (dense branch, sites, tokens of its block) -> MACs and parameters of the branch as a function of the sizes, up to
             constants.
         kinds: kinds of sites that this operator brings; it may use those of other operators too.
         timing: how the time of its sites is measured.

@@ -11,9 +11,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from spaces.branches import Branch, Trait
+from spaces.branches import ATTENTION, Branch, Trait
 from spaces.modules import LowRankLinear
-from spaces.operators.base import NOTHING, Count, FoundSites, OperatorSpec, SiteKind, Sizes, Tensors, Timing, Variant
+from spaces.operators.base import NOTHING, Count, FoundSites, OperatorSpec, SiteKind, Sizes, Tensors, Timing, Tokens, Variant
 from spaces.operators.linalg import roots, tail_sums
 from spaces.operators.linears import fill_linear, linear_of, shifted
 from spaces.operators.metric import metric_of, spread_of
@@ -112,22 +112,36 @@ def _fill_ranks(dense: nn.Module, model: nn.Module, branch: str, sizes: Sizes, f
             fill_linear(linear.up, up, shifted(bias, weight, found["mean"], up, down @ found["mean"]))
 
 
-def linears_cost(branch: nn.Module, sites: Sequence[Site], tokens: int) -> Callable[[Sizes], Count]:
+def linears_cost(branch: nn.Module, sites: Sequence[Site], tokens: Tokens) -> Callable[[Sizes], Count]:
     """MACs and parameters of the linear layers of a branch as a function of their ranks, and of the rows that stay whole."""
     shapes = {site.part: site.linear for site in sites if site.kind == "rank" and site.linear is not None}
-    return partial(_count, shapes=shapes, tokens=tokens)
+    is_attention = isinstance(branch, ATTENTION)
+    seen = {part: _tokens_of(part, is_attention, tokens) for part in shapes}
+    return partial(_count, shapes=shapes, seen=seen)
 
 
-def _count(sizes: Sizes, shapes: Mapping[str, tuple[int, int]], tokens: int) -> Count:
+def _tokens_of(part: str, is_attention: bool, tokens: Tokens) -> tuple[int, int]:
+    """Tokens that a linear reads, and those of them that it computes the first third of its rows for: the queries."""
+    if not is_attention:
+        return tokens.left, tokens.left
+    return (tokens.seen, tokens.asked) if part == "qkv" else (tokens.asked, tokens.asked)
+
+
+def _count(sizes: Sizes, shapes: Mapping[str, tuple[int, int]], seen: Mapping[str, tuple[int, int]]) -> Count:
     """Linear layers of which some rows may be whole, the others of low rank."""
-    weights = 0
+    macs, weights = 0, 0
     for part, (rows, columns) in shapes.items():
         rank, whole = sizes[part], sizes.get(f"{part}_rows")
+        (read, asked), queries = seen[part], rows // 3
         if whole == rows or (whole is None and rank == min(rows, columns)):
-            weights += rows * columns
-        else:
-            weights += (whole or 0) * columns + rank * (columns + rows - (whole or 0))
-    return tokens * weights, weights
+            layer, saved = rows * columns, queries * columns
+        elif whole is None:
+            layer, saved = rank * (columns + rows), queries * rank
+        else:  # whole rows are anywhere among the others, so all are computed
+            layer, saved = whole * columns + rank * (columns + rows - whole), 0
+        macs += read * layer - (read - asked) * saved
+        weights += layer
+    return macs, weights
 
 
 LOW_RANK = OperatorSpec(

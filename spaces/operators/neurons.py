@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from spaces.branches import Branch, Trait
 from spaces.modules import empty_linear, selected_linear
-from spaces.operators.base import Compute, Count, FoundSites, OperatorSpec, SiteKind, Sizes, Tensors, Variant, widths
+from spaces.operators.base import Compute, Count, FoundSites, OperatorSpec, SiteKind, Sizes, Tensors, Tokens, Variant, widths
 from spaces.operators.least_squares import prefix_factors, prefix_weight
 from spaces.operators.linalg import DAMPING, triangle
 from spaces.operators.linears import fill_linear, linear_of, rows_of, select_inputs, shifted
@@ -172,9 +172,9 @@ def _corrected(weight: Tensor, bias: Tensor | None, kept: Tensor, factors: Tenso
     return corrected, shifted(bias, weight, factors["mean"], corrected, factors["mean"][kept])
 
 
-def ffn_cost(ffn: nn.Module, sites: Sequence[Site], tokens: int) -> Callable[[Sizes], Count]:
+def ffn_cost(ffn: nn.Module, sites: Sequence[Site], tokens: Tokens) -> Callable[[Sizes], Count]:
     """MACs and parameters of an FFN as a function of the sizes of its sites."""
-    return partial(_count, ffn=_Shape.of(ffn), tokens=tokens)
+    return partial(_count, ffn=_Shape.of(ffn), tokens=tokens.left)
 
 
 @dataclass(frozen=True)

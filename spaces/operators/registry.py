@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from spaces.operators.base import OperatorSpec, SiteKind, Tensors, Variant
 from spaces.operators.contraction import CONTRACT
+from spaces.operators.drop import DROPPED
 from spaces.operators.gated import GATED_ATTENTION, GATED_FFN
 from spaces.operators.heads import HEADS
 from spaces.operators.low_rank import LOW_RANK
@@ -14,11 +15,12 @@ from spaces.operators.neurons import NEURONS
 from spaces.sites import Kind, Role, Site
 
 OPERATORS: dict[str, OperatorSpec] = {
-    spec.name: spec for spec in (CONTRACT, HEADS, NEURONS, LOW_RANK, GATED_ATTENTION, GATED_FFN, LOW_RANK_SPARSE)
+    spec.name: spec for spec in (CONTRACT, HEADS, NEURONS, LOW_RANK, GATED_ATTENTION, GATED_FFN, LOW_RANK_SPARSE, DROPPED)
 }
 KINDS: dict[Kind, SiteKind] = {kind: entry for spec in OPERATORS.values() for kind, entry in spec.kinds.items()}
 
-# Space -> rival operators of the branches of a role. The last two only describe what trained recipes make.
+# Space -> rival operators of the branches of a role. The last two only describe what trained recipes make. Every space that
+# can be searched also offers to leave a branch out.
 SPACES: dict[str, dict[Role, tuple[str, ...]]] = {
     "contract": {"attention": ("contract",), "ffn": ("neurons",)},
     "heads": {"attention": ("heads",), "ffn": ("neurons",)},
@@ -28,6 +30,8 @@ SPACES: dict[str, dict[Role, tuple[str, ...]]] = {
     "gated": {"attention": ("gated-attention",), "ffn": ("gated-ffn",)},
     "low-rank-sparse": {"attention": ("low-rank-sparse",), "ffn": ("low-rank-sparse",)},
 }
+
+SEARCHED = ("contract", "heads", "hybrid", "low-rank", "full")
 
 Variants = Mapping[Kind, str]
 

@@ -1,0 +1,70 @@
+"""What the profile alone expects of every frame, from one end of a target's band to the other."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from objectives.cost.spec import Cost
+from search.budgets.knapsack import Knapsack
+from search.budgets.options import Floats, Indices
+
+_LOADS = 9  # shares of a target that frames are compared on
+
+
+@dataclass(frozen=True, eq=False)
+class Outline:
+    """Expected divergences on some shares of one target.
+
+    Attributes:
+        shares: of the target, ascending, [shares].
+        widths: of the least-error widths inside every frame, [frames, shares].
+        parts: of the parts of the frames, [frames, parts].
+    """
+
+    shares: Floats
+    widths: Floats
+    parts: Floats
+
+    def best(self, share: float) -> int:
+        """The frame of least expected divergence on a share of the target."""
+        return int(self.expected(np.array([share]))[:, 0].argmin())
+
+    def drawn(self, rng: np.random.Generator, shares: Floats, multipliers: Floats, spread: float) -> Indices:
+        """Frames for some budgets: those of least expected divergence, had it an error.
+
+        Args:
+            rng: of the draws.
+            shares: of the target, [rows].
+            multipliers: logarithms of factors on the divergences of the parts of frames, [rows, parts].
+            spread: standard deviation of the logarithm of the error.
+
+        Returns:
+            [rows].
+        """
+        lost = self._interpolated(shares) + self.parts @ np.exp(multipliers).T
+        return (lost * np.exp(spread * rng.standard_normal(lost.shape))).argmin(0)  # type: ignore[no-any-return]
+
+    def expected(self, shares: Floats) -> Floats:
+        """Expected divergence of every frame, [frames, rows]."""
+        return self._interpolated(shares) + self.parts.sum(1, keepdims=True)
+
+    def _interpolated(self, shares: Floats) -> Floats:
+        return np.array([np.interp(shares, self.shares, row) for row in self.widths])
+
+
+def outline_of(knapsack: Knapsack, limits: Mapping[Cost, float], low: float) -> Outline:
+    """The outline of a target.
+
+    Args:
+        knapsack: over the profile, with the frames.
+        limits: of the target.
+        low: lowest share of it that is aimed at.
+    """
+    frames, shares = np.arange(len(knapsack.frames)), np.linspace(low, 1.0, _LOADS)
+    if len(frames) == 1:
+        return Outline(shares, np.zeros((1, _LOADS)), knapsack.frames.features)
+    zeros = np.zeros((len(frames), len(knapsack.sites)))
+    chosen = knapsack.choose(limits, zeros, np.tile(shares, (len(frames), 1)), frames)
+    widths = np.stack([knapsack.features(part, frames)[:, : len(knapsack.sites)].sum(1) for part in chosen.swapaxes(0, 1)], 1)
+    return Outline(shares, widths, knapsack.frames.features)
