@@ -161,9 +161,10 @@ def all_moments(dense: nn.Module, images: Tensor, gradients: bool) -> dict[str, 
 
 @cache
 def part_space(dense: nn.Module, name: str, part: Role, multiple: int = 8) -> Space:
-    """A space with the branches of one role only."""
+    """A space with what cuts the branches of one role, and nothing else."""
     space = describe(dense, name, multiple)
-    return replace(space, branches={path: rivals for path, rivals in space.branches.items() if space.roles[path] == part})
+    branches = {path: rivals for path, rivals in space.rivals.items() if space.roles[path] == part}
+    return replace(space, branches=branches, tokens=())
 
 
 @cache

@@ -137,7 +137,7 @@ class DenseModel:
     def costs(self) -> CostModel:
         """All costs of the space: with latency where the objective has it."""
         table = self.latency
-        return self.counted if table is None else self.counted.with_cost("latency", table.dense, table.saved)
+        return self.counted if table is None else self.counted.with_cost("latency", table.dense, table)
 
     @cached_property
     def latency(self) -> LatencyTable | None:

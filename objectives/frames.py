@@ -1,24 +1,26 @@
 """What merging tokens and leaving out branches loses, measured: what widths are chosen inside."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from spaces.allocation import Allocation
 from spaces.errors import CheckpointError
 from spaces.files import write_json
-from spaces.schema import TEXT, WHOLE, Kind, check, read_json
+from spaces.schema import TEXT, WHOLE, Each, Kind, check, read_json
 from spaces.sites import DROP, Space
 
-_FORMAT = 1
+_FORMAT = 2
 _ERROR = Kind("a number of nats, 0 or more", lambda value: isinstance(value, int | float) and 0 <= value < 1e18)
 _CONTENT = {
     "images": WHOLE, "schedules": [{"tokens": [WHOLE], "error": _ERROR}], "dropped": [{"branch": TEXT, "error": _ERROR}],
+    "widths": [{"sizes": Each(WHOLE), "error": _ERROR}],
 }  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredFrames:
-    """Divergences from the dense model, in nats, with dense widths.
+    """Divergences from the dense model, in nats, with dense widths; and those of some widths.
 
     In a model without classes: half the squared change of the features, summed over an image.
 
@@ -28,17 +30,20 @@ class MeasuredFrames:
         dropped: paths of branches in the order in which they are left out -> divergence without it and all before it, measured
             together.
         images: calibration images that were measured on; without any, there are no more than the schedule that loses nothing.
+        widths: allocations with all tokens and branches -> divergence: the scale of errors in closed form.
     """
 
     schedules: Mapping[tuple[int, ...], float]
     dropped: Mapping[str, float]
     images: int
+    widths: Mapping[Allocation, float] = field(default_factory=dict)
 
     def save(self, path: Path, fingerprint: str) -> None:
         """Write them atomically as JSON."""
         schedules = [{"tokens": list(schedule), "error": error} for schedule, error in self.schedules.items()]
         dropped = [{"branch": branch, "error": error} for branch, error in self.dropped.items()]
-        content = {"images": self.images, "schedules": schedules, "dropped": dropped}
+        widths = [{"sizes": dict(allocation), "error": error} for allocation, error in self.widths.items()]
+        content = {"images": self.images, "schedules": schedules, "dropped": dropped, "widths": widths}
         write_json(path, {"format": _FORMAT, "fingerprint": fingerprint, **content})
 
     @classmethod
@@ -62,6 +67,7 @@ class MeasuredFrames:
                 schedules={tuple(entry["tokens"]): float(entry["error"]) for entry in content["schedules"]},
                 dropped={entry["branch"]: float(entry["error"]) for entry in content["dropped"]},
                 images=content["images"],
+                widths={Allocation(entry["sizes"]): float(entry["error"]) for entry in content["widths"]},
             )
             _check_space(frames, space)
             return frames
@@ -94,6 +100,8 @@ def _check_space(frames: MeasuredFrames, space: Space) -> None:
         if len(schedule) != len(space.tokens):
             raise ValueError(f"schedules has one of {len(schedule)} blocks, the model has {len(space.tokens)}")
         space.validate(lossless.replace(space.scheduled(schedule)))
+    for allocation in frames.widths:
+        space.validate(allocation)
     for branch in frames.dropped:
         if not any(operator.name == DROP for operator in space.branches.get(branch, ())):
             raise ValueError(f"dropped has {branch[:100]!r}, which cannot be left out")

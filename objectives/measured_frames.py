@@ -10,7 +10,9 @@ from objectives.divergence import Reference
 from objectives.dropping import measure_dropped
 from objectives.frames import MeasuredFrames
 from objectives.merging import measure_schedules
+from objectives.narrowing import measure_widths
 from objectives.runtime.progress import Progress
+from objectives.sensitivity import closed_form
 from spaces.factors import Factors
 
 
@@ -30,7 +32,8 @@ def measure_frames(
         model: the dense model of the factors, on the device to measure on.
         batches: calibration images, [B, C, H, W]. With none, nothing is measured.
         costs: of the space.
-        progress: called with ("tokens", schedules done, in all), then with ("branches", models done, in all).
+        progress: called with ("tokens", schedules done, in all), then with ("branches", models done, in all) and
+            ("widths", allocations done, in all).
         tokens: whether to measure schedules.
         drop: whether to measure sets of branches.
 
@@ -45,4 +48,5 @@ def measure_frames(
         schedules=measure_schedules(factors, reference, costs, partial(progress, "tokens")) if tokens else lossless,
         dropped=measure_dropped(factors, reference, costs, partial(progress, "branches")) if drop else {},
         images=reference.count,
+        widths=dict(measure_widths(factors, reference, closed_form(factors), costs, partial(progress, "widths"))),
     )

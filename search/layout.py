@@ -4,7 +4,7 @@ from pathlib import Path
 
 # In config.yaml, pareto.json and env.json. Raise it with every change that makes an old run unreadable, or a new run unreadable
 # for the version before. Other files of a run are read after one of these.
-RUN_FORMAT = 2
+RUN_FORMAT = 3
 ANOTHER_RUN = "search again with another --output"  # what to do about a run of an older format
 
 

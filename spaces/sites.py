@@ -316,11 +316,16 @@ def _fill(
     limit: float,
     load: Callable[[Allocation], float],
 ) -> Allocation:
-    """Raise one site at a time by one step, the one furthest below its wanted share first, while `limit` holds."""
+    """Raise one site at a time by one step, the one furthest below its wanted share first, while `limit` holds.
+
+    A site is raised to the first size above its share, and no further: in a last block of few tokens all sizes cost so little
+    that it would take whatever is left.
+    """
     open_sites = list(sites)
     while open_sites:
         site = max(open_sites, key=lambda candidate: wanted(candidate) - candidate.share(allocation[candidate.name]))
-        step = site.larger(allocation[site.name])
+        size = allocation[site.name]
+        step = site.larger(size) if site.share(size) <= wanted(site) else None
         raised = allocation.replace({site.name: step}) if step is not None else None
         if raised is not None and load(raised) <= limit:
             allocation = raised

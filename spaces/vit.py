@@ -20,7 +20,7 @@ def describe(model: nn.Module, name: str = "contract", multiple: int = 8) -> Spa
         model: a dense timm model with `blocks`.
         name: which operators are offered.
         multiple: FFN widths and ranks are multiples of it. Head widths too, unless the head is narrower than eight
-            multiples: then they are eighths of the head.
+            multiples: then they are eighths of the head. Half of the smallest head width is offered as well.
 
     Raises:
         ModelError: unknown space, or the model has no site in it.

@@ -11,20 +11,50 @@ from torch import nn
 
 from objectives.latency import probe as latency_probe
 from objectives.latency.timing import Timing
+from objectives.latency.variants import FirstTokens
 from search.runners.job import Need
 from search.runners.worker import Measured, Ready, Stage, Worker
 from spaces.allocation import Allocation
 from spaces.branches import ATTENTION
 from spaces.modules import ContractedAttention, LowRankLinear
 from spaces.sites import Space
+from spaces.tokens.blocks import ReducedBlock
 from spaces.vit import resize
 
 BASE, APART = 1e-3, 2e-4  # seconds of the rest of a model; of widths that differ
+NORMS = 3e-4  # of a block, besides its branches
+MERGING, MATCHED = 1e-4, 2e-4  # of a block that merges tokens, whatever their number; and at all tokens
+READING, WEIGHING = 0.6, 0.3  # shares of attention: where few queries read all tokens, and where tokens have sizes
 
 
-def seconds_of(model: nn.Module) -> float:
-    """Linear in every size. Heads whose widths differ take longer, and two linear layers longer than one."""
-    return BASE + sum(map(_seconds, model.modules()))
+def seconds_of(model: Any) -> float:
+    """Linear in every size and in the tokens of every block; unequal widths of heads and two linear layers take longer."""
+    places = zip(model.blocks, places_of(model), strict=True)
+    return BASE + sum(_block(model, block, *place) for block, place in places)
+
+
+def places_of(model: Any) -> Iterator[tuple[int, int]]:
+    """Patch tokens that enter every block, and that leave its attention."""
+    patches, prefix = model.patch_embed.num_patches, model.num_prefix_tokens
+    if isinstance(model.patch_drop, FirstTokens):
+        patches = model.patch_drop.count - prefix
+    for block in model.blocks:
+        entering = patches
+        if isinstance(block, ReducedBlock):
+            assert block.entering == entering
+            patches = block.leaving
+        yield entering, patches
+
+
+def _block(model: Any, block: Any, entering: int, leaving: int) -> float:
+    patches, prefix = model.patch_embed.num_patches, model.num_prefix_tokens
+    attention, ffn = sum(map(_seconds, block.attn.modules())), sum(map(_seconds, block.mlp.modules()))
+    asked = entering if leaving else READING * entering
+    tokens = (prefix + asked) * attention + (prefix + leaving) * ffn + (prefix + (entering + leaving) / 2) * NORMS
+    if entering < patches and isinstance(block, ReducedBlock):
+        tokens += WEIGHING * (prefix + entering) * attention
+    merging = MERGING + MATCHED * entering / patches if 0 < leaving < entering else 0.0
+    return float(tokens / (prefix + patches) + merging)
 
 
 def _seconds(module: nn.Module) -> float:

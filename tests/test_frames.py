@@ -71,7 +71,7 @@ def errors_of(space: Space) -> dict[str, dict[int, float]]:
 def multipliers_of(frames: Frames | None = None, low: float = 0.5) -> Multipliers:
     space = space_of()
     costs = costs_within(space, space.schedule(space.identity()))
-    knapsack = Knapsack(space, costs, errors_of(space), frames or frames_of(MEASURED))
+    knapsack = Knapsack(space, costs, errors_of(space), frames or frames_of(MEASURED, {}))
     return Multipliers(Budgets(space, costs, [{"macs": 0.4 * BRANCH * BLOCKS}], [low]), knapsack)
 
 
@@ -142,12 +142,12 @@ def test_rows_of_several_frames_are_solved_as_each_alone() -> None:
 
 
 def test_without_frames_nothing_is_sampled_of_them() -> None:
-    ours = multipliers_of(frames_of(MEASURED, tokens=False, drop=False))
+    ours = multipliers_of(frames_of(MEASURED, {}, tokens=False, drop=False))
     assert set(ours.distributions) == {BUDGET, *ours.knapsack.sites}
     found = ours.decode(ours.encode(0, 1.0))
     assert found == ours.decode(ours.encode(0, 1.0, frame=0))
     assert ours.budgets.space.schedule(found) == SCHEDULES[0]
-    assert set(multipliers_of(frames_of(MEASURED, drop=False)).distributions) == {BUDGET, *ours.knapsack.sites, SCHEDULE}
+    assert set(multipliers_of(frames_of(MEASURED, {}, drop=False)).distributions) == {BUDGET, *ours.knapsack.sites, SCHEDULE}
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -182,7 +182,7 @@ def test_sizes_keep_the_frame_that_was_sampled() -> None:
 @pytest.mark.parametrize("wrong", [0.05, 6.0])
 def test_a_search_finds_out_that_tokens_cost_more_or_less_than_their_profile_says(wrong: float) -> None:
     """Where merging costs `wrong` times what was measured, the start has the wrong frame; the search gains on it."""
-    ours = multipliers_of(frames_of(MEASURED, drop=False))
+    ours = multipliers_of(frames_of(MEASURED, {}, drop=False))
 
     def error(allocation: Allocation) -> float:
         merged = MEASURED.schedules[ours.budgets.space.schedule(allocation)]

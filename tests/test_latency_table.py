@@ -1,27 +1,31 @@
 """The table of latencies: what it makes of times that are a known function of the sizes."""
 
+import copy
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from local_damage import damaged_json
-from local_latency import FakeTimer, cut, seconds_of
+from local_latency import MERGING, FakeTimer, cut, places_of, seconds_of
 from torch import nn
 
 from objectives.cost.closed_form import cost_model
 from objectives.latency import probe as latency_probe
 from objectives.latency import timing as latency
 from objectives.latency.config import LatencyConfig
+from objectives.latency.grid import Grid
 from objectives.latency.probe import clock_of, measure_latency
 from objectives.latency.smoothing import monotone, smoothed
-from objectives.latency.table import Grid, LatencyTable
+from objectives.latency.table import LatencyTable
 from spaces.allocation import Allocation
 from spaces.errors import ConfigError, RunError
+from spaces.modules import ConstantBranch
 from spaces.sites import Space
 from spaces.vit import describe
 
@@ -33,22 +37,44 @@ def measured(model: nn.Module, space: Space) -> LatencyTable:
 
 
 def drawn(space: Space, seed: int) -> Allocation:
-    """Random operators and sizes."""
+    """Random operators and sizes, of tokens too; some branches are left out."""
     rng = random.Random(seed)
     chosen = [site for rivals in space.branches.values() for site in rng.choice(rivals).sites]
-    return space.identity().replace({site.name: rng.choice(site.choices) for site in chosen})
+    allocation = space.identity().replace({site.name: rng.choice(site.choices) for site in chosen})
+    return allocation.replace(space.scheduled(drawn_schedule(space, rng)))
 
 
-@pytest.mark.parametrize("space", ["contract", "heads", "hybrid", "full"])
-def test_times_that_are_linear_in_the_sizes_are_reproduced(space: str, make_vit: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of whole models, though blocks were measured a kind at a time, and at some sizes only."""
+def drawn_schedule(space: Space, rng: random.Random) -> list[int]:
+    """Patch tokens that leave the attention of every block: all in some of them."""
+    found: list[int] = []
+    for site in space.tokens:
+        entering = found[-1] if found else site.dense
+        least = -(-entering // 2) if site.choices[0] else entering
+        leaving = rng.choice([entering, rng.randint(least, entering)])
+        found.append(rng.choice([0, leaving]) if site.choices[0] == 0 else leaving)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("space", "options"),
+    [
+        ("contract", {}), ("heads", {}), ("hybrid", {}), ("full", {}), ("contract", {"depth": 5}),
+        ("contract", {"global_pool": "avg", "class_token": False}), ("contract", {"name": "deit_tiny_distilled_patch16_224"}),
+        ("contract", {"global_pool": "map", "class_token": False}),
+    ],
+)  # fmt: skip
+def test_times_that_are_linear_in_the_sizes_are_reproduced(
+    space: str, options: dict[str, Any], make_vit: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of whole models, though blocks were measured a kind at a time, and at some sizes and numbers of tokens only."""
     FakeTimer(monkeypatch)
-    model = make_vit(num_heads=4, embed_dim=64)
+    model = make_vit(num_heads=4, embed_dim=64, **options)
     offered = describe(model, space)
     table = measured(model, offered)
     assert table.dense == pytest.approx(seconds_of(model))
     assert table.error == pytest.approx(0, abs=1e-9)
-    costs = cost_model(model, offered).with_cost("latency", table.dense, table.saved)
+    assert (table.tokens is None) == (options.get("global_pool") == "map")
+    costs = cost_model(model, offered).with_cost("latency", table.dense, table)
     assert costs.costs(offered.identity()) == {**cost_model(model, offered).dense, "latency": table.dense}
     for seed in range(40):
         allocation = drawn(offered, seed)
@@ -57,12 +83,53 @@ def test_times_that_are_linear_in_the_sizes_are_reproduced(space: str, make_vit:
         assert costs.count(allocation, "latency") == pytest.approx(truth, rel=1e-9)
 
 
+def test_at_the_numbers_of_tokens_that_are_measured_nothing_is_guessed(make_vit: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where attention's time is no straight line over its tokens."""
+
+    def squared(model: Any) -> float:
+        places = zip(model.blocks, places_of(model), strict=True)
+        seen = [entering for block, (entering, _) in places if not isinstance(block.attn, ConstantBranch)]
+        return seconds_of(model) + 1e-3 * sum((count / 16) ** 2 for count in seen)
+
+    FakeTimer(monkeypatch, squared)
+    model = make_vit(depth=4, class_token=False, global_pool="avg")
+    space = describe(model)
+    table = measured(model, space)
+    assert table.tokens is not None
+    assert table.tokens.counts == (1, 4, 8, 12, 16)
+    for schedule in ((8, 8, 8, 8), (16, 8, 4, 4), (12, 12, 12, 8)):
+        whole = space.identity().replace(space.scheduled(schedule))
+        assert table.whole(schedule) == pytest.approx(squared(cut(model, space, whole)), rel=0.03)
+    assert table.tokens.merging * table.dense == pytest.approx(MERGING, rel=0.5)
+
+
+def test_a_model_whose_tokens_cannot_be_merged_has_one_schedule(make_vit: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeTimer(monkeypatch)
+    model = make_vit(global_pool="map", class_token=False)
+    space = describe(model)
+    table = measured(model, space)
+    assert table.tokens is None
+    assert table.whole(()) == table.dense
+    (neurons, _) = space.branches["blocks.1.mlp"]
+    allocation = space.identity().replace({"blocks.1.mlp.hidden": 40})
+    assert table.dense - table.saved((), neurons, {"hidden": 40}) == pytest.approx(seconds_of(cut(model, space, allocation)))
+
+
+def test_tokens_do_not_double_what_is_timed(make_vit: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+    for options in ({"class_token": False, "global_pool": "map"}, {}):
+        timer, model = FakeTimer(monkeypatch), make_vit(depth=4, **options)
+        measured(model, describe(model))
+        counts.append(len(timer.timed))
+    assert counts[0] < counts[1] < 2 * counts[0]
+
+
 def test_alike_blocks_are_measured_once(make_vit: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
     for depth in (2, 4):
         timer, model = FakeTimer(monkeypatch), make_vit(depth=depth)
         table = measured(model, describe(model))
-        assert sorted(len(unit.branches) for unit, _ in table.grids) == [depth, depth]
+        assert [len(unit.branches) for unit, _ in table.grids] == [depth] * 4
         counts.append(len(timer.timed))
     assert counts[0] == counts[1]
 
@@ -102,7 +169,7 @@ def test_what_is_noisy_is_timed_more_often(make_vit: Make, monkeypatch: pytest.M
 
 def test_sums_are_fitted_to_whole_models(make_vit: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a model saves less than its branches alone, the table says less than their sum."""
-    model = make_vit()
+    model = make_vit(global_pool="map", class_token=False)
     dense, space = seconds_of(model), describe(model)
 
     def law(found: nn.Module) -> float:
@@ -117,15 +184,13 @@ def test_sums_are_fitted_to_whole_models(make_vit: Make, monkeypatch: pytest.Mon
     assert table.error < 0.06
 
 
-def _parts(dense: nn.Module, found: nn.Module) -> tuple[nn.Module, nn.Module]:
+def _parts(dense: nn.Module, found: nn.Module) -> Iterator[nn.Module]:
     """The model with its attention alone cut, and with its FFNs alone."""
-    kinds = []
-    for part in ("attn", "mlp"):
-        blocks = []
-        for whole, small in zip(dense.blocks, found.blocks, strict=True):  # type: ignore[arg-type]
-            blocks.append(nn.ModuleDict({name: getattr(small if name == part else whole, name) for name in ("attn", "mlp")}))
-        kinds.append(nn.ModuleList(blocks))
-    return kinds[0], kinds[1]
+    for other in ("mlp", "attn"):
+        part = copy.deepcopy(found)
+        for whole, small in zip(dense.blocks, part.blocks, strict=True):  # type: ignore[arg-type]
+            setattr(small, other, getattr(whole, other))
+        yield part
 
 
 def test_between_measured_sizes_it_is_linear() -> None:
@@ -213,7 +278,7 @@ def test_the_real_timer_measures_models_that_run(make_vit: Make, monkeypatch: py
     )  # fmt: skip
     assert table.dense > 0
     assert all(np.isfinite(grid.saved).all() for _, grids in table.grids for grid in grids.values())
-    assert len(table.checks) == 12
+    assert len(table.checks) == 16
     assert stages[0] == ("latency", 0, stages[-1][2]), "of two passes"
     assert stages[-1] == ("latency", stages[-1][2], stages[-1][2])
     assert all(before[1] < after[1] for before, after in pairwise(stages))

@@ -14,12 +14,12 @@ Make = Callable[..., nn.Module]
 
 
 def test_contract_offers_heads_and_neurons(make_vit: Make) -> None:
-    """dim 32, 2 heads of 16 (eighths: 2), FFN of 128 (multiples of 8)."""
+    """dim 32, 2 heads of 16 (eighths: 2, and half of one), FFN of 128 (multiples of 8)."""
     space = describe(make_vit(), "contract")
     assert [site.name for site in space.sites] == [
         f"blocks.{i}.{s}" for i in (0, 1) for s in ("attn.qk", "attn.vo", "attn.branch", "mlp.hidden", "mlp.branch")
     ]
-    assert site_of(space, "blocks.0.attn.qk").choices == (2, 4, 6, 8, 10, 12, 14, 16)
+    assert site_of(space, "blocks.0.attn.qk").choices == (1, 2, 4, 6, 8, 10, 12, 14, 16)
     assert site_of(space, "blocks.0.mlp.hidden").choices == tuple(range(8, 129, 8))
     assert {site.choices for site in space.sites if site.kind == "branch"} == {(0, 1)}
     assert space.skipped == ()
@@ -46,7 +46,7 @@ def test_hybrid_and_full_offer_kumars_shape_and_the_choice(make_vit: Make) -> No
 
 def test_multiple_of_a_real_model() -> None:
     space = describe(timm.create_model("deit_tiny_patch16_224"), "contract", multiple=16)
-    assert site_of(space, "blocks.0.attn.qk").choices == tuple(range(8, 65, 8))  # 64 is narrower than eight multiples of 16
+    assert site_of(space, "blocks.0.attn.qk").choices == (4, *range(8, 65, 8))  # 64 is narrower than eight multiples of 16
     assert site_of(space, "blocks.0.mlp.hidden").choices == tuple(range(16, 769, 16))
 
 

@@ -4,7 +4,6 @@ A branch alone, called again and again, has its weights in the caches; within it
 taken from whole models, and divided among the branches that were cut.
 """
 
-import copy
 import itertools
 import math
 import platform
@@ -13,7 +12,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import get_args
 
 import numpy as np
 import torch
@@ -22,21 +20,22 @@ from torch import Tensor, nn
 
 from objectives.cost.closed_form import CostModel
 from objectives.latency.config import LatencyConfig
-from objectives.latency.smoothing import Floats, smoothed
-from objectives.latency.table import Check, Grid, LatencyTable, points_of
+from objectives.latency.grid import Floats, Grid, points_of
+from objectives.latency.samples import allocations
+from objectives.latency.smoothing import smoothed
+from objectives.latency.table import Check, LatencyTable
 from objectives.latency.timing import forward, time_calls, wall_clock
+from objectives.latency.token_probe import TokenProbe
 from objectives.latency.units import Unit, units_of
+from objectives.latency.variants import Variant, prefix_of, variant_of
 from objectives.runtime.device import name_of
 from objectives.runtime.progress import Progress
 from spaces.allocation import Allocation
-from spaces.sites import Role, Space
-from spaces.vit import resize
+from spaces.sites import Space
 
 _TOGETHER = 5  # models that are timed in turns with the dense one: no more than fit beside it in memory
 _PASSES, _NOISE = 8, 0.01  # at most so many, until latencies as shares of the dense one are known so well
-_LOADS = (0.3, 0.5, 0.7, 0.9)  # of the way from the fewest MACs to all of them, of whole allocations
 _PRIOR = 0.2  # a factor is taken to be within some 15 % of one where whole models are timed to 3 %
-_SPREAD = 1.0  # of the proportions of random ones, in log-odds
 
 
 def measure_latency(
@@ -102,13 +101,15 @@ class _Measurement:
         self.clock = clock_of(images.device, self.threads)
         self.units = units_of(model, space, costs)
         self.seconds: list[float] = []  # of the dense model
-        self.fitted, self.checked = (_allocations(space, costs, seed) for seed in (0, 1))
+        self.fitted, self.checked = (allocations(space, costs, seed) for seed in (0, 1))
         self._progress, self._done, self._total = partial(progress, "latency"), 0, 0
 
     def table(self, fingerprint: str) -> LatencyTable:
         regimes = [(unit, regime) for unit in self.units for regime in unit.regimes if unit.axes(regime)]
         probes = [[self._cut(unit, sizes) for sizes in _cuts(unit, regime)[1]] for unit, regime in regimes]
-        kept, noise = self._measured([*itertools.chain(*probes), *self.fitted, *self.checked])
+        tokens = TokenProbe(self.space, self.units, prefix_of(self.model)) if self.space.tokens else None
+        whole = [*itertools.chain(*probes), *self.fitted, *self.checked]
+        kept, noise = self._measured([*map(Variant, whole), *(tokens.variants if tokens else ())])
         shares = iter(kept)
         grids: dict[Unit, dict[str, Grid]] = {unit: {} for unit in self.units}
         for (unit, regime), cut in zip(regimes, probes, strict=True):
@@ -116,6 +117,7 @@ class _Measurement:
         table = LatencyTable(
             dense=float(np.median(self.seconds)),
             grids=tuple(grids.items()),
+            tokens=tokens.times(kept[len(whole) :], noise) if tokens else None,
             checks=(),
             fingerprint=fingerprint,
             config=self.config,
@@ -127,7 +129,7 @@ class _Measurement:
         table = _scaled(table, _factors(table, self.space, self.fitted, list(itertools.islice(shares, len(self.fitted)))))
         checks = [
             Check(predicted=table.latency(self.space, allocation) / table.dense, measured=share)
-            for allocation, share in zip(self.checked, shares, strict=True)
+            for allocation, share in zip(self.checked, shares, strict=False)
         ]
         return replace(table, checks=tuple(checks))
 
@@ -136,53 +138,44 @@ class _Measurement:
         changed = {f"{branch}.{part}": size for branch in unit.branches for part, size in sizes.items()}
         return self.space.identity().replace(changed)
 
-    def _measured(self, allocations: Sequence[Allocation]) -> tuple[list[float], float]:
+    def _measured(self, variants: Sequence[Variant]) -> tuple[list[float], float]:
         """Latencies of whole models as shares of the dense one's, and their standard error.
 
         In passes of random order, two at least, until the standard error is small: what disturbs one chunk falls on sizes that
         have nothing to do with each other, and the spread of the passes tells the noise.
         """
         rng, passes, noise = random.Random(0), list[Floats](), math.inf
-        self._progress(0, 2 * len(allocations))
+        self._progress(0, 2 * len(variants))
         while len(passes) < 2 or (noise > _NOISE and len(passes) < _PASSES):
-            self._total = max(2, len(passes) + 1) * len(allocations)
-            passes.append(self._pass(allocations, rng.sample(range(len(allocations)), len(allocations))))
+            self._total = max(2, len(passes) + 1) * len(variants)
+            passes.append(self._pass(variants, rng.sample(range(len(variants)), len(variants))))
             if len(passes) > 1:
                 noise = float(np.sqrt(np.var(passes, axis=0, ddof=1).mean() / len(passes)))
         self._progress(self._done, self._total)
         return np.mean(passes, axis=0).tolist(), noise
 
-    def _pass(self, allocations: Sequence[Allocation], order: Sequence[int]) -> Floats:
+    def _pass(self, variants: Sequence[Variant], order: Sequence[int]) -> Floats:
         """All of them once, a chunk after another."""
-        found = np.zeros(len(allocations))
+        found = np.zeros(len(variants))
         for start in range(0, len(order), _TOGETHER):
             chunk = order[start : start + _TOGETHER]
-            found[chunk] = self._timed([allocations[index] for index in chunk])
+            found[chunk] = self._timed([variants[index] for index in chunk])
             self._done += len(chunk)
             if self._done < self._total:  # else it depends on the noise whether there is another pass
                 self._progress(self._done, self._total)
         return found
 
-    def _timed(self, allocations: Sequence[Allocation]) -> list[float]:
+    def _timed(self, variants: Sequence[Variant]) -> list[float]:
         """As shares of the dense model, timed in turns with it."""
-        models = {"dense": self.model, **{str(index): self._variant(entry) for index, entry in enumerate(allocations)}}
+        models = {"dense": self.model, **{str(index): self._built(entry) for index, entry in enumerate(variants)}}
         calls = {name: forward(model, self.images, self.config.setting) for name, model in models.items()}
         timings = time_calls(calls, self.config.latency_seconds, self.threads, CLOCKS[self.clock])
         dense, *others = (timing.seconds for timing in timings.values())
         self.seconds.append(dense)
         return [seconds / dense for seconds in others]
 
-    def _variant(self, allocation: Allocation) -> nn.Module:
-        """The dense model cut to an allocation, with its own weights where nothing is cut, and random ones elsewhere."""
-        given = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
-        model = _with_same_weights(self.model)
-        resize(model, self.space, allocation)
-        model.to(self.images.device)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if id(parameter) not in given:  # uninitialised memory may hold numbers that a CPU is slow with
-                    parameter.normal_(std=0.02)
-        return model
+    def _built(self, variant: Variant) -> nn.Module:
+        return variant_of(self.model, self.space, variant, self.images.device)
 
 
 def _cuts(unit: Unit, regime: str) -> tuple[list[bool], list[dict[str, int]]]:
@@ -201,35 +194,6 @@ def _grid(unit: Unit, regime: str, kept: Sequence[float], noise: float) -> Grid:
     return Grid(axes, smoothed(axes, saved.reshape([len(axis) for axis in axes.values()]), noise / count))
 
 
-def _allocations(space: Space, costs: CostModel, seed: int) -> list[Allocation]:
-    """Whole allocations at several loads: with the same share everywhere, and with random proportions and operators.
-
-    Half of the latter keep the same share within a branch, as searches for a latency do, and tilt between attention and FFN.
-    """
-    rng = random.Random(seed)
-    load = partial(costs.load, limits={"macs": costs.dense["macs"]})
-    least = load(space.smallest(load))
-    found = []
-    for share in _LOADS:
-        limit = least + (share - 0.1 * seed) * (1 - least)
-        operators = {branch: rng.choice(rivals).name for branch, rivals in space.branches.items()}
-        offsets = {site.name: rng.gauss(0, _SPREAD) for site in space.sites}
-        tilt = {role: rng.gauss(0, 2 * _SPREAD) for role in get_args(Role)}
-        level = {branch: rng.gauss(0, _SPREAD) + tilt[space.roles[branch]] for branch in space.branches}
-        alike = {site.name: level[site.branch] for site in space.sites}
-        found += [space.decode(limit, load), space.decode(limit, load, operators, offsets)]
-        found.append(space.decode(limit, load, operators, alike))
-    return found
-
-
-def _with_same_weights(module: nn.Module) -> nn.Module:
-    """Modules of its own, whose weights are those of `module`: copying them takes longer than timing a small model."""
-    twin = copy.copy(module)
-    children = {name: child and _with_same_weights(child) for name, child in module._modules.items()}
-    twin.__dict__.update(_parameters=dict(module._parameters), _buffers=dict(module._buffers), _modules=children)
-    return twin
-
-
 def _factors(table: LatencyTable, space: Space, allocations: Sequence[Allocation], kept: Sequence[float]) -> dict[str, float]:
     """Operator -> factor on what it saves, so that the sums fit the latencies of whole allocations.
 
@@ -238,12 +202,12 @@ def _factors(table: LatencyTable, space: Space, allocations: Sequence[Allocation
     names = sorted({operator.name for rivals in space.branches.values() for operator in rivals})
     rows = np.zeros((len(allocations), len(names)))
     for row, allocation in zip(rows, allocations, strict=True):
-        for rivals in space.branches.values():
-            for operator in rivals:
-                if operator.moves(allocation):
-                    row[names.index(operator.name)] += table.saved(operator, operator.sizes(allocation)) / table.dense
+        for _, operator in space.moved(allocation):
+            saved = table.saved(space.schedule(allocation), operator, operator.sizes(allocation))
+            row[names.index(operator.name)] += saved / table.dense
     rows = np.vstack([rows, _PRIOR * np.eye(len(names))])
-    found, _ = nnls(rows, np.concatenate([1 - np.array(kept), np.full(len(names), _PRIOR)]))
+    whole = np.array([table.whole(space.schedule(allocation)) / table.dense for allocation in allocations])
+    found, _ = nnls(rows, np.concatenate([whole - np.array(kept), np.full(len(names), _PRIOR)]))
     return dict(zip(names, found.tolist(), strict=True))
 
 

@@ -4,9 +4,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from objectives.latency.grid import Floats
 
 
 def smoothed(axes: Mapping[str, Sequence[int]], saved: Floats, noise: float) -> Floats:
@@ -44,7 +43,7 @@ def monotone(saved: Floats) -> Floats:
 def _features(axes: Mapping[str, Sequence[int]]) -> Floats:
     """Of a trend that is linear in every size, and quadratic along axes that are long enough: [points, features]."""
     columns = [np.array(column, dtype=float) for column in zip(*itertools.product(*axes.values()), strict=True)]
-    scaled = [column / column.max() for column in columns]
+    scaled = [column / max(1.0, column.max()) for column in columns]  # sizes of 0 alone stay what they are
     products = [
         np.prod([np.ones(len(scaled[0])), *chosen], axis=0)
         for count in range(len(scaled) + 1)

@@ -1,33 +1,38 @@
 """A search's latency: what every size saves of the dense model's time, looked up in what was measured once."""
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.interpolate import RegularGridInterpolator
 
 from objectives.latency.config import LatencyConfig
+from objectives.latency.grid import GRID, Grid
+from objectives.latency.tokens import TOKENS, TokenTimes, place_of
 from objectives.latency.units import Unit
 from spaces.allocation import Allocation
 from spaces.errors import RunError
 from spaces.files import write_json
 from spaces.operators.base import Sizes
 from spaces.operators.registry import OPERATORS
-from spaces.schema import FLAG, NUMBER, OBJECT, POSITIVE, SIZE, TEXT, Each, Kind, choice, read_json
-from spaces.sites import Operator, Space
-
-Floats = NDArray[np.float64]
+from spaces.schema import FLAG, NUMBER, OBJECT, POSITIVE, SIZE, TEXT, WHOLE, Each, Maybe, choice, read_json
+from spaces.sites import Operator, Role, Space
+from spaces.tokens.schedules import Schedule
 
 LATENCY = "latency.json"  # in the run directory
-_UNIT = {"operator": choice(*OPERATORS), "parts": [TEXT], "choices": [[SIZE]], "anchored": FLAG, "branches": [TEXT]}
-_SAVED = Kind("numbers", lambda value: isinstance(value, list | float | int))
+_UNIT = {
+    "operator": choice(*OPERATORS),
+    "role": choice(*get_args(Role)),
+    "parts": [TEXT],
+    "choices": [[WHOLE]],
+    "anchored": FLAG,
+    "branches": [TEXT],
+}
 _SCHEMA = {
     "dense": POSITIVE,
-    "grids": [{"unit": _UNIT, "regimes": Each({"axes": Each([SIZE]), "saved": _SAVED})}],
+    "grids": [{"unit": _UNIT, "regimes": Each(GRID)}],
+    "tokens": Maybe(TOKENS),
     "checks": [{"predicted": NUMBER, "measured": POSITIVE}],
     "fingerprint": TEXT,
     "config": {"latency_batch_size": SIZE, "latency_amp": FLAG, "latency_seconds": POSITIVE},
@@ -36,35 +41,6 @@ _SCHEMA = {
     "clock": TEXT,
     "versions": OBJECT,
 }
-
-
-@dataclass(frozen=True)
-class Grid:
-    """What one branch saves at the sizes that were measured, and linearly in between.
-
-    Attributes:
-        axes: part -> ascending sizes.
-        saved: at every combination, the share of the dense model's latency; negative where it takes longer. [sizes, ...]
-    """
-
-    axes: Mapping[str, tuple[int, ...]]
-    saved: Floats
-    _known: dict[tuple[int, ...], float] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def at(self, sizes: Sizes) -> float:
-        """What is saved at sizes by part, also a little beyond the axes."""
-        point = tuple(sizes[part] for part in self.axes)
-        if point not in self._known:
-            self._known[point] = self._interpolated(point)
-        return self._known[point]
-
-    def _interpolated(self, point: Sequence[int]) -> float:
-        free = [index for index, axis in enumerate(self.axes.values()) if len(axis) > 1]
-        if not free:
-            return float(self.saved.item())
-        axes = list(self.axes.values())
-        found = RegularGridInterpolator([axes[i] for i in free], self.saved.squeeze(), bounds_error=False, fill_value=None)
-        return float(found([point[i] for i in free])[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +60,14 @@ class Check:
 class LatencyTable:
     """Latency of every allocation of one space of one dense model, on one device.
 
-    It is the dense model's, less what every branch saves: the same for everyone who reads the table.
+    It is the dense model's within a schedule of tokens, less what every branch saves there: the same for everyone who reads
+    the table.
 
     Attributes:
         dense: seconds of a call of the dense model.
-        grids: of every unit, regime -> its grid.
+        grids: of every unit, regime -> its grid: what one of its branches saves at all tokens, as a share of the dense model's
+            latency, over the sizes of its parts.
+        tokens: how all this follows the tokens of the blocks; None where tokens cannot be merged.
         checks: how well it predicts.
         fingerprint: of the model and the space.
         config: how it was measured.
@@ -100,6 +79,7 @@ class LatencyTable:
 
     dense: float
     grids: tuple[tuple[Unit, dict[str, Grid]], ...]
+    tokens: TokenTimes | None
     checks: tuple[Check, ...]
     fingerprint: str
     config: LatencyConfig
@@ -116,19 +96,28 @@ class LatencyTable:
             for branch in unit.branches:
                 self._units.setdefault((branch, unit.operator), []).append((unit, grids))
 
-    def saved(self, operator: Operator, sizes: Sizes) -> float:
-        """Seconds that one operator saves its branch at sizes by part; 0 for dense ones."""
-        shares = (
-            grids[unit.regime(sizes)].at(sizes)
-            for unit, grids in self._units[operator.branch, operator.name]
-            if not unit.is_dense(sizes)
-        )
-        return self.dense * sum(shares)
+    def whole(self, schedule: Schedule) -> float:
+        """Seconds of a call with all branches dense within a schedule; () where tokens cannot be merged."""
+        return self.dense if self.tokens is None else self.dense * self.tokens.whole(schedule)
+
+    def saved(self, schedule: Schedule, operator: Operator, sizes: Sizes) -> float:
+        """Seconds that one operator saves its branch within a schedule at sizes by part; 0 for dense ones."""
+        units = self._units[operator.branch, operator.name]
+        shares = (grids[unit.regime(sizes)].at(sizes) for unit, grids in units if not unit.is_dense(sizes))
+        return self.dense * self._stays(schedule, operator) * sum(shares)
 
     def latency(self, space: Space, allocation: Allocation) -> float:
         """Seconds of a call of the model that `allocation` builds."""
-        operators = (operator for rivals in space.branches.values() for operator in rivals if operator.moves(allocation))
-        return self.dense - sum(self.saved(operator, operator.sizes(allocation)) for operator in operators)
+        schedule = space.schedule(allocation)
+        saved = (self.saved(schedule, operator, operator.sizes(allocation)) for _, operator in space.moved(allocation))
+        return self.whole(schedule) - sum(saved)
+
+    def _stays(self, schedule: Schedule, operator: Operator) -> float:
+        """Share that a schedule leaves of what an operator saves in its branch."""
+        if self.tokens is None:
+            return 1.0
+        (unit, _), *_ = self._units[operator.branch, operator.name]
+        return self.tokens.stays(unit.operator, unit.role, place_of(operator, schedule, self.tokens.counts[-1]))
 
     def check(self, space: Space) -> None:
         """Raise unless the table has a latency for every allocation of a space.
@@ -145,6 +134,12 @@ class LatencyTable:
             wanted = {regime: axes for regime in unit.regimes if (axes := unit.axes(regime))}
             if {regime: dict(grid.axes) for regime, grid in grids.items()} != wanted:
                 raise ValueError(f"{unit.operator} of {unit.branches[0]} was not measured at the sizes of a table")
+            if any(space.roles.get(branch) != unit.role for branch in unit.branches):
+                raise ValueError(f"{unit.branches[0]} is no {unit.role}")
+        if (self.tokens is None) != (not space.tokens):
+            raise ValueError(f"it has {'no ' if space.tokens else ''}times of tokens")
+        if self.tokens is not None:
+            self.tokens.check(space)
 
     @property
     def error(self) -> float:
@@ -162,12 +157,10 @@ class LatencyTable:
         write_json(path, {
             "dense": self.dense,
             "grids": [
-                {
-                    "unit": asdict(unit),
-                    "regimes": {name: {"axes": dict(grid.axes), "saved": grid.saved.tolist()} for name, grid in grids.items()},
-                }
+                {"unit": asdict(unit), "regimes": {name: grid.to_json() for name, grid in grids.items()}}
                 for unit, grids in self.grids
             ],
+            "tokens": None if self.tokens is None else self.tokens.to_json(),
             "checks": [{**asdict(check), "error": check.error} for check in self.checks],
             "fingerprint": self.fingerprint,
             "config": asdict(self.config),
@@ -192,19 +185,15 @@ class LatencyTable:
         try:
             content = read_json(path, _SCHEMA)
             grids = tuple((_unit(entry["unit"]), _grids(entry["regimes"])) for entry in content["grids"])
+            tokens = None if content["tokens"] is None else TokenTimes.from_json(content["tokens"])
             checks = tuple(Check(predicted=entry["predicted"], measured=entry["measured"]) for entry in content["checks"])
             rest = {name: content[name] for name in ("dense", "fingerprint", "device", "threads", "clock", "versions")}
-            table = cls(grids=grids, checks=checks, config=LatencyConfig(**content["config"]), **rest)
+            table = cls(grids=grids, tokens=tokens, checks=checks, config=LatencyConfig(**content["config"]), **rest)
             if space is not None and table.fingerprint == fingerprint:
                 table.check(space)
         except (OSError, ValueError, TypeError) as error:
             raise RunError(f"{path} cannot be read ({error}): restore it, since a run keeps its latencies") from error
         return table
-
-
-def points_of(axes: Mapping[str, Sequence[int]]) -> list[dict[str, int]]:
-    """All combinations of sizes, the last part's changing fastest; none where there are no axes."""
-    return [] if not axes else [dict(zip(axes, sizes, strict=True)) for sizes in itertools.product(*axes.values())]
 
 
 def _unit(entry: dict[str, Any]) -> Unit:
@@ -215,14 +204,5 @@ def _unit(entry: dict[str, Any]) -> Unit:
     return unit
 
 
-def _grids(entries: dict[str, Any]) -> dict[str, Grid]:
-    return {name: _grid(entry) for name, entry in entries.items()}
-
-
-def _grid(entry: dict[str, Any]) -> Grid:
-    axes = {part: tuple(sizes) for part, sizes in entry["axes"].items()}
-    saved = np.array(entry["saved"], dtype=float)
-    ascends = all(low < high for axis in axes.values() for low, high in itertools.pairwise(axis))
-    if not ascends or saved.shape != tuple(map(len, axes.values())) or not np.isfinite(saved).all():
-        raise ValueError(f"a grid over {', '.join(axes)} has not one finite number for every combination of ascending sizes")
-    return Grid(axes, saved)
+def _grids(entries: Mapping[str, Any]) -> dict[str, Grid]:
+    return {name: Grid.from_json(entry) for name, entry in entries.items()}

@@ -8,7 +8,7 @@ from torch import nn
 from objectives.cost.closed_form import CostModel
 from spaces.operators.base import Sizes
 from spaces.operators.registry import OPERATORS
-from spaces.sites import Operator, Site, Space
+from spaces.sites import Operator, Role, Site, Space
 
 # Sizes that are measured along every axis: of a single site, of the common width of heads, and of widths that differ.
 _COUNTS = {"alone": 8, "equal": 6, "unequal": 4}
@@ -21,6 +21,7 @@ class Unit:
 
     Attributes:
         operator: name of the operator that they belong to.
+        role: of their branches.
         parts: what they are called within a branch.
         choices: of every one, the sizes that it offers.
         anchored: whether the dense size continues the smaller ones (`Timing.continuous`).
@@ -28,6 +29,7 @@ class Unit:
     """
 
     operator: str
+    role: Role
     parts: tuple[str, ...]
     choices: tuple[tuple[int, ...], ...]
     anchored: bool
@@ -96,6 +98,7 @@ def units_of(model: nn.Module, space: Space, costs: CostModel) -> list[Unit]:
     return [
         Unit(
             operator=operator.name,
+            role=space.roles[operator.branch],
             parts=tuple(site.part for site in sites),
             choices=tuple(site.choices for site in sites),
             anchored=OPERATORS[operator.name].timing.continuous,

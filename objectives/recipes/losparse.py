@@ -7,8 +7,11 @@ What the paper leaves to the user, here:
 
 - The low-rank parts get half of the budget, all at the same share of their layer's weights; the rows get the rest.
 - The rows compete over the whole model, by importance per weight, so that rows of different lengths cost alike.
-- The schedule begins at once and reaches its end after four fifths of the recipe's steps.
+- The schedule begins at once and reaches its end after four fifths of the recipe's steps. How many rows stay at its end is
+  what the budget has room for, of those that are the most important so far: rows of the last block may cost next to nothing.
 """
+
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +29,7 @@ from spaces.vit import resize
 _SMOOTHING = 0.85
 _LAST = 0.8  # share of the steps after which the rows are what they will be
 _LOW_RANK = 0.5  # share of the budget
+_UPDATES = 10  # of the share of rows that stays in the end
 
 
 class LowRankPlusRows(nn.Module):
@@ -67,12 +71,19 @@ def prune_by_rows(bench: Workbench) -> Cut:
     ranks = _ranks(bench)
     model = bench.copy()
     layers = decompose(model, ranks, bench)
-    final = _kept_rows(bench.fit(lambda site, level: sigmoid(level), _row_sites(bench), ranks), bench)
+    every, final = max(1, bench.steps // _UPDATES), 1.0
     for step in bench.train(model):
+        if (step.step - 1) % every == 0:
+            final = _kept_rows(_by_importance(bench, layers, ranks), bench)
         keep_rows(layers, cubic(step.step / (_LAST * max(1, bench.steps)), final))
-    threshold = GlobalThreshold({name: layer.importance.cpu() for name, layer in layers.items()})
-    allocation = bench.fit(lambda site, level: threshold.share(site.name, sigmoid(level)), _row_sites(bench), ranks)
+    allocation = _by_importance(bench, layers, ranks)
     return Cut(model=rebuild(bench, model, layers, allocation), allocation=allocation)
+
+
+def _by_importance(bench: Workbench, layers: Mapping[str, LowRankPlusRows], ranks: Allocation) -> Allocation:
+    """The allocation on the budget that keeps the rows above one threshold of importance."""
+    threshold = GlobalThreshold({name: layer.importance.cpu() for name, layer in layers.items()})
+    return bench.fit(lambda site, level: threshold.share(site.name, sigmoid(level)), _row_sites(bench), ranks)
 
 
 def cubic(progress: float, final: float) -> float:

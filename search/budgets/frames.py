@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, IntDistribution
 
 from objectives.frames import MeasuredFrames
+from objectives.profile import Errors
 from spaces.allocation import Allocation
 from spaces.sites import DROP, Space
 
 Floats = NDArray[np.float64]
 
+_TINY = 1e-12  # nats
 SCHEDULE, DROPPED = "schedule", "dropped"  # what samplers call the two parts of a frame
 
 
@@ -33,12 +35,16 @@ class Frames:
         divergences: of the schedules with dense widths, in nats.
         dropped: paths of branches, in the order in which they are left out.
         lost: divergence of leaving out the first of them, the first two, and so on, measured together, in nats.
+        totals: of the errors of some widths by the profile, ascending; what was measured of the same widths is in `measured`.
+        measured: their divergences, in nats.
     """
 
     schedules: tuple[tuple[int, ...], ...] = ((),)
     divergences: tuple[float, ...] = (0.0,)
     dropped: tuple[str, ...] = ()
     lost: tuple[float, ...] = ()
+    totals: tuple[float, ...] = ()
+    measured: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.schedules) * (len(self.dropped) + 1)
@@ -53,6 +59,19 @@ class Frames:
         schedule, dropped = np.divmod(np.arange(len(self)), len(self.dropped) + 1)
         columns = {SCHEDULE: np.array(self.divergences)[schedule], DROPPED: np.array([0.0, *self.lost])[dropped]}
         return np.array([columns[name] for name in self.ranges]).reshape(len(self.ranges), len(self)).T
+
+    def divergence_of(self, totals: Floats) -> Floats:
+        """What widths lose with all tokens and branches, expected from the totals of their errors by the profile.
+
+        The ratio of both is a line in the logarithm of the total between the widths that were measured, constant outside.
+        """
+        if not self.totals:
+            return totals
+        logarithms = np.log(np.maximum(totals, _TINY))
+        scaled: Floats = totals * np.exp(
+            np.interp(logarithms, np.log(self.totals), np.log(np.divide(self.measured, self.totals)))
+        )
+        return scaled
 
     @cached_property
     def ranges(self) -> dict[str, int]:
@@ -85,17 +104,31 @@ class Frames:
         return space.identity().replace(self.sizes(space, frame))
 
 
-def frames_of(measured: MeasuredFrames, tokens: bool = True, drop: bool = True) -> Frames:
+def frames_of(measured: MeasuredFrames, errors: Errors, tokens: bool = True, drop: bool = True) -> Frames:
     """The frames of a search.
 
     Args:
         measured: what each loses.
+        errors: site name -> size -> error, by the profile.
         tokens: whether schedules are searched; without, tokens are left alone but for what is free.
         drop: whether leaving out branches is searched.
     """
     schedules, dropped = list(measured.schedules.items()), dict(measured.dropped) if drop else {}
     (counts, divergences) = zip(*(schedules if tokens else schedules[:1]), strict=True)
-    return Frames(schedules=counts, divergences=divergences, dropped=tuple(dropped), lost=tuple(dropped.values()))
+    pairs = sorted((_total(allocation, errors), divergence) for allocation, divergence in measured.widths.items())
+    known = [(total, divergence) for total, divergence in pairs if min(total, divergence) > _TINY]
+    return Frames(
+        schedules=counts,
+        divergences=divergences,
+        dropped=tuple(dropped),
+        lost=tuple(dropped.values()),
+        totals=tuple(total for total, _ in known),
+        measured=tuple(divergence for _, divergence in known),
+    )
+
+
+def _total(allocation: Allocation, errors: Errors) -> float:
+    return sum(errors[name][size] for name, size in allocation.items() if name in errors)
 
 
 def _drop_sites(space: Space, branch: str) -> Sequence[Any]:

@@ -227,4 +227,4 @@ def knapsack_of(dense: DenseModel, study: StudyConfig) -> Knapsack:
         study: whether over the errors of the measured profile, else over the closed-form ones; and what it searches.
     """
     errors = dense.profile.errors if study.measured_profile else closed_form(dense.factors)
-    return Knapsack(dense.space, dense.costs, errors, frames_of(dense.frames, study.tokens, study.drop))
+    return Knapsack(dense.space, dense.costs, errors, frames_of(dense.frames, errors, study.tokens, study.drop))

@@ -18,7 +18,7 @@ class Outline:
 
     Attributes:
         shares: of the target, ascending, [shares].
-        widths: of the least-error widths inside every frame, [frames, shares].
+        widths: of the least-error widths inside every frame, by the profile on a measured scale, [frames, shares].
         parts: of the parts of the frames, [frames, parts].
     """
 
@@ -42,12 +42,13 @@ class Outline:
         Returns:
             [rows].
         """
-        lost = self._interpolated(shares) + self.parts @ np.exp(multipliers).T
+        lost: Floats = self._interpolated(shares) + self.parts @ np.exp(multipliers).T
         return (lost * np.exp(spread * rng.standard_normal(lost.shape))).argmin(0)  # type: ignore[no-any-return]
 
     def expected(self, shares: Floats) -> Floats:
         """Expected divergence of every frame, [frames, rows]."""
-        return self._interpolated(shares) + self.parts.sum(1, keepdims=True)
+        lost: Floats = self._interpolated(shares) + self.parts.sum(1, keepdims=True)
+        return lost
 
     def _interpolated(self, shares: Floats) -> Floats:
         return np.array([np.interp(shares, self.shares, row) for row in self.widths])
@@ -67,4 +68,4 @@ def outline_of(knapsack: Knapsack, limits: Mapping[Cost, float], low: float) -> 
     zeros = np.zeros((len(frames), len(knapsack.sites)))
     chosen = knapsack.choose(limits, zeros, np.tile(shares, (len(frames), 1)), frames)
     widths = np.stack([knapsack.features(part, frames)[:, : len(knapsack.sites)].sum(1) for part in chosen.swapaxes(0, 1)], 1)
-    return Outline(shares, widths, knapsack.frames.features)
+    return Outline(shares, knapsack.frames.divergence_of(widths), knapsack.frames.features)

@@ -144,7 +144,7 @@ def script_data(
     index = {site.name: index for index, site in enumerate(sites)}
     return ScriptData(
         sites=[_cell(site) for site in sites],
-        spaces={name: sorted(index[site.name] for site in space.sites) for name, space in summary.spaces.items()},
+        spaces={name: sorted(index[site.name] for site in space.all_sites) for name, space in summary.spaces.items()},
         costs={spec.name: spec.word for spec in summary.costs},
         points={trial.number: _point(trial, summary, sites) for trial in points},
         plots={spec.name: front_plot(spec, summary, points, stopped) for spec in summary.costs},

@@ -117,7 +117,7 @@ class RunSummary:
         """The sites of all spaces, each once, the searched space's first."""
         found: dict[str, Site] = {}
         for space in self.spaces.values():
-            for site in space.sites:
+            for site in space.all_sites:
                 found.setdefault(site.name, site)
         return tuple(found.values())
 

@@ -23,9 +23,10 @@ from spaces.sites import Kind as SiteKind
 from spaces.sites import Operator, Site, Skipped, Space
 
 _SITE = {
-    "name": TEXT, "branch": TEXT, "operator": TEXT, "kind": choice(*get_args(SiteKind)), "choices": [SIZE],
+    "name": TEXT, "branch": TEXT, "operator": TEXT, "kind": choice(*get_args(SiteKind)), "choices": [WHOLE],
     "linear": Maybe((SIZE, SIZE)),
 }  # fmt: skip
+_MERGE = "merge"  # in place of the operator of sites of tokens, which act on all branches
 
 
 def write_summary(directory: Path, summary: RunSummary) -> None:
@@ -112,18 +113,21 @@ def _latency(found: Mapping[str, Any] | None) -> LatencySource | None:
 
 
 def _space_to_json(space: Space) -> list[dict[str, Any]]:
+    branches = space.branches.values()
+    sites = [(operator.name, site) for rivals in branches for operator in rivals for site in operator.sites]
     return [
         {
-            "name": site.name, "branch": site.branch, "operator": operator.name, "kind": site.kind,
+            "name": site.name, "branch": site.branch, "operator": operator, "kind": site.kind,
             "choices": list(site.choices), "linear": list(site.linear) if site.linear else None,
         }
-        for rivals in space.branches.values() for operator in rivals for site in operator.sites
+        for operator, site in (*sites, *((_MERGE, site) for site in space.tokens))
     ]  # fmt: skip
 
 
 def _space(name: str, sites: Sequence[Mapping[str, Any]], skipped: tuple[Skipped, ...]) -> Space:
     """A space, without the model."""
     branches: dict[str, dict[str, list[Site]]] = {}
+    tokens = []
     for entry in sites:
         site = Site(
             name=entry["name"],
@@ -132,12 +136,15 @@ def _space(name: str, sites: Sequence[Mapping[str, Any]], skipped: tuple[Skipped
             choices=tuple(entry["choices"]),
             linear=tuple(entry["linear"]) if entry["linear"] else None,
         )
-        branches.setdefault(site.branch, {}).setdefault(entry["operator"], []).append(site)
+        if site.kind == "tokens":
+            tokens.append(site)
+        else:
+            branches.setdefault(site.branch, {}).setdefault(entry["operator"], []).append(site)
     rivals = {
         branch: tuple(Operator(name=name, sites=tuple(sites)) for name, sites in operators.items())
         for branch, operators in branches.items()
     }
-    return Space(name=name, branches=rivals, skipped=skipped)
+    return Space(name=name, branches=rivals, tokens=tuple(tokens), skipped=skipped)
 
 
 def _budget_to_json(budget: Budget, group: int) -> list[dict[str, Any]]:
@@ -202,11 +209,13 @@ def _check(content: Any) -> None:
     groups = [group[0]["group"] for group in _groups(content)]
     if len(content["best"]) != len(groups) or len(set(groups)) != len(groups):
         raise SchemaError(f"best must have one entry for each of {len(groups)} targets, got {len(content['best'])}")
-    names = {name: _site_names(name, sites) for name, sites in content["spaces"].items()}
+    least = {name: _least_sizes(name, sites) for name, sites in content["spaces"].items()}
     for index, point in enumerate(content["front"]):
-        check(point, {"space": choice(*names), **dict.fromkeys(costs, POSITIVE)}, f"front[{index}]")
-        if point["allocation"].keys() != names[point["space"]]:
+        check(point, {"space": choice(*least), **dict.fromkeys(costs, POSITIVE)}, f"front[{index}]")
+        sites = least[point["space"]]
+        if point["allocation"].keys() != sites.keys():
             raise SchemaError(f"front[{index}].allocation has not the sites of space {point['space']}")
+        check(point["allocation"], {site: SIZE if sites[site] else WHOLE for site in sites}, f"front[{index}].allocation")
 
 
 def _schema() -> dict[str, Any]:
@@ -231,7 +240,7 @@ def _schema() -> dict[str, Any]:
         "front": [
             {
                 "number": WHOLE, "label": Maybe(TEXT), "space": TEXT, **costs, "error": SHARE, **figures,
-                "steps": Maybe(WHOLE), "allocation": Each(SIZE),
+                "steps": Maybe(WHOLE), "allocation": Each(WHOLE),
             }
         ],
     }  # fmt: skip
@@ -242,11 +251,12 @@ def _of_costs(schema: Any) -> dict[str, Any]:
     return {f"{spec.name}?" if spec.is_measured else spec.name: schema for spec in COSTS.values()}
 
 
-def _site_names(space: str, sites: Sequence[Mapping[str, Any]]) -> set[str]:
-    names = {site["name"] for site in sites}
+def _least_sizes(space: str, sites: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Site -> its smallest size."""
     for index, site in enumerate(sites):
         if not site["choices"] or any(low >= high for low, high in pairwise(site["choices"])):
             raise SchemaError(f"spaces.{space}[{index}].choices must ascend, got {site['choices']}")
-    if len(names) != len(sites) or not names.isdisjoint((*HEAD, *figure_names(COSTS), *RUNG)):
+    least = {site["name"]: site["choices"][0] for site in sites}
+    if len(least) != len(sites) or not least.keys().isdisjoint((*HEAD, *figure_names(COSTS), *RUNG)):
         raise SchemaError(f"spaces.{space} has two sites of one name, or one that a column of trials.csv has")
-    return names
+    return least

@@ -72,7 +72,8 @@ def check_trials(trials: pd.DataFrame, summary: RunSummary) -> None:
         SchemaError: the line, counted as an editor does, and what is wrong in it; or a column that is missing.
     """
     costs, shares = [spec.name for spec in summary.costs], [spec.kept for spec in summary.costs]
-    names, sites = ["number", *figure_names(costs), *RUNG, *shares, "seed"], [site.name for site in summary.sites]
+    names = ["number", *figure_names(costs), *RUNG, *shares, "seed"]
+    sites = {site.name: site.choices[0] for site in summary.sites}
     for column in (*HEAD, *names, "ended", *sites):
         if column not in trials.columns:
             raise SchemaError(f"the column {column} is missing")
@@ -89,8 +90,9 @@ def check_trials(trials: pd.DataFrame, summary: RunSummary) -> None:
         _require(trials, column, ~done | (numbers[column] > 0) & (numbers[column] <= _MOST), "a number above 0")
     _require(trials, "error", ~done | (numbers["error"] >= 0) & (numbers["error"] <= 1), "a number from 0 to 1")
     _require(trials, "seconds", ~done | (numbers["seconds"] >= 0) & (numbers["seconds"] < 1e9), "a number of seconds")
-    for site in sites:
-        _require(trials, site, (unknown[site] & ~done) | _is_whole(numbers[site], 1), "a whole number above 0")
+    for site, least in sites.items():
+        wanted = "a whole number above 0" if least else "a whole number, 0 or more"
+        _require(trials, site, (unknown[site] & ~done) | _is_whole(numbers[site], min(1, least)), wanted)
     known = set(trials["number"][done])
     for number in (*(point.number for point in summary.front), *summary.best):
         if number is not None and number not in known:
@@ -122,7 +124,7 @@ def _row(trial: FinishedTrial, costs: Sequence[CostSpec], sites: Sequence[Site])
 
 
 def _trial(row: Mapping[Any, Any], costs: Sequence[CostSpec], spaces: Mapping[str, Space]) -> FinishedTrial:
-    sizes = {site.name: _whole(row[site.name]) for site in spaces[row["space"]].sites}
+    sizes = {site.name: _whole(row[site.name]) for site in spaces[row["space"]].all_sites}
     known = {name: size for name, size in sizes.items() if size is not None}
     figures = {spec.name: _amount(row[spec.name], spec) for spec in costs}
     shares = {spec.name: _number(row[spec.kept]) for spec in costs}

@@ -30,6 +30,7 @@ _STAGES = {
     "profile": "measuring one site at a time",
     "tokens": "measuring merged tokens",
     "branches": "measuring without whole branches",
+    "widths": "measuring widths on some budgets",
     "dense model": "evaluating the dense model",
     "training": "training the demo model",
     "latency": "measuring latency",

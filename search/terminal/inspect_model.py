@@ -22,6 +22,7 @@ from search.report.heat_map import heat_table, write_heat_maps
 from search.report.site_grid import SHARES, conditions, format_error
 from search.run.continuation import check_same_model
 from search.run.directory import default_output, make_directory
+from search.terminal.frame_tables import frame_tables
 from spaces.models.create import create_model, preprocessing, weights_of
 from spaces.operators.registry import KINDS
 from spaces.sites import Site, Space
@@ -50,7 +51,8 @@ def describe_model(config: SearchConfig, watcher: Watcher) -> Iterator[Table | s
     preprocessing(model, config.model)
     costs = cost_model(model, space)
     check_count(model, costs)
-    yield f"{config.model.model}, space {space.name}: {len(space.sites)} sites in {len(space.branches)} branches"
+    tokens = f", tokens of {len(space.tokens)} blocks" if space.tokens else ""
+    yield f"{config.model.model}, space {space.name}: {len(space.sites)} sites in {len(space.branches)} branches{tokens}"
     yield _reach(space, costs)
     yield _sites(space, costs)
     if space.skipped:
@@ -86,6 +88,7 @@ def inspect_profile(config: SearchConfig, watcher: Watcher) -> Iterator[Table | 
     if profile.measured:
         yield _agreement(profile)
     yield heat_table(profile.errors, space, SHARES[1])
+    yield from frame_tables(dense.frames, space, dense.counted, profile.errors)
     yield f"picture: {directory / 'profile.png'}"
 
 
@@ -138,7 +141,18 @@ def _sites(space: Space, costs: CostModel) -> Table:
             for site in operator.sites:
                 saved = f"{_saved(costs, space, site, site.choices[0]):.1%}"
                 table.add_row(site.name, operator.name, KINDS[site.kind].counts, str(site.dense), _choices(site), saved)
+    for block, site in enumerate(space.tokens):
+        saved = f"{_saved_by_merging(costs, space, block):.1%}"
+        table.add_row(site.name, "merge", "patch tokens", str(site.dense), _choices(site), saved)
     return table
+
+
+def _saved_by_merging(costs: CostModel, space: Space, block: int) -> float:
+    """Share of the main cost that is saved where one block merges as much as it may, and no other one merges more."""
+    counts = list(space.schedule(space.identity()))
+    least = 0 if space.tokens[block].choices[0] == 0 else -(-counts[block] // 2)
+    counts[block:] = [least] * (len(counts) - block)
+    return 1 - costs.within(tuple(counts)).base[MAIN.name] / costs.dense[MAIN.name]
 
 
 def _saved(costs: CostModel, space: Space, site: Site, size: int) -> float:

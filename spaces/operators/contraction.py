@@ -36,10 +36,11 @@ def contraction_sites(branch: Branch, multiple: int) -> FoundSites:
     """Widths of heads: of queries and keys, of values and output."""
     dense: int = branch.module.head_dim  # type: ignore[assignment]
     step = max(1, min(multiple, dense // 8))
+    choices = (*((step // 2,) if step > 1 else ()), *widths(dense, step))  # the smallest heads are most of a small budget
     refused = {"query_key": branch.obstacle(_QUERY_KEY_OBSTACLES), "value_output": branch.obstacle(VALUE_OUTPUT_OBSTACLES)}
     names: dict[Literal["query_key", "value_output"], str] = {"query_key": "qk", "value_output": "vo"}
     sites = [
-        Site(name=f"{branch.path}.{short}", branch=branch.path, kind=kind, choices=widths(dense, step))
+        Site(name=f"{branch.path}.{short}", branch=branch.path, kind=kind, choices=choices)
         for kind, short in names.items()
         if refused[kind] is None
     ]

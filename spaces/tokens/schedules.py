@@ -11,18 +11,17 @@ from spaces.sites import Space
 
 Schedule = tuple[int, ...]
 
-_SHARES = (0.12, 0.24, 0.36, 0.48, 0.6, 0.72, 0.84)  # of the patch tokens that are merged in all
+_SHARES = (0.12, 0.25, 0.4, 0.55, 0.7, 0.85)  # of the patch tokens that are merged in all
 
-# Name -> how much a block merges beside the others; blocks are at 0 (the first that may merge) to 1 (the last).
-_SHAPES: dict[str, Callable[[float], float]] = {
-    "constant": lambda place: 1.0,
-    "falling": lambda place: 1.0 - 5 / 6 * place,
-    "rising": lambda place: 1 / 6 + 5 / 6 * place,
-    "early": lambda place: float(place <= 0.7),
-    "late": lambda place: float(place >= 0.3),
-    "middle": lambda place: float(0.15 < place < 0.85),
+# Name -> whether a block merges, of blocks from 0 (the first that may) to 1 (the last). Those that merge do it alike.
+_SHAPES: dict[str, Callable[[float], bool]] = {
+    "constant": lambda place: True,
+    "early": lambda place: place <= 0.7,
+    "middle": lambda place: 0.15 < place < 0.85,
+    "late": lambda place: place >= 0.25,
+    "second half": lambda place: place >= 0.5,
 }
-_CUTS = 4  # blocks that merge, where few merge much
+_CUTS = (4, 2, 1)  # blocks that merge, evenly apart from the first on, where few merge much
 
 
 def schedules(space: Space) -> tuple[Schedule, ...]:
@@ -35,23 +34,23 @@ def schedules(space: Space) -> tuple[Schedule, ...]:
         return ((),)
     patches, tail = space.tokens[0].dense, space.tokens[-1].choices[0] == 0
     merging = len(space.tokens) - tail
-    counts = {tuple(_counts(patches, share, weights)) for weights in _weights(merging) for share in _SHARES}
+    counts = {tuple(_counts(patches, share, merges)) for merges in _weights(merging) for share in _SHARES}
     found = {(*schedule, *((0,) if tail else ())) for schedule in counts | {(patches,) * merging}}
     return tuple(sorted(found, key=lambda schedule: (sum(schedule), schedule), reverse=True))
 
 
-def _weights(blocks: int) -> Iterator[list[float]]:
-    """How much each of some blocks merges, in every shape."""
+def _weights(blocks: int) -> Iterator[list[bool]]:
+    """Which of some blocks merge, in every shape."""
     for shape in _SHAPES.values():
         yield [shape(block / max(1, blocks - 1)) for block in range(blocks)]
-    apart = -(-blocks // _CUTS)
-    yield [float(apart > 0 and block % apart == 0) for block in range(blocks)]
+    for cuts in _CUTS:
+        yield [block % -(-blocks // cuts) == 0 for block in range(blocks)]
 
 
-def _counts(patches: int, share: float, weights: Sequence[float]) -> Iterator[int]:
+def _counts(patches: int, share: float, merges: Sequence[bool]) -> Iterator[int]:
     """Tokens that leave each block: what a block cannot merge, since it would be more than half, the next ones do."""
-    left, whole = patches, sum(weights)
-    for merged in accumulate(weights):
+    left, whole = patches, sum(merges)
+    for merged in accumulate(merges):
         wanted = patches - round(patches * share * merged / whole) if whole else patches
         left = min(left, max(-(-left // 2), wanted))
         yield left

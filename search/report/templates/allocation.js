@@ -3,6 +3,7 @@
 const kinds = {
   query_key: "query/key width per head", value_output: "value/output width per head", ffn_hidden: "FFN neurons", rank: "rank",
   heads: "heads", rows: "whole rows beside the low rank", inputs: "inputs of the branch",
+  branch: "whether the branch is there", tokens: "patch tokens that leave the attention of the block",
 };
 
 // Term -> text, of one trial.
@@ -75,10 +76,25 @@ function heading(column, shown) {
   return made;
 }
 
-// The sites of the trial's own space: a recipe may cut elsewhere than the search does.
+// Whether a trial leaves the branch of a site out: then its sizes mean nothing.
+function isLeftOut(point, site) {
+  const branch = (each) => each.column.split(".")[0];
+  return data.sites.some((each, index) => each.kind === "branch" && each.block === site.block && branch(each) === branch(site)
+    && point.sizes[index] === 0);
+}
+
+function leftOut(site) {
+  const cell = element("td", "left out", "gone");
+  cell.title = `${site.name}: the branch is left out; its mean output stays as a bias`;
+  return cell;
+}
+
+// The sites of the trial's own space: a recipe may cut elsewhere than the search does. Tokens first: all else is of these.
 function drawSizes(point) {
-  const shown = data.spaces[point.space] ?? data.sites.map((_, index) => index);
+  const all = data.spaces[point.space] ?? data.sites.map((_, index) => index);
+  const shown = all.filter((index) => data.sites[index].kind !== "branch");
   const columns = [...new Set(shown.map((index) => data.sites[index].column))];
+  columns.sort((one, other) => (other === "tokens") - (one === "tokens"));
   const head = element("tr");
   head.append(element("th", "block"), ...columns.map((column) => heading(column, shown)));
   const rows = [...new Set(shown.map((index) => data.sites[index].block))].map((block) => {
@@ -87,7 +103,9 @@ function drawSizes(point) {
     first.scope = "row";
     row.append(first, ...columns.map((column) => {
       const index = shown.find((each) => data.sites[each].block === block && data.sites[each].column === column);
-      return index === undefined ? element("td") : bar(data.sites[index], point.sizes[index], pinnedSize(data.sites[index]));
+      if (index === undefined) return element("td");
+      const site = data.sites[index];
+      return isLeftOut(point, site) ? leftOut(site) : bar(site, point.sizes[index], pinnedSize(site));
     }));
     return row;
   });

@@ -32,7 +32,8 @@ function drawAlong() {
   const numbers = along();
   const used = new Set(numbers.flatMap((number) => data.spaces[data.points[number].space] ?? []));
   const shown = data.sites.map((_, index) => index).filter((index) => used.has(index) || !used.size);
-  const sizes = (index) => numbers.map((number) => data.points[number].sizes[index]);
+  const size = (point, index) => (isLeftOut(point, data.sites[index]) ? 0 : point.sizes[index]);
+  const sizes = (index) => numbers.map((number) => size(data.points[number], index));
   const names = shown.map((index) => data.sites[index].name);
   const every = Math.ceil(numbers.length / (narrow.matches ? 8 : 16)); // points of a long front have no room for a text each
   const ticks = numbers.map((_, at) => at).filter((at) => at % every === 0);
