@@ -39,7 +39,7 @@ def model_of(make_vit: MakeVit, name: str, **more: Any) -> nn.Module:
         resize(model, found, uneven(found, ALL_KEPT))
         generator = torch.Generator().manual_seed(2)
         with torch.no_grad():
-            for name_, parameter in model.blocks.named_parameters():  # type: ignore[operator,union-attr]
+            for name_, parameter in model.blocks.named_parameters():  # type: ignore[union-attr]
                 if parameter.ndim == 2:
                     parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
                 elif "norm" not in name_:

@@ -22,7 +22,7 @@ TAIL = (16, 16, 0)
 def all_reduced(model: nn.Module, keeps: int = PATCHES) -> nn.Module:
     """A model of which every block knows of sizes, and none merges."""
     prefix: int = model.num_prefix_tokens  # type: ignore[assignment]
-    blocks = [ReducedBlock(block, prefix, keeps, keeps, tracks=True) for block in model.blocks]  # type: ignore[union-attr,arg-type]
+    blocks = [ReducedBlock(block, prefix, keeps, keeps, tracks=True) for block in model.blocks]  # type: ignore[union-attr]
     model.blocks = ReducedBlocks(*blocks, prefix=prefix, gives_back=True)
     return model
 
@@ -95,9 +95,9 @@ def test_gradients_are_those_of_finite_differences(make_vit: MakeVit, images: Te
     (gradient,) = torch.autograd.grad(outputs_, weight)
     step = 1e-7 * gradient / gradient.norm()
     with torch.no_grad():
-        weight += step
+        weight.add_(step)
         above = model(images[:4].double()).square().sum()
-        weight -= 2 * step
+        weight.sub_(2 * step)
         below = model(images[:4].double()).square().sum()
     assert float((above - below) / 2e-7) == pytest.approx(float(gradient.norm()), rel=1e-3)
 
@@ -117,7 +117,7 @@ def test_an_average_of_tokens_weighs_them_by_size(make_vit: MakeVit, images: Ten
     tokens, sizes, _ = last_state(model, images)
     assert tokens.shape[1] == 5
     assert sizes.sum(1).tolist() == [PATCHES] * len(images)
-    assert len(sizes.unique()) > 2
+    assert len(set(sizes.flatten().tolist())) > 2
     with torch.no_grad():
         pooled = (tokens * sizes.unsqueeze(-1)).sum(1) / PATCHES
         wanted = model.head(model.fc_norm(pooled))  # type: ignore[operator]
@@ -142,7 +142,7 @@ def test_merging_tokens_that_are_alike_changes_nothing(make_vit: MakeVit, images
     model, prefix = model_of(make_vit, name), int(name != "averaged")
     twice = images.reshape(-1, 3, 4, 4, 4, 4)[..., ::2, :].repeat_interleave(2, dim=4).reshape(-1, 3, 16, 16)
     with torch.no_grad():
-        model.pos_embed[:, prefix::2] = model.pos_embed[:, prefix + 1 :: 2]  # type: ignore[index]
+        model.pos_embed[:, prefix::2] = model.pos_embed[:, prefix + 1 :: 2]  # type: ignore[index,operator]
         wanted = model.forward_features(twice)  # type: ignore[operator]
         found = reduced(model, (8, 8, 8)).forward_features(twice)  # type: ignore[operator]
     kept = 1 if reads_prefix_alone(model) else 1 + PATCHES
@@ -155,7 +155,7 @@ def test_sizes_weigh_as_so_many_copies_of_a_token(make_vit: MakeVit) -> None:
     dense = model.blocks[0]  # type: ignore[index]
     x, sizes = torch.randn(3, 7, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 1, 5, 2, 1, 4]).expand(3, -1)
     copies = torch.cat([torch.zeros(1, dtype=torch.long), 1 + torch.arange(6).repeat_interleave(sizes[0])])
-    block = ReducedBlock(copy.deepcopy(dense), 1, 6, 6, tracks=False).eval()  # type: ignore[arg-type]
+    block = ReducedBlock(copy.deepcopy(dense), 1, 6, 6, tracks=False).eval()
     with torch.no_grad():
         wanted = dense(x[:, copies])  # type: ignore[operator]
         for dtype, error in ((torch.float32, 1e-5), (torch.bfloat16, 0.05), (torch.float16, 0.01)):
