@@ -213,7 +213,7 @@ class Bench:
 def _fits(knapsack: Knapsack, frame: int, limits: dict[str, float]) -> bool:
     """Whether a frame has an allocation that keeps the limits."""
     try:
-        knapsack.choose(limits, np.zeros((1, len(knapsack.sites))), np.ones((1, 1)), np.array([frame]))  # type: ignore[arg-type]
+        knapsack.choose(limits, np.zeros((1, len(knapsack.sites))), np.ones((1, 1)), np.array([frame]))
     except AllocationError:
         return False
     return True
