@@ -28,7 +28,8 @@ def enqueue_baselines(
     """
     budgets = parametrisation.budgets
     study.enqueue(DENSE, budgets.space.identity())
-    study.enqueue(DENSE_TAIL, budgets.space.lossless())
+    if config.recipe is None:
+        study.enqueue(DENSE_TAIL, budgets.space.lossless())
     for target in range(len(budgets.targets)):
         if config.recipe is None:
             _enqueue_start(study, parametrisation, target)
