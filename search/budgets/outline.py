@@ -70,10 +70,10 @@ def outline_of(knapsack: Knapsack, limits: Mapping[Cost, float], low: float) -> 
         limits: of the target.
         low: lowest share of it that is aimed at.
     """
-    frames, shares = np.arange(len(knapsack.frames)), np.linspace(low, 1.0, _LOADS)
-    if len(frames) == 1:
+    count, shares = len(knapsack.frames), np.linspace(low, 1.0, _LOADS)
+    if count == 1:
         return Outline(shares, np.zeros((1, _LOADS)), knapsack.frames.features)
-    widths = np.array([_widths(knapsack, limits, shares, frame) for frame in frames])
+    widths = np.array([_widths(knapsack, limits, shares, frame) for frame in range(count)])
     expected = np.where(widths < UNREACHABLE, knapsack.frames.divergence_of(widths), UNREACHABLE)
     return Outline(shares, expected, knapsack.frames.features)
 
