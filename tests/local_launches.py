@@ -27,7 +27,7 @@ OPTIONS: dict[str, Any] = {
     "calibration_size": 256,
     "steps": 3,
     "target": ["flops=60%"],
-    "trials": 8,
+    "trials": 9,
     "device": "cpu",
     "threads": 1,
 }

@@ -53,8 +53,8 @@ def test_no_trial_begins_that_the_hours_do_not_allow(
     run = launch(config_of(tmp_path, max_hours=2.5, audit=4), reporter)
     assert len(run.trials) == 3
     few, late = (notice for notice in reporter.notices if not notice.startswith("the dense model"))
-    assert "1 of 8 is left to search with" in few
-    assert late == "no time is left within --max-hours after 3 of 8 trials: launch again to go on"
+    assert "1 of 9 is left to search with" in few
+    assert late == "no time is left within --max-hours after 3 of 9 trials: launch again to go on"
     assert run.audit is None, "for which no time is left either"
     reporter = Hourly(monkeypatch)
     assert len(launch(config_of(tmp_path, max_hours=2.5), reporter).trials) == 6
@@ -92,7 +92,7 @@ def test_a_clock_that_is_set_back_changes_nothing(tmp_path: Path, monkeypatch: p
         launch(config_of(tmp_path), Silent(stop_at=4))
     run = launch(config_of(tmp_path), Silent())
     pd.testing.assert_frame_equal(run.trials.drop(columns=TIMES), whole)
-    assert next(days) > 8, "nobody looked at it, for any trial"
+    assert next(days) > 9, "nobody looked at it, for any trial"
 
 
 class Launched:
@@ -138,7 +138,7 @@ def test_ctrl_c_finishes_the_trial_that_runs(tmp_path: Path) -> None:
         launched.wait_for(trial=1)
         launched.process.send_signal(signal.SIGINT)
         launched.read_until("finishing the trials that run; Ctrl-C again stops at once")
-        launched.read_until("trial 1 (warm start)")
+        launched.read_until("trial 1 (dense, tail)")
         assert launched.ends() == INTERRUPTED
     assert list(open_run(launched.run).trials["state"]) == ["COMPLETE"] * 2
     assert run_search.main([*launched.arguments, "--trials", "3"]) == 0

@@ -145,7 +145,7 @@ def test_a_result_without_room_in_the_journal_is_repeated(
     assert not list(tmp_path.rglob(".*partial"))
     reporter = Silent()
     pd.testing.assert_frame_equal(trials_of(launch(config_of(tmp_path), reporter)), whole)
-    assert [trial.proposal.number for trial in reporter.trials] == [3, 4, 5, 6, 7]
+    assert [trial.proposal.number for trial in reporter.trials] == [3, 4, 5, 6, 7, 8]
 
 
 def test_weights_without_room_end_the_search_until_there_is_some(tmp_path: Path, room: Callable[[int], None]) -> None:
@@ -159,7 +159,7 @@ def test_weights_without_room_end_the_search_until_there_is_some(tmp_path: Path,
     after = launch(config_of(tmp_path), Silent())
     assert list(after.trials["state"][: len(before)]) == before
     assert (after.trials["state"][len(before) :] == "COMPLETE").all()
-    assert len(after.trials) == 8
+    assert len(after.trials) == 9
 
 
 def test_a_trial_beyond_its_time_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
