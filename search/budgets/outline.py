@@ -8,8 +8,10 @@ import numpy as np
 from objectives.cost.spec import Cost
 from search.budgets.knapsack import Knapsack
 from search.budgets.options import Floats, Indices
+from spaces.errors import AllocationError
 
 _LOADS = 9  # shares of a target that frames are compared on
+UNREACHABLE = 1e9  # nats, of a frame that cannot keep a budget: where merging takes longer than it saves, say
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +27,12 @@ class Outline:
     shares: Floats
     widths: Floats
     parts: Floats
+
+    @property
+    def least(self) -> Floats:
+        """The lowest of the shares that every frame keeps, [frames]; infinite where it keeps none."""
+        kept = self.widths < UNREACHABLE
+        return np.where(kept.any(1), self.shares[kept.argmax(1)], np.inf)
 
     def best(self, share: float) -> int:
         """The frame of least expected divergence on a share of the target."""
@@ -62,10 +70,21 @@ def outline_of(knapsack: Knapsack, limits: Mapping[Cost, float], low: float) -> 
         limits: of the target.
         low: lowest share of it that is aimed at.
     """
-    frames, shares = np.arange(len(knapsack.frames)), np.linspace(low, 1.0, _LOADS)
-    if len(frames) == 1:
+    count, shares = len(knapsack.frames), np.linspace(low, 1.0, _LOADS)
+    if count == 1:
         return Outline(shares, np.zeros((1, _LOADS)), knapsack.frames.features)
-    zeros = np.zeros((len(frames), len(knapsack.sites)))
-    chosen = knapsack.choose(limits, zeros, np.tile(shares, (len(frames), 1)), frames)
-    widths = np.stack([knapsack.features(part, frames)[:, : len(knapsack.sites)].sum(1) for part in chosen.swapaxes(0, 1)], 1)
-    return Outline(shares, knapsack.frames.divergence_of(widths), knapsack.frames.features)
+    widths = np.array([_widths(knapsack, limits, shares, frame) for frame in range(count)])
+    expected = np.where(widths < UNREACHABLE, knapsack.frames.divergence_of(widths), UNREACHABLE)
+    return Outline(shares, expected, knapsack.frames.features)
+
+
+def _widths(knapsack: Knapsack, limits: Mapping[Cost, float], shares: Floats, frame: int) -> list[float]:
+    """Errors of the least-error widths inside a frame on shares of a target; a huge one where it cannot keep a share."""
+    zeros, frames = np.zeros((1, len(knapsack.sites))), np.array([frame])
+    try:
+        (chosen,) = knapsack.choose(limits, zeros, shares[None], frames)
+    except AllocationError:
+        if len(shares) == 1:
+            return [UNREACHABLE]
+        return [error for share in shares for error in _widths(knapsack, limits, np.array([share]), frame)]
+    return knapsack.features(chosen)[:, : len(knapsack.sites)].sum(1).tolist()  # type: ignore[no-any-return]

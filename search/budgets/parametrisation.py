@@ -173,6 +173,8 @@ class Multipliers:
         chosen = np.empty((len(keys), self.knapsack.branches), dtype=int)
         for target in np.unique(targets):
             rows, limits = np.flatnonzero(targets == target), self.budgets.targets[target]
+            if len(self.knapsack.frames) > 1:  # a frame that cannot keep a budget gives way to the first, which can
+                frames[rows] = np.where(shares[rows] < self.outline(int(target)).least[frames[rows]], 0, frames[rows])
             chosen[rows] = self.knapsack.solve(limits, multipliers[rows], shares[rows], frames[rows])
         loads = np.stack([self.loads(chosen, frames, target) for target in range(len(self.budgets.targets))], axis=1)
         return Decoded(chosen, frames, multipliers, self.knapsack.features(chosen, frames), loads)

@@ -166,8 +166,13 @@ class Draw:
         multipliers = np.concatenate([drawn[:, : self._sites], np.clip(parents, -SPAN, SPAN)])
         low = self._parametrisation.budgets.lows[self._target]
         shares = np.concatenate([shares, self._rng.uniform(low, 1.0, (len(parents), _LOADS))])
-        each = np.repeat(np.concatenate([of_draws, frames]), _LOADS)
-        chosen = self._parametrisation.choose(self._target, multipliers, shares, each[::_LOADS]).reshape(shares.size, -1)
+        of_rows = np.concatenate([of_draws, frames])
+        if len(self._parametrisation.knapsack.frames) > 1:
+            least = self._parametrisation.outline(self._target).least
+            of_rows = np.where(np.isfinite(least[of_rows]), of_rows, 0)
+            shares = np.maximum(shares, least[of_rows, None])
+        each = np.repeat(of_rows, _LOADS)
+        chosen = self._parametrisation.choose(self._target, multipliers, shares, of_rows).reshape(shares.size, -1)
         pool, seen = self._of(np.repeat(multipliers, _LOADS, axis=0), chosen, each), set(map(bytes, self._tried.features))
         new = np.array([bytes(row) not in seen for row in pool.features])
         return (pool[new], shares.ravel()[new]) if new.any() else (pool, shares.ravel())
