@@ -124,7 +124,7 @@ def test_baselines_are_never_stopped() -> None:
     assert reason_to_stop(trial(9).proposal, TRIALS, *hopeless) == (
         "stopped at step 10 of 40: error 99.00%, dominated by trial 0 (20.00% there)"
     )
-    for label in ("dense", "warm start", "uniform", "random", "vtp"):
+    for label in ("dense", "dense, tail", "warm start", "widths alone", "uniform", "random", "vtp"):
         assert reason_to_stop(trial(9, label=label).proposal, TRIALS, *hopeless) is None
 
 
@@ -321,8 +321,8 @@ def test_resumed_after_stopped_trials_proposes_as_uninterrupted(tmp_path: Path, 
 # A whole search: every second proposal of the sampler is hopeless
 
 
-TRIALS_PER_RUN, BASELINES = 13, 7
-HOPELESS = [8, 10, 12]
+TRIALS_PER_RUN, BASELINES = 14, 8
+HOPELESS = [9, 11, 13]
 
 
 @pytest.fixture(scope="module")
@@ -357,9 +357,12 @@ def _spoilt() -> Iterator[None]:
 
 
 def searched(folder: Path, dense: Path, **options: Any) -> SearchConfig:
-    # By a sampler whose hopeless proposals have a cheaper trial each to be compared with.
+    # By a sampler whose hopeless proposals have a cheaper trial each to be compared with, and over widths alone: proposals that
+    # drop a branch or merge many tokens are rightly stopped too.
     given = {"checkpoint": str(dense), "steps": 8, "trials": TRIALS_PER_RUN, "rungs": [0.25, 0.5], "sampler": "tpe"}
-    return SearchConfig.from_flat({**OPTIONS, **given, "output": str(folder / "run"), **options})
+    return SearchConfig.from_flat(
+        {**OPTIONS, **given, "tokens": False, "drop": False, "output": str(folder / "run"), **options}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -396,7 +399,7 @@ def test_hopeless_candidates_are_stopped_and_recorded(run: Run) -> None:
 @pytest.mark.slow
 def test_the_page_lists_them_apart_from_failures(run: Run) -> None:
     page = Page((run.directory / "report.html").read_text(encoding="utf-8"))
-    assert "10 finished · 3 stopped early" in page.words
+    assert "11 finished · 3 stopped early" in page.words
     assert "3 trials stopped early" in page.words
     assert "without a result" not in page.words
     assert not {str(number) for number in HOPELESS} & set(page.data["points"])
@@ -407,21 +410,21 @@ def test_the_page_lists_them_apart_from_failures(run: Run) -> None:
 def test_the_terminal_says_why(dense: Path, tmp_path: Path) -> None:
     text = io.StringIO()
     with Display(Console(file=text, width=130)) as display:
-        launch(searched(tmp_path, dense, trials=9), display)
-    (line,) = [line for line in text.getvalue().splitlines() if line.startswith("trial 8:")]
+        launch(searched(tmp_path, dense, trials=10), display)
+    (line,) = [line for line in text.getvalue().splitlines() if line.startswith("trial 9:")]
     assert "of MACs, stopped at step 2 of 8: error 100.00%, dominated by trial " in line
 
 
 @pytest.mark.slow
 def test_a_stopped_trial_has_no_model_to_export(run: Run) -> None:
-    with pytest.raises(RunError, match=r"trial 8 .* was not finished \(stopped at step 2 of 8: .*\): choose one of the front"):
-        export(run, trial=8)
+    with pytest.raises(RunError, match=r"trial 9 .* was not finished \(stopped at step 2 of 8: .*\): choose one of the front"):
+        export(run, trial=9)
     assert not (run.directory / "export").exists()
 
 
 @pytest.mark.slow
 def test_interrupted_and_continued_stops_the_same_ones(run: Run, dense: Path, tmp_path: Path) -> None:
-    for stop_at in (8, 9, 12):
+    for stop_at in (9, 10, 13):
         with pytest.raises(KeyboardInterrupt):
             launch(searched(tmp_path / "again", dense), Silent(stop_at=stop_at))
     again = launch(searched(tmp_path / "again", dense), Silent())
