@@ -62,9 +62,9 @@ def ours(problem: Problem, arguments: argparse.Namespace, log: Log, stages: Stag
     with ExitStack() as stack:
         if arguments.limit is None:
             options |= {"output": str(run_of(arguments)), "trials": arguments.trials, "baselines": ("none",)}
-        else:  # the dense reference comes first
+        else:  # two dense references come first
             folder = stack.enter_context(tempfile.TemporaryDirectory())
-            options |= {"output": str(Path(folder) / "run"), "trials": arguments.trials + 1, "baselines": ("none",)}
+            options |= {"output": str(Path(folder) / "run"), "trials": arguments.trials + 2, "baselines": ("none",)}
             options |= {"target": (f"flops={arguments.limit:g}%",), "band": BAND}
         watch(stages, stack)
         launch(SearchConfig.from_flat(options), Recorder(log, stages))

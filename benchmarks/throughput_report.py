@@ -26,14 +26,21 @@ def report(records: Sequence[Record]) -> None:
 
 
 def grouped(records: Sequence[Record]) -> Groups:
-    """The records of every key in order; of candidates those of the last process that measured any."""
+    """The records of every key in order; of candidates the last process that measured any, from its last reference on."""
     groups = defaultdict(list)
     for record in records:
         groups[record.key].append(record)
     for key, found in groups.items():
         if key.part == "candidates":
-            groups[key] = [record for record in found if record.process == found[-1].process]
+            measured = [record for record in found if record.process == found[-1].process]
+            references = [place for place, record in enumerate(measured) if record.share > limit_of(key.budget)]
+            groups[key] = measured[max(references, default=0) :]
     return groups
+
+
+def limit_of(budget: float | None) -> float:
+    """The share of the MACs that a budget in percent allows."""
+    return 1.0 if budget is None else budget / 100
 
 
 def seconds(record: Record) -> float:
@@ -62,7 +69,10 @@ def candidates(groups: Groups) -> None:
     for (budget, engine), turns in sorted(rows.items(), key=lambda row: (row[0][0] or 0, row[0][1])):
         each = [statistics.mean(differences(found, "cpu" if unit == "CPU s" else "wall")) for found in turns]
         walls = [statistics.mean(differences(found, "wall")) for found in turns]
-        took, kept = statistics.median(each), statistics.mean(record.share for record in turns[-1] if record.share < 1)
+        took, kept = (
+            statistics.median(each),
+            statistics.mean(record.share for record in turns[-1] if record.share <= limit_of(budget)),
+        )
         naive.setdefault(budget, took) if engine == "naive" else None
         whole = statistics.median(seconds(found[-1]) - found[-1].seconds.get(APART, 0.0) for found in turns)
         ratio = f"{naive[budget] / took:.2f}" if budget in naive else "–"

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from naive import MULTIPLE, build, count_macs, first, layers, prune_neurons, tru
 from ready_made import library, patched
 from stages import IMPORTS, REST, Stages
 from throughput_records import Key, Log, Record, read
-from throughput_report import growth, reached
+from throughput_report import grouped, growth, reached
 from torch import nn
 
 ROOT = Path(__file__).parents[1]
@@ -126,6 +127,13 @@ def test_when_ours_was_as_far_as_the_other() -> None:
     assert growth(naive) == pytest.approx([0.25, 0.375, 0.375])
     assert "with trial 4, after 6.0 CPU s: 5.0 times sooner" in reached(ours, growth(naive)[-1], naive[-1], "CPU s")
     assert "has not reached it: 0.0800 after 2 trials" in reached(ours[:2], growth(naive)[-1], naive[-1], "CPU s")
+
+
+def test_candidates_are_those_after_the_last_reference() -> None:
+    key = replace(KEY, part="candidates", budget=60.0)
+    found = [replace(record(number, share, 0.5, 1.0), key=key) for number, share in enumerate((1.0, 0.8, 0.6, 0.58))]
+    assert [each.number for each in grouped(found)[key]] == [1, 2, 3]
+    assert [each.number for each in grouped(found[2:])[key]] == [2, 3]
 
 
 def record(number: int, share: float, error: float, cpu: float) -> Record:
