@@ -63,7 +63,7 @@ def test_a_merging_block_by_hand(make_vit: MakeVit) -> None:
     assert costs.count(allocation, "macs") - costs.count(narrow, "macs") == narrower
 
 
-@pytest.mark.parametrize("name", ["full", "heads"])
+@pytest.mark.parametrize("name", ["full"])
 @pytest.mark.parametrize("kind", [*TOKENS, "features"])
 def test_closed_form_equals_both_counters_on_every_schedule(make_vit: MakeVit, kind: str, name: str) -> None:
     """With dense widths, with all of them cut, and with some branches dropped; blocks of another number in every turn."""

@@ -20,7 +20,7 @@ from objectives.deploy.formats import write_formats
 from objectives.deploy.onnx_file import checked_onnx
 from objectives.deploy.pt2_archive import load_archive
 
-KINDS = ("distilled", "registers", "averaged", "no classes", "contracted", "low-rank", "selected inputs")
+KINDS = ("distilled", "averaged", "no classes", "contracted", "low-rank")
 BATCHES = (1, 5)
 
 
