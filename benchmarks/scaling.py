@@ -53,7 +53,7 @@ from search.runners.base import Listener, Runner
 from search.runners.resources import MachineConfig
 from search.study.study import Study
 from search.terminal.display import Display
-from search.trial import Job, Outcome, Proposal, Screened, Screening, Trial
+from search.trial import Ended, Job, Outcome, Proposal, Screening, Trial
 from spaces.allocation import Allocation
 from spaces.models.create import ModelConfig
 
@@ -99,7 +99,7 @@ class Spans:
         self._jobs[job.number] = job
         self.runner.submit(job, folder)
 
-    def wait(self, timeout: float = 1.0) -> Outcome | Screened | None:
+    def wait(self, timeout: float = 1.0) -> Ended | None:
         ended = self.runner.wait(timeout)
         if ended is not None:
             job, now = self._jobs.pop(ended.number), time.monotonic()

@@ -133,6 +133,13 @@ class DenseModel:
             save_answers(path, answers)
         return answers
 
+    def rung_answers(self, most: int) -> list[Tensor]:
+        """Those on at most so many images of the search split: on every batch of `RunBatches.search`."""
+        answers = torch.cat(self.answers)
+        if self.data.size("search") is None:  # of a stream the first ones
+            return list(torch.split(answers[:most], self.objective.data.eval_batch_size))
+        return [answers[places] for places in self.data.places(len(answers), most)]
+
     @cached_property
     def costs(self) -> CostModel:
         """All costs of the space: with latency where the objective has it."""

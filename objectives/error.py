@@ -1,10 +1,11 @@
 """How wrong a model is: top-1 error, and its divergence from the dense model."""
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,13 +13,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from objectives.outcomes import Outcomes, joined, outcomes_of
 from objectives.runtime.distributed import ALONE, Group
 from spaces.errors import CheckpointError, DataError, DivergedError
 from spaces.files import write_json
 from spaces.schema import NUMBER, SHARE, SIZE, WHOLE, Maybe, read_json
 from spaces.tensors import save_tensors
 
-_SCHEMA = {"error": SHARE, "kl": Maybe(NUMBER), "count": SIZE, "confusion": Maybe([(WHOLE, WHOLE, SIZE)])}
+_SCHEMA = {
+    "error": SHARE, "kl": Maybe(NUMBER), "count": SIZE, "cross_entropy": Maybe(NUMBER),
+    "confusion": Maybe([(WHOLE, WHOLE, SIZE)]),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,17 +34,25 @@ class Evaluation:
         error: top-1 error in [0, 1].
         kl: mean KL divergence from the dense model's class probabilities, in nats; None without them.
         count: number of images.
+        cross_entropy: mean cross-entropy of the labels, in nats; None where it was not measured.
         confusion: (label, answer, images) of every such pair that occurs; None where it was not counted.
+        outcomes: of every image; None where they were not kept.
     """
 
     error: float
     kl: float | None
     count: int
+    cross_entropy: float | None = None
     confusion: tuple[tuple[int, int, int], ...] | None = None
+    outcomes: Outcomes | None = field(default=None, repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; without the single images."""
+        return {name: getattr(self, name) for name in _SCHEMA}
 
     def save(self, path: Path) -> None:
         """Write it atomically as JSON."""
-        write_json(path, asdict(self))
+        write_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: Path) -> "Evaluation":
@@ -52,7 +65,7 @@ class Evaluation:
             content = read_json(path, _SCHEMA)
             pairs = content["confusion"]
             confusion = None if pairs is None else tuple((label, answer, images) for label, answer, images in pairs)
-            return cls(error=float(content["error"]), kl=content["kl"], count=content["count"], confusion=confusion)
+            return cls(**{**content, "error": float(content["error"]), "confusion": confusion})
         except (OSError, ValueError) as error:
             raise CheckpointError(f"figures {path} cannot be read ({error}): delete it to measure them again") from error
 
@@ -126,25 +139,34 @@ def compare(
     outputs: Iterable[tuple[Tensor, Tensor]], dense: Sequence[Tensor] | None = None, group: Group = ALONE
 ) -> Evaluation:
     """`evaluate` on outputs that are there already: logits or log-probabilities [B, classes], and labels [B]."""
-    wrong, divergence, count = 0.0, 0.0, 0.0
+    found, is_finite = list[Outcomes](), True
     for index, (logits, labels) in enumerate(outputs):
         logits = logits.float().cpu()
-        if not bool(logits.isfinite().all()):
-            divergence = math.nan  # told to the other processes with the sums, so that all raise together
-            break
+        is_finite = bool(logits.isfinite().all())
+        if not is_finite:
+            break  # told to the other processes, so that all raise together
         if int(labels.max()) >= logits.shape[1] or int(labels.min()) < 0:
             raise DataError(f"label {int(labels.max())} has no class in a model of {logits.shape[1]} classes")
-        wrong += int((logits.argmax(-1) != labels).sum())
-        if dense is not None:
-            log_q = F.log_softmax(logits, dim=-1)
-            divergence += float(F.kl_div(log_q, dense[index], reduction="sum", log_target=True))
-        count += len(labels)
-    wrong, divergence, count = group.total(wrong, divergence, count)
-    if math.isnan(divergence):
+        found.append(outcomes_of(logits, labels, None if dense is None else dense[index]))
+    everywhere = group.gathered((found, is_finite))
+    if not all(finite for _, finite in everywhere):
         raise DivergedError("the model's outputs are not finite")
-    if count == 0:
+    in_turn = [part for parts in zip_longest(*(parts for parts, _ in everywhere)) for part in parts if part is not None]
+    if not in_turn:
         raise DataError("no image to evaluate on")
-    return Evaluation(error=wrong / count, kl=max(0.0, divergence / count) if dense is not None else None, count=int(count))
+    return evaluation_of(joined(in_turn))
+
+
+def evaluation_of(outcomes: Outcomes) -> Evaluation:
+    """The figures of single images, put together."""
+    wrong, kl = outcomes.wrong.double(), outcomes.kl
+    return Evaluation(
+        error=float(wrong.mean()),
+        kl=None if kl is None else max(0.0, float(kl.double().mean())),
+        count=len(wrong),
+        cross_entropy=float(outcomes.cross_entropy.double().mean()),
+        outcomes=outcomes,
+    )
 
 
 def confusion(outputs: Sequence[Tensor], labels: Sequence[Tensor]) -> tuple[tuple[int, int, int], ...]:

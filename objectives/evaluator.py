@@ -1,6 +1,7 @@
 """Evaluator: from an allocation to its score. Built once for a dense model, it evaluates many candidates."""
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -67,6 +68,34 @@ class Evaluator:
             outputs = (model(batch) for batch in screening.images)
             return divergence(outputs, screening.answers, classes=True, where="a candidate")
 
+    def probe(self, allocation: Allocation, lr: float, steps: int) -> float:
+        """Divergence of a candidate from the dense model after a fine-tune at another learning rate, on the rung images.
+
+        Args:
+            allocation: one of the space.
+            lr: peak learning rate.
+            steps: optimiser steps, over which the whole schedule is spread.
+
+        Returns:
+            In nats; NaN where the fine-tune diverged.
+        """
+        dense = self.dense
+        config = replace(dense.objective.finetune, lr=lr, steps=steps)
+
+        def attempt(parts: int) -> float:
+            seed_everything(dense.objective.seed)
+            model = self.build(allocation).to(dense.device)
+            for _ in finetune(model, dense.batches.training(steps, dense.objective.seed, parts=parts), config, parts=parts):
+                pass
+            kl = self.alone().on_rung_images(model, parts).kl
+            assert kl is not None
+            return kl
+
+        try:
+            return within_memory(attempt)
+        except DivergedError:
+            return math.nan
+
     def evaluate(
         self,
         allocation: Allocation,
@@ -75,6 +104,7 @@ class Evaluator:
         weights: Path | None = None,
         on_rung: OnRung | None = None,
         checkpoint: Path | None = None,
+        outcomes: Path | None = None,
     ) -> Score:
         """Build, fine-tune and measure one candidate; once more with batches in two parts where that ran out of memory.
 
@@ -91,6 +121,7 @@ class Evaluator:
             checkpoint: file for the state at the last rung that was passed (safetensors), until the candidate is measured.
                 Where it has this candidate's, from a process that was killed, the fine-tune goes on from there, and no rung
                 is asked again: on a CPU the result is that of an uninterrupted one, to the bit.
+            outcomes: file for what the fine-tuned model made of every image of the search split (safetensors).
 
         Raises:
             AllocationError: the space does not offer it.
@@ -106,7 +137,7 @@ class Evaluator:
             model = self.build(allocation)
             batches = dense.batches.training(config.steps, seed, self.group, parts)
             try:
-                score = self.finish(model, costs, batches, saved.began, 0, on_step, weights, on_rung, parts, saved)
+                score = self.finish(model, costs, batches, saved.began, 0, on_step, weights, on_rung, parts, saved, outcomes)
             except DivergedError:
                 saved.remove()
                 raise
@@ -130,6 +161,7 @@ class Evaluator:
         on_rung: OnRung | None = None,
         parts: int = 1,
         checkpoint: Checkpoint | None = None,
+        outcomes: Path | None = None,
     ) -> Score:
         """Measure a model as it is (`Objective.split_before`), fine-tune it for the steps that are left, and measure it.
 
@@ -144,9 +176,10 @@ class Evaluator:
             on_rung: told the error at every rung, answers whether to stop.
             parts: how many every batch is split in.
             checkpoint: keeps the state at rungs; where it has one, the fine-tune goes on from there.
+            outcomes: file for what it made of every image of the search split; not kept if None, or if it was stopped.
         """
         if not self.group.leads:
-            on_step, weights, on_rung = lambda step: None, None, None
+            on_step, weights, on_rung, outcomes = lambda step: None, None, None, None
         config, model = self.dense.objective.finetune, model.to(self.dense.device)
         checkpoint = checkpoint or Checkpoint(None)
         passed = checkpoint.passed or Passed(before=self._before(model, parts))
@@ -162,14 +195,18 @@ class Evaluator:
         after = None if stopped else before if is_measured else self._measure(model, passed.parts)
         if weights is not None and after is not None:
             save_tensors(weights, model.state_dict())
+        if outcomes is not None and after is not None and after.outcomes is not None:
+            after.outcomes.save(outcomes)
         assert before.kl is not None
         return Score(
             error=after.error if after else None,
             error_before=before.error,
             kl=after.kl if after else None,
             kl_before=before.kl,
+            cross_entropy=after.cross_entropy if after else None,
             costs=dict(costs),
             steps=max(rungs) if after is None else config.steps,
+            kept_step=None if after is None else config.steps,
             seconds=time.perf_counter() - start,
             parts=passed.parts,
             rungs=rungs,
@@ -190,12 +227,17 @@ class Evaluator:
         for step in steps:
             on_step(step)
             if step.step in reached:
-                errors[step.step] = evaluate(model, self._search(RUNG_IMAGES), None, passed.parts, self.group).error
+                errors[step.step] = self.on_rung_images(model, passed.parts).error
                 model.train()
                 if self.group.agree(on_rung is not None and on_rung(step.step, errors[step.step])):
                     return errors, True
                 checkpoint.save(replace(passed, step=step.step, rungs=dict(errors)))
         return errors, False
+
+    def on_rung_images(self, model: nn.Module, parts: int = 1) -> Evaluation:
+        """Figures of a model on at most `RUNG_IMAGES` images of the search split; it is in evaluation mode afterwards."""
+        turns = slice(self.group.rank, None, self.group.size)
+        return evaluate(model, self._search(RUNG_IMAGES), self.dense.rung_answers(RUNG_IMAGES)[turns], parts, self.group)
 
     def _before(self, model: nn.Module, parts: int) -> Evaluation:
         """Figures of a model as built, on the images that candidates are screened with unless the objective says otherwise."""

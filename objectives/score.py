@@ -14,10 +14,12 @@ class Score:
         error: top-1 error after the short fine-tune, in [0, 1]; None where that was stopped at a rung.
         error_before: top-1 error as built from the factors, before any training.
         kl, kl_before: mean KL divergence from the dense model after and before it, in nats; likewise.
+        cross_entropy: mean cross-entropy of the labels after the fine-tune, in nats; likewise.
         costs: cost -> figure, in the cost's unit; those that the search knows.
         steps: optimiser steps paid: those of the fine-tune, and those of a recipe before it.
         seconds: wall time of building, training and evaluating; not of an attempt that ran out of memory.
         parts: how many every batch was split in, so that the candidate fitted in memory.
+        kept_step: optimiser step whose weights were kept, 0 for those as built; None where the fine-tune was stopped.
         rungs: optimiser step -> top-1 error there, on at most `RUNG_IMAGES` images of the search split.
     """
 
@@ -28,6 +30,8 @@ class Score:
     costs: Mapping[Cost, float]
     steps: int
     seconds: float
+    cross_entropy: float | None = None
+    kept_step: int | None = None
     parts: int = 1
     rungs: Mapping[int, float] = field(default_factory=dict)
 
@@ -39,4 +43,4 @@ class Score:
 
 def figure_names(costs: Iterable[Cost]) -> tuple[str, ...]:
     """Names of a score's figures as tables have them, where it has these costs."""
-    return ("error", "error_before", "kl", "kl_before", *costs, "steps", "seconds")
+    return ("error", "error_before", "kl", "kl_before", "cross_entropy", *costs, "steps", "kept_step", "seconds")

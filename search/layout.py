@@ -4,7 +4,7 @@ from pathlib import Path
 
 # In config.yaml, pareto.json and env.json. Raise it with every change that makes an old run unreadable, or a new run unreadable
 # for the version before. Other files of a run are read after one of these.
-RUN_FORMAT = 3
+RUN_FORMAT = 4
 ANOTHER_RUN = "search again with another --output"  # what to do about a run of an older format
 
 
@@ -15,6 +15,7 @@ TRIALS, SUMMARY, ENVIRONMENT = "trials.csv", "pareto.json", "env.json"
 
 
 WEIGHTS, METRICS, STDERR, CHECKPOINT = "weights.safetensors", "metrics.jsonl", "stderr.log", "checkpoint.safetensors"
+OUTCOMES = "outcomes.safetensors"
 
 
 RUNNING = "running.json"
@@ -32,6 +33,11 @@ JOURNAL = "study.journal"
 def weights_of(directory: Path, number: int) -> Path:
     """Where the weights of a trial on the front lie."""
     return directory / "front" / f"{number:04d}.safetensors"
+
+
+def outcomes_of(directory: Path, number: int) -> Path:
+    """Where lies what a trial made of every single image of the search split."""
+    return directory / "trials" / f"{number:04d}" / OUTCOMES
 
 
 def weights_in(scratch: Path, name: str) -> Path:

@@ -67,7 +67,24 @@ class Screening:
     candidates: tuple[Allocation, ...]
 
 
-Job = Proposal | Screening
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """A fine-tune that is no trial, to see what a learning rate does.
+
+    Attributes:
+        number: of the job; below 0, since trials have the others.
+        allocation: what to build.
+        lr: peak learning rate.
+        steps: optimiser steps, over which the whole schedule is spread.
+    """
+
+    number: int
+    allocation: Allocation
+    lr: float
+    steps: int
+
+
+Job = Proposal | Screening | Probe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +114,17 @@ class Screened:
 
     number: int
     divergences: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probed:
+    """Divergence of a probe from the dense model after its fine-tune, in nats, on the rung images; NaN where it diverged."""
+
+    number: int
+    kl: float
+
+
+Ended = Outcome | Screened | Probed
 
 
 @dataclass(frozen=True, kw_only=True)

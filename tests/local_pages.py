@@ -127,8 +127,19 @@ def _trials(count: int, space: Space, costs: Sequence[str], random: np.random.Ge
     table: dict[str, Any] = {"number": np.arange(count), "state": state, "space": space.name, "seed": 0, "seconds": 60.0}
     table["label"] = ["dense", *[None] * (count - 1)]
     table["reason"] = [{"COMPLETE": None, "FAIL": "the loss is NaN"}.get(each, "dominated by trial 1") for each in state]
-    table |= {"error": np.where(done, error, np.nan), "error_before": error + 0.05, "kl": error / 5, "kl_before": error / 3}
-    table |= {"rung": np.where(done, np.nan, 50), "rung_error": np.where(state == "PRUNED", error + 0.1, np.nan), "steps": 100}
+    table |= {
+        "error": np.where(done, error, np.nan),
+        "error_before": error + 0.05,
+        "cross_entropy": 2 * error,
+        "kl": error / 5,
+        "kl_before": error / 3,
+    }
+    table |= {
+        "rung": np.where(done, np.nan, 50),
+        "rung_error": np.where(state == "PRUNED", error + 0.1, np.nan),
+        "steps": 100,
+        "kept_step": 100,
+    }
     for at, cost in enumerate(costs):
         share = np.where(state == "FAIL", np.nan, kept ** (1 - 0.1 * at))
         table |= {cost: DENSE[cost] * share, f"{cost}_kept": share}

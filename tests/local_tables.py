@@ -18,8 +18,10 @@ def finished(number: int, costs: Mapping[Cost, float], dense: Mapping[Cost, floa
     fields = {
         "state": "COMPLETE", "label": None, "space": "contract", "reason": None,
         "error": 0.5, "error_before": 0.6, "kl": 0.1, "kl_before": 0.2,
+        "cross_entropy": 0.7,
         "costs": costs, "kept": {cost: value / dense[cost] for cost, value in costs.items()},
-        "steps": 100, "seconds": 3.0, "rung": None, "rung_error": None, "seed": 0, "ended": ENDED, "allocation": Allocation({}),
+        "steps": 100, "kept_step": 100, "seconds": 3.0,
+        "rung": None, "rung_error": None, "seed": 0, "ended": ENDED, "allocation": Allocation({}),
     }  # fmt: skip
     return FinishedTrial(number=number, **{**fields, **changes})
 

@@ -18,7 +18,7 @@ FORBIDDEN = {"spaces": {"optuna", "ray", "pandas", "fvcore"}, "objectives": {"op
 ROOMS = {
     "spaces": "version lazy errors format_number schema locks scratch files tensors modules allocation sites statistics models "
     "branches tokens operators vit factors folder",
-    "objectives": "units cost score runtime error latency pictures data training deploy objective profile divergence "
+    "objectives": "units cost score runtime outcomes error latency pictures data training deploy objective profile divergence "
     "sensitivity frames merging dropping narrowing measured_frames dense_model evaluator forecast recipes",
     "search": "layout masking paths values optuna_internals pareto trial budgets runners samplers config run report "
     "study browse fidelity deploy driver terminal",

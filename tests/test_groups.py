@@ -16,7 +16,7 @@ from search.layout import WEIGHTS
 from search.runners.base import Listener
 from search.runners.ray_actors import RayRunner
 from search.runners.resources import MachineConfig
-from search.trial import Outcome, Proposal, Screened, Screening
+from search.trial import Ended, Outcome, Proposal, Screened, Screening
 from spaces.allocation import Allocation
 
 pytestmark = pytest.mark.slow
@@ -54,7 +54,7 @@ class Run:
         assert isinstance(found, Outcome)
         return found
 
-    def ended(self) -> Outcome | Screened:
+    def ended(self) -> Ended:
         end = time.monotonic() + PATIENCE
         while (found := self.runner.wait()) is None:
             assert time.monotonic() < end

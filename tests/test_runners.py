@@ -34,7 +34,7 @@ from search.runners.job import compute
 from search.runners.ray_actors import RayRunner
 from search.runners.resources import MachineConfig
 from search.runners.tune import TuneRunner
-from search.trial import Job, Outcome, Proposal, Screened, Screening
+from search.trial import Ended, Job, Outcome, Proposal, Screened, Screening
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError
 from spaces.models.create import create_model
@@ -87,9 +87,9 @@ class Place:
     def folder(self, number: int) -> Path:
         return self.directory / "trials" / f"{number:04d}"
 
-    def run(self, *jobs: Job, limit: float | None = None) -> dict[int, Outcome | Screened]:
+    def run(self, *jobs: Job, limit: float | None = None) -> dict[int, Ended]:
         """What the jobs came to, begun as there is room for them."""
-        waiting, ended, limit_before = list(jobs), dict[int, Outcome | Screened](), self.runner.limit
+        waiting, ended, limit_before = list(jobs), dict[int, Ended](), self.runner.limit
         self.runner.limit = limit
         while len(ended) < len(jobs):
             while waiting and self.runner.free:

@@ -137,6 +137,7 @@ def evaluate_recipe(
     seed: int,
     on_step: OnStep = lambda step: None,
     weights: Path | None = None,
+    outcomes: Path | None = None,
 ) -> tuple[Score, Allocation]:
     """Run a recipe, fine-tune what it makes, and measure it: `Evaluator.evaluate` for recipes.
 
@@ -147,6 +148,7 @@ def evaluate_recipe(
         seed: of the batches; those before the cut and those after it are one stream, a candidate's.
         on_step: called after every optimiser step, before the cut and after it.
         weights: file for the fine-tuned weights; not kept if None.
+        outcomes: file for what the fine-tuned model made of every image of the search split; not kept if None.
 
     Returns:
         The score, and the allocation in the space of the recipe.
@@ -164,7 +166,9 @@ def evaluate_recipe(
         costs = bench.costs.costs(cut.allocation)
         if dense.latency is not None:  # its space is not the table's
             costs["latency"] = dense.time(cut.model)
-        score = evaluator.finish(cut.model, costs, bench.batches, start, bench.steps, on_step, weights, parts=parts)
+        score = evaluator.finish(
+            cut.model, costs, bench.batches, start, bench.steps, on_step, weights, parts=parts, outcomes=outcomes
+        )  # fmt: skip
         return score, cut.allocation
 
     return within_memory(attempt)

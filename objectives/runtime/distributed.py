@@ -4,6 +4,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -11,6 +12,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from spaces.errors import ConfigError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,10 @@ class Group:
         """The mean over all processes; NaN or infinite on all of them where it is on one."""
         return self.total(value)[0] / self.size
 
+    def gathered(self, value: T) -> list[T]:
+        """What every process has, in the order of their ranks; the same on all of them."""
+        return [value] if self.size == 1 else gather_over_processes(value)
+
     def agree(self, flag: bool) -> bool:
         """The first process's decision, whatever the others would decide."""
         return self.total(flag and self.leads)[0] > 0
@@ -121,6 +128,13 @@ def sum_over_processes(values: Sequence[float]) -> list[float]:
     sums = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(sums)
     return sums.tolist()
+
+
+def gather_over_processes(value: T) -> list[T]:
+    """What every process has, in the order of their ranks."""
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
 
 
 def leave_group() -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 from objectives.error import Evaluation
 from objectives.training.state import load_state, read_note, save_state
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class Checkpoint:
         if _device(self._model).type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(_device(self._model))
         try:
-            save_state(self._path, self._mark, state, asdict(passed))
+            save_state(self._path, self._mark, state, {**vars(passed), "before": passed.before.to_dict()})
         except TypeError:
             return
         self.passed = passed

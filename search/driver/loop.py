@@ -6,7 +6,7 @@ from search.driver.failure_policy import Faults
 from search.driver.observer import Observer
 from search.runners.base import Runner
 from search.study.study import Study
-from search.trial import Job, Outcome, Proposal, Screened
+from search.trial import Ended, Job, Outcome, Proposal, Screened, Screening
 
 
 class Loop:
@@ -76,18 +76,18 @@ class Loop:
         if isinstance(job, Proposal):
             self._observer.started(job)
 
-    def _end(self, job: Job, ended: Outcome | Screened) -> None:
+    def _end(self, job: Job, ended: Ended) -> None:
         if isinstance(ended, Screened):
             self._choose(ended.number, ended.divergences)
-        elif self._faults.again(ended):
+        elif isinstance(ended, Outcome) and self._faults.again(ended):
             what = "trial" if isinstance(job, Proposal) else "the screening for trial"
             self._observer.notice(f"{what} {ended.number} is run again: {ended.reason}")
             self._waiting.append(job)
-        elif isinstance(job, Proposal):
+        elif isinstance(ended, Outcome) and isinstance(job, Proposal):
             trial = self._study.tell(ended)
             self._observer.ended(trial)
             self._faults.ended(trial)
-        else:  # screening was lost every time: its candidates are chosen from as if they had not been measured
+        elif isinstance(job, Screening):  # lost every time: its candidates are chosen from as if they had not been measured
             self._choose(ended.number, [float("nan")] * len(job.candidates))
 
     def _choose(self, number: int, divergences: Sequence[float]) -> None:

@@ -24,9 +24,11 @@ class FinishedTrial:
         error: top-1 error on the search split after the short fine-tune, in [0, 1]; None unless it is COMPLETE.
         error_before: top-1 error as built, before any training, on `RunSummary.split_before`.
         kl, kl_before: mean KL divergence from the dense model after and before it, in nats; on the splits of the errors.
+        cross_entropy: mean cross-entropy of the labels after it, in nats, on the search split.
         costs: cost -> figure, in the cost's unit; empty for a failed trial.
         kept: cost -> share of the dense model's; likewise.
         steps: optimiser steps paid.
+        kept_step: optimiser step whose weights were kept; 0 for those as built.
         seconds: wall time of building, training and evaluating.
         rung: the last one that it was measured at, in optimiser steps.
         rung_error: its error there.
@@ -44,9 +46,11 @@ class FinishedTrial:
     error_before: float | None
     kl: float | None
     kl_before: float | None
+    cross_entropy: float | None
     costs: Mapping[Cost, float]
     kept: Mapping[Cost, float]
     steps: int | None
+    kept_step: int | None
     seconds: float | None
     rung: int | None
     rung_error: float | None
@@ -105,9 +109,11 @@ def _finished(trial: Trial, dense: Mapping[Cost, float]) -> FinishedTrial:
         error_before=None if score is None else score.error_before,
         kl=None if score is None else score.kl,
         kl_before=None if score is None else score.kl_before,
+        cross_entropy=None if score is None else score.cross_entropy,
         costs=costs,
         kept={cost: value / dense[cost] for cost, value in costs.items()},
         steps=None if score is None else score.steps,
+        kept_step=None if score is None else score.kept_step,
         seconds=None if score is None else score.seconds,
         rung=rung,
         rung_error=rung_error,

@@ -53,8 +53,10 @@ class FrontPoint:
     error_before: float | None
     kl: float | None
     kl_before: float | None
+    cross_entropy: float | None
     costs: Mapping[Cost, float]
     steps: int | None
+    kept_step: int | None
     seconds: float | None
     allocation: Allocation
 
@@ -157,8 +159,10 @@ def front_point(trial: FinishedTrial) -> FrontPoint:
         error_before=trial.error_before,
         kl=trial.kl,
         kl_before=trial.kl_before,
+        cross_entropy=trial.cross_entropy,
         costs=trial.costs,
         steps=trial.steps,
+        kept_step=trial.kept_step,
         seconds=trial.seconds,
         allocation=trial.allocation,
     )

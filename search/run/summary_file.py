@@ -190,8 +190,10 @@ def _point(entry: Mapping[str, Any], costs: Sequence[str]) -> FrontPoint:
         error_before=entry["error_before"],
         kl=entry["kl"],
         kl_before=entry["kl_before"],
+        cross_entropy=entry["cross_entropy"],
         costs={cost: entry[cost] for cost in costs},
         steps=entry["steps"],
+        kept_step=entry["kept_step"],
         seconds=entry["seconds"],
         allocation=Allocation(entry["allocation"]),
     )
@@ -220,7 +222,7 @@ def _check(content: Any) -> None:
 
 def _schema() -> dict[str, Any]:
     costs = _of_costs(POSITIVE)
-    figures = dict.fromkeys(("error_before", "kl", "kl_before", "seconds"), Maybe(NUMBER))
+    figures = dict.fromkeys(("error_before", "kl", "kl_before", "cross_entropy", "seconds"), Maybe(NUMBER))
     return {
         "model": TEXT,
         "classes": Maybe(WHOLE),
@@ -240,7 +242,7 @@ def _schema() -> dict[str, Any]:
         "front": [
             {
                 "number": WHOLE, "label": Maybe(TEXT), "space": TEXT, **costs, "error": SHARE, **figures,
-                "steps": Maybe(WHOLE), "allocation": Each(WHOLE),
+                "steps": Maybe(WHOLE), "kept_step": Maybe(WHOLE), "allocation": Each(WHOLE),
             }
         ],
     }  # fmt: skip

@@ -42,7 +42,7 @@ def trial_table(trials: Sequence[FinishedTrial], costs: Sequence[CostSpec], site
     columns = [*HEAD, *names, *RUNG, *shares, "seed", "ended", *(site.name for site in sites)]
     rows = [_row(trial, costs, sites) for trial in trials]
     table = pd.DataFrame(rows, columns=None if rows else columns)
-    counts = (*(spec.name for spec in costs if spec.is_whole), "steps", "rung", *(site.name for site in sites))
+    counts = (*(spec.name for spec in costs if spec.is_whole), "steps", "kept_step", "rung", *(site.name for site in sites))
     numbers = (*(name for name in names if name not in counts), "rung_error", *shares)
     return table.astype({**dict.fromkeys(counts, "Int64"), **dict.fromkeys(numbers, "float64")})
 
@@ -111,8 +111,10 @@ def _row(trial: FinishedTrial, costs: Sequence[CostSpec], sites: Sequence[Site])
         "error_before": trial.error_before,
         "kl": trial.kl,
         "kl_before": trial.kl_before,
+        "cross_entropy": trial.cross_entropy,
         **{spec.name: trial.costs.get(spec.name) for spec in costs},
         "steps": trial.steps,
+        "kept_step": trial.kept_step,
         "seconds": trial.seconds,
         "rung": trial.rung,
         "rung_error": trial.rung_error,
@@ -138,9 +140,11 @@ def _trial(row: Mapping[Any, Any], costs: Sequence[CostSpec], spaces: Mapping[st
         error_before=_number(row["error_before"]),
         kl=_number(row["kl"]),
         kl_before=_number(row["kl_before"]),
+        cross_entropy=_number(row["cross_entropy"]),
         costs={cost: value for cost, value in figures.items() if value is not None},
         kept={cost: value for cost, value in shares.items() if value is not None},
         steps=_whole(row["steps"]),
+        kept_step=_whole(row["kept_step"]),
         seconds=_number(row["seconds"]),
         rung=_whole(row["rung"]),
         rung_error=_number(row["rung_error"]),

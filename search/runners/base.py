@@ -8,7 +8,7 @@ from typing import Protocol
 from objectives.forecast import Forecast
 from objectives.runtime.progress import Step
 from search.runners.job import AskRung, Need
-from search.trial import Job, Outcome, Screened
+from search.trial import Ended, Job
 from spaces.allocation import Allocation
 
 
@@ -70,7 +70,7 @@ class Runner(Protocol):
         """Begin a job; at most `free` of them. The folder is the trial's."""
         ...
 
-    def wait(self, timeout: float = 1.0) -> Outcome | Screened | None:
+    def wait(self, timeout: float = 1.0) -> Ended | None:
         """What ended; None where nothing did within about `timeout` seconds, or `free` may have changed."""
         ...
 

@@ -10,7 +10,7 @@ from objectives.runtime.device import name_of
 from objectives.runtime.progress import Step
 from search.runners.base import Listener
 from search.runners.job import Need, compute, run_job
-from search.trial import Job, Outcome, Screened
+from search.trial import Ended, Job
 from spaces.allocation import Allocation
 
 
@@ -44,7 +44,7 @@ class InProcessRunner:
     def submit(self, job: Job, folder: Path) -> None:
         self._submitted.append((job, folder))
 
-    def wait(self, timeout: float = 1.0) -> Outcome | Screened | None:
+    def wait(self, timeout: float = 1.0) -> Ended | None:
         if not self._submitted:
             time.sleep(timeout)
             return None

@@ -1,4 +1,4 @@
-"""One job of a worker: a trial evaluated, or candidates screened. Whatever ends it is its result."""
+"""One job of a worker: a trial evaluated, candidates screened, or a learning rate probed. Whatever ends it is its result."""
 
 import json
 import math
@@ -15,8 +15,8 @@ from objectives.runtime.distributed import ALONE, Group
 from objectives.runtime.out_of_memory import is_out_of_memory
 from objectives.runtime.progress import Step
 from objectives.score import Score
-from search.layout import CHECKPOINT, METRICS, STDERR, WEIGHTS
-from search.trial import Job, Outcome, Proposal, Screened, Screening
+from search.layout import CHECKPOINT, METRICS, OUTCOMES, STDERR, WEIGHTS
+from search.trial import Ended, Job, Outcome, Probe, Probed, Proposal, Screened, Screening
 from spaces.allocation import Allocation
 from spaces.errors import CompressionError
 from spaces.files import cut_torn_line
@@ -29,7 +29,7 @@ Need = Literal["latency", "factors", "profile", "frames", "batches"]
 AskRung = Callable[[Proposal, int, float], str | None]
 
 
-def run_job(evaluator: Evaluator, job: Job, folder: Path, on_step: OnStep, ask_rung: AskRung) -> Outcome | Screened:
+def run_job(evaluator: Evaluator, job: Job, folder: Path, on_step: OnStep, ask_rung: AskRung) -> Ended:
     """Run a job in this process.
 
     Raises:
@@ -37,6 +37,8 @@ def run_job(evaluator: Evaluator, job: Job, folder: Path, on_step: OnStep, ask_r
     """
     if isinstance(job, Screening):
         return Screened(number=job.number, divergences=screen(evaluator, job.candidates))
+    if isinstance(job, Probe):
+        return Probed(number=job.number, kl=probe(evaluator, job))
     return run_trial(evaluator, job, folder, on_step, ask_rung)
 
 
@@ -101,18 +103,28 @@ def evaluate(
     evaluator: Evaluator, proposal: Proposal, on_step: OnStep, on_rung: OnRung, folder: Path
 ) -> tuple[Score, Allocation]:
     """The score of a proposal, and its allocation, which a recipe finds itself; weights and checkpoint go to `folder`."""
-    weights = folder / WEIGHTS
+    weights, outcomes = folder / WEIGHTS, folder / OUTCOMES
     if proposal.recipe is not None:  # trains otherwise than a candidate: its error at a rung could be compared with nothing
-        return evaluate_recipe(evaluator, proposal.recipe, proposal.limits, proposal.seed, on_step, weights)
+        return evaluate_recipe(evaluator, proposal.recipe, proposal.limits, proposal.seed, on_step, weights, outcomes)
     assert proposal.allocation is not None
     checkpoint = folder / CHECKPOINT if evaluator.dense.objective.rung_steps else None
-    score = evaluator.evaluate(proposal.allocation, proposal.seed, on_step, weights, on_rung, checkpoint)
+    score = evaluator.evaluate(proposal.allocation, proposal.seed, on_step, weights, on_rung, checkpoint, outcomes)
     return score, proposal.allocation
 
 
 def screen(evaluator: Evaluator, candidates: Sequence[Allocation]) -> tuple[float, ...]:
     """Divergences of candidates as built, in nats; NaN where it could not be measured."""
     return tuple(_divergence(evaluator, each) for each in candidates)
+
+
+def probe(evaluator: Evaluator, job: Probe) -> float:
+    """Divergence of a candidate after a fine-tune with another learning rate; NaN where it could not be measured."""
+    try:
+        return evaluator.probe(job.allocation, job.lr, job.steps)
+    except CompressionError:
+        raise
+    except Exception:
+        return math.nan
 
 
 def _divergence(evaluator: Evaluator, allocation: Allocation) -> float:

@@ -21,7 +21,7 @@ from search.runners.job import Need, keep_stderr
 from search.runners.ray_cluster import Connection, Team, check_alive, first_sentence, last_lines
 from search.runners.resources import MachineConfig
 from search.runners.worker import AtRung, Measured, Ready, Stage, Worker
-from search.trial import Job, Outcome, Proposal, Screened
+from search.trial import Ended, Job, Outcome, Proposal
 from spaces.allocation import Allocation
 from spaces.errors import CompressionError, DivergedError, RunError
 
@@ -128,13 +128,13 @@ class RayRunner:
         if isinstance(sent, Proposal) and sent.recipe is None:  # recipes and screening are for one process
             slot.others = [actor.follow.remote(sent) for actor in slot.team.actors[1:]]
 
-    def wait(self, timeout: float = 1.0) -> Outcome | Screened | None:
+    def wait(self, timeout: float = 1.0) -> Ended | None:
         for slot in self._slots:  # the others start when the first has computed what they read, and has timed its steps alone
             if slot.team is None:
                 self._start(slot)
         return self._next(timeout)
 
-    def _next(self, timeout: float) -> Outcome | Screened | None:
+    def _next(self, timeout: float) -> Ended | None:
         if hung := next(self._hung(), None):  # also while other workers tell of their steps all the time
             return hung
         waited = {call: slot for slot in self._slots for call in (slot.events, *slot.others) if call is not None}
@@ -168,7 +168,7 @@ class RayRunner:
         else:
             slot.others = [actor.join.remote(self._needs, rank, address, port) for rank, actor in enumerate(slot.team.actors)]
 
-    def _take(self, slot: _Slot) -> Outcome | Screened | None:
+    def _take(self, slot: _Slot) -> Ended | None:
         """The next event of a worker: shown, answered, or returned where it ends a job."""
         try:
             event = ray.get(next(slot.events))
@@ -200,7 +200,7 @@ class RayRunner:
             self._listener.step(job.number, event)
         elif isinstance(event, AtRung) and isinstance(job, Proposal):
             slot.team.first.answer.remote(self._listener.at_rung(job, event.step, event.error))
-        elif isinstance(event, Outcome | Screened):
+        elif isinstance(event, Ended):
             slot.events = None
             why = self._gather(slot)
             if why and isinstance(event, Outcome) and event.score is None:  # what the first process met is a consequence

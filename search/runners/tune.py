@@ -33,7 +33,7 @@ from search.runners.resources import MachineConfig, Plan
 from search.runners.tune_channel import Exchange
 from search.runners.tune_trainable import EVENT, Trainable
 from search.runners.worker import AtRung, Measured, Ready, Stage
-from search.trial import Job, Outcome, Proposal, Screened, Screening
+from search.trial import Ended, Job, Outcome, Probe, Probed, Proposal, Screened, Screening
 from spaces.allocation import Allocation
 from spaces.errors import CompressionError, RunError
 
@@ -156,13 +156,13 @@ class TuneRunner:
         self._objective = replace(objective, device=self.plan.device)
         self._exchange = Exchange()
         self._running: dict[int, _Running] = {}
-        self._screened: deque[Screened] = deque()
+        self._done: deque[Screened | Probed] = deque()  # in this process
         self._ready: dict[Any, Ready] = {}  # actor -> what it said
         self._thread: threading.Thread | None = None
 
     @property
     def free(self) -> int:
-        return self.plan.workers - len(self._running) - len(self._screened)
+        return self.plan.workers - len(self._running) - len(self._done)
 
     @property
     def workers(self) -> int:
@@ -189,18 +189,18 @@ class TuneRunner:
         return found  # type: ignore[no-any-return]
 
     def submit(self, job: Job, folder: Path) -> None:
-        if isinstance(job, Screening):
-            screened = run_job(self._evaluator, job, folder, lambda step: None, self._listener.at_rung)
-            assert isinstance(screened, Screened)
-            self._screened.append(screened)
+        if isinstance(job, Screening | Probe):
+            done = run_job(self._evaluator, job, folder, lambda step: None, self._listener.at_rung)
+            assert isinstance(done, Screened | Probed)
+            self._done.append(done)
             return
         self._running[job.number] = _Running(job, folder.absolute())
         sent = replace(job, parameters={}, attributes={})  # the sampler's notes stay here
         self._exchange.put({"number": job.number, "folder": str(folder.absolute()), "proposal": sent.to_dict()})
 
-    def wait(self, timeout: float = 1.0) -> Outcome | Screened | None:
-        if self._screened:
-            return self._screened.popleft()
+    def wait(self, timeout: float = 1.0) -> Ended | None:
+        if self._done:
+            return self._done.popleft()
         self._end_hung()
         ended = self._take(timeout)
         if ended is None:

@@ -24,7 +24,7 @@ from objectives.runtime.device import name_of
 from objectives.runtime.distributed import Group, join_group
 from objectives.runtime.progress import Step
 from search.runners.job import Need, compute, run_job
-from search.trial import Job, Outcome, Proposal, Screened
+from search.trial import Ended, Job, Proposal
 from spaces.allocation import Allocation
 from spaces.errors import RunError
 
@@ -68,7 +68,7 @@ class AtRung:
     error: float
 
 
-Event = Stage | Measured | Ready | Step | AtRung | Outcome | Screened
+Event = Stage | Measured | Ready | Step | AtRung | Ended
 
 
 class Worker:
@@ -140,14 +140,14 @@ class Worker:
         torch.set_num_threads(self._threads)
         return forecast(self._ready.alone(), allocation)
 
-    def run(self, job: Job, folder: Path) -> Iterator[Step | AtRung | Outcome | Screened]:
+    def run(self, job: Job, folder: Path) -> Iterator[Step | AtRung | Ended]:
         """Run a job; ends with its outcome.
 
         Raises:
             CompressionError: what concerns every trial.
         """
 
-        def work(tell: Callable[[Event], None]) -> Outcome | Screened:
+        def work(tell: Callable[[Event], None]) -> Ended:
             def ask_rung(proposal: Proposal, step: int, error: float) -> str | None:
                 tell(AtRung(step=step, error=error))
                 return self._answers.get()
@@ -199,5 +199,5 @@ class Worker:
                     continue
                 due = time.monotonic() + _SECONDS
             yield event
-            if isinstance(event, Ready | Outcome | Screened):
+            if isinstance(event, Ready | Ended):
                 return

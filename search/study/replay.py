@@ -54,8 +54,8 @@ _PROPOSAL = {
 }  # fmt: skip
 _BEGUN = {**_PROPOSAL, "parameters": Each(NUMBER), "attributes": {f"{SCREENED}?": [(Each(NUMBER), NUMBER)]}}
 _SCORE = {
-    "error": Maybe(NUMBER), "error_before": REAL, "kl": Maybe(REAL), "kl_before": REAL, "costs": Each(NUMBER),
-    "steps": WHOLE, "seconds": NUMBER, "parts": SIZE, "rungs": Each(REAL),
+    "error": Maybe(NUMBER), "error_before": REAL, "kl": Maybe(REAL), "kl_before": REAL, "cross_entropy": Maybe(REAL),
+    "costs": Each(NUMBER), "kept_step": Maybe(WHOLE), "steps": WHOLE, "seconds": NUMBER, "parts": SIZE, "rungs": Each(REAL),
 }  # fmt: skip
 _ATTRIBUTES = {**_PROPOSAL, "reason": Maybe(TEXT), "ended": _TIME, "score": Maybe(_SCORE)}
 _SYSTEM = {f"{SCREENED}?": [(Each(NUMBER), NUMBER)]}
