@@ -19,6 +19,7 @@ from spaces.errors import RunError
 _FREE = frozenset(
     (
         "trials",
+        "until_settled",
         "sampler",
         "screening",
         "baselines",
