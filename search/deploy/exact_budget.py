@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from objectives.dense_model import DenseModel
-from objectives.evaluator import Evaluator, OnStep
+from objectives.evaluator import Evaluator, OnStep, go_on
 from search.budgets.knapsack import Knapsack, knapsack_of
 from search.budgets.parametrisation import BUDGET
 from search.deploy.points import MATERIALISED, Point
@@ -81,7 +81,7 @@ def measured(evaluator: Evaluator, point: Point, seed: int, weights: Path, on_st
     Raises:
         DivergedError: the fine-tune diverged.
     """
-    error = evaluator.evaluate(point.allocation, seed, on_step, weights).error
+    error = evaluator.evaluate(point.allocation, seed, on_step, weights, go_on).error
     return replace(point, costs=evaluator.dense.costs.costs(point.allocation), error=error)
 
 
