@@ -26,6 +26,7 @@ OPTIONS: dict[str, Any] = {
     "batch_size": 32,
     "calibration_size": 256,
     "steps": 3,
+    "lr": 5e-4,
     "target": ["flops=60%"],
     "trials": 9,
     "device": "cpu",

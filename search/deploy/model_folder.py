@@ -15,7 +15,7 @@ from objectives.deploy.config import FormatConfig
 from objectives.deploy.folder import Handover
 from objectives.deploy.tested import tested
 from objectives.error import evaluate
-from objectives.evaluator import Evaluator, OnStep
+from objectives.evaluator import Evaluator, OnStep, go_on
 from objectives.recipes.registry import RECIPES, evaluate_recipe, make_cut
 from objectives.runtime.device import name_of
 from objectives.runtime.progress import Progress, told_steps
@@ -193,7 +193,7 @@ class _Export:
             "formats": measured["formats"],
             "preprocessing": measured["preprocessing"],
             "measured_on": {"devices": measured["devices"], "threads": measured["threads"]},
-            "finetune": {**asdict(self.run.config.finetune), "seed": self.run.config.study.seed},
+            "finetune": {**asdict(self.run.finetune), "seed": self.run.config.study.seed},
             "long_finetune": self.long.report(trained) if trained else None,
             "environment": environment([name_of(self.dense.device)]),
         }  # fmt: skip
@@ -221,7 +221,7 @@ class _Export:
         if top1 is None:
             identity = self.dense.space.identity()
             model = copy.deepcopy(self.dense.model)
-            if self.run.config.finetune.steps:
+            if self.run.finetune.steps:
                 model = self._filled(model, None, "the dense model", lambda *made: self._evaluate(identity, *made))
             top1 = self._top1(model, "the dense model after the same fine-tune")
             write_reference(self.run.directory, mark, top1)
@@ -230,7 +230,7 @@ class _Export:
     def _built(self) -> nn.Module:
         """The trial's model before its fine-tune."""
         if self.recipe is not None:
-            with told_steps(f"{self.recipe} again", self.run.config.finetune.steps, self.progress) as on_step:
+            with told_steps(f"{self.recipe} again", self.run.finetune.steps, self.progress) as on_step:
                 return make_cut(self.dense, self.recipe, self._limits(), self._seed, on_step)[1].model
         return self.evaluator.build(self.allocation)
 
@@ -248,7 +248,7 @@ class _Export:
         return self._filled(model, self.number, self.point.name, make)
 
     def _evaluate(self, allocation: Allocation, weights: Path, on_step: OnStep) -> None:
-        self.evaluator.evaluate(allocation, self._seed, on_step, weights)
+        self.evaluator.evaluate(allocation, self._seed, on_step, weights, go_on)
 
     def _filled(self, model: nn.Module, number: int | None, name: str, make: Callable[[Path, OnStep], object]) -> nn.Module:
         """A model with the weights of a trial that the search has kept, or with those that this export has made or makes now.
@@ -259,7 +259,7 @@ class _Export:
         if state is None:
             made = weights_in(self.scratch, name)
             if not made.exists():
-                with told_steps(f"short fine-tune of {name}", self.run.config.finetune.steps, self.progress) as on_step:
+                with told_steps(f"short fine-tune of {name}", self.run.finetune.steps, self.progress) as on_step:
                     make(made, on_step)
             state = load_file(made)
         model.load_state_dict(state, strict=True)

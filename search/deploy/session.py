@@ -237,7 +237,7 @@ class _Session:
 
     @property
     def _steps(self) -> int:
-        return self.run.config.finetune.steps
+        return self.run.finetune.steps
 
     def _write(self, point: Point, wish: Wish) -> Path:
         folder = self.base / point.name

@@ -25,6 +25,7 @@ from search.driver.opening import opening_of
 from search.driver.outlook import Outlook, outlook_of
 from search.driver.pace import Pace
 from search.driver.publisher import Publisher
+from search.driver.rate_probe import check_rate, settle_rate
 from search.fidelity.judge import judge, tell_found
 from search.layout import CONFIG, JOURNAL
 from search.run.continuation import check_same_latencies, check_same_model, identity_of
@@ -57,6 +58,7 @@ class Session:
 
     def __init__(self, config: SearchConfig, directory: Path, observer: Observer, began: float) -> None:
         self.config, self.directory, self._is_judged = config, directory, False
+        check_rate(directory, config)
         self.observers = Observers([observer, Activity(directory, config.finetune.steps)])
         with ExitStack() as opened:
             opened.callback(self.observers.closed)
@@ -71,6 +73,7 @@ class Session:
             self.study = self._open_study()
             opened.callback(self.study.close)
             self._enqueue()
+            self._settle_rate()
             self.deadline = Deadline(self.runner, config.machines, began)
             self.publisher = self._create_publisher()
             self.observers.add(self.deadline)
@@ -147,7 +150,7 @@ class Session:
         self.observers.rung(proposal.number, step, error)
         known = self.dense.costs.costs(proposal.allocation)
         costs = {name: cost for name, cost in known.items() if name in self.objectives}
-        return reason_to_stop(proposal, self.study.trials, costs, step, self.config.finetune.steps, error)
+        return reason_to_stop(proposal, self.study.trials, costs, step, self._steps, error)
 
     def _settle_latency(self) -> None:
         """Settle what latencies are bounded by, now that they are known."""
@@ -176,6 +179,16 @@ class Session:
         limits = recipe_limits(self.feasible.targets, self.dense.costs)
         enqueue_baselines(self.study, self.study.parametrisation, self.config.study, limits)
 
+    def _settle_rate(self) -> None:
+        """How trials are fine-tuned: probed once a run, unless it is given."""
+        told = self.observers.stage, self.observers.say
+        settle_rate(self.config, self.directory, self.dense, self.study.parametrisation, self.runner, *told)
+
+    @property
+    def _steps(self) -> int:
+        """Of every trial's fine-tune."""
+        return self.dense.objective.finetune.steps
+
     def _create_publisher(self) -> Publisher:
         spaces = [proposal.space for proposal in self.study.proposals]
         facts = facts_of(self.config, self.dense, self.feasible.reach, self.feasible.targets, self.objectives, spaces)
@@ -188,7 +201,7 @@ class Session:
         self.config.dump(self.directory / CONFIG)
         self.publisher.write()
         pace.write(environment(self.runner.devices))
-        self.observers.began(self.directory, self.publisher.summary, outlook, self.config.finetune.steps)
+        self.observers.began(self.directory, self.publisher.summary, outlook, self._steps)
         if outlook.left:
             is_recipe = self.config.study.recipe is not None
             opening = opening_of(self.study.proposals, wanted, len(self.feasible.limits), is_recipe)

@@ -4,6 +4,8 @@ from functools import cached_property
 from pathlib import Path
 
 from objectives.profile import Profile, profile_name
+from objectives.training.config import FinetuneConfig
+from objectives.training.rate import settled
 from search.budgets.targets import Budget, Target, parse_target
 from search.config import SearchConfig
 from search.layout import STDERR
@@ -40,6 +42,15 @@ class Run:
     def config(self) -> SearchConfig:
         """The options that the run was launched with."""
         return stored_config(self.directory)
+
+    @cached_property
+    def finetune(self) -> FinetuneConfig:
+        """How its trials were fine-tuned: at the learning rate that was given or probed.
+
+        Raises:
+            RunError: that rate cannot be read.
+        """
+        return settled(self.config.finetune, self.directory)
 
     @cached_property
     def space(self) -> Space:

@@ -34,6 +34,7 @@ _STAGES = {
     "dense model": "evaluating the dense model",
     "training": "training the demo model",
     "latency": "measuring latency",
+    "learning rate": "probing learning rates",
     "forecast": "timing a trial",
     "workers": "starting a worker",
     "loading": "loading the model and the images",
