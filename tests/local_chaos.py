@@ -31,7 +31,7 @@ SIZES = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "depth"
 MODEL = ["--model", "vit_tiny_patch16_224", "--num-classes", "10", "--mean", "0.3", "--std", "0.37", "--crop-pct", "1.0"]
 KWARGS = ["--model-kwargs", *(f"{key}={value}" for key, value in SIZES.items())]
 DATA = ["--dataset", "digits", "--hflip", "0.0", "--batch-size", "32", "--calibration-size", "256", "--target", "flops=60%"]
-RUN = ["--device", "cpu", "--threads", "1", "--rungs", "0.25", "0.5"]
+RUN = ["--device", "cpu", "--threads", "1", "--lr", "5e-4", "--rungs", "0.25", "0.5"]
 RAY = {workers: ["--runner", "ray", "--parallel", str(workers)] for workers in (1, 2, 3)}
 IN_PROCESS = ["--runner", "in-process"]
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from search import launch, open_run
 from search.driver import rate_probe
 from search.driver.rate_probe import RATES, best_rate, settle_rate
 from search.layout import METRICS
-from search.runners.job import Need
+from search.runners.job import Need, wait_for_rate
 from search.trial import Ended, Job, Outcome, Probe, Probed
 from spaces.allocation import Allocation
 from spaces.errors import RunError
@@ -93,18 +94,12 @@ class Dense:
 
 def settle(runner: Answers, folder: Path, **options: Any) -> tuple[Rate, list[str], list[tuple[int, int]]]:
     """What the run keeps, what was said, and how far it said to be."""
-    said, stages = list[str](), list[tuple[int, int]]()
-    config, space = config_of(folder, steps=100, lr=None, **options), space_of()
-    parametrisation = searched(space, [{"macs": 2000}], [0.5])
-
-    def stage(what: str, done: int, total: int) -> None:
-        assert what == "learning rate"
-        stages.append((done, total))
-
-    settle_rate(config, folder, Dense(), parametrisation, runner, stage, said.append)  # type: ignore[arg-type]
+    config, observer = config_of(folder, steps=100, lr=None, **options), Silent()
+    parametrisation = searched(space_of(), [{"macs": 2000}], [0.5])
+    settle_rate(config, folder, Dense(), parametrisation, runner, observer)  # type: ignore[arg-type]
     rate = Rate.load(folder)
     assert rate is not None
-    return rate, said, stages
+    return rate, observer.said, observer.stages.get("learning rate", [])
 
 
 def bowl(lowest: float) -> Callable[[float], float]:
@@ -221,6 +216,20 @@ def test_a_model_that_was_loaded_before_has_it_too(objective: Objective) -> None
         (run / RATE).unlink()
 
 
+def test_a_trial_waits_for_the_rate_of_its_run(objective: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network disk may show it late; without it no trial is begun."""
+    dense, run = load_dense(objective), objective.factors.parent
+    monkeypatch.setattr("search.runners.job.RATE_SECONDS", 0.0)
+    with pytest.raises(RunError, match=f"{run / RATE} is not to be seen from .*: choose an --output that all nodes share"):
+        wait_for_rate(dense)
+    monkeypatch.setattr("search.runners.job.RATE_SECONDS", 60.0)
+    writes = threading.Timer(0.2, lambda: Rate(lr=3e-4, steps=4).save(run))
+    writes.start()
+    wait_for_rate(dense)
+    assert dense.objective.finetune.lr == 3e-4
+    (run / RATE).unlink()
+
+
 def test_a_probe_is_a_fine_tune_of_its_own(objective: Objective) -> None:
     """Of no steps it is the candidate as built; the same again; NaN where it diverges."""
     evaluator = Evaluator(load_dense(objective))
@@ -256,6 +265,8 @@ def test_a_search_probes_before_its_first_trial(tmp_path: Path, monkeypatch: pyt
         assert max(step["lr"] for step in steps) == pytest.approx(rate.lr, rel=0.5)
     assert open_run(run).config.finetune.lr is None
     (run / RATE).unlink()
+    with pytest.raises(RunError, match="the learning rate of the run, is missing: restore it from a backup"):
+        _ = open_run(run).finetune
     with pytest.raises(RunError, match=f"{RATE} is missing: restore it, or choose another --output"):
         launch(searching(tmp_path, trials=5), Silent())
 

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from objectives.training.config import UNPROBED
 from objectives.training.rate import RATE, Rate, RateProbe
 from search.budgets.parametrisation import Parametrisation
 from search.config import SearchConfig
+from search.driver.observer import Observer
 from search.driver.preliminary import run_before
 from search.run.options import stored_options
 from search.runners.base import Runner
@@ -48,8 +49,7 @@ def settle_rate(
     dense: DenseModel,
     parametrisation: Parametrisation,
     runner: Runner,
-    stage: Progress,
-    say: Callable[[str], None],
+    observer: Observer,
 ) -> None:
     """Probe the learning rate of a run, unless it is given or known, and keep it in the run directory.
 
@@ -59,8 +59,7 @@ def settle_rate(
         dense: of the search.
         parametrisation: of its allocations.
         runner: prepared, and running nothing.
-        stage: called with (what, probes done, in all).
-        say: called with what was found, in a sentence.
+        observer: told how many probes are done, and what was found.
 
     Raises:
         RunError: the file of the run's rate cannot be read, or no probe came to an end.
@@ -69,19 +68,19 @@ def settle_rate(
         return
     known = Rate.load(directory)
     if known is not None:
-        say(f"learning rate: {_text(known.lr)}, as this run began with")
+        observer.say(f"learning rate: {_text(known.lr)}, as this run began with")
     elif config.study.recipe is not None:
         Rate(lr=UNPROBED, steps=config.finetune.steps).save(directory)
-        say(f"learning rate: {_text(UNPROBED)}; a recipe alone has no candidates to probe it on, --lr gives another")
+        observer.say(f"learning rate: {_text(UNPROBED)}; a recipe alone has no candidates to probe it on, --lr gives another")
     else:
         candidates = _candidates(dense, parametrisation)
         steps = max(1, round(_SHARE * config.finetune.steps))
-        bench = _Bench(runner, directory / _FOLDER, list(candidates), steps, stage)
+        bench = _Bench(runner, directory / _FOLDER, list(candidates), steps, observer.stage)
         built, found = bench.climb()
         lr = best_rate(built, found)
         probes = tuple(bench.records(list(candidates.values())))
         Rate(lr=lr, steps=config.finetune.steps if lr else 0, probes=probes).save(directory)
-        say(_told(lr, built, found, list(candidates.values())))
+        observer.say(_told(lr, built, found, list(candidates.values())))
 
 
 def best_rate(built: Kls, found: Mapping[float, Kls]) -> float | None:

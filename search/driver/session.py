@@ -74,7 +74,7 @@ class Session:
             self.study = self._open_study()
             opened.callback(self.study.close)
             self._enqueue()
-            self._settle_rate()
+            settle_rate(config, directory, self.dense, self.study.parametrisation, self.runner, self.observers)
             self.deadline = Deadline(self.runner, config.machines, began)
             self.publisher = self._create_publisher()
             self.observers.add(self.deadline)
@@ -183,11 +183,6 @@ class Session:
         self.study.check_nothing_lost()
         limits = recipe_limits(self.feasible.targets, self.dense.costs)
         enqueue_baselines(self.study, self.study.parametrisation, self.config.study, limits)
-
-    def _settle_rate(self) -> None:
-        """How trials are fine-tuned: probed once a run, unless it is given."""
-        told = self.observers.stage, self.observers.say
-        settle_rate(self.config, self.directory, self.dense, self.study.parametrisation, self.runner, *told)
 
     @property
     def _steps(self) -> int:

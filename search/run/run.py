@@ -5,7 +5,7 @@ from pathlib import Path
 
 from objectives.profile import Profile, profile_name
 from objectives.training.config import FinetuneConfig
-from objectives.training.rate import settled
+from objectives.training.rate import RATE, settled
 from search.budgets.targets import Budget, Target, parse_target
 from search.config import SearchConfig
 from search.evidence.file import read_evidence
@@ -52,9 +52,12 @@ class Run:
         """How its trials were fine-tuned: at the learning rate that was given or probed.
 
         Raises:
-            RunError: that rate cannot be read.
+            RunError: that rate is missing, or cannot be read.
         """
-        return settled(self.config.finetune, self.directory)
+        finetune = settled(self.config.finetune, self.directory)
+        if finetune.is_probed:
+            raise RunError(f"{self.directory / RATE}, the learning rate of the run, is missing: restore it from a backup")
+        return finetune
 
     @cached_property
     def space(self) -> Space:
