@@ -209,7 +209,7 @@ def test_a_short_front_has_no_tau_but_trials_of_similar_cost_do(run: Run, tmp_pa
     trials.loc[~trials["number"].isin((0, *chosen)), "state"] = "FAIL"
     done = set(trials["number"][trials["state"] == "COMPLETE"])
     front = tuple(point for point in run.summary.front if point.number in done)
-    RunTables(copied).write(trial_table.trials_of(trials, run.summary), replace(run.summary, front=front, best=(None,)))
+    RunTables(copied).write(trial_table.trials_of(trials, run.summary), replace(run.summary, front=front, bests=(None,)))
     found = audit(with_front(open_run(copied), [0, chosen[0]]), points=3, factor=2)
     assert found.front.count == 1
     assert (found.front.tau, found.front.by_chance) == (None, None)
