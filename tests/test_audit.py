@@ -154,7 +154,7 @@ def test_an_audit_measures_what_it_says(run: Run, audited: Audit) -> None:
     lines = [json.loads(line) for line in (run.directory / "audit.jsonl").read_text().splitlines()]
     assert len(lines) == 2 * len(audited.points)
     for point in audited.points:
-        assert point.short == run.trial(point.number).error
+        assert point.short == run.trial(point.number).objective("error")
         assert point.label != "dense"
         assert point.number in numbers_of(run.front) or not point.front
         ours = [line for line in lines if line["trial"] == point.number]
