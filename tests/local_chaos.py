@@ -289,7 +289,8 @@ def faults_of(run: Path) -> Iterator[str]:
 
 
 def _front_faults(run: Path, done: pd.DataFrame) -> Iterator[str]:
-    points = list(done[["number", "error", "macs"]].itertuples(index=False, name=None))
+    expected = done["expected"].fillna(done["error"])
+    points = list(zip(done["number"], expected, done["macs"], strict=True))
     front = {
         number
         for number, error, macs in points
