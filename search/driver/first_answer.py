@@ -100,12 +100,12 @@ def _measured(
     """Allocation -> its divergence as built and the share of answers that change; those that were not measured are missing."""
     each = list(dict.fromkeys(allocations))
     jobs = [Screening(number=-1 - index, candidates=(allocation,)) for index, allocation in enumerate(each)]
-    done = 0
+    done = len(allocations) - len(each)
 
     def ended(result: object) -> None:
         nonlocal done
         done += 1
-        progress(STAGE, done, len(each))
+        progress(STAGE, done, len(allocations))
 
     results = run_before(runner, jobs, directory / "trials", ended)
     return {

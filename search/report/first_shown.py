@@ -78,7 +78,7 @@ def first_columns(answer: FirstAnswer) -> tuple[str, ...]:
 def first_texts(answer: FirstAnswer, point: FirstPoint) -> tuple[str, ...]:
     """A point by column."""
     kept = (format_kept(answer.kept(point, spec.name)) for spec in known_costs(answer.dense))
-    changed = MISSING if point.changed is None else f"{point.changed:.1%}"
+    changed = MISSING if point.changed is None else f"{100 * point.changed:.1f} %"
     return (*kept, changed, MISSING if point.divergence is None else format_divergence(point.divergence))
 
 

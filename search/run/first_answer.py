@@ -97,7 +97,7 @@ def bend_text(points: Sequence[FirstPoint]) -> str:
     bend = bend_of(points)
     if bend is None:
         return "it bends nowhere"
-    return f"it bends at about {bend.share:.0%} of {word_of(bend.cost)}"
+    return f"it bends at about {100 * bend.share:.0f} % of {word_of(bend.cost)}"
 
 
 def write_first_answer(directory: Path, answer: FirstAnswer) -> None:

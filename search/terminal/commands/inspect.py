@@ -58,8 +58,7 @@ def _front(config: SearchConfig, directory: Path | None, console: Console) -> No
         console.print(table)
     output = Path(config.study.output or default_output(config))
     target = next(iter(config.study.target), "flops=50%")
+    launch = shlex.join(["python", "run_search.py", "launch", "--output", str(output), "--target", target])
     print_path(console, f"report: {output / 'report.html'}")
-    print_path(
-        console, f"search: {shlex.join(['python', 'run_search.py', 'launch', '--output', str(output), '--target', target])}"
-    )
-    print_path(console, f"without: {command_line('export', output, target=target, predicted=True)}")
+    print_path(console, f"next: {launch}")
+    print_path(console, f"as built: {command_line('export', output, target=target, predicted=True)}")
