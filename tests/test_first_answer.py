@@ -174,16 +174,17 @@ def test_the_page_shows_it_before_the_front_until_there_is_one(trials: int) -> N
     head, main, last = (shown.index(mark) for mark in ("<header", "<main", 'id="notes"'))
     first = shown.index("First answer: it bends at about 20 % of MACs")
     assert head < first < main if not trials else main < first < last
-    assert drawn.count("<circle") == 4
-    assert drawn.count('class="bend"') == 3, "a ring, its text and a row"
+    assert drawn.count("<circle") == 8, "of the divergences, and of the answers that change"
+    assert drawn.count('class="bend"') == 4, "a ring, its line, its text and a row"
     assert 'id="first">\n</div>' in page(assemble([content(summary, ended, "")]))
 
 
-def test_larger_divergences_are_higher_and_larger_shares_further_right() -> None:
+def test_what_is_larger_is_higher_and_further_right() -> None:
     summary, _ = made_up(12)
     dots = content(summary, [], "", first=ANSWER).first[0].dots
     assert np.all(np.diff([dot.x for dot in dots]) > 0)
-    assert np.all(np.diff([dot.y for dot in dots]) > 0), "downwards in a drawing"
+    assert np.all(np.diff([dot.divergence for dot in dots]) > 0), "downwards in a drawing"
+    assert np.all(np.diff([dot.changed for dot in dots]) > 0)
 
 
 # In a run
