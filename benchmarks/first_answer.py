@@ -10,6 +10,7 @@ Kendall's tau between the KL as built on the images of the profile and the KL an
 import argparse
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--data-dir", default=fashion_mnist.OPTIONS["data_dir"])
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--answer-only", action="store_true", help="fine-tune nothing")
     parser.add_argument("--output", help="run directory that is kept; by default none is")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
@@ -55,6 +57,8 @@ def main() -> None:
         stages = Stages()
         answer = preview(config, stages)
         _times(stages, time.process_time())
+        if arguments.answer_only:
+            return
         evaluator = Evaluator(load_dense(config.objective(Path(output))))
         points = answer.along(MAIN.name)
         _points(answer, points, [evaluator.evaluate(point.allocation, seed=config.study.seed) for point in points])
@@ -78,14 +82,22 @@ def _points(answer: FirstAnswer, points: tuple[FirstPoint, ...], scores: list[Sc
         kept = f"{answer.kept(point, 'macs'):.1%} | {answer.kept(point, 'params'):.1%}"
         built = f"{point.predicted:.4f} | {point.divergence:.4f} | {point.changed:.1%}"
         print(f"| {kept} | {built} | {score.kl:.4f} | {score.error:.2%} |")
-    built = [point.divergence for point in points]
-    print()
+    drift = scores[-1].kl or 0.0  # of the point that loses least
+    print(f"\nThe fine-tune alone moves the largest point by {drift:.4f} nats. Kendall's tau of the KL as built with\n")
+    print(f"| | all {len(points)} points | those that lose more than that as built |\n|---|---|---|")
+    some = [index for index, point in enumerate(points) if (point.divergence or 0.0) > drift]
     for name, figures in (
         ("KL predicted", [point.predicted for point in points]),
         ("KL fine-tuned", [score.kl for score in scores]),
         ("error fine-tuned", [score.error for score in scores]),
     ):
-        print(f"Kendall's tau of KL as built and {name}: {kendalltau(built, figures).statistic:.3f}")
+        taus = (_tau(points, figures, chosen) for chosen in (range(len(points)), some))
+        print(f"| {name} | {' | '.join(taus)} |")
+
+
+def _tau(points: tuple[FirstPoint, ...], figures: Sequence[float | None], chosen: Sequence[int]) -> str:
+    tau = kendalltau([points[index].divergence for index in chosen], [figures[index] for index in chosen]).statistic
+    return f"{tau:.3f} ({len(chosen)})"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from spaces.errors import RunError
 from spaces.files import write_json
 from spaces.schema import NUMBER, POSITIVE, SHARE, SIZE, TEXT, WHOLE, Each, Maybe, choice, read_json
 
-READING = "a fine-tune wins much of it back"  # what people are told with it
+READING = "a fine-tune wins some of it back where much is lost"  # what people are told with it
 
 _COSTS = {f"{cost}?": POSITIVE for cost in COSTS}
 _POINT = {
