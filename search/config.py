@@ -22,6 +22,7 @@ from objectives.objective import Objective
 from objectives.recipes.names import RECIPE_NAMES
 from objectives.training.config import FinetuneConfig
 from search.budgets.targets import Target, check_recipes, parse_target
+from search.evidence.options import Preference
 from search.layout import ANOTHER_RUN, RUN_FORMAT
 from search.masking import masked
 from search.paths import absolute
@@ -78,6 +79,8 @@ class StudyConfig:
         measure_before: measure candidates as built on the search split too: two evaluations a trial. By default their error and
             divergence as built are those on the images of --profile-images, which are training images. Where these are 0, or
             --steps is, they are those on the search split in any case.
+        prefer: what decides among trials under a target that cannot be told apart: accurate (the least expected error) or cheap
+            (the least cost).
         band: lower end of the proposals, as a share of the budget; the upper end is the whole budget.
         audit: after the search, fine-tune this many points of the front for ten times the steps, and report whether the long
             fine-tune ranks them as the short one does; 0 for no audit.
@@ -102,6 +105,7 @@ class StudyConfig:
     recipe: str | None = None
     rungs: tuple[float, ...] = ()
     measure_before: bool = False
+    prefer: Preference = "accurate"
     band: float = 0.5
     audit: int = 0
     seed: int = 0

@@ -21,6 +21,9 @@ OUTCOMES = "outcomes.safetensors"
 FIRST = "first.json"
 
 
+EVIDENCE = "evidence.safetensors"
+
+
 RUNNING = "running.json"
 
 

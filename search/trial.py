@@ -11,6 +11,7 @@ from spaces.allocation import Allocation
 SCREENED = "additive:screened"  # attribute of a trial: parameters and divergence of the candidates that it was chosen from
 DENSE = "dense"  # label of the reference: the dense model given the same fine-tune
 DENSE_TAIL = "dense, tail"  # the same without what no output reads
+WARM_START = "warm start"  # what the profile alone chooses
 
 
 @dataclass(frozen=True, kw_only=True)

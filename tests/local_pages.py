@@ -147,4 +147,6 @@ def _trials(count: int, space: Space, costs: Sequence[str], random: np.random.Ge
     for site in space.sites:
         table[site.name] = np.maximum(8, (site.dense * kept * random.uniform(0.6, 1.0, count) // 8 * 8)).astype(int)
     table |= {site.name: np.where(np.arange(count) == 0, site.dense, table[site.name]) for site in space.sites}
+    likely = np.where(done, error, np.nan)
+    table |= {"expected": likely, "expected_low": likely * 0.95, "expected_high": likely * 1.06}
     return pd.DataFrame(table)

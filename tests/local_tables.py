@@ -1,12 +1,12 @@
 """Made-up trials and summaries of runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from objectives.cost.spec import Cost
 from search.budgets.targets import Bound, Budget, Target
 from search.run.finished_trial import FinishedTrial
-from search.run.summary import DenseFigures, FrontPoint, RunSummary, front_point
+from search.run.summary import Best, DenseFigures, FrontPoint, RunSummary, front_point
 from spaces.allocation import Allocation
 from spaces.sites import Operator, Site, Space
 
@@ -29,6 +29,11 @@ def finished(number: int, costs: Mapping[Cost, float], dense: Mapping[Cost, floa
 def pointed(number: int, costs: Mapping[Cost, float], **changes: Any) -> FrontPoint:
     """The same as a point of the front."""
     return front_point(finished(number, costs, costs, **changes))
+
+
+def bests_of(numbers: Iterable[int | None]) -> tuple[Best | None, ...]:
+    """Of every target the best trial, by its number alone."""
+    return tuple(None if number is None else Best(number=number) for number in numbers)
 
 
 def budget_of(*bounds: tuple[Cost, float, str]) -> Budget:

@@ -20,7 +20,7 @@ ROOMS = {
     "branches tokens operators vit factors folder",
     "objectives": "units cost score runtime outcomes error latency pictures data training deploy objective profile divergence "
     "sensitivity frames merging dropping narrowing measured_frames dense_model evaluator forecast recipes",
-    "search": "layout masking paths values optuna_internals pareto trial budgets runners samplers config run report "
+    "search": "layout masking paths values optuna_internals pareto trial evidence budgets runners samplers config run report "
     "study browse fidelity deploy driver terminal",
 }
 

@@ -154,7 +154,7 @@ def test_an_audit_measures_what_it_says(run: Run, audited: Audit) -> None:
     lines = [json.loads(line) for line in (run.directory / "audit.jsonl").read_text().splitlines()]
     assert len(lines) == 2 * len(audited.points)
     for point in audited.points:
-        assert point.short == run.trial(point.number).error
+        assert point.short == run.trial(point.number).objective("error")
         assert point.label != "dense"
         assert point.number in numbers_of(run.front) or not point.front
         ours = [line for line in lines if line["trial"] == point.number]
@@ -209,7 +209,7 @@ def test_a_short_front_has_no_tau_but_trials_of_similar_cost_do(run: Run, tmp_pa
     trials.loc[~trials["number"].isin((0, *chosen)), "state"] = "FAIL"
     done = set(trials["number"][trials["state"] == "COMPLETE"])
     front = tuple(point for point in run.summary.front if point.number in done)
-    RunTables(copied).write(trial_table.trials_of(trials, run.summary), replace(run.summary, front=front, best=(None,)))
+    RunTables(copied).write(trial_table.trials_of(trials, run.summary), replace(run.summary, front=front, bests=(None,)))
     found = audit(with_front(open_run(copied), [0, chosen[0]]), points=3, factor=2)
     assert found.front.count == 1
     assert (found.front.tau, found.front.by_chance) == (None, None)

@@ -266,8 +266,8 @@ def test_a_file_that_is_something_else_is_named(copied: Path, name: str, text: s
             lambda summary: summary["front"][0]["allocation"].popitem(),
             r"front\[0\].allocation has not the sites of space contract",
         ),
-        (lambda summary: summary["best"].append(1), "best must have one entry for each of 1 targets, got 2"),
-        (lambda summary: summary.update(best=[99]), "trial 99 of pareto.json is not there"),
+        (lambda summary: summary["best"].append(summary["best"][0]), "best must have one entry for each of 1 targets, got 2"),
+        (lambda summary: summary["best"][0].update(number=99), "trial 99 of pareto.json is not there"),
     ],
 )
 def test_the_place_of_what_is_wrong_is_told(copied: Path, change: Callable[[Any], Any], words: str) -> None:

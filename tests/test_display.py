@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from local_tables import budget_of, pointed, summary_of
+from local_tables import bests_of, budget_of, pointed, summary_of
 from rich.console import Console
 
 from objectives.score import Score
@@ -35,7 +35,7 @@ def summary(targets: Sequence[Budget], best: Sequence[int | None]) -> RunSummary
         targets=tuple(targets),
         states={"COMPLETE": 5},
         hypervolume=0.5,
-        best=tuple(best),
+        bests=bests_of(best),
         front=POINTS,
     )
 

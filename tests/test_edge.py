@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from local_pages import DENSE, made_up
-from local_tables import budget_of, pointed, summary_of
+from local_tables import bests_of, budget_of, pointed, summary_of
 
 from search.budgets.targets import Budget
 from search.report.html import assemble, page
@@ -19,7 +19,7 @@ HALF = budget_of(("macs", 500.0, "flops=50%"))
 def summary(targets: list[Budget], front: list[FrontPoint], best: list[int | None], least: float = 10.0) -> RunSummary:
     reach = {"macs": (least, 1000), "params": (least / 5, 200)}
     dense = {"macs": 1000, "params": 200}
-    return summary_of(dense, reach=reach, targets=tuple(targets), front=tuple(front), best=tuple(best))
+    return summary_of(dense, reach=reach, targets=tuple(targets), front=tuple(front), bests=bests_of(best))
 
 
 def row(number: int, macs: float, params: float = 200) -> FrontPoint:

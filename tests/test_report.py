@@ -14,7 +14,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 from local_pages import write_report
-from local_tables import budget_of, finished, space_with, summary_of
+from local_tables import bests_of, budget_of, finished, space_with, summary_of
 from matplotlib.image import imread
 from plotly.offline import get_plotlyjs
 
@@ -74,7 +74,7 @@ def summary(**changes: Any) -> RunSummary:
         "targets": (budget_of(("macs", 450, "flops=45%")),),
         "hypervolume": 0.5,
         "states": {"COMPLETE": 4, "FAIL": 1},
-        "best": (2,),
+        "bests": bests_of((2,)),
         "front": tuple(front_point(trials[number]) for number in (0, 4, 2)),
     }
     return summary_of(DENSE, space_with(SITES), **{**fields, **changes})
@@ -212,7 +212,7 @@ def test_target_is_drawn_against_its_own_cost(page: Any) -> None:
 
 
 def test_target_out_of_reach_is_still_in_view(page: Any) -> None:
-    found = summary(best=(None,), targets=(budget_of(("macs", 50, "flops=5%")),))
+    found = summary(bests=(None,), targets=(budget_of(("macs", 50, "flops=5%")),))
     written = page(trials_of(), found)
     assert written.data["figures"]["macs"]["ranges"]["x"][0] < 5
     assert "No finished trial is under the target." in written.words
@@ -247,13 +247,13 @@ def test_dense_keeps_everything_and_no_error_has_no_ratio(page: Any) -> None:
 
 @pytest.mark.parametrize(("best", "chosen"), [(2, 2), (None, 4), (3, 4)])
 def test_first_choice_is_the_best_else_the_cheapest_of_the_front(page: Any, best: int | None, chosen: int) -> None:
-    assert page(trials_of(), summary(best=(best,))).data["chosen"] == chosen
+    assert page(trials_of(), summary(bests=bests_of((best,)))).data["chosen"] == chosen
 
 
 def several(*best: int | None) -> RunSummary:
     """A run of two targets, the second of two bounds."""
     second = budget_of(("macs", 350, "flops=35%"), ("params", 160, "params=80%"))
-    return summary(best=best, targets=(budget_of(("macs", 450, "flops=45%")), second))
+    return summary(bests=bests_of(best), targets=(budget_of(("macs", 450, "flops=45%")), second))
 
 
 def test_every_target_has_its_best(page: Any) -> None:
@@ -276,7 +276,7 @@ def test_a_target_without_a_trial_hides_no_other(page: Any) -> None:
 
 
 def test_no_target_asks_for_a_point(page: Any) -> None:
-    written = page(trials_of(), summary(best=(), targets=()))
+    written = page(trials_of(), summary(bests=(), targets=()))
     assert "No target was set: pick a point of the front." in written.words
     assert written.data["chosen"] == 4
 
@@ -314,7 +314,7 @@ def test_missing_side_figures_are_dashes(page: Any) -> None:
 
 @pytest.mark.parametrize("trials", [[], trials_of()[3:4]])
 def test_no_finished_trial(page: Any, tmp_path: Path, trials: list[FinishedTrial]) -> None:
-    found = summary(front=(), best=(None,), hypervolume=0.0)
+    found = summary(front=(), bests=(None,), hypervolume=0.0)
     written = page(trials, found)
     assert "No trial has finished yet" in written.words
     assert written.scripts == []

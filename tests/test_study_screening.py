@@ -1,6 +1,6 @@
 """A study whose candidates are screened: asked, chosen and told in any order, interrupted and taken up again."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -306,7 +306,13 @@ class Pair:
 
 
 class Pairs(RandomSampler):
-    def draw(self, study: optuna.Study, pending: Sequence[Parameters] = (), skipped: int = 0) -> Pair:
+    def draw(
+        self,
+        study: optuna.Study,
+        pending: Sequence[Parameters] = (),
+        skipped: int = 0,
+        errors: Mapping[int, float] | None = None,
+    ) -> Pair:
         return Pair(Problem())
 
 

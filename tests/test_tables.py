@@ -54,7 +54,7 @@ def test_lines_of_a_table_are_its_csv(rows: Sequence[FinishedTrial]) -> None:
 
 def test_tables_that_grow_are_those_that_are_written_at_once(tmp_path: Path) -> None:
     """Line by line, whatever comes between two trials; read back, they have the same trials."""
-    facts = summary_of(DENSE, space_with(SITES), front=(front_point(TRIALS[2]), front_point(TRIALS[0])), best=())
+    facts = summary_of(DENSE, space_with(SITES), front=(front_point(TRIALS[2]), front_point(TRIALS[0])), bests=())
     (tmp_path / "grown").mkdir()
     (tmp_path / "once").mkdir()
     growing = RunTables(tmp_path / "grown")

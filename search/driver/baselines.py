@@ -8,9 +8,9 @@ from typing import get_args
 from objectives.cost.spec import Cost
 from search.budgets.parametrisation import Parametrisation
 from search.config import ALLOCATED, StudyConfig
-from search.driver.opening import WARM_START, WIDTHS_ALONE
+from search.driver.opening import WIDTHS_ALONE
 from search.study.study import Study
-from search.trial import DENSE, DENSE_TAIL
+from search.trial import DENSE, DENSE_TAIL, WARM_START
 from spaces.errors import AllocationError
 from spaces.sites import Role, Space
 

@@ -35,10 +35,13 @@ def facts_of(
         fingerprint=dense.fingerprint,
         space=space.name,
         spaces={space.name: space, **others},
-        dense=DenseFigures(costs=dense.costs.dense, error=dense.figures.error),
+        dense=DenseFigures(
+            costs=dense.costs.dense, error=dense.figures.error, images=dense.figures.count, tested=dense.data.size("test") or 0
+        ),
         split_before=dense.objective.split_before,
         reach=reach,
         latency=None if table is None else LatencySource(text=table.text, error=table.error),
         objectives=tuple(objectives),
+        prefer=config.study.prefer,
         targets=tuple(targets),
     )

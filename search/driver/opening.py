@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from search.trial import DENSE, DENSE_TAIL, Proposal
+from search.trial import DENSE, DENSE_TAIL, WARM_START, Proposal
 
-WARM_START, WIDTHS_ALONE = "warm start", "widths alone"
+WIDTHS_ALONE = "widths alone"
 
 _KINDS = ("dense reference", "warm start", "baseline", "recipe")
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from search.driver.observer import Observer
 from search.report.write import render
-from search.run.finished_trial import FinishedTrial, finished_trials
+from search.run.finished_trial import FinishedTrial, finished_trials, with_evidence
 from search.run.run import Run
 from search.run.summary import RunSummary, summarise
 from search.run.tables import RunTables
@@ -92,8 +92,10 @@ class Publisher(Observer):
         new = self._study.trials[len(self._finished) :]
         self._finished |= {trial.number: trial for trial in finished_trials(new, self.summary.dense.costs)}
         trials = sorted(self._finished.values(), key=lambda trial: trial.number)
-        self.summary = summarise(self.summary, trials)
-        self._tables.write(trials, self.summary)
+        evidence = self._study.evidence
+        shown = with_evidence(trials, evidence)
+        self.summary = summarise(self.summary, shown, evidence)
+        self._tables.write(shown, self.summary, evidence)
 
     def write_report(self) -> None:
         """Write report.html, pareto.png and pareto.svg from the tables."""
@@ -106,7 +108,7 @@ class Publisher(Observer):
         Not of the dense reference: they are as large as the dense model, and seldom wanted.
         """
         points = [point for point in self.summary.front if point.label != DENSE]
-        front = [point.number for point in sorted(points, key=lambda point: point.error)]
+        front = [point.number for point in sorted(points, key=lambda point: point.best_guess)]
         kept = list(dict.fromkeys([*(number for number in self.summary.best if number in front), *front]))
         self._weighed |= {trial.proposal.number for trial in shown}
         keep_weights(self._study.directory, sorted(self._weighed), kept, self._bytes)

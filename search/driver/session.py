@@ -26,6 +26,7 @@ from search.driver.opening import opening_of
 from search.driver.outlook import Outlook, outlook_of
 from search.driver.pace import Pace
 from search.driver.publisher import Publisher
+from search.evidence.gathered import Gathered
 from search.fidelity.judge import judge, tell_found
 from search.layout import CONFIG, JOURNAL
 from search.run.continuation import check_same_latencies, check_same_model, identity_of
@@ -165,8 +166,12 @@ class Session:
         screening = study.screening and self.config.data.profile_images > 0
         return Study(
             self.directory, self._parametrisation(), self.objectives, study.sampler, study.seed, screening,
-            study.storage, identity,
+            study.storage, identity, self._gathered(),
         )  # fmt: skip
+
+    def _gathered(self) -> Gathered:
+        """What trials make of single images, beside what the dense model makes of them."""
+        return Gathered(self.directory, self.dense.outcomes, self.dense.data.size("test") or 0)
 
     def _parametrisation(self) -> Parametrisation:
         study = self.config.study

@@ -195,7 +195,7 @@ class _Audit:
             kept={spec.name: trial.kept[spec.name] for spec in counted_costs()},
             front=trial in self.front,
             similar=trial in self.similar,
-            short=trial.figure("error"),
+            short=trial.objective("error"),
             long=long,
             mean=statistics.mean(long),
             spread=statistics.stdev(long),

@@ -1,12 +1,15 @@
 """A trial of a run that has ended, with its figures: what tables, pages and exports read of it."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from objectives.cost.spec import COSTS, Cost, known_costs
 from objectives.score import Score
-from search.pareto import best_under
+from search.evidence.intervals import Interval
+from search.evidence.options import Preference
+from search.evidence.pick import Candidate, Pick, pick
+from search.evidence.posterior import Evidence
 from search.trial import Trial
 from spaces.allocation import Allocation
 
@@ -35,6 +38,7 @@ class FinishedTrial:
         seed: of its fine-tune.
         ended: when it was recorded, as ISO 8601 in UTC.
         allocation: its sizes; empty where a recipe failed before it had made one.
+        expected: error that the test split should show, by all that was measured of the run; None where that is not known.
     """
 
     number: int
@@ -57,6 +61,7 @@ class FinishedTrial:
     seed: int | None
     ended: str
     allocation: Allocation
+    expected: Interval | None = None
 
     @property
     def is_complete(self) -> bool:
@@ -68,8 +73,13 @@ class FinishedTrial:
         return self.costs.get(name, math.nan) if name in COSTS else _or_nan(self.error)
 
     def objective(self, name: str) -> float:
-        """What a front is taken of: the error as it is, a cost as the share of the dense model's; NaN where not known."""
-        return self.kept.get(name, math.nan) if name in COSTS else _or_nan(self.error)
+        """What a front is taken of: the expected error, a cost as the share of the dense model's; NaN where not known.
+
+        The error that was measured stands in for the expected one where that is not known.
+        """
+        if name in COSTS:
+            return self.kept.get(name, math.nan)
+        return _or_nan(self.error) if self.expected is None else self.expected.mean
 
     def load(self, limits: Mapping[Cost, float]) -> float:
         """How much of a budget it uses; 1 is all of it."""
@@ -86,13 +96,20 @@ def finished_trials(trials: Iterable[Trial], dense: Mapping[Cost, float]) -> tup
     return tuple(_finished(trial, dense) for trial in sorted(trials, key=lambda trial: trial.proposal.number))
 
 
-def best_within(trials: Sequence[FinishedTrial], limits: Mapping[Cost, float]) -> FinishedTrial | None:
-    """The complete trial of the smallest error within limits; None if there is none."""
-    complete = [trial for trial in trials if trial.is_complete]
-    errors = [trial.figure("error") for trial in complete]
-    costs = [tuple(map(trial.figure, limits)) for trial in complete]
-    index = best_under(errors, costs, list(limits.values()))
-    return None if index is None else complete[index]
+def with_evidence(trials: Iterable[FinishedTrial], evidence: Evidence) -> tuple[FinishedTrial, ...]:
+    """The trials with the errors that are expected of them."""
+    return tuple(
+        replace(trial, expected=evidence.expected(trial.number)) if trial.number in evidence else trial for trial in trials
+    )
+
+
+def pick_within(
+    trials: Iterable[FinishedTrial], limits: Mapping[Cost, float], evidence: Evidence, prefer: Preference = "accurate"
+) -> Pick | None:
+    """The best complete trial within limits, and those that cannot be told apart from it; None if there is none."""
+    loads = [(trial, trial.load(limits)) for trial in trials if trial.is_complete and math.isfinite(trial.figure("error"))]
+    candidates = [Candidate(number=trial.number, error=trial.figure("error"), load=load) for trial, load in loads if load <= 1]
+    return pick(candidates, evidence, prefer)
 
 
 def _finished(trial: Trial, dense: Mapping[Cost, float]) -> FinishedTrial:

@@ -6,10 +6,14 @@ from pathlib import Path
 from objectives.profile import Profile, profile_name
 from search.budgets.targets import Budget, Target, parse_target
 from search.config import SearchConfig
+from search.evidence.file import read_evidence
+from search.evidence.options import Preference
+from search.evidence.pick import Pick
+from search.evidence.posterior import Evidence
 from search.layout import STDERR
 from search.run.activity import RunningTrial, running_of
 from search.run.audit_file import Audit, read_audit
-from search.run.finished_trial import FinishedTrial, best_within
+from search.run.finished_trial import FinishedTrial, pick_within
 from search.run.options import stored_config
 from search.run.places import check_run
 from search.run.tables import read_tables
@@ -100,8 +104,25 @@ class Run:
         parsed = parse_target(target) if isinstance(target, str) else target
         return parsed.resolve(self.summary.reach)
 
-    def best(self, target: str | Target | Budget) -> FinishedTrial:
-        """The finished trial of the smallest error under a target.
+    @cached_property
+    def evidence(self) -> Evidence:
+        """What the search split tells of the trials' errors.
+
+        Raises:
+            RunError: it cannot be read.
+        """
+        return read_evidence(self.directory)
+
+    def best(self, target: str | Target | Budget, prefer: Preference | None = None) -> FinishedTrial:
+        """The best finished trial under a target; `pick` tells what cannot be told apart from it."""
+        return self.trial(self.pick(target, prefer).number)
+
+    def pick(self, target: str | Target | Budget, prefer: Preference | None = None) -> Pick:
+        """The finished trial of the least expected error under a target, and those that cannot be told apart from it.
+
+        Args:
+            target: as it was searched, or another.
+            prefer: what decides among those; by default what the search was launched with.
 
         Raises:
             TargetError: no finished trial keeps the target; the message names the nearest one.
@@ -111,15 +132,15 @@ class Run:
         complete = self.complete
         if not complete:
             raise RunError(f"no trial of {self.directory} has finished")
-        best = best_within(complete, budget.limits)
-        if best is None:
+        found = pick_within(complete, budget.limits, self.evidence, prefer or self.summary.prefer)
+        if found is None:
             nearest = min(complete, key=lambda trial: trial.load(budget.limits))
             figures = [spec.format_with_unit(nearest.costs[spec.name]) for spec in self.summary.costs]
             raise TargetError(
                 f"no trial of {self.directory} keeps {budget.target.text}: the nearest is trial {nearest.number} with "
                 f"{' and '.join(figures)}; search again with --target {budget.target.text}"
             )
-        return best
+        return found
 
     def trial(self, number: int) -> FinishedTrial:
         """One finished trial.

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field, replace
 from objectives.cost.spec import Cost, CostSpec, known_costs
 from objectives.objective import SplitBefore
 from search.budgets.targets import Budget, Reach
+from search.evidence.intervals import Interval
+from search.evidence.options import Preference
+from search.evidence.posterior import NO_EVIDENCE, Evidence
 from search.pareto import front, hypervolume
-from search.run.finished_trial import FinishedTrial, best_within
-from search.trial import DENSE
+from search.run.finished_trial import FinishedTrial, pick_within
+from search.trial import DENSE, WARM_START
 from spaces.allocation import Allocation
 from spaces.sites import Site, Space
 
@@ -22,11 +25,15 @@ class DenseFigures:
         costs: cost -> figure, in the cost's unit; those that the search knows.
         error: top-1 error on the search split as it was loaded, in [0, 1].
         error_finetuned: the same after the fine-tune of candidates; None until that trial has finished.
+        images: of the search split; 0 where that is not known.
+        tested: images of the test split; 0 where that is not known.
     """
 
     costs: Mapping[Cost, float]
     error: float
     error_finetuned: float | None = None
+    images: int = 0
+    tested: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +66,29 @@ class FrontPoint:
     kept_step: int | None
     seconds: float | None
     allocation: Allocation
+    expected: Interval | None = None
+
+    @property
+    def best_guess(self) -> float:
+        """The expected error, or the measured one where that is not known."""
+        return self.error if self.expected is None else self.expected.mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """The best trial under a target.
+
+    Attributes:
+        number: of the trial.
+        tied: of the others under the target those that cannot be told apart from the one of least expected error.
+        start: number of the warm start on the whole target: what the profile alone chose; None without one.
+        gained: error of the start minus that of the best, on endless images; None where that is not known.
+    """
+
+    number: int
+    tied: tuple[int, ...] = ()
+    start: int | None = None
+    gained: Interval | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +106,11 @@ class RunSummary:
         reach: cost -> (smallest allocation's, dense model's).
         latency: where latencies are from; None where none was measured.
         objectives: "error" and the costs that are minimised with it.
+        prefer: what decides among trials that cannot be told apart.
         targets: what the targets come to for this model.
         states: state -> how many trials ended in it.
         hypervolume: of the front in the unit box: errors as they are, costs as shares of the dense model's.
-        best: of every target, the number of the best trial under it; None where there is none.
+        bests: of every target, the best trial under it; None where there is none.
         front: in ascending order of the first cost among the objectives.
     """
 
@@ -93,16 +124,22 @@ class RunSummary:
     reach: Reach
     latency: LatencySource | None = None
     objectives: tuple[str, ...]
+    prefer: Preference = "accurate"
     targets: tuple[Budget, ...]
     states: Mapping[str, int] = field(default_factory=dict)
     hypervolume: float = 0.0
-    best: tuple[int | None, ...] = ()
+    bests: tuple[Best | None, ...] = ()
     front: tuple[FrontPoint, ...] = ()
 
     @property
     def images_before(self) -> str:
         """The images that errors and divergences as built were measured on, for people."""
         return "training images" if self.split_before == "train" else "search split"
+
+    @property
+    def best(self) -> tuple[int | None, ...]:
+        """Of every target, the number of the best trial under it; None where there is none."""
+        return tuple(None if found is None else found.number for found in self.bests)
 
     @property
     def costs(self) -> tuple[CostSpec, ...]:
@@ -128,25 +165,36 @@ class RunSummary:
         return point.costs[cost] / self.dense.costs[cost]
 
 
-def summarise(run: RunSummary, trials: Sequence[FinishedTrial]) -> RunSummary:
+def summarise(run: RunSummary, trials: Sequence[FinishedTrial], evidence: Evidence = NO_EVIDENCE) -> RunSummary:
     """A run's summary with what its trials came to.
 
     Args:
         run: model, spaces, dense figures, reach, objectives and targets of the run; the rest is replaced.
-        trials: in the order of their numbers.
+        trials: in the order of their numbers, with the errors that are expected of them.
+        evidence: where these are from.
     """
     complete = [trial for trial in trials if trial.is_complete]
     points = [tuple(map(trial.objective, run.objectives)) for trial in complete]
     chosen = sorted((complete[index] for index in front(points)), key=lambda trial: trial.objective(run.first_cost))
-    best = [best_within(complete, budget.limits) for budget in run.targets]
     return replace(
         run,
         dense=replace(run.dense, error_finetuned=next((trial.error for trial in complete if trial.label == DENSE), None)),
         states=dict(Counter(trial.state for trial in trials).most_common()),
         hypervolume=hypervolume(points, [1.0] * len(run.objectives)),
-        best=tuple(None if trial is None else trial.number for trial in best),
+        bests=tuple(_best(budget, complete, evidence, run.prefer) for budget in run.targets),
         front=tuple(map(front_point, chosen)),
     )
+
+
+def _best(budget: Budget, trials: Sequence[FinishedTrial], evidence: Evidence, prefer: Preference) -> Best | None:
+    found = pick_within(trials, budget.limits, evidence, prefer)
+    if found is None:
+        return None
+    starts = [trial for trial in trials if trial.label == WARM_START and trial.load(budget.limits) <= 1]
+    start = max(starts, key=lambda trial: trial.load(budget.limits)).number if starts else None
+    known = start is not None and start in evidence and found.number in evidence
+    gained = evidence.difference(start, found.number) if known and start is not None else None
+    return Best(number=found.number, tied=found.tied, start=start, gained=gained)
 
 
 def front_point(trial: FinishedTrial) -> FrontPoint:
@@ -165,4 +213,5 @@ def front_point(trial: FinishedTrial) -> FrontPoint:
         kept_step=trial.kept_step,
         seconds=trial.seconds,
         allocation=trial.allocation,
+        expected=trial.expected,
     )

@@ -11,8 +11,10 @@ from objectives.cost.spec import COSTS, known_costs
 from objectives.objective import SplitBefore
 from objectives.score import figure_names
 from search.budgets.targets import Budget, parse_target
+from search.evidence.intervals import Interval
+from search.evidence.options import Preference
 from search.layout import ANOTHER_RUN, RUN_FORMAT, SUMMARY
-from search.run.summary import DenseFigures, FrontPoint, LatencySource, RunSummary
+from search.run.summary import Best, DenseFigures, FrontPoint, LatencySource, RunSummary
 from search.run.trial_table import HEAD, RUNG
 from spaces.allocation import Allocation
 from spaces.errors import RunError, TargetError
@@ -26,6 +28,7 @@ _SITE = {
     "name": TEXT, "branch": TEXT, "operator": TEXT, "kind": choice(*get_args(SiteKind)), "choices": [WHOLE],
     "linear": Maybe((SIZE, SIZE)),
 }  # fmt: skip
+_INTERVAL = {"mean": NUMBER, "low": NUMBER, "high": NUMBER}
 _MERGE = "merge"  # in place of the operator of sites of tokens, which act on all branches
 
 
@@ -61,15 +64,22 @@ def summary_to_json(summary: RunSummary) -> dict[str, Any]:
         "space": summary.space,
         "spaces": {name: _space_to_json(space) for name, space in summary.spaces.items()},
         "skipped": [asdict(entry) for entry in summary.spaces[summary.space].skipped],
-        "dense": {**dense.costs, "error": dense.error, "error_finetuned": dense.error_finetuned},
+        "dense": {
+            **dense.costs,
+            "error": dense.error,
+            "error_finetuned": dense.error_finetuned,
+            "images": dense.images,
+            "tested": dense.tested,
+        },
         "split_before": summary.split_before,
         "reach": {cost: list(ends) for cost, ends in summary.reach.items()},
         **({"latency": asdict(summary.latency)} if summary.latency else {}),
         "objectives": list(summary.objectives),
+        "prefer": summary.prefer,
         "targets": [entry for group, budget in enumerate(summary.targets) for entry in _budget_to_json(budget, group)],
         "states": dict(summary.states),
         "hypervolume": summary.hypervolume,
-        "best": list(summary.best),
+        "best": [None if best is None else asdict(best) for best in summary.bests],
         "front": [_point_to_json(point) for point in summary.front],
     }
 
@@ -90,18 +100,35 @@ def summary_from_json(content: Any) -> RunSummary:
         space=content["space"],
         spaces={name: _space(name, sites, skipped) for name, sites in content["spaces"].items()},
         dense=DenseFigures(
-            costs={cost: dense[cost] for cost in costs}, error=dense["error"], error_finetuned=dense["error_finetuned"]
+            costs={cost: dense[cost] for cost in costs},
+            error=dense["error"],
+            error_finetuned=dense["error_finetuned"],
+            images=dense["images"],
+            tested=dense["tested"],
         ),
         split_before=content["split_before"],
         reach={cost: (least, most) for cost, (least, most) in content["reach"].items()},
         latency=_latency(content.get("latency")),
         objectives=tuple(content["objectives"]),
+        prefer=content["prefer"],
         targets=tuple(_budget(group) for group in _groups(content)),
         states=content["states"],
         hypervolume=content["hypervolume"],
-        best=tuple(content["best"]),
+        bests=tuple(map(_best, content["best"])),
         front=tuple(_point(entry, costs) for entry in content["front"]),
     )
+
+
+def _best(entry: Mapping[str, Any] | None) -> Best | None:
+    if entry is None:
+        return None
+    return Best(
+        number=entry["number"], tied=tuple(entry["tied"]), start=entry["start"], gained=_interval(entry["gained"])
+    )  # fmt: skip
+
+
+def _interval(entry: Mapping[str, float] | None) -> Interval | None:
+    return None if entry is None else Interval(**entry)
 
 
 def _skipped(entries: Sequence[Mapping[str, Any]]) -> tuple[Skipped, ...]:
@@ -178,6 +205,7 @@ def _point_to_json(point: FrontPoint) -> dict[str, Any]:
         "space": point.space,
         **{name: value if value is not None and math.isfinite(value) else None for name, value in figures.items()},
         "allocation": dict(point.allocation),
+        "expected": None if point.expected is None else asdict(point.expected),
     }
 
 
@@ -196,6 +224,7 @@ def _point(entry: Mapping[str, Any], costs: Sequence[str]) -> FrontPoint:
         kept_step=entry["kept_step"],
         seconds=entry["seconds"],
         allocation=Allocation(entry["allocation"]),
+        expected=_interval(entry["expected"]),
     )
 
 
@@ -230,19 +259,20 @@ def _schema() -> dict[str, Any]:
         "space": TEXT,
         "spaces": Each([_SITE]),
         "skipped": [{"name": TEXT, "reason": TEXT}],
-        "dense": {**costs, "error": SHARE, "error_finetuned": Maybe(SHARE)},
+        "dense": {**costs, "error": SHARE, "error_finetuned": Maybe(SHARE), "images": WHOLE, "tested": WHOLE},
         "split_before": choice(*get_args(SplitBefore)),
         "reach": _of_costs((POSITIVE, POSITIVE)),
         "latency?": {"text": TEXT, "error": NUMBER},
         "objectives": [choice("error", *COSTS)],
+        "prefer": choice(*get_args(Preference)),
         "targets": [{"text": TEXT, "cost": choice(*COSTS), "limit": POSITIVE, "group": WHOLE}],
         "states": Each(WHOLE),
         "hypervolume": NUMBER,
-        "best": [Maybe(WHOLE)],
+        "best": [Maybe({"number": WHOLE, "tied": [WHOLE], "start": Maybe(WHOLE), "gained": Maybe(_INTERVAL)})],
         "front": [
             {
                 "number": WHOLE, "label": Maybe(TEXT), "space": TEXT, **costs, "error": SHARE, **figures,
-                "steps": Maybe(WHOLE), "kept_step": Maybe(WHOLE), "allocation": Each(WHOLE),
+                "steps": Maybe(WHOLE), "kept_step": Maybe(WHOLE), "allocation": Each(WHOLE), "expected": Maybe(_INTERVAL),
             }
         ],
     }  # fmt: skip

@@ -12,6 +12,7 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from objectives.cost.spec import CostSpec
 from objectives.score import figure_names
+from search.evidence.intervals import Interval
 from search.run.finished_trial import FinishedTrial
 from search.run.summary import RunSummary
 from spaces.allocation import Allocation
@@ -20,6 +21,7 @@ from spaces.sites import Site, Space
 
 HEAD = ("number", "state", "label", "space", "reason")
 RUNG = ("rung", "rung_error")
+EXPECTED = ("expected", "expected_low", "expected_high")
 STATES = ("COMPLETE", "PRUNED", "FAIL")
 
 _MOST = 1e18  # of any cost
@@ -30,8 +32,8 @@ def trial_table(trials: Sequence[FinishedTrial], costs: Sequence[CostSpec], site
 
     Columns: number, state, label, space (of the allocation), reason, the figures of `Score`, rung (the last one that it was
     measured at, in optimiser steps) and rung_error, of every cost its share of the dense model's (macs_kept), seed, ended
-    (when, ISO 8601 in UTC), and one column per site with its size. Figures of failed trials are NaN, as are the final ones of
-    trials stopped at a rung.
+    (when, ISO 8601 in UTC), one column per site with its size, and the expected error with the ends of its interval. Figures
+    of failed trials are NaN, as are the final ones of trials stopped at a rung.
 
     Args:
         trials: in the order of the rows.
@@ -39,11 +41,11 @@ def trial_table(trials: Sequence[FinishedTrial], costs: Sequence[CostSpec], site
         sites: of all trials' spaces; a trial has the dense size of those that are not in its own.
     """
     names, shares = figure_names(spec.name for spec in costs), [spec.kept for spec in costs]
-    columns = [*HEAD, *names, *RUNG, *shares, "seed", "ended", *(site.name for site in sites)]
+    columns = [*HEAD, *names, *RUNG, *shares, "seed", "ended", *(site.name for site in sites), *EXPECTED]
     rows = [_row(trial, costs, sites) for trial in trials]
     table = pd.DataFrame(rows, columns=None if rows else columns)
     counts = (*(spec.name for spec in costs if spec.is_whole), "steps", "kept_step", "rung", *(site.name for site in sites))
-    numbers = (*(name for name in names if name not in counts), "rung_error", *shares)
+    numbers = (*(name for name in names if name not in counts), "rung_error", *shares, *EXPECTED)
     return table.astype({**dict.fromkeys(counts, "Int64"), **dict.fromkeys(numbers, "float64")})
 
 
@@ -72,7 +74,7 @@ def check_trials(trials: pd.DataFrame, summary: RunSummary) -> None:
         SchemaError: the line, counted as an editor does, and what is wrong in it; or a column that is missing.
     """
     costs, shares = [spec.name for spec in summary.costs], [spec.kept for spec in summary.costs]
-    names = ["number", *figure_names(costs), *RUNG, *shares, "seed"]
+    names = ["number", *figure_names(costs), *RUNG, *shares, "seed", *EXPECTED]
     sites = {site.name: site.choices[0] for site in summary.sites}
     for column in (*HEAD, *names, "ended", *sites):
         if column not in trials.columns:
@@ -122,6 +124,7 @@ def _row(trial: FinishedTrial, costs: Sequence[CostSpec], sites: Sequence[Site])
         "seed": trial.seed,
         "ended": trial.ended,
         **{site.name: sizes.get(site.name, site.dense) if sizes else None for site in sites},
+        **dict(zip(EXPECTED, _ends(trial.expected), strict=True)),
     }
 
 
@@ -151,7 +154,18 @@ def _trial(row: Mapping[Any, Any], costs: Sequence[CostSpec], spaces: Mapping[st
         seed=_whole(row["seed"]),
         ended=row["ended"],
         allocation=Allocation(known if len(known) == len(sizes) else {}),
+        expected=_interval(*(_number(row[name]) for name in EXPECTED)),
     )
+
+
+def _ends(expected: Interval | None) -> tuple[float | None, float | None, float | None]:
+    return (None, None, None) if expected is None else (expected.mean, expected.low, expected.high)
+
+
+def _interval(mean: float | None, low: float | None, high: float | None) -> Interval | None:
+    if mean is None or low is None or high is None:
+        return None
+    return Interval(mean=mean, low=low, high=high)
 
 
 def _text(value: Any) -> str | None:

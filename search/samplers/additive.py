@@ -5,7 +5,7 @@ is largest are screened: their divergence is measured without a fine-tune. The o
 What was screened is kept with the trial, so that the study alone says what the next proposal is.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -50,13 +50,20 @@ class AdditiveSampler(BaseSampler):
         self._rng = np.random.default_rng()
         self._other.reseed_rng()
 
-    def draw(self, study: Study, pending: Sequence[Parameters] = (), skipped: int = 0) -> Draw | None:
+    def draw(
+        self,
+        study: Study,
+        pending: Sequence[Parameters] = (),
+        skipped: int = 0,
+        errors: Mapping[int, float] | None = None,
+    ) -> Draw | None:
         """Candidates for the next trial; None while too few trials are finished to learn from.
 
         Args:
             study: of the trials so far.
             pending: what trials to be are expected to become, whose candidates are being screened.
             skipped: draws for the same trial that came to nothing: each had its turn of the targets.
+            errors: number of a trial -> the error that is expected of it, in place of the one that was measured.
         """
         asked = self._asked(study)
         trials = [entry for entry in asked if entry.state != TrialState.FAIL]
@@ -66,7 +73,8 @@ class AdditiveSampler(BaseSampler):
         unfinished = [entry.params for entry in trials if entry.state in (TrialState.RUNNING, TrialState.PRUNED)]
         screened = [pair for entry in trials[-_RECENT:] for pair in entry.system_attrs.get(SCREENED, [])]
         target = self._turn(asked, len(pending) + skipped)
-        return Draw(self._parametrisation, self._rng, target, done, [*unfinished, *pending], screened)
+        expected = [(errors or {}).get(entry.number, entry.values[0]) for entry in done]
+        return Draw(self._parametrisation, self._rng, target, done, expected, [*unfinished, *pending], screened)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))

@@ -61,6 +61,7 @@ class Draw:
         rng: of the draws.
         target: index of the target that they are for.
         done: trials whose error was measured, at least `FEWEST`.
+        errors: of these: measured ones, or those that are expected by all that was measured.
         unfinished: parameters of trials without an error: they count as finished with the error that is expected of them.
         screened: what was measured of candidates before.
     """
@@ -71,6 +72,7 @@ class Draw:
         rng: np.random.Generator,
         target: int,
         done: Sequence[FrozenTrial],
+        errors: Sequence[float],
         unfinished: Sequence[Parameters],
         screened: Measured,
     ) -> None:
@@ -80,7 +82,7 @@ class Draw:
         self._screened = self._decoded([parameters for parameters, _ in screened])
         divergences, values = np.array([_divergence_of(entry) for entry in done]), np.array([value for _, value in screened])
         self._divergence = self._divergence_model(divergences, values)
-        self._fit(np.array([entry.values[0] for entry in done]), divergences)
+        self._fit(np.array(errors), divergences)
         self._pool, self._shares = self._candidates(len(done), values)
         self._expected, self._spreads = self._predict(self._pool)
         self._gains = self._gains_of(self._pool, self._expected, self._spreads)

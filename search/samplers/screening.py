@@ -43,12 +43,19 @@ class Candidates(Protocol):
 class ScreeningSampler(Protocol):
     """A sampler of Optuna's kind that can say what it would have screened."""
 
-    def draw(self, study: Study, pending: Sequence[Parameters] = (), skipped: int = 0) -> Candidates | None:
+    def draw(
+        self,
+        study: Study,
+        pending: Sequence[Parameters] = (),
+        skipped: int = 0,
+        errors: Mapping[int, float] | None = None,
+    ) -> Candidates | None:
         """Candidates for the next trial; None where it proposes one at once.
 
         Args:
             study: of the trials so far.
             pending: what trials to be are expected to become, whose candidates are being screened.
             skipped: draws for the same trial that came to nothing.
+            errors: number of a trial -> the error that is expected of it, in place of the one that was measured.
         """
         ...

@@ -20,6 +20,8 @@ from objectives.cost.spec import Cost
 from objectives.recipes.registry import recipe_of
 from objectives.score import Score
 from search.budgets.parametrisation import Parametrisation
+from search.evidence.gathered import Gathered
+from search.evidence.posterior import Evidence
 from search.run.losses import check_nothing_lost
 from search.samplers.registry import create_sampler
 from search.samplers.screening import SCORE, Candidates, ScreeningSampler
@@ -49,6 +51,7 @@ class Study:
         screening: whether a sampler that can have candidates screened before it proposes one does so.
         storage: URL of a database that keeps the finished trials, in a study of the directory's name.
         identity: says which search it is, so that a study of another one is not continued.
+        gathered: reads what trials made of single images; by default nothing is known of the dense model.
 
     Attributes:
         journal: what outlives the process.
@@ -68,7 +71,9 @@ class Study:
         screening: bool = False,
         storage: str | None = None,
         identity: str | None = None,
+        gathered: Gathered | None = None,
     ) -> None:
+        self._gathered = gathered or Gathered(directory, None, 0)
         self.directory = directory
         self.parametrisation = parametrisation
         self.objectives = objectives
@@ -189,6 +194,11 @@ class Study:
         return trial
 
     @property
+    def evidence(self) -> Evidence:
+        """What the search split tells of the finished trials' errors."""
+        return self._gathered.of(self.trials)
+
+    @property
     def proposals(self) -> list[Proposal]:
         """All trials that are finished, running or waiting."""
         return [*(trial.proposal for trial in self.trials), *self._running.values(), *self._queue]
@@ -252,7 +262,10 @@ class Study:
         """Candidates to be screened; what others are being screened for is taken to become what is expected now."""
         if not self.screening or not isinstance(sampler, ScreeningSampler):
             return None
-        return sampler.draw(self.memory, [draw.best() for _, draw in self._screenings.values()], skipped=attempt)
+        pending = [draw.best() for _, draw in self._screenings.values()]
+        evidence = self.evidence
+        errors = {number: evidence.mean(number) for number in evidence.numbers}
+        return sampler.draw(self.memory, pending, attempt, errors)
 
     def _sampler(self, number: int, attempt: int) -> BaseSampler:
         seed = (self.seed * 1_000_003 + number * _ATTEMPTS + attempt) % 2**31

@@ -1,0 +1,85 @@
+"""What many fine-tunes made of the same images: their errors and divergences, and how far chance moves them together."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from objectives.outcomes import Outcomes
+
+Floats = NDArray[np.float64]
+
+
+@dataclass
+class Sample:
+    """Outcomes of models on one split, kept as small as they are in files.
+
+    Attributes:
+        numbers: of the models, in the order of the rows.
+    """
+
+    numbers: list[int] = field(default_factory=list)
+    _wrong: list[NDArray[np.uint8]] = field(default_factory=list, repr=False)
+    _kl: list[NDArray[np.float16]] = field(default_factory=list, repr=False)
+
+    @property
+    def images(self) -> int:
+        """How many each was measured on; 0 without a model."""
+        return len(self._wrong[0]) if self._wrong else 0
+
+    def add(self, number: int, outcomes: "Outcomes") -> bool:
+        """Take a model's outcomes; False where they are not of the same images as the others', and are of no use."""
+        if outcomes.kl is None or (self._wrong and len(outcomes.wrong) != self.images):
+            return False
+        self.numbers.append(number)
+        self._wrong.append(outcomes.wrong.numpy().astype(np.uint8))
+        self._kl.append(outcomes.kl.half().numpy())
+        return True
+
+    def wrong(self, number: int) -> NDArray[np.bool_]:
+        """Whether a model's answers are wrong, [images].
+
+        Raises:
+            ValueError: the model is not there.
+        """
+        return self._wrong[self.numbers.index(number)].astype(bool)
+
+    def errors(self) -> tuple[Floats, Floats]:
+        """Error of every model, and the covariance of these figures if other images had been drawn."""
+        return _mean(np.stack(self._wrong).astype(np.float32))
+
+    def divergences(self) -> tuple[Floats, Floats]:
+        """The same of mean divergences from the dense model, in nats."""
+        return _mean(np.stack(self._kl).astype(np.float32))
+
+
+def _mean(values: NDArray[np.float32]) -> tuple[Floats, Floats]:
+    """Means of rows, [rows], and the covariance of these, [rows, rows]."""
+    return values.mean(1, dtype=np.float64), shrunk_covariance(values) / values.shape[1]
+
+
+def shrunk_covariance(values: NDArray[np.float32]) -> Floats:
+    """Covariance of rows, [rows, rows], shrunk to one correlation for all pairs as far as the columns are too few to tell.
+
+    Ledoit and Wolf 2004, "Honey, I shrunk the sample covariance matrix", without the covariance of target and sample.
+
+    Args:
+        values: [rows, columns].
+    """
+    count = values.shape[1]
+    centred = values - values.mean(1, keepdims=True)
+    found = (centred @ centred.T / count).astype(np.float64)
+    variances = np.maximum(np.diag(found), 1e-12)
+    scale = np.sqrt(np.outer(variances, variances))
+    others = ~np.eye(len(found), dtype=bool)
+    target = scale * (float((found / scale)[others].mean()) if others.any() else 0.0)
+    np.fill_diagonal(target, variances)
+    square = np.square(centred)
+    uncertain = (square @ square.T / count - np.square(found))[others].sum()
+    apart = np.square(target - found)[others].sum()
+    share = 1.0 if apart <= 0 else float(np.clip(uncertain / apart / count, 0.0, 1.0))
+    shrunk: Floats = (1 - share) * found + share * target
+    np.fill_diagonal(shrunk, variances)
+    return shrunk
