@@ -84,6 +84,8 @@ def test_numbers_need_not_be_rows() -> None:
 
 # In a search
 
+LUCK = 0.1  # of seeds: much more than that of two thousand images
+
 
 def ending(problem: Problem, trials: int = 20, **options: Any) -> Ending:
     return Ending(trials=trials, targets=problem.parametrisation.budgets.targets, **options)
@@ -97,7 +99,7 @@ def problem() -> Problem:
 @pytest.fixture(scope="module")
 def whole(problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> Searched:
     """A search of 20 trials, two of which confirm; seeds matter much more than the images."""
-    search = Searched(tmp_path_factory.mktemp("whole"), ending(problem), problem)
+    search = Searched(tmp_path_factory.mktemp("whole"), ending(problem), problem, LUCK)
     search.run(20)
     return search
 
@@ -120,11 +122,11 @@ def test_the_last_tenth_repeats_contenders_with_other_seeds(whole: Searched) -> 
 
 
 def test_a_repeat_that_was_killed_runs_again(problem: Problem, whole: Searched, tmp_path: Path) -> None:
-    part = Searched(tmp_path, ending(problem), problem)
+    part = Searched(tmp_path, ending(problem), problem, LUCK)
     part.run(18)
     lost = part.ask()
     part.study.close()
-    again = Searched(tmp_path, ending(problem), problem)
+    again = Searched(tmp_path, ending(problem), problem, LUCK)
     assert again.ask() == lost == repeats_of(whole)[0]
     assert lost is not None
     again.tell(lost)
@@ -133,18 +135,18 @@ def test_a_repeat_that_was_killed_runs_again(problem: Problem, whole: Searched, 
 
 
 def test_a_file_that_repeats_what_was_never_tried_is_passed_over(problem: Problem, whole: Searched, tmp_path: Path) -> None:
-    part = Searched(tmp_path, ending(problem), problem)
+    part = Searched(tmp_path, ending(problem), problem, LUCK)
     part.run(18)
     lost = part.ask()
     part.study.close()
     assert lost is not None
     path = part.study.folder(18) / "allocation.json"
     path.write_text(path.read_text().replace(f'"repeats": {lost.repeats}', '"repeats": 999'))
-    assert Searched(tmp_path, ending(problem), problem).ask() == lost, "chosen again"
+    assert Searched(tmp_path, ending(problem), problem, LUCK).ask() == lost, "chosen again"
 
 
 def test_a_journal_whose_repeat_is_of_another_allocation_is_damaged(problem: Problem, tmp_path: Path) -> None:
-    search = Searched(tmp_path, ending(problem), problem)
+    search = Searched(tmp_path, ending(problem), problem, LUCK)
     search.run(19)
     search.study.close()
     (repeat,) = repeats_of(search)
@@ -152,7 +154,7 @@ def test_a_journal_whose_repeat_is_of_another_allocation_is_damaged(problem: Pro
     journal = tmp_path / "study.journal"
     journal.write_text(journal.read_text().replace(f'"repeats":{repeat.repeats},', f'"repeats":{other},'))
     with pytest.raises(RunError, match=f"trial 18 .* does not repeat trial {other}"):
-        Searched(tmp_path, ending(problem), problem)
+        Searched(tmp_path, ending(problem), problem, LUCK)
 
 
 def test_where_seeds_do_not_matter_the_search_goes_on(problem: Problem, tmp_path: Path) -> None:
@@ -175,8 +177,8 @@ def test_without_evidence_nothing_is_repeated(problem: Problem, tmp_path: Path) 
 
 
 def test_targets_take_turns(tmp_path: Path) -> None:
-    problem = Problem(shares=(0.5, 0.25), sizes=((16, 32, 48, 64), (8, 128)))
-    search = Searched(tmp_path, ending(problem, trials=30), problem, luck=0.3)
+    problem = Problem(shares=(0.5, 0.25), sizes=((8, 16, 32, 48, 64), (8, 128)))
+    search = Searched(tmp_path, ending(problem, trials=30), problem, LUCK)
     search.run(30)
     repeats = repeats_of(search)
     loads = [problem.load(entry.allocation, 1) for entry in repeats if entry.allocation]

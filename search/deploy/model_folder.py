@@ -15,7 +15,7 @@ from objectives.deploy.config import FormatConfig
 from objectives.deploy.folder import Handover
 from objectives.deploy.tested import tested
 from objectives.error import evaluate
-from objectives.evaluator import Evaluator, OnStep
+from objectives.evaluator import Evaluator, OnStep, go_on
 from objectives.recipes.registry import RECIPES, evaluate_recipe, make_cut
 from objectives.runtime.device import name_of
 from objectives.runtime.progress import Progress, told_steps
@@ -24,7 +24,7 @@ from objectives.training.long_finetune import Trained
 from search.budgets.reach import recipe_limits
 from search.deploy.long_finetune import described, long_finetune, run_long_finetune
 from search.deploy.model_card import card
-from search.deploy.points import Point
+from search.deploy.points import PREDICTED, Point
 from search.deploy.reference import read_reference, reference_mark, write_reference
 from search.layout import weights_in, weights_of
 from search.run.provenance import environment
@@ -109,6 +109,7 @@ class _Export:
         self.evaluator, self.dense = evaluator, evaluator.dense
         self.options, self.command, self.progress = options, command, progress
         self.number, self.allocation = point.number, point.allocation
+        self.as_built = point.label == PREDICTED  # it has no short fine-tune, and is not compared with the dense model's
         self.recipe: str | None = point.label if point.label in RECIPES else None
         self.space = describe(self.dense.model, point.space, run.config.study.multiple)
         self.costs = cost_model(self.dense.model, self.space)
@@ -157,12 +158,20 @@ class _Export:
             raise RunError(f"the reloaded model is not the one that was saved: it has {reloaded['macs_fvcore']:,} MACs")
         top1 = {
             "dense": dense["top1"],
-            "dense_finetuned": self._reference(),
+            "dense_finetuned": None if self.as_built else self._reference(),
             "as_built": self._top1(self._built(), "the model as built"),
-            "short_finetuned": self._top1(self._finetuned(), "the model after its short fine-tune") if trained else None,
+            "short_finetuned": self._top1(self._finetuned(), "the model after its short fine-tune")
+            if trained and not self.as_built
+            else None,
             "finetuned": self._top1(model, "the model"),
         }
         errors = {name: 1 - value for name, value in top1.items() if value is not None}
+        reference, against = errors["dense"], "the dense model"
+        if not self.as_built:
+            reference, against = (
+                errors["dense_finetuned"],
+                f"the dense model given the {'short' if trained else 'same'} fine-tune",
+            )
         return {
             "trial": self.number,
             "recipe": self.recipe,
@@ -186,14 +195,14 @@ class _Export:
             "test_images": self.dense.data.size("test"),
             "left_out": self.dense.data.checked.report(),
             "relative_error": {
-                "as_built": _ratio(errors["as_built"], errors["dense_finetuned"]),
-                "finetuned": _ratio(errors["finetuned"], errors["dense_finetuned"]),
-                "against": f"the dense model given the {'short' if trained else 'same'} fine-tune",
+                "as_built": _ratio(errors["as_built"], reference),
+                "finetuned": _ratio(errors["finetuned"], reference),
+                "against": against,
             },
             "formats": measured["formats"],
             "preprocessing": measured["preprocessing"],
             "measured_on": {"devices": measured["devices"], "threads": measured["threads"]},
-            "finetune": {**asdict(self.run.config.finetune), "seed": self._own_seed},
+            "finetune": None if self.as_built else {**asdict(self.run.finetune), "seed": self._own_seed},
             "long_finetune": self.long.report(trained) if trained else None,
             "environment": environment([name_of(self.dense.device)]),
         }  # fmt: skip
@@ -221,7 +230,7 @@ class _Export:
         if top1 is None:
             identity = self.dense.space.identity()
             model = copy.deepcopy(self.dense.model)
-            if self.run.config.finetune.steps:
+            if self.run.finetune.steps:
                 model = self._filled(model, None, "the dense model", lambda *made: self._evaluate(identity, self._seed, *made))
             top1 = self._top1(model, "the dense model after the same fine-tune")
             write_reference(self.run.directory, mark, top1)
@@ -230,7 +239,7 @@ class _Export:
     def _built(self) -> nn.Module:
         """The trial's model before its fine-tune."""
         if self.recipe is not None:
-            with told_steps(f"{self.recipe} again", self.run.config.finetune.steps, self.progress) as on_step:
+            with told_steps(f"{self.recipe} again", self.run.finetune.steps, self.progress) as on_step:
                 return make_cut(self.dense, self.recipe, self._limits(), self._seed, on_step)[1].model
         return self.evaluator.build(self.allocation)
 
@@ -248,7 +257,7 @@ class _Export:
         return self._filled(model, self.number, self.point.name, make)
 
     def _evaluate(self, allocation: Allocation, seed: int, weights: Path, on_step: OnStep) -> None:
-        self.evaluator.evaluate(allocation, seed, on_step, weights)
+        self.evaluator.evaluate(allocation, seed, on_step, weights, go_on)
 
     def _filled(self, model: nn.Module, number: int | None, name: str, make: Callable[[Path, OnStep], object]) -> nn.Module:
         """A model with the weights of a trial that the search has kept, or with those that this export has made or makes now.
@@ -259,7 +268,7 @@ class _Export:
         if state is None:
             made = weights_in(self.scratch, name)
             if not made.exists():
-                with told_steps(f"short fine-tune of {name}", self.run.config.finetune.steps, self.progress) as on_step:
+                with told_steps(f"short fine-tune of {name}", self.run.finetune.steps, self.progress) as on_step:
                     make(made, on_step)
             state = load_file(made)
         model.load_state_dict(state, strict=True)

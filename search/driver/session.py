@@ -19,6 +19,7 @@ from search.driver.closing import closing
 from search.driver.deadline import Deadline
 from search.driver.facts import facts_of
 from search.driver.feasibility import Feasible, check_feasible, settle
+from search.driver.first_answer import first_answer
 from search.driver.interrupts import Interrupts
 from search.driver.loop import Loop
 from search.driver.observer import Observer, Observers
@@ -26,6 +27,7 @@ from search.driver.opening import opening_of
 from search.driver.outlook import Outlook, outlook_of
 from search.driver.pace import Pace
 from search.driver.publisher import Publisher
+from search.driver.rate_probe import check_rate, settle_rate
 from search.evidence.gathered import Gathered
 from search.fidelity.judge import judge, tell_found
 from search.layout import CONFIG, JOURNAL
@@ -60,6 +62,7 @@ class Session:
 
     def __init__(self, config: SearchConfig, directory: Path, observer: Observer, began: float) -> None:
         self.config, self.directory, self._is_judged = config, directory, False
+        check_rate(directory, config)
         self.observers = Observers([observer, Activity(directory, config.finetune.steps)])
         with ExitStack() as opened:
             opened.callback(self.observers.closed)
@@ -74,6 +77,7 @@ class Session:
             self.study = self._open_study()
             opened.callback(self.study.close)
             self._enqueue()
+            settle_rate(config, directory, self.dense, self.study.parametrisation, self.runner, self.observers)
             self.deadline = Deadline(self.runner, config.machines, began)
             self.publisher = self._create_publisher()
             self.observers.add(self.deadline)
@@ -95,6 +99,7 @@ class Session:
             KeyboardInterrupt: after Ctrl-C.
         """
         wanted = len(self.study.proposals) if self.config.study.recipe else self.config.study.trials
+        self._first_answer()
         self._begin(wanted)
         self._loop(wanted)
         for _, sentence in lower_edges(self.publisher.summary, self.config.study.band):
@@ -152,7 +157,7 @@ class Session:
         self.observers.rung(proposal.number, step, error)
         known = self.dense.costs.costs(proposal.allocation)
         costs = {name: cost for name, cost in known.items() if name in self.objectives}
-        return reason_to_stop(proposal, self.study.trials, costs, step, self.config.finetune.steps, error)
+        return reason_to_stop(proposal, self.study.trials, costs, step, self._steps, error)
 
     def _settle_latency(self) -> None:
         """Settle what latencies are bounded by, now that they are known."""
@@ -185,10 +190,22 @@ class Session:
         limits = recipe_limits(self.feasible.targets, self.dense.costs)
         enqueue_baselines(self.study, self.study.parametrisation, self.config.study, limits)
 
+    @property
+    def _steps(self) -> int:
+        """Of every trial's fine-tune."""
+        return self.dense.objective.finetune.steps
+
     def _create_publisher(self) -> Publisher:
         spaces = [proposal.space for proposal in self.study.proposals]
         facts = facts_of(self.config, self.dense, self.feasible.reach, self.feasible.targets, self.objectives, spaces)
         return Publisher(self.study, facts, self.config.machines.disk_limit, self.observers, self.runner.workers == 1)
+
+    def _first_answer(self) -> None:
+        """Tell what budgets cost as built, where candidates are chosen by a profile and there are images to measure them on."""
+        if self.config.study.recipe is None and self.dense.profile_images:
+            self.observers.answered(
+                first_answer(self.directory, self.config.study, self.dense, self.feasible, self.runner, self.observers.stage)
+            )
 
     def _begin(self, wanted: int) -> None:
         """Write the run down, and tell what is ahead."""
@@ -197,7 +214,7 @@ class Session:
         self.config.dump(self.directory / CONFIG)
         self.publisher.write()
         pace.write(environment(self.runner.devices))
-        self.observers.began(self.directory, self.publisher.summary, outlook, self.config.finetune.steps)
+        self.observers.began(self.directory, self.publisher.summary, outlook, self._steps)
         if outlook.left:
             is_recipe = self.config.study.recipe is not None
             opening = opening_of(self.study.proposals, wanted, len(self.feasible.limits), is_recipe, self.study.confirming)

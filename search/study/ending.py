@@ -117,8 +117,9 @@ def candidates_of(trials: Sequence[Trial], limits: Mapping[Cost, float]) -> list
 def _contenders(
     trials: Sequence[Trial], limits: Mapping[Cost, float], tunes: Mapping[Allocation, int], evidence: Evidence
 ) -> list[Contender]:
-    """Of every allocation within limits that can be built again, the fine-tune of the least expected error."""
-    proposals = [trial.proposal for trial in trials if trial.proposal.recipe is None]
+    """Of every allocation within limits that can be trained again, the fine-tune of the least expected error."""
+    trained = [trial for trial in trials if trial.score is not None and trial.score.steps > 0]
+    proposals = [trial.proposal for trial in trained if trial.proposal.recipe is None]
     allocations = {entry.number: entry.allocation for entry in proposals if entry.allocation is not None}
     known = [
         entry.number for entry in candidates_of(trials, limits) if entry.number in evidence and entry.number in allocations
