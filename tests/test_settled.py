@@ -1,5 +1,6 @@
 """What a further trial is worth, and searches that end where it is too little."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 from local_launches import config_of
 from local_outcomes import Searched
 from local_problems import Problem
+from local_tables import summary_of
 
 from search.config import StudyConfig
+from search.driver.closing import closing
 from search.evidence.pick import Candidate
 from search.evidence.posterior import Evidence
 from search.evidence.settled import PATIENCE, SMALL, Worth, known_to, settled_after, worth_of
@@ -172,6 +175,24 @@ def test_proposals_say_what_they_were_worth(tmp_path: Path, problem: Problem, sc
     assert all(entry.known_to is not None and entry.known_to > 0 for entry in found if entry.gain is not None)
     gains = [entry.gain for entry in found if entry.gain is not None]
     assert all(0 < gain < 0.3 for gain in gains)
+
+
+def test_a_launch_ends_with_what_a_further_trial_is_worth(whole: Searched) -> None:
+    facts = replace(summary_of({"macs": 1, "params": 1}, whole.problem.space), worth=Worth(gain=0.0002, known_to=0.003))
+    found = closing(whole.study, facts)
+    assert found[0] == f"settled: the search ended after {len(whole.study.trials)} trials, as --until-settled asks for"
+    assert found[1] == (
+        "a further trial is expected to lower the front by 0.02 points of error; it is known to ±0.59 points"
+    ), "1.96 times 0.3"
+
+
+def test_a_launch_says_nothing_where_nothing_is_known(tmp_path: Path, problem: Problem) -> None:
+    search = Searched(tmp_path, None, problem)
+    assert closing(search.study, summary_of({"macs": 1, "params": 1}, problem.space)) == []
+    search.study.stuck = True
+    facts = summary_of({"macs": 1, "params": 1}, problem.space)
+    (found,) = closing(search.study, replace(facts, dense=replace(facts.dense, images=220)))
+    assert found == "more seeds cannot tell the best under a target apart: the 220 search images are too few"
 
 
 @pytest.mark.parametrize("options", [{"sampler": "tpe"}, {"recipe": "vtp", "target": ("flops=50%",)}])

@@ -13,6 +13,7 @@ from local_tables import finished, space_with, summary_of
 
 from search.driver.observer import Observer
 from search.driver.publisher import Publisher
+from search.evidence.settled import Worth
 from search.layout import SUMMARY
 from search.run import tables
 from search.run.finished_trial import FinishedTrial
@@ -112,6 +113,16 @@ def test_the_report_is_made_again_where_a_trial_has_begun(tmp_path: Path) -> Non
     shown.ended(study.tell(Outcome(number=proposal.number, score=score_of(proposal.allocation))))
     shown.finish()
     assert [path.exists() for path in (report, *pictures)] == [True, True, True]
+
+
+def test_repeats_and_worth_come_back(tmp_path: Path) -> None:
+    rows = [TRIALS[0], ended(5, label="again 0", repeats=0, seed=1)]
+    facts = summary_of(DENSE, space_with(SITES), front=(front_point(TRIALS[0]),), bests=())
+    for worth in (None, Worth(gain=0.001, known_to=0.02, settled=True)):
+        RunTables(tmp_path).write(rows, replace(facts, worth=worth))
+        run = Run(tmp_path)
+        assert run.summary.worth == worth
+        assert [(trial.repeats, trial.seed) for trial in run.ended] == [(None, 0), (0, 1)]
 
 
 # Tokens, and branches that are left out
