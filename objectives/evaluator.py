@@ -20,7 +20,7 @@ from objectives.runtime.distributed import ALONE, Group
 from objectives.runtime.out_of_memory import within_memory
 from objectives.runtime.progress import Step
 from objectives.runtime.seeding import seed_everything
-from objectives.score import Score
+from objectives.score import AsBuilt, Score
 from objectives.training.batch import Batch
 from objectives.training.checkpoint import Checkpoint, Passed
 from objectives.training.finetune import finetune
@@ -65,11 +65,18 @@ class Evaluator:
 
     def divergence(self, allocation: Allocation) -> float:
         """Mean divergence from the dense model of a candidate as built, on the images of the profile, in nats."""
-        model = self.build(allocation).to(self.dense.device)
-        screening = self.dense.screening
+        return self.as_built(allocation).divergence
+
+    def as_built(self, allocation: Allocation) -> AsBuilt:
+        """How far a candidate as built is from the dense model, on the images of the profile."""
+        model, screening = self.build(allocation).to(self.dense.device), self.dense.screening
         with torch.inference_mode():
-            outputs = (model(batch) for batch in screening.images)
-            return divergence(outputs, screening.answers, classes=True, where="a candidate")
+            outputs = [model(batch).float().cpu() for batch in screening.images]
+        changed = [found.argmax(-1) != answers.argmax(-1) for found, answers in zip(outputs, screening.answers, strict=True)]
+        return AsBuilt(
+            divergence=divergence(outputs, screening.answers, classes=True, where="a candidate"),
+            changed=float(torch.cat(changed).double().mean()),
+        )
 
     def probe(self, allocation: Allocation, lr: float, steps: int) -> float:
         """Divergence of a candidate from the dense model after a fine-tune at another learning rate, on the rung images.

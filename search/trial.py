@@ -111,10 +111,17 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Screened:
-    """Divergences of the candidates of a trial to be, in nats; NaN where it could not be measured."""
+    """What candidates are as built, in their order; NaN where it could not be measured.
+
+    Attributes:
+        number: of the trial to be.
+        divergences: from the dense model, in nats.
+        changed: shares of the images that are answered otherwise than by the dense model.
+    """
 
     number: int
     divergences: tuple[float, ...]
+    changed: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

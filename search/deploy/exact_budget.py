@@ -89,7 +89,7 @@ def _least_divergent(evaluator: Evaluator, candidates: Sequence[Allocation]) -> 
     """Of candidates as built; the first one where no images were set aside for that."""
     if len(candidates) == 1 or evaluator.dense.objective.data.profile_images == 0:
         return candidates[0]
-    divergences = screen(evaluator, candidates)
+    divergences = [found.divergence for found in screen(evaluator, candidates)]
     return min(zip(divergences, candidates, strict=True), key=lambda pair: pair[0] if math.isfinite(pair[0]) else math.inf)[1]
 
 

@@ -24,7 +24,7 @@ from objectives.training.long_finetune import Trained
 from search.budgets.reach import recipe_limits
 from search.deploy.long_finetune import described, long_finetune, run_long_finetune
 from search.deploy.model_card import card
-from search.deploy.points import Point
+from search.deploy.points import PREDICTED, Point
 from search.deploy.reference import read_reference, reference_mark, write_reference
 from search.layout import weights_in, weights_of
 from search.run.provenance import environment
@@ -109,6 +109,7 @@ class _Export:
         self.evaluator, self.dense = evaluator, evaluator.dense
         self.options, self.command, self.progress = options, command, progress
         self.number, self.allocation = point.number, point.allocation
+        self.as_built = point.label == PREDICTED  # it has no short fine-tune, and is not compared with the dense model's
         self.recipe: str | None = point.label if point.label in RECIPES else None
         self.space = describe(self.dense.model, point.space, run.config.study.multiple)
         self.costs = cost_model(self.dense.model, self.space)
@@ -157,12 +158,20 @@ class _Export:
             raise RunError(f"the reloaded model is not the one that was saved: it has {reloaded['macs_fvcore']:,} MACs")
         top1 = {
             "dense": dense["top1"],
-            "dense_finetuned": self._reference(),
+            "dense_finetuned": None if self.as_built else self._reference(),
             "as_built": self._top1(self._built(), "the model as built"),
-            "short_finetuned": self._top1(self._finetuned(), "the model after its short fine-tune") if trained else None,
+            "short_finetuned": self._top1(self._finetuned(), "the model after its short fine-tune")
+            if trained and not self.as_built
+            else None,
             "finetuned": self._top1(model, "the model"),
         }
         errors = {name: 1 - value for name, value in top1.items() if value is not None}
+        reference, against = errors["dense"], "the dense model"
+        if not self.as_built:
+            reference, against = (
+                errors["dense_finetuned"],
+                f"the dense model given the {'short' if trained else 'same'} fine-tune",
+            )
         return {
             "trial": self.number,
             "recipe": self.recipe,
@@ -186,14 +195,14 @@ class _Export:
             "test_images": self.dense.data.size("test"),
             "left_out": self.dense.data.checked.report(),
             "relative_error": {
-                "as_built": _ratio(errors["as_built"], errors["dense_finetuned"]),
-                "finetuned": _ratio(errors["finetuned"], errors["dense_finetuned"]),
-                "against": f"the dense model given the {'short' if trained else 'same'} fine-tune",
+                "as_built": _ratio(errors["as_built"], reference),
+                "finetuned": _ratio(errors["finetuned"], reference),
+                "against": against,
             },
             "formats": measured["formats"],
             "preprocessing": measured["preprocessing"],
             "measured_on": {"devices": measured["devices"], "threads": measured["threads"]},
-            "finetune": {**asdict(self.run.finetune), "seed": self.run.config.study.seed},
+            "finetune": None if self.as_built else {**asdict(self.run.finetune), "seed": self._seed},
             "long_finetune": self.long.report(trained) if trained else None,
             "environment": environment([name_of(self.dense.device)]),
         }  # fmt: skip

@@ -15,7 +15,8 @@ from objectives.runtime.progress import Progress, told_steps
 from search.deploy.exact_budget import exact_of, materialise, measured
 from search.deploy.long_finetune import described, long_finetune
 from search.deploy.model_folder import ExportOptions, write_export
-from search.deploy.points import GIVEN, Point, Wish, wishes
+from search.deploy.points import GIVEN, PREDICTED, Point, Wish, wishes
+from search.deploy.predicted_point import build_predicted
 from search.fidelity.judge import warn
 from search.layout import weights_in
 from search.run.continuation import check_same_model
@@ -215,8 +216,10 @@ class _Session:
 
     def _chosen(self, best: Point) -> Point:
         """The point itself; on its target, where that was asked for and is not worse; measured, where it is no trial."""
+        weights = weights_in(self.scratch, best.name)
+        if best.label == PREDICTED:
+            return build_predicted(self.run, self.evaluator, best, weights)
         if best.label == GIVEN:
-            weights = weights_in(self.scratch, best.name)
             with told_steps(f"fine-tune of {best.name}", self._steps, self.progress) as on_step:
                 return measured(self.evaluator, best, self.run.config.study.seed, weights, on_step)
         if best.target is None or not self.options.exact:
@@ -255,7 +258,7 @@ class _Session:
         options = self.options
         return command_line(
             "export", self.run.directory, **{wish.option: wish.given},
-            exact=options.exact and point.target is not None, output=options.into,
+            exact=options.exact and point.target is not None, predicted=point.label == PREDICTED, output=options.into,
             format=options.output.formats, dtype=options.output.dtype, **(described(options.training) or {}),
         )  # fmt: skip
 

@@ -18,6 +18,7 @@ from search.driver.baselines import enqueue_baselines
 from search.driver.deadline import Deadline
 from search.driver.facts import facts_of
 from search.driver.feasibility import Feasible, check_feasible, settle
+from search.driver.first_answer import first_answer
 from search.driver.interrupts import Interrupts
 from search.driver.loop import Loop
 from search.driver.observer import Observer, Observers
@@ -96,6 +97,7 @@ class Session:
             KeyboardInterrupt: after Ctrl-C.
         """
         wanted = len(self.study.proposals) if self.config.study.recipe else self.config.study.trials
+        self._first_answer()
         self._begin(wanted)
         self._loop(wanted)
         for _, sentence in lower_edges(self.publisher.summary, self.config.study.band):
@@ -193,6 +195,13 @@ class Session:
         spaces = [proposal.space for proposal in self.study.proposals]
         facts = facts_of(self.config, self.dense, self.feasible.reach, self.feasible.targets, self.objectives, spaces)
         return Publisher(self.study, facts, self.config.machines.disk_limit, self.observers, self.runner.workers == 1)
+
+    def _first_answer(self) -> None:
+        """Tell what budgets cost as built, where candidates are chosen by a profile and there are images to measure them on."""
+        if self.config.study.recipe is None and self.dense.profile_images:
+            self.observers.answered(
+                first_answer(self.directory, self.config.study, self.dense, self.feasible, self.runner, self.observers.stage)
+            )
 
     def _begin(self, wanted: int) -> None:
         """Write the run down, and tell what is ahead."""

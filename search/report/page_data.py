@@ -6,6 +6,7 @@ from typing import Any
 
 from objectives.cost.spec import MAIN, CostSpec
 from search.report.audit_tables import AuditTable, audit_tables
+from search.report.first_shown import FirstShown, first_shown
 from search.report.front_plot import drawn
 from search.report.script_data import ScriptData, Sensitivity, script_data, sensitivity_of
 from search.report.trial_texts import TrialTexts, number_text, reference_name, texts_of
@@ -13,10 +14,11 @@ from search.run.activity import RunningTrial
 from search.run.audit_file import Audit
 from search.run.edge import lower_edges
 from search.run.finished_trial import FinishedTrial
+from search.run.first_answer import FirstAnswer, read_first_answer
 from search.run.options import stored_options
 from search.run.run import Run
 from search.run.summary import RunSummary
-from spaces.errors import CheckpointError
+from spaces.errors import CheckpointError, RunError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,7 @@ class Content:
         stopped: trials that were stopped early.
         failed: trials without a result.
         audit: tables of its audit.
+        first: what budgets cost before any trial.
         data: what the script reads.
     """
 
@@ -97,6 +100,7 @@ class Content:
     stopped: tuple[StoppedRow, ...]
     failed: tuple[FailedRow, ...]
     audit: tuple[AuditTable, ...]
+    first: tuple[FirstShown, ...]
     data: ScriptData
 
 
@@ -111,6 +115,7 @@ def content_of(run: Run, live: bool = False) -> Content:
         running=run.running if live else (),
         stderr=run.stderr,
         sensitivity=_sensitivity_of(run),
+        first=_first_of(run),
         options=stored_options(run.directory),
     )
 
@@ -124,6 +129,7 @@ def content(
     running: Sequence[RunningTrial] = (),
     stderr: Callable[[int], str] = lambda number: "",
     sensitivity: Sensitivity | None = None,
+    first: FirstAnswer | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Content:
     """All that the page shows of a run.
@@ -139,6 +145,7 @@ def content(
         running: trials that run now.
         stderr: number of a failed trial -> what it left.
         sensitivity: of the run's profile, if it has one.
+        first: what budgets cost before any trial, where that was measured.
         options: that the run was launched with.
     """
     points, options = drawn(trials), options or {}
@@ -156,6 +163,7 @@ def content(
         stopped=tuple(_stopped(trial, summary) for trial in stopped),
         failed=tuple(_failed(trial, stderr(trial.number)) for trial in trials if trial.number not in shown),
         audit=() if audit is None else audit_tables(audit),
+        first=() if first is None else first_shown(first),
         data=script_data(run, summary, points, stopped, sensitivity, csv),
     )
 
@@ -164,6 +172,13 @@ def _sensitivity_of(run: Run) -> Sensitivity | None:
     try:
         return None if run.profile is None else sensitivity_of(run.profile, run.space)
     except CheckpointError:  # whoever needs the profile is told; a search writes its report without
+        return None
+
+
+def _first_of(run: Run) -> FirstAnswer | None:
+    try:
+        return read_first_answer(run.directory)
+    except RunError:  # a launch tells, and a search writes its report without
         return None
 
 

@@ -16,7 +16,7 @@ from objectives.recipes.registry import evaluate_recipe
 from objectives.runtime.distributed import ALONE, Group
 from objectives.runtime.out_of_memory import is_out_of_memory
 from objectives.runtime.progress import Step
-from objectives.score import Score
+from objectives.score import AsBuilt, Score
 from objectives.training.rate import RATE
 from search.layout import CHECKPOINT, METRICS, OUTCOMES, STDERR, WEIGHTS
 from search.trial import Ended, Job, Outcome, Probe, Probed, Proposal, Screened, Screening
@@ -41,7 +41,9 @@ def run_job(evaluator: Evaluator, job: Job, folder: Path, on_step: OnStep, ask_r
         CompressionError: what concerns every trial.
     """
     if isinstance(job, Screening):
-        return Screened(number=job.number, divergences=screen(evaluator, job.candidates))
+        found = screen(evaluator, job.candidates)
+        divergences, changed = tuple(each.divergence for each in found), tuple(each.changed for each in found)
+        return Screened(number=job.number, divergences=divergences, changed=changed)
     if isinstance(job, Probe):
         return Probed(number=job.number, kl=probe(evaluator, job))
     return run_trial(evaluator, job, folder, on_step, ask_rung)
@@ -137,9 +139,9 @@ def evaluate(
     return score, proposal.allocation
 
 
-def screen(evaluator: Evaluator, candidates: Sequence[Allocation]) -> tuple[float, ...]:
-    """Divergences of candidates as built, in nats; NaN where it could not be measured."""
-    return tuple(_divergence(evaluator, each) for each in candidates)
+def screen(evaluator: Evaluator, candidates: Sequence[Allocation]) -> tuple[AsBuilt, ...]:
+    """What candidates are as built; NaN where it could not be measured."""
+    return tuple(_as_built(evaluator, each) for each in candidates)
 
 
 def probe(evaluator: Evaluator, job: Probe) -> float:
@@ -152,14 +154,14 @@ def probe(evaluator: Evaluator, job: Probe) -> float:
         return math.nan
 
 
-def _divergence(evaluator: Evaluator, allocation: Allocation) -> float:
+def _as_built(evaluator: Evaluator, allocation: Allocation) -> AsBuilt:
     """What screening measures; a candidate that cannot be measured is the sampler's to avoid, and ends nothing."""
     try:
-        return evaluator.divergence(allocation)
+        return evaluator.as_built(allocation)
     except CompressionError:
         raise
     except Exception:
-        return math.nan
+        return AsBuilt(divergence=math.nan, changed=math.nan)
 
 
 def needs_of(*, latency: bool, factors: bool, profile: bool, frames: bool, batches: bool) -> list[Need]:
