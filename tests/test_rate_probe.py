@@ -22,6 +22,7 @@ from objectives.training.config import UNPROBED, FinetuneConfig
 from objectives.training.rate import RATE, Rate, RateProbe, settled
 from search import launch, open_run
 from search.driver import rate_probe
+from search.driver.preview import preview
 from search.driver.rate_probe import RATES, best_rate, settle_rate
 from search.layout import METRICS
 from search.runners.job import Need, wait_for_rate
@@ -249,12 +250,14 @@ def test_a_search_probes_before_its_first_trial(tmp_path: Path, monkeypatch: pyt
     """Its trials use the rate, also those of a later launch, which probes nothing; without the file it is refused."""
     monkeypatch.setattr(rate_probe, "_WORTH", -1.0)  # of an untrained model no fine-tune need help
     observer, run = Silent(), tmp_path / "run"
+    preview(searching(tmp_path), Silent())  # writes a run without trials, and so without a rate
     found = launch(searching(tmp_path), observer)
     rate = Rate.load(run)
     assert rate is not None and rate.lr in RATES and found.finetune == FinetuneConfig(steps=4, lr=rate.lr)
     assert [text for text in observer.said if text.startswith(f"learning rate: {rate.lr:.0e}, of ")]
     assert observer.stages["learning rate"][-1] == (len(rate.probes), len(rate.probes))
     assert observer.told.index("learning rate") < observer.told.index("forecast")
+    assert not (run / "probes").exists(), "no worker was lost"
     again, written = Silent(), (run / RATE).read_bytes()
     launch(searching(tmp_path, trials=4), again)
     assert "learning rate" not in again.stages
@@ -272,7 +275,7 @@ def test_a_search_probes_before_its_first_trial(tmp_path: Path, monkeypatch: pyt
 
 
 def test_an_interrupted_probe_is_repeated_and_a_given_rate_is_not_probed(tmp_path: Path) -> None:
-    """What lies in a directory that holds no run is of nothing that was begun."""
+    """What lies in a directory without a trial is of nothing that was begun."""
     run = tmp_path / "run"
     run.mkdir()
     (run / RATE).write_text("damaged")

@@ -15,8 +15,10 @@ from search.budgets.parametrisation import Parametrisation
 from search.config import SearchConfig
 from search.driver.observer import Observer
 from search.driver.preliminary import run_before
-from search.run.options import stored_options
+from search.layout import JOURNAL
+from search.run.summary_file import read_summary
 from search.runners.base import Runner
+from search.study.replay import journal_numbers
 from search.trial import Probe, Probed
 from spaces.allocation import Allocation
 from spaces.errors import RunError
@@ -31,16 +33,24 @@ Kls = Sequence[float]  # of the two candidates, in nats; NaN where a fine-tune d
 
 
 def check_rate(directory: Path, config: SearchConfig) -> None:
-    """Before a run is continued, or begun in a directory where probing was interrupted.
+    """Before a run is continued, or begun where a launch ended before its first trial: that one's rate is not taken.
 
     Raises:
-        RunError: the run has lost its learning rate; probed on another machine, it might be another.
+        RunError: the run has lost the rate of its trials; probed on another machine, it might be another.
     """
     path = directory / RATE
-    if not stored_options(directory):
+    if not _has_trials(directory):
         path.unlink(missing_ok=True)
     elif config.finetune.is_probed and not path.exists():
         raise RunError(f"{path} is missing: restore it, or choose another --output")
+
+
+def _has_trials(directory: Path) -> bool:
+    try:
+        shown = read_summary(directory).states
+    except FileNotFoundError:
+        shown = {}
+    return bool(shown) or bool(journal_numbers(directory / JOURNAL))  # tables lag behind
 
 
 def settle_rate(
