@@ -210,7 +210,10 @@ def _told(lr: float | None, built: Kls, found: Mapping[float, Kls], macs: Sequen
         kls = ", ".join(f"{kl:.3g} at {share:.1%}" for kl, share in zip(built, macs, strict=True))
         return f"learning rate: none of {len(found)} helps (KL as built {kls} of {MAIN.word}): trials take no steps"
     pairs = zip(built, found[lr], macs, strict=True)
-    kls = ", ".join(f"{before:.3g} -> {after:.3g} at {share:.1%}" for before, after, share in pairs)
+    changes = [
+        (f"{before:.3g} -> {after:.3g}" if after < before else f"{before:.3g} as built", at) for before, after, at in pairs
+    ]
+    kls = ", ".join(f"{change} at {share:.1%}" for change, share in changes)
     return f"learning rate: {_text(lr)}, of {len(found)} that were probed: KL {kls} of {MAIN.word}"
 
 
