@@ -75,7 +75,6 @@ class Session:
             self.study = self._open_study()
             opened.callback(self.study.close)
             self._enqueue()
-            settle_rate(config, directory, self.dense, self.study.parametrisation, self.runner, self.observers)
             self.deadline = Deadline(self.runner, config.machines, began)
             self.publisher = self._create_publisher()
             self.observers.add(self.deadline)
@@ -98,6 +97,9 @@ class Session:
         """
         wanted = len(self.study.proposals) if self.config.study.recipe else self.config.study.trials
         self._first_answer()
+        settle_rate(
+            self.config, self.directory, self.dense, self.study.parametrisation, self.runner, self.observers
+        )  # fmt: skip
         self._begin(wanted)
         self._loop(wanted)
         for _, sentence in lower_edges(self.publisher.summary, self.config.study.band):
