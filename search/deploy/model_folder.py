@@ -202,7 +202,7 @@ class _Export:
             "formats": measured["formats"],
             "preprocessing": measured["preprocessing"],
             "measured_on": {"devices": measured["devices"], "threads": measured["threads"]},
-            "finetune": None if self.as_built else {**asdict(self.run.finetune), "seed": self._seed},
+            "finetune": None if self.as_built else {**asdict(self.run.finetune), "seed": self._own_seed},
             "long_finetune": self.long.report(trained) if trained else None,
             "environment": environment([name_of(self.dense.device)]),
         }  # fmt: skip
@@ -231,7 +231,7 @@ class _Export:
             identity = self.dense.space.identity()
             model = copy.deepcopy(self.dense.model)
             if self.run.finetune.steps:
-                model = self._filled(model, None, "the dense model", lambda *made: self._evaluate(identity, *made))
+                model = self._filled(model, None, "the dense model", lambda *made: self._evaluate(identity, self._seed, *made))
             top1 = self._top1(model, "the dense model after the same fine-tune")
             write_reference(self.run.directory, mark, top1)
         return top1
@@ -250,14 +250,14 @@ class _Export:
             if self.recipe is not None:
                 evaluate_recipe(self.evaluator, self.recipe, self._limits(), self._seed, on_step, weights)
             else:
-                self._evaluate(self.allocation, weights, on_step)
+                self._evaluate(self.allocation, self._own_seed, weights, on_step)
 
         model = copy.deepcopy(self.dense.model)
         resize(model, self.space, self.allocation)
         return self._filled(model, self.number, self.point.name, make)
 
-    def _evaluate(self, allocation: Allocation, weights: Path, on_step: OnStep) -> None:
-        self.evaluator.evaluate(allocation, self._seed, on_step, weights, go_on)
+    def _evaluate(self, allocation: Allocation, seed: int, weights: Path, on_step: OnStep) -> None:
+        self.evaluator.evaluate(allocation, seed, on_step, weights, go_on)
 
     def _filled(self, model: nn.Module, number: int | None, name: str, make: Callable[[Path, OnStep], object]) -> nn.Module:
         """A model with the weights of a trial that the search has kept, or with those that this export has made or makes now.
@@ -277,6 +277,12 @@ class _Export:
     @property
     def _seed(self) -> int:
         return self.run.config.study.seed
+
+    @property
+    def _own_seed(self) -> int:
+        """Of the point's short fine-tune: a repeat has another than the run's."""
+        found = None if self.number is None else self.run.trial(self.number).seed
+        return self._seed if found is None else found
 
     def _limits(self) -> dict[Cost, float]:
         """The budget that the recipe was run on: the one that its result comes nearest to."""
