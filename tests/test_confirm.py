@@ -202,7 +202,7 @@ def test_which_searches_confirm(tmp_path: Path) -> None:
 
     confirmed = found()
     assert confirmed is not None and confirmed.confirms
-    for options in ({"steps": 0}, {"target": []}):
-        other = found(**options)
+    for name, value in (("steps", 0), ("target", list[str]())):
+        other = found(**{name: value})
         assert other is not None and not other.confirms
     assert found(recipe="vtp") is None
