@@ -89,6 +89,17 @@ def test_the_covariance_of_one_row_is_its_variance() -> None:
     assert shrunk_covariance(np.array([[0.0, 1.0]], dtype=np.float32)) == pytest.approx(np.array([[0.25]]))
 
 
+def test_the_luck_of_a_bad_model_holds_that_of_a_good_one_at_most_once() -> None:
+    """Of answers that are wrong in a nested way, on so few images that the shrinking decides."""
+    random = np.random.default_rng(0)
+    difficulty, shares = random.random(100), np.linspace(0.02, 0.3, 60)
+    own = np.where(random.random((60, 100)) < 0.3, random.random((60, 100)), difficulty)
+    found = shrunk_covariance((own < shares[:, None]).astype(np.float32), nested=True)
+    variances = np.diag(found)
+    assert (found <= np.minimum.outer(variances, variances) + 1e-9).all()
+    assert np.linalg.eigvalsh(found).min() > 0
+
+
 # The posterior
 
 
@@ -113,6 +124,17 @@ def drawn(divergences: list[float], images: int, seed: int, dense: float = 0.1) 
 
 
 DIVERGENCES = [0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2]
+
+
+def test_errors_of_many_models_on_few_images_are_not_below_all_that_was_measured() -> None:
+    """What hard images do to bad models is not taken for what they would do to good ones many times over."""
+    below = []
+    for seed in range(10):
+        sample, _ = drawn(list(np.linspace(0.005, 0.06, 50)), 300, seed, dense=0.02)
+        found = evidence_of(sample, {number: number for number in range(50)}, tested=0)
+        below.append(float(found.means.min()))
+    assert 0.01 < np.mean(below) < 0.03, "the dense model's is 0.02"
+    assert min(below) > 0
 
 
 def test_intervals_hold_the_true_error_as_often_as_they_say_and_picks_are_better_than_lucky_ones() -> None:

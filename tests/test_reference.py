@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from objectives.evaluator import Evaluator
@@ -13,10 +14,11 @@ from spaces.errors import RunError
 
 def test_it_is_that_of_the_same_mark(tmp_path: Path) -> None:
     assert read_reference(tmp_path, "one") is None
-    write_reference(tmp_path, "one", 0.75)
-    assert (read_reference(tmp_path, "one"), read_reference(tmp_path, "two")) == (0.75, None)
-    write_reference(tmp_path, "two", 0.5)
-    assert (read_reference(tmp_path, "one"), read_reference(tmp_path, "two")) == (None, 0.5)
+    for mark, other, wrong in (("one", "two", [True, False, False]), ("two", "one", [True, True, False])):
+        write_reference(tmp_path, mark, np.array(wrong))
+        found = read_reference(tmp_path, mark)
+        assert found is not None and found.tolist() == wrong
+        assert read_reference(tmp_path, other) is None
 
 
 def test_a_mark_is_of_all_that_changes_the_figure(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,4 +44,4 @@ def test_a_file_that_cannot_be_read_or_written(tmp_path: Path) -> None:
         with pytest.raises(RunError, match=r"reference\.json cannot be read .*: delete it"):
             read_reference(tmp_path, "one")
     (tmp_path / "file").touch()
-    write_reference(tmp_path / "file", "one", 0.5)  # a run that nobody may write to is exported all the same
+    write_reference(tmp_path / "file", "one", np.array([True]))  # a run that nobody may write to is exported all the same

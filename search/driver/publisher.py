@@ -99,7 +99,7 @@ class Publisher(Observer):
         trials = sorted(self._finished.values(), key=lambda trial: trial.number)
         evidence = self._study.evidence
         shown = with_evidence(trials, evidence)
-        self.summary = summarise(self.summary, shown, evidence)
+        self.summary = summarise(self.summary, shown, evidence, self._study.worth)
         self._tables.write(shown, self.summary, evidence)
 
     def write_report(self) -> None:

@@ -15,6 +15,7 @@ from search.budgets.reach import recipe_limits
 from search.config import SearchConfig
 from search.driver.activity import Activity
 from search.driver.baselines import enqueue_baselines
+from search.driver.closing import closing
 from search.driver.deadline import Deadline
 from search.driver.facts import facts_of
 from search.driver.feasibility import Feasible, check_feasible, settle
@@ -37,6 +38,7 @@ from search.runners.base import Listener, Runner
 from search.runners.create import create_runner
 from search.runners.job import Need, needs_of
 from search.study.early_stopping import reason_to_stop
+from search.study.ending import ending_of
 from search.study.replay import journal_numbers
 from search.study.study import Study
 from search.trial import Proposal
@@ -102,6 +104,8 @@ class Session:
         self._loop(wanted)
         for _, sentence in lower_edges(self.publisher.summary, self.config.study.band):
             self.observers.notice(sentence)
+        for sentence in closing(self.study, self.publisher.summary):
+            self.observers.say(sentence)
         return self._is_done(wanted)
 
     def _load(self) -> DenseModel:
@@ -169,7 +173,7 @@ class Session:
         screening = study.screening and self.config.data.profile_images > 0
         return Study(
             self.directory, self._parametrisation(), self.objectives, study.sampler, study.seed, screening,
-            study.storage, identity, self._gathered(),
+            study.storage, identity, self._gathered(), ending_of(self.config, self.budgets.targets),
         )  # fmt: skip
 
     def _gathered(self) -> Gathered:
@@ -213,7 +217,7 @@ class Session:
         self.observers.began(self.directory, self.publisher.summary, outlook, self._steps)
         if outlook.left:
             is_recipe = self.config.study.recipe is not None
-            opening = opening_of(self.study.proposals, wanted, len(self.feasible.limits), is_recipe)
+            opening = opening_of(self.study.proposals, wanted, len(self.feasible.limits), is_recipe, self.study.confirming)
             opening.tell(self.observers.say, self.observers.notice)
 
     def _outlook(self, wanted: int, pace: Pace) -> Outlook:
@@ -260,7 +264,7 @@ class Session:
         if not any(trial.state == "COMPLETE" for trial in self.study.trials):
             reasons = sorted({trial.reason or "" for trial in self.study.trials})
             raise RunError(f"all {ended} trials failed: {reasons[0]} (see {self.directory / 'trials'})")
-        is_done = ended >= wanted or not self.deadline.is_late
+        is_done = ended >= self.study.wanted(wanted) or not self.deadline.is_late
         if not is_done:
             self.observers.notice(f"no time is left within --max-hours after {ended} of {wanted} trials: launch again to go on")
         return is_done

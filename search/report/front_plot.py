@@ -8,6 +8,7 @@ from typing import Literal
 
 from objectives.cost.spec import Cost, CostSpec, counted_costs, word_of
 from search.report.trial_texts import reference_name, reference_of
+from search.report.verdict import TIED, mark_of
 from search.run.finished_trial import FinishedTrial
 from search.run.summary import RunSummary
 from search.trial import DENSE
@@ -26,15 +27,31 @@ PLACES = {
 _CHARACTERS = {"wide": 0.013, "narrow": 0.025}
 # Distance, as a share of the axes, below which two baselines share a label.
 _NEAR = 0.04
+# Most intervals that are drawn of a front.
+_BARS = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bars:
+    """How far the interval of every point reaches above and below it, in percent; Plotly reads these names."""
+
+    array: list[float]
+    arrayminus: list[float]
+    type: str = "data"
+    symmetric: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """Points that are drawn alike: share of the cost kept, error, both in percent, and the numbers of the trials."""
+    """Points that are drawn alike: share of the cost kept, error, both in percent, and the numbers of the trials.
+
+    The error is the expected one where that is known.
+    """
 
     x: list[float]
     y: list[float]
     customdata: list[int | None]
+    error_y: Bars | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +84,13 @@ class FrontPlot:
     """Everything drawn for one cost; its fields are what the page's script reads.
 
     Attributes:
-        traces: name -> points: trials, line, front, baselines, dense, stopped.
+        traces: name -> points: trials, intervals (of the front and of the best, with bars), line, front, tied (what cannot be
+            told apart from the best), baselines, dense, stopped.
         ranges: x and y -> ends of the axis, in percent.
         labels: wide and narrow screen -> labels of the baselines.
         limits: of the targets on this cost.
         title: of the axis of the cost.
+        errors: title of the other axis.
         front: what the front is of.
         reference: what the dense error is.
     """
@@ -81,6 +100,7 @@ class FrontPlot:
     labels: Mapping[str, Labels]
     limits: tuple[Limit, ...]
     title: str
+    errors: str
     front: str
     reference: str
 
@@ -108,14 +128,17 @@ def front_plot(
     dense, numbers = summary.dense.costs[spec.name], {point.number for point in summary.front}
     points, stopped = _known(points, spec.name), _known(stopped, spec.name)
     front = sorted(
-        (trial for trial in points if trial.number in numbers), key=lambda trial: (trial.costs[spec.name], trial.error)
+        (trial for trial in points if trial.number in numbers),
+        key=lambda trial: (trial.costs[spec.name], trial.objective("error")),
     )
-    named = [trial for trial in points if trial.label not in (None, DENSE)]
+    named = [trial for trial in points if trial.label not in (None, DENSE) and trial.repeats is None]
     star = next((trial.number for trial in points if trial.label == DENSE), None)
     traces = {
         "trials": _trace(points, spec.name, dense),
+        "intervals": _with_bars(_barred(points, front, summary), spec.name, dense),
         "line": _trace(_lower(front), spec.name, dense),
         "front": _trace(front, spec.name, dense),
+        "tied": _trace([trial for trial in points if mark_of(trial.number, summary) == TIED], spec.name, dense),
         "baselines": _trace(named, spec.name, dense),
         "dense": Trace(x=[100.0], y=[100 * reference_of(summary.dense)], customdata=[star]),
     }
@@ -129,6 +152,7 @@ def front_plot(
         labels={screen: _labels(names, traces, ranges, width) for screen, width in _CHARACTERS.items()},
         limits=tuple(_limit(index, x, text, ranges["x"]) for index, (x, text) in enumerate(limits)),
         title=f"{spec.word} kept (% of the dense {spec.format(dense)})",
+        errors=error_title(points),
         front=f"front of {', '.join(map(word_of, summary.objectives))}",
         reference=reference_name(summary.dense),
     )
@@ -138,10 +162,31 @@ def _known(trials: Sequence[FinishedTrial], cost: Cost) -> list[FinishedTrial]:
     return [trial for trial in trials if _is_finite(trial.costs.get(cost))]
 
 
+def error_title(trials: Sequence[FinishedTrial]) -> str:
+    """What the errors of a plot are."""
+    known = any(trial.expected is not None for trial in trials)
+    return "expected top-1 error (%)" if known else "top-1 error on the search split (%)"
+
+
+def _barred(points: Sequence[FinishedTrial], front: Sequence[FinishedTrial], summary: RunSummary) -> list[FinishedTrial]:
+    """The trials whose intervals are drawn: the best ones, and the front, of a long one evenly spaced points."""
+    some = {trial.number for trial in front[:: math.ceil(len(front) / _BARS) or 1]}
+    return [trial for trial in points if trial.expected is not None and trial.number in some.union(summary.best)]
+
+
+def _with_bars(trials: Sequence[FinishedTrial], cost: Cost, dense: float) -> Trace:
+    found = [trial.expected for trial in trials if trial.expected is not None]
+    bars = Bars(
+        array=[round(100 * (each.high - each.mean), 4) for each in found],
+        arrayminus=[round(100 * (each.mean - each.low), 4) for each in found],
+    )
+    return replace(_trace(trials, cost, dense), error_y=bars)
+
+
 def _trace(trials: Sequence[FinishedTrial], cost: Cost, dense: float) -> Trace:
     return Trace(
         x=[round(100 * trial.costs[cost] / dense, 4) for trial in trials],
-        y=[round(100 * trial.figure("error"), 4) for trial in trials],
+        y=[round(100 * trial.objective("error"), 4) for trial in trials],
         customdata=[trial.number for trial in trials],
     )
 
@@ -150,7 +195,7 @@ def _lower(front: Sequence[FinishedTrial]) -> list[FinishedTrial]:
     """The trials, given from the cheapest, that no cheaper one beats: all of them where the cost is the only objective."""
     kept: list[FinishedTrial] = []
     for trial in front:
-        if not kept or trial.figure("error") < kept[-1].figure("error"):
+        if not kept or trial.objective("error") < kept[-1].objective("error"):
             kept.append(trial)
     return kept
 
@@ -164,8 +209,17 @@ def _bounds(cost: Cost, summary: RunSummary) -> list[tuple[float, str]]:
 def _ranges(traces: Mapping[str, Trace], limits: list[float]) -> dict[str, Span]:
     """Axis ranges that hold every point and limit, with a margin for markers, and below for the targets' texts."""
     across = [value for trace in traces.values() for value in trace.x] + limits
-    up = [value for trace in traces.values() for value in trace.y]
+    up = [value for trace in traces.values() for value in (*trace.y, *_ends(trace))]
     return {"x": _range(across, low=1.0), "y": _range(up, low=2.0)}
+
+
+def _ends(trace: Trace) -> list[float]:
+    """Of the intervals of a trace."""
+    bars = trace.error_y
+    if bars is None:
+        return []
+    above = [y + reach for y, reach in zip(trace.y, bars.array, strict=True)]
+    return above + [y - reach for y, reach in zip(trace.y, bars.arrayminus, strict=True)]
 
 
 def _range(values: list[float], low: float) -> Span:

@@ -20,6 +20,7 @@ from spaces.errors import RunError
 _FREE = frozenset(
     (
         "trials",
+        "until_settled",
         "sampler",
         "screening",
         "baselines",

@@ -10,6 +10,7 @@ from search.budgets.targets import Budget, Reach
 from search.evidence.intervals import Interval
 from search.evidence.options import Preference
 from search.evidence.posterior import NO_EVIDENCE, Evidence
+from search.evidence.settled import Worth
 from search.pareto import front, hypervolume
 from search.run.finished_trial import FinishedTrial, pick_within
 from search.trial import DENSE, WARM_START
@@ -27,6 +28,7 @@ class DenseFigures:
         error_finetuned: the same after the fine-tune of candidates; None until that trial has finished.
         images: of the search split; 0 where that is not known.
         tested: images of the test split; 0 where that is not known.
+        expected: error that the test split should show of the fine-tuned one; None where that is not known.
     """
 
     costs: Mapping[Cost, float]
@@ -34,6 +36,7 @@ class DenseFigures:
     error_finetuned: float | None = None
     images: int = 0
     tested: int = 0
+    expected: Interval | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,15 +83,20 @@ class Best:
 
     Attributes:
         number: of the trial.
-        tied: of the others under the target those that cannot be told apart from the one of least expected error.
+        tied: of the others under the target those that cannot be told apart from the one of least expected error, the
+            cheapest first.
+        among: finished trials under the target whose errors are known by more than one figure, this one included.
         start: number of the warm start on the whole target: what the profile alone chose; None without one.
         gained: error of the start minus that of the best, on endless images; None where that is not known.
+        lost: error of the best minus that of the dense model given the same fine-tune; likewise.
     """
 
     number: int
     tied: tuple[int, ...] = ()
+    among: int = 0
     start: int | None = None
     gained: Interval | None = None
+    lost: Interval | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +120,7 @@ class RunSummary:
         hypervolume: of the front in the unit box: errors as they are, costs as shares of the dense model's.
         bests: of every target, the best trial under it; None where there is none.
         front: in ascending order of the first cost among the objectives.
+        worth: what a further trial was worth when the last one was proposed; None where that is not known.
     """
 
     model: str
@@ -130,6 +139,7 @@ class RunSummary:
     hypervolume: float = 0.0
     bests: tuple[Best | None, ...] = ()
     front: tuple[FrontPoint, ...] = ()
+    worth: Worth | None = None
 
     @property
     def images_before(self) -> str:
@@ -165,24 +175,33 @@ class RunSummary:
         return point.costs[cost] / self.dense.costs[cost]
 
 
-def summarise(run: RunSummary, trials: Sequence[FinishedTrial], evidence: Evidence = NO_EVIDENCE) -> RunSummary:
+def summarise(
+    run: RunSummary, trials: Sequence[FinishedTrial], evidence: Evidence = NO_EVIDENCE, worth: Worth | None = None
+) -> RunSummary:
     """A run's summary with what its trials came to.
 
     Args:
         run: model, spaces, dense figures, reach, objectives and targets of the run; the rest is replaced.
         trials: in the order of their numbers, with the errors that are expected of them.
         evidence: where these are from.
+        worth: what a further trial is worth.
     """
     complete = [trial for trial in trials if trial.is_complete]
     points = [tuple(map(trial.objective, run.objectives)) for trial in complete]
     chosen = sorted((complete[index] for index in front(points)), key=lambda trial: trial.objective(run.first_cost))
+    dense = next((trial for trial in complete if trial.label == DENSE), None)
     return replace(
         run,
-        dense=replace(run.dense, error_finetuned=next((trial.error for trial in complete if trial.label == DENSE), None)),
+        dense=replace(
+            run.dense,
+            error_finetuned=None if dense is None else dense.error,
+            expected=None if dense is None else dense.expected,
+        ),
         states=dict(Counter(trial.state for trial in trials).most_common()),
         hypervolume=hypervolume(points, [1.0] * len(run.objectives)),
         bests=tuple(_best(budget, complete, evidence, run.prefer) for budget in run.targets),
         front=tuple(map(front_point, chosen)),
+        worth=worth,
     )
 
 
@@ -190,11 +209,25 @@ def _best(budget: Budget, trials: Sequence[FinishedTrial], evidence: Evidence, p
     found = pick_within(trials, budget.limits, evidence, prefer)
     if found is None:
         return None
-    starts = [trial for trial in trials if trial.label == WARM_START and trial.load(budget.limits) <= 1]
+    within = [trial for trial in trials if trial.load(budget.limits) <= 1]
+    starts = [trial for trial in within if trial.label == WARM_START]
     start = max(starts, key=lambda trial: trial.load(budget.limits)).number if starts else None
-    known = start is not None and start in evidence and found.number in evidence
-    gained = evidence.difference(start, found.number) if known and start is not None else None
-    return Best(number=found.number, tied=found.tied, start=start, gained=gained)
+    dense = next((trial.number for trial in trials if trial.label == DENSE), None)
+    return Best(
+        number=found.number,
+        tied=found.tied,
+        among=sum(trial.number in evidence for trial in within),
+        start=start,
+        gained=_difference(evidence, start, found.number),
+        lost=_difference(evidence, found.number, dense),
+    )
+
+
+def _difference(evidence: Evidence, number: int | None, other: int | None) -> Interval | None:
+    """By how much the error of one is above that of the other; None unless both are known."""
+    if number is None or other is None or number not in evidence or other not in evidence:
+        return None
+    return evidence.difference(number, other)
 
 
 def front_point(trial: FinishedTrial) -> FrontPoint:

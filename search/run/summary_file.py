@@ -13,6 +13,7 @@ from objectives.score import figure_names
 from search.budgets.targets import Budget, parse_target
 from search.evidence.intervals import Interval
 from search.evidence.options import Preference
+from search.evidence.settled import Worth
 from search.layout import ANOTHER_RUN, RUN_FORMAT, SUMMARY
 from search.run.summary import Best, DenseFigures, FrontPoint, LatencySource, RunSummary
 from search.run.trial_table import HEAD, RUNG
@@ -20,7 +21,22 @@ from spaces.allocation import Allocation
 from spaces.errors import RunError, TargetError
 from spaces.files import write_json
 from spaces.format_number import FORMAT, check_format
-from spaces.schema import NUMBER, OBJECT, POSITIVE, SHARE, SIZE, TEXT, WHOLE, Each, Maybe, SchemaError, check, choice, read_json
+from spaces.schema import (
+    FLAG,
+    NUMBER,
+    OBJECT,
+    POSITIVE,
+    SHARE,
+    SIZE,
+    TEXT,
+    WHOLE,
+    Each,
+    Maybe,
+    SchemaError,
+    check,
+    choice,
+    read_json,
+)
 from spaces.sites import Kind as SiteKind
 from spaces.sites import Operator, Site, Skipped, Space
 
@@ -70,6 +86,7 @@ def summary_to_json(summary: RunSummary) -> dict[str, Any]:
             "error_finetuned": dense.error_finetuned,
             "images": dense.images,
             "tested": dense.tested,
+            "expected": None if dense.expected is None else asdict(dense.expected),
         },
         "split_before": summary.split_before,
         "reach": {cost: list(ends) for cost, ends in summary.reach.items()},
@@ -81,6 +98,7 @@ def summary_to_json(summary: RunSummary) -> dict[str, Any]:
         "hypervolume": summary.hypervolume,
         "best": [None if best is None else asdict(best) for best in summary.bests],
         "front": [_point_to_json(point) for point in summary.front],
+        "worth": None if summary.worth is None else asdict(summary.worth),
     }
 
 
@@ -105,6 +123,7 @@ def summary_from_json(content: Any) -> RunSummary:
             error_finetuned=dense["error_finetuned"],
             images=dense["images"],
             tested=dense["tested"],
+            expected=_interval(dense["expected"]),
         ),
         split_before=content["split_before"],
         reach={cost: (least, most) for cost, (least, most) in content["reach"].items()},
@@ -116,6 +135,7 @@ def summary_from_json(content: Any) -> RunSummary:
         hypervolume=content["hypervolume"],
         bests=tuple(map(_best, content["best"])),
         front=tuple(_point(entry, costs) for entry in content["front"]),
+        worth=None if content["worth"] is None else Worth(**content["worth"]),
     )
 
 
@@ -123,8 +143,13 @@ def _best(entry: Mapping[str, Any] | None) -> Best | None:
     if entry is None:
         return None
     return Best(
-        number=entry["number"], tied=tuple(entry["tied"]), start=entry["start"], gained=_interval(entry["gained"])
-    )  # fmt: skip
+        number=entry["number"],
+        tied=tuple(entry["tied"]),
+        among=entry["among"],
+        start=entry["start"],
+        gained=_interval(entry["gained"]),
+        lost=_interval(entry["lost"]),
+    )
 
 
 def _interval(entry: Mapping[str, float] | None) -> Interval | None:
@@ -259,7 +284,10 @@ def _schema() -> dict[str, Any]:
         "space": TEXT,
         "spaces": Each([_SITE]),
         "skipped": [{"name": TEXT, "reason": TEXT}],
-        "dense": {**costs, "error": SHARE, "error_finetuned": Maybe(SHARE), "images": WHOLE, "tested": WHOLE},
+        "dense": {
+            **costs, "error": SHARE, "error_finetuned": Maybe(SHARE), "images": WHOLE, "tested": WHOLE,
+            "expected": Maybe(_INTERVAL),
+        },
         "split_before": choice(*get_args(SplitBefore)),
         "reach": _of_costs((POSITIVE, POSITIVE)),
         "latency?": {"text": TEXT, "error": NUMBER},
@@ -268,7 +296,13 @@ def _schema() -> dict[str, Any]:
         "targets": [{"text": TEXT, "cost": choice(*COSTS), "limit": POSITIVE, "group": WHOLE}],
         "states": Each(WHOLE),
         "hypervolume": NUMBER,
-        "best": [Maybe({"number": WHOLE, "tied": [WHOLE], "start": Maybe(WHOLE), "gained": Maybe(_INTERVAL)})],
+        "worth": Maybe({"gain": NUMBER, "known_to": NUMBER, "settled": FLAG}),
+        "best": [
+            Maybe({
+                "number": WHOLE, "tied": [WHOLE], "among": WHOLE, "start": Maybe(WHOLE),
+                "gained": Maybe(_INTERVAL), "lost": Maybe(_INTERVAL),
+            })
+        ],
         "front": [
             {
                 "number": WHOLE, "label": Maybe(TEXT), "space": TEXT, **costs, "error": SHARE, **figures,
