@@ -20,7 +20,7 @@ from objectives.forecast import Forecast
 from objectives.objective import Objective
 from objectives.training.config import UNPROBED, FinetuneConfig
 from objectives.training.rate import RATE, Rate, RateProbe, settled
-from search import launch, open_run
+from search import audit, launch, open_run
 from search.driver import rate_probe
 from search.driver.preview import preview
 from search.driver.rate_probe import RATES, best_rate, settle_rate
@@ -272,6 +272,21 @@ def test_a_search_probes_before_its_first_trial(tmp_path: Path, monkeypatch: pyt
         _ = open_run(run).finetune
     with pytest.raises(RunError, match=f"{RATE} is missing: restore it, or choose another --output"):
         launch(searching(tmp_path, trials=5), Silent())
+
+
+def test_trials_of_no_steps_are_measured_as_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the search split, once; nothing is confirmed with other seeds, and there is no short fine-tune to audit."""
+    monkeypatch.setattr(rate_probe, "_WORTH", math.inf)
+    observer = Silent(stop_at=3)
+    with pytest.raises(KeyboardInterrupt):
+        launch(searching(tmp_path, trials=12), observer)
+    found = open_run(tmp_path / "run")
+    assert [text for text in observer.said if text.startswith("learning rate: none of 6 helps (KL as built ")]
+    assert (found.finetune.steps, found.summary.split_before, observer.steps) == (0, "search", 0)
+    assert [(trial.figure("steps"), trial.figure("kept_step")) for trial in found.ended] == [(0, 0)] * 3
+    assert not [text for text in observer.said if "to confirm" in text]
+    with pytest.raises(RunError, match="measured as built: there is no short fine-tune to audit"):
+        audit(found)
 
 
 def test_an_interrupted_probe_is_repeated_and_a_given_rate_is_not_probed(tmp_path: Path) -> None:
