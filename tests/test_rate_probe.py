@@ -283,7 +283,7 @@ def test_trials_of_no_steps_are_measured_as_built(tmp_path: Path, monkeypatch: p
     found = open_run(tmp_path / "run")
     assert [text for text in observer.said if text.startswith("learning rate: none of 6 helps (KL as built ")]
     assert (found.finetune.steps, found.summary.split_before, observer.steps) == (0, "search", 0)
-    assert [(trial.figure("steps"), trial.figure("kept_step")) for trial in found.ended] == [(0, 0)] * 3
+    assert found.trials[["steps", "kept_step"]].to_numpy().tolist() == [[0, 0]] * 3
     assert not [text for text in observer.said if "to confirm" in text]
     with pytest.raises(RunError, match="measured as built: there is no short fine-tune to audit"):
         audit(found)
