@@ -213,11 +213,13 @@ def test_a_launch_goes_on_from_it_and_measures_nothing_again(tmp_path: Path) -> 
 
 
 def test_a_launch_may_have_other_options_until_there_is_a_trial(tmp_path: Path) -> None:
+    """Another target, and a learning rate that it probes itself."""
     inspected(tmp_path, target=[])
-    changed, told = config_of(tmp_path, trials=1, baselines=["none"], steps=1, target=["params=40%"]), Silent()
+    changed = config_of(tmp_path, trials=1, baselines=["none"], steps=1, target=["params=40%"], lr=None)
+    told = Silent()
     assert read_first_answer(launch(changed, told).directory).costs == ("params",)  # type: ignore[union-attr]
-    assert STAGE in told.stages, "another cost is another question"
-    with pytest.raises(RunError, match="was searched with target"):
+    assert told.told.index(STAGE) < told.told.index("learning rate"), "the answer comes before any fine-tune"
+    with pytest.raises(RunError, match="was searched with lr=None"):
         launch(config_of(tmp_path, trials=1, baselines=["none"], steps=1), Silent())
 
 

@@ -15,7 +15,7 @@ from search.budgets.parametrisation import Parametrisation
 from search.config import SearchConfig
 from search.driver.observer import Observer
 from search.driver.preliminary import run_before
-from search.run.options import stored_options
+from search.run.continuation import is_new
 from search.runners.base import Runner
 from search.trial import Probe, Probed
 from spaces.allocation import Allocation
@@ -37,7 +37,7 @@ def check_rate(directory: Path, config: SearchConfig) -> None:
         RunError: the run has lost its learning rate; probed on another machine, it might be another.
     """
     path = directory / RATE
-    if not stored_options(directory):
+    if is_new(directory):
         path.unlink(missing_ok=True)
     elif config.finetune.is_probed and not path.exists():
         raise RunError(f"{path} is missing: restore it, or choose another --output")

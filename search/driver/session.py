@@ -75,6 +75,7 @@ class Session:
             self.study = self._open_study()
             opened.callback(self.study.close)
             self._enqueue()
+            self._first_answer()
             settle_rate(config, directory, self.dense, self.study.parametrisation, self.runner, self.observers)
             self.deadline = Deadline(self.runner, config.machines, began)
             self.publisher = self._create_publisher()
@@ -97,7 +98,6 @@ class Session:
             KeyboardInterrupt: after Ctrl-C.
         """
         wanted = len(self.study.proposals) if self.config.study.recipe else self.config.study.trials
-        self._first_answer()
         self._begin(wanted)
         self._loop(wanted)
         for _, sentence in lower_edges(self.publisher.summary, self.config.study.band):
