@@ -238,7 +238,7 @@ def test_inspect_front_prints_it_and_what_to_do_next(
 
 @pytest.mark.slow
 def test_what_was_predicted_is_exported_without_a_trial_and_says_that_it_had_no_fine_tune(tmp_path: Path) -> None:
-    config, answer, _ = inspected(tmp_path)
+    config, answer, _ = inspected(tmp_path, lr=None)
     output = config.study.output
     assert run_search.main(["export", output, "--target", "flops=60%", "--predicted"]) == 0
     folder = Path(output) / "export" / "flops60-predicted"
