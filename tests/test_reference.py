@@ -50,6 +50,4 @@ def test_a_file_that_cannot_be_read_or_written(tmp_path: Path) -> None:
         with pytest.raises(RunError, match=r"reference\.json cannot be read .*: delete it"):
             read_reference(tmp_path, "one")
     (tmp_path / "file").touch()
-    write_reference(
-        tmp_path / "file", "one", np.zeros(2, dtype=bool)
-    )  # a run that nobody may write to is exported too
+    write_reference(tmp_path / "file", "one", np.zeros(2, dtype=bool))  # a run that nobody may write to is exported too

@@ -261,8 +261,8 @@ def test_expected_errors_are_drawn_with_their_intervals_and_ties_with_rings(page
 
 def test_the_table_and_the_head_have_the_expected_error_and_the_verdict(page: Any) -> None:
     words = page(*expecting()).words
-    assert "40.00 % 41.0 % (39.0–44.0) ≈" in words
-    assert "25.00 % 26.0 % (24.0–29.0) best" in words
+    assert "4 ≈ 30.0 % (−70.0 %) 75.0 % (−25.0 %) 70.00 % 40.00 % 41.0 % (39.0–44.0)" in words
+    assert "2 best 40.0 % (−60.0 %) 60.0 % (−40.0 %) 40.00 % 25.00 % 26.0 % (24.0–29.0)" in words
     assert "dense, given the same fine-tune 20.0 % (18.0–23.0)" in words
     assert "On 200 search images 2 of 3 finished trials under flops=45% cannot be told apart" in words
 
