@@ -28,6 +28,7 @@ OPTIONS: dict[str, Any] = {
     "search_size": 5000,
     "crop_padding": 2,
     "calibration_size": 2048,
+    "lr": 5e-4,  # None: probed, as launches do by default
 }
 
 

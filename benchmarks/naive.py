@@ -193,10 +193,10 @@ def finetune(model: nn.Module, teacher: nn.Module, batches: Batches, config: Fin
     device = next(model.parameters()).device
     cast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
     with stages.stage("steps"):
-        optimizer = create_optimizer_v2(model, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay)
+        optimizer = create_optimizer_v2(model, opt=config.opt, lr=config.rate, weight_decay=config.weight_decay)
         warmup = max(1, config.steps // 10)
         scheduler, _ = create_scheduler_v2(
-            optimizer, sched="cosine", num_epochs=config.steps, warmup_epochs=warmup, warmup_lr=config.lr / (warmup + 1),
+            optimizer, sched="cosine", num_epochs=config.steps, warmup_epochs=warmup, warmup_lr=config.rate / (warmup + 1),
             step_on_epochs=False, updates_per_epoch=1,
         )  # fmt: skip
     model.train()

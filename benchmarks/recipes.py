@@ -131,7 +131,7 @@ def config_of(model: str, checkpoint: str, threads: int) -> SearchConfig:
     """The options of one of the two models: its images, and the short fine-tune."""
     if model == "fmnist":
         return SearchConfig.from_flat({**fashion_mnist.OPTIONS, "checkpoint": checkpoint, "threads": threads, "space": "heads"})
-    options = {**OPTIONS, "output": str(RUNS / "digits"), "threads": threads, "space": "heads"}
+    options = {**OPTIONS, "lr": 5e-4, "output": str(RUNS / "digits"), "threads": threads, "space": "heads"}
     return demo.with_dense_model(SearchConfig.from_flat(options), lambda what, done, total: None)
 
 

@@ -212,7 +212,13 @@ def real(arguments: argparse.Namespace) -> None:
     """Print trials per minute on the digits demo, one thread for every worker, while all workers are busy."""
     print("| seed | workers | trials a minute | hypervolume |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        options = {**OPTIONS, "runner": "ray", "trials": arguments.trials or 24, "output": str(Path(folder) / "dense")}
+        options = {
+            **OPTIONS,
+            "lr": 5e-4,
+            "runner": "ray",
+            "trials": arguments.trials or 24,
+            "output": str(Path(folder) / "dense"),
+        }
         config = demo.with_dense_model(SearchConfig.from_flat(options), lambda what, done, total: None)
         for seed in arguments.seeds:
             for workers in arguments.workers:

@@ -211,7 +211,8 @@ def problem_of(name: str, seed: int, arguments: argparse.Namespace) -> Problem:
     if name == "fmnist":
         options = {**fashion_mnist.OPTIONS, "search_size": 2000, "steps": 30, "space": "heads", "threads": arguments.threads}
         return Trained(SearchConfig.from_flat({**options, "checkpoint": arguments.checkpoint}), name)
-    options = {**OPTIONS, "output": str(RUNS / name), "steps": 20, "space": "heads", "threads": arguments.threads}
+    fixed = {"lr": 5e-4, "steps": 20, "space": "heads"}
+    options = {**OPTIONS, **fixed, "output": str(RUNS / name), "threads": arguments.threads}
     return Trained(demo.with_dense_model(SearchConfig.from_flat(options), lambda what, done, total: None), name)
 
 

@@ -67,9 +67,9 @@ class Steps:
         for module in self._model.modules():
             if isinstance(module, ContractedAttention) and "product" not in switches:
                 module._attend = MethodType(_attention(switches), module)  # type: ignore[method-assign]
-        self._rate = torch.tensor(self._config.lr, device=device)
+        self._rate = torch.tensor(self._config.rate, device=device)
         self._optimizer = create_optimizer_v2(
-            self._master, opt="adamw", lr=self._config.lr, weight_decay=self._config.weight_decay, **self._options()
+            self._master, opt="adamw", lr=self._config.rate, weight_decay=self._config.weight_decay, **self._options()
         )
         self._loss = _compiled(self._plain_loss, device) if "compile" in switches else self._plain_loss
         self._batches = self._feed(batches)
@@ -152,9 +152,9 @@ class Steps:
     def _set_rate(self) -> None:
         """Linear warm-up over a tenth of the steps, then a cosine to 0."""
         warm_up, step = max(1, self._total // 10), min(self._taken, self._total)
-        rate = self._config.lr * (step + 1) / (warm_up + 1)
+        rate = self._config.rate * (step + 1) / (warm_up + 1)
         if step >= warm_up:
-            rate = self._config.lr * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * step / self._total))))
+            rate = self._config.rate * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * step / self._total))))
         for group in self._optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)

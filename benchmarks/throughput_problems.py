@@ -29,6 +29,7 @@ Transform = Callable[[Any], Tensor]
 SPLITS = {"train": 2000, "search": 300, "val": 100}  # random pictures
 CLASSES, PICTURE = 10, (375, 500)  # as large as most of ImageNet's
 _OF_THE_RUN = ("target", "band", "trials", "threads", "output", "steps")
+_LR = 5e-4
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Problem:
 
     @property
     def finetune(self) -> FinetuneConfig:
-        return FinetuneConfig(steps=self.options["steps"])
+        return FinetuneConfig(steps=self.options["steps"], lr=self.options["lr"])
 
     def dense(self) -> nn.Module:
         """The dense model on its device."""
@@ -147,7 +148,7 @@ def problem_of(arguments: argparse.Namespace) -> Problem:
             "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "crop_pct": 0.9, "data_dir": str(folder / "pictures"),
             "search_split": "search", "val_split": "val",
         }  # fmt: skip
-    return Problem(arguments.data, {**options, "space": "heads", "steps": arguments.steps}, device)
+    return Problem(arguments.data, {**options, "space": "heads", "steps": arguments.steps, "lr": _LR}, device)
 
 
 def is_prepared(problem: Problem) -> bool:

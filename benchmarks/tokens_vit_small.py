@@ -40,7 +40,7 @@ from objectives.measured_frames import measure_frames
 from objectives.sensitivity import closed_form, measure_profile
 from search.budgets.frames import Frames, frames_of
 from search.budgets.knapsack import Knapsack
-from search.budgets.outline import outline_of
+from search.budgets.outline import band, outline_of
 from spaces.allocation import Allocation
 from spaces.factors import Factors, fingerprint
 from spaces.vit import describe
@@ -207,7 +207,7 @@ class Draw:
         untouched = Frames(schedules=(space.schedule(space.identity()),))
         alone = [Knapsack(space, self.costs, self.errors, frames).allocate(limits) for frames in (untouched, None)]
         knapsack = Knapsack(space, self.costs, self.errors, frames_of(self.schedules, self.errors))
-        expected = outline_of(knapsack, limits, _LOW).expected(np.ones(1))[:, 0]
+        expected = outline_of(knapsack, limits, band(_LOW)).expected(np.ones(1))[:, 0]
         ranked = [knapsack.allocate(limits, frame=int(frame)) for frame in expected.argsort()[:_MEASURED]]
         divergences = [self.reference.divergence(self.factors.build(allocation), "a candidate") for allocation in ranked]
         for divergence, prediction, allocation in zip(divergences, np.sort(expected), ranked, strict=False):

@@ -68,7 +68,6 @@ class DenseModel:
         progress: called with (what, done, in all).
 
     Attributes:
-        objective: as given.
         device: where candidates are trained.
         model: the dense model, on the CPU; not to be changed.
         space: which parts of it can have which sizes.
@@ -83,7 +82,7 @@ class DenseModel:
 
     def __init__(self, objective: Objective, progress: Progress = lambda what, done, total: None) -> None:
         progress("loading", 0, 1)
-        self.objective, self._progress = objective, progress
+        self._objective, self._progress = objective, progress
         self.device = resolve_device(objective.device)
         seed_everything(0)  # a model without weights is the same in every process
         self.model: nn.Module = create_model(objective.model)
@@ -96,6 +95,16 @@ class DenseModel:
         self.fingerprint = self._fingerprint(objective.space)
         self._factors: dict[tuple[object, ...], Factors] = {}
         progress("loading", 1, 1)
+
+    @property
+    def objective(self) -> Objective:
+        """What candidates are measured by: as given, and with the learning rate of the run as soon as that has been probed."""
+        self._objective = self._objective.settled
+        return self._objective
+
+    @objective.setter
+    def objective(self, objective: Objective) -> None:
+        self._objective = objective
 
     @cached_property
     def teacher(self) -> nn.Module:

@@ -3,26 +3,28 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from objectives.cost.spec import Cost
 from objectives.dense_model import DenseModel
 from objectives.divergence import divergence
-from objectives.error import Evaluation, evaluate
+from objectives.error import Evaluation
+from objectives.measures import Measures
 from objectives.runtime.distributed import ALONE, Group
 from objectives.runtime.out_of_memory import within_memory
 from objectives.runtime.progress import Step
 from objectives.runtime.seeding import seed_everything
-from objectives.score import Score
+from objectives.score import AsBuilt, Score
 from objectives.training.batch import Batch
 from objectives.training.checkpoint import Checkpoint, Passed
 from objectives.training.finetune import finetune
+from objectives.training.kept import Best, Kept
 from spaces.allocation import Allocation
 from spaces.errors import DivergedError
 from spaces.tensors import save_tensors
@@ -30,9 +32,10 @@ from spaces.tensors import save_tensors
 OnStep = Callable[[Step], None]
 OnRung = Callable[[int, float], bool]  # the optimiser step, and the error there -> whether to stop
 
-# Images of the search split, always the same ones, that the error at a rung is measured on: its standard error is about
-# one point at 13 %, and what all candidates share of it does not matter in comparing them.
-RUNG_IMAGES = 1000
+
+def go_on(step: int, error: float) -> bool:
+    """Asked at rungs, stops at none: what a trial came to, whose weights may be those of a rung, comes out again."""
+    return False
 
 
 class Evaluator:
@@ -49,7 +52,7 @@ class Evaluator:
 
     def __init__(self, dense: DenseModel, group: Group = ALONE) -> None:
         group.divide(dense.objective.data.batch_size)
-        self.dense, self.group = dense, group
+        self.dense, self.group, self.measures = dense, group, Measures(dense, group)
 
     def alone(self) -> "Evaluator":
         """An evaluator for what this process does without the others of its group."""
@@ -62,11 +65,18 @@ class Evaluator:
 
     def divergence(self, allocation: Allocation) -> float:
         """Mean divergence from the dense model of a candidate as built, on the images of the profile, in nats."""
-        model = self.build(allocation).to(self.dense.device)
-        screening = self.dense.screening
+        return self.as_built(allocation).divergence
+
+    def as_built(self, allocation: Allocation) -> AsBuilt:
+        """How far a candidate as built is from the dense model, on the images of the profile."""
+        model, screening = self.build(allocation).to(self.dense.device), self.dense.screening
         with torch.inference_mode():
-            outputs = (model(batch) for batch in screening.images)
-            return divergence(outputs, screening.answers, classes=True, where="a candidate")
+            outputs = [model(batch).float().cpu() for batch in screening.images]
+        changed = [found.argmax(-1) != answers.argmax(-1) for found, answers in zip(outputs, screening.answers, strict=True)]
+        return AsBuilt(
+            divergence=divergence(outputs, screening.answers, classes=True, where="a candidate"),
+            changed=float(torch.cat(changed).double().mean()),
+        )
 
     def probe(self, allocation: Allocation, lr: float, steps: int) -> float:
         """Divergence of a candidate from the dense model after a fine-tune at another learning rate, on the rung images.
@@ -74,7 +84,7 @@ class Evaluator:
         Args:
             allocation: one of the space.
             lr: peak learning rate.
-            steps: optimiser steps, over which the whole schedule is spread.
+            steps: optimiser steps, over which the whole schedule is spread; 0 for the candidate as built.
 
         Returns:
             In nats; NaN where the fine-tune diverged.
@@ -85,9 +95,10 @@ class Evaluator:
         def attempt(parts: int) -> float:
             seed_everything(dense.objective.seed)
             model = self.build(allocation).to(dense.device)
-            for _ in finetune(model, dense.batches.training(steps, dense.objective.seed, parts=parts), config, parts=parts):
+            batches = dense.batches.training(steps, dense.objective.seed, parts=parts)
+            for _ in finetune(model, batches, config, parts=parts) if steps else ():
                 pass
-            kl = self.alone().on_rung_images(model, parts).kl
+            kl = self.alone().measures.rung_images(model, parts).kl
             assert kl is not None
             return kl
 
@@ -180,19 +191,22 @@ class Evaluator:
         """
         if not self.group.leads:
             on_step, weights, on_rung, outcomes = lambda step: None, None, None, None
-        config, model = self.dense.objective.finetune, model.to(self.dense.device)
+        objective, model = self.dense.objective, model.to(self.dense.device)
+        left = replace(objective.finetune, steps=objective.finetune.steps - spent)
         checkpoint = checkpoint or Checkpoint(None)
-        passed = checkpoint.passed or Passed(before=self._before(model, parts))
+        passed = checkpoint.passed or self._begin(model, parts, spent, bool(left.steps))
         passed = replace(passed, parts=max(parts, passed.parts))
-        before, rungs, stopped = passed.before, passed.rungs, False
-        left = replace(config, steps=config.steps - spent)
+        before, rungs, stopped, kept_step = passed.before, passed.rungs, False, spent
         if left.steps:
+            kept = Kept(model, passed.best, checkpoint.best())
             batches, resume = islice(batches, passed.step, left.steps), checkpoint.resume
             taken = finetune(model, batches, left, parts=passed.parts, resume=resume, group=self.group)
             steps = (replace(step, step=step.step + spent) for step in taken)
-            rungs, stopped = self._climb(model, steps, on_step, on_rung, passed, checkpoint)
-        is_measured = not left.steps and self.dense.objective.split_before == "search"
-        after = None if stopped else before if is_measured else self._measure(model, passed.parts)
+            rungs, stopped = self._climb(model, steps, on_step, on_rung, passed, kept, checkpoint)
+            after = None if stopped else self._end(model, kept, passed)
+            kept_step = kept.best.step
+        else:
+            after = before if objective.split_before == "search" else self.measures.search(model, passed.parts)
         if weights is not None and after is not None:
             save_tensors(weights, model.state_dict())
         if outcomes is not None and after is not None and after.outcomes is not None:
@@ -205,8 +219,8 @@ class Evaluator:
             kl_before=before.kl,
             cross_entropy=after.cross_entropy if after else None,
             costs=dict(costs),
-            steps=max(rungs) if after is None else config.steps,
-            kept_step=None if after is None else config.steps,
+            steps=max(rungs) if after is None else objective.finetune.steps,
+            kept_step=None if after is None else kept_step,
             seconds=time.perf_counter() - start,
             parts=passed.parts,
             rungs=rungs,
@@ -219,6 +233,7 @@ class Evaluator:
         on_step: OnStep,
         on_rung: OnRung | None,
         passed: Passed,
+        kept: Kept,
         checkpoint: Checkpoint,
     ) -> tuple[Mapping[int, float], bool]:
         """Train step by step; the errors at the rungs that were reached, and whether the last one was the end."""
@@ -227,30 +242,30 @@ class Evaluator:
         for step in steps:
             on_step(step)
             if step.step in reached:
-                errors[step.step] = self.on_rung_images(model, passed.parts).error
+                figures = self.measures.rung_images(model, passed.parts)
+                errors[step.step] = figures.error
+                kept.offer(model, step.step, figures)
                 model.train()
                 if self.group.agree(on_rung is not None and on_rung(step.step, errors[step.step])):
                     return errors, True
-                checkpoint.save(replace(passed, step=step.step, rungs=dict(errors)))
+                checkpoint.save(replace(passed, best=kept.best, step=step.step, rungs=dict(errors)), kept.weights)
         return errors, False
 
-    def on_rung_images(self, model: nn.Module, parts: int = 1) -> Evaluation:
-        """Figures of a model on at most `RUNG_IMAGES` images of the search split; it is in evaluation mode afterwards."""
-        turns = slice(self.group.rank, None, self.group.size)
-        return evaluate(model, self._search(RUNG_IMAGES), self.dense.rung_answers(RUNG_IMAGES)[turns], parts, self.group)
+    def _begin(self, model: nn.Module, parts: int, spent: int, trains: bool) -> Passed:
+        """Measure a model as built: what is told of it, and what its fine-tune has to be better than, where there is one."""
+        before = self.measures.as_built(model, parts)
+        if not trains:
+            return Passed(before=before, best=Best(step=spent, loss=math.inf))
+        on_search = self.dense.objective.split_before == "search"
+        figures = self.measures.rung_images_of(before) if on_search else self.measures.rung_images(model, parts)
+        return Passed(before=before, best=Best.begin(figures, spent))
 
-    def _before(self, model: nn.Module, parts: int) -> Evaluation:
-        """Figures of a model as built, on the images that candidates are screened with unless the objective says otherwise."""
-        if self.dense.objective.split_before == "search":
-            return self._measure(model, parts)
-        screening, turns = self.dense.screening, slice(self.group.rank, None, self.group.size)
-        batches = zip(screening.images[turns], screening.labels[turns], strict=True)
-        return evaluate(model, batches, screening.answers[turns], parts, self.group)
-
-    def _measure(self, model: nn.Module, parts: int) -> Evaluation:
-        answers = self.dense.answers[self.group.rank :: self.group.size]  # processes take turns at the batches
-        return evaluate(model, self._search(), answers, parts, self.group)
-
-    def _search(self, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's batches of the search split, or of its first images."""
-        return self.dense.batches.search(most, self.group)
+    def _end(self, model: nn.Module, kept: Kept, passed: Passed) -> Evaluation:
+        """Figures of the best weights on the search split; the model has them then."""
+        last, steps = self.measures.search(model, passed.parts), self.dense.objective.finetune.steps
+        if found := kept.best.beaten(self.measures.rung_images_of(last), steps):
+            kept.best = found
+            return last
+        model.load_state_dict(kept.weights)
+        is_known = self.dense.objective.split_before == "search" and kept.best == passed.best
+        return passed.before if is_known and passed.before.outcomes is not None else self.measures.search(model, passed.parts)

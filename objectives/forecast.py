@@ -9,7 +9,8 @@ from torch import nn
 
 from objectives.dense_model import DenseModel
 from objectives.error import evaluate
-from objectives.evaluator import RUNG_IMAGES, Evaluator
+from objectives.evaluator import Evaluator
+from objectives.measures import RUNG_IMAGES
 from objectives.runtime.out_of_memory import within_memory
 from objectives.training.finetune import finetune
 from spaces.allocation import Allocation
@@ -28,7 +29,7 @@ class Forecast:
         build: building the candidate, and moving it to the device.
         step: one optimiser step.
         evaluation: one pass over the search split.
-        seconds: the whole trial: all steps, the images before and after them, and the rungs.
+        seconds: the whole trial: all steps, the images before and after them, and the rungs; its last weights are kept.
         weights: bytes of the candidate's weights.
         parts: how many batches were split in, so that it fitted in memory.
     """
@@ -73,9 +74,10 @@ def _timed(evaluator: Evaluator, allocation: Allocation, clock: Callable[[], flo
     build = now() - start
     step = _step(dense, model, now, parts)
     images, each = _search_images(dense), _image(dense, model, now, parts)
-    steps, rungs = dense.objective.finetune.steps, len(dense.objective.rung_steps) * min(RUNG_IMAGES, images)
-    before = dense.profile_images if dense.objective.split_before == "train" else images if steps else 0
-    evaluated = before + images + rungs
+    steps, rung = dense.objective.finetune.steps, min(RUNG_IMAGES, images)
+    on_search = images if steps else 0  # without steps the images before are those after
+    before = dense.profile_images + rung if dense.objective.split_before == "train" else on_search
+    evaluated = before + images + len(dense.objective.rung_steps) * rung
     return Forecast(
         build=build,
         step=step,

@@ -1,12 +1,13 @@
 """What candidates of one search are measured by: a picklable value, from which any worker loads the dense model."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from objectives.data.config import DataConfig
 from objectives.latency.config import LatencyConfig
 from objectives.training.config import FinetuneConfig
+from objectives.training.rate import settled
 from spaces.models.config import ModelConfig
 from spaces.sites import SpaceName
 
@@ -49,6 +50,16 @@ class Objective:
     device: str = "auto"
     seed: int = 0
     cache: float | None = None
+
+    @property
+    def settled(self) -> "Objective":
+        """The same with the learning rate that the run beside the factors has probed, where none is given and it has.
+
+        Raises:
+            RunError: the run's rate cannot be read.
+        """
+        finetune = settled(self.finetune, self.factors.parent)
+        return self if finetune == self.finetune else replace(self, finetune=finetune)
 
     @property
     def split_before(self) -> SplitBefore:

@@ -29,6 +29,10 @@ class Outcomes:
     cross_entropy: Tensor
     kl: Tensor | None = None
 
+    def at(self, places: Tensor) -> "Outcomes":
+        """Those of some of the images, by their places in the split."""
+        return Outcomes(self.wrong[places], self.cross_entropy[places], None if self.kl is None else self.kl[places])
+
     def save(self, path: Path) -> None:
         """Write them atomically (safetensors): a byte an image for the answers, two for each of the others."""
         kept = {"cross_entropy": self.cross_entropy, **({} if self.kl is None else {"kl": self.kl})}

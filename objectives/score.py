@@ -41,6 +41,19 @@ class Score:
         return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class AsBuilt:
+    """What a candidate is as built from the factors, beside the dense model, on the images of the profile.
+
+    Attributes:
+        divergence: mean KL divergence from the dense model, in nats; NaN where it could not be measured.
+        changed: share of the images that it answers otherwise than the dense model; likewise.
+    """
+
+    divergence: float
+    changed: float
+
+
 def figure_names(costs: Iterable[Cost]) -> tuple[str, ...]:
     """Names of a score's figures as tables have them, where it has these costs."""
     return ("error", "error_before", "kl", "kl_before", "cross_entropy", *costs, "steps", "kept_step", "seconds")

@@ -63,7 +63,10 @@ class StudyConfig:
             that must hold together by a comma: flops=50%,params=11M. Separate words are separate budgets of one search:
             flops=50% flops=30%. A latency is read from a table that is measured before the first trial.
         objectives: what the front trades off: error, and at least one of flops (MACs), params and latency.
-        trials: trials in the run, baselines included.
+        trials: trials in the run, baselines included. From ten on the last tenth is for repeats with other seeds of those that
+            cannot be told apart from the best under a target; where there are none, or seeds cannot tell, the search goes on.
+        until_settled: end before --trials where a further trial is expected to lower the front by far less than what is
+            uncertain about it (sampler additive).
         sampler: additive (this project's own), or Optuna's tpe, nsga2, gp or random.
         parametrisation: what the sampler proposes. multipliers: a budget and the importance of every site, which are decoded
             onto the budget. sizes: every size by itself, for comparison; not with additive.
@@ -97,6 +100,7 @@ class StudyConfig:
     target: tuple[str, ...] = ()
     objectives: tuple[ObjectiveName, ...] = ("error", "flops")
     trials: int = 50
+    until_settled: bool = False
     sampler: str = ADDITIVE
     parametrisation: Parametrised = "multipliers"
     screening: bool = True
@@ -127,6 +131,9 @@ class StudyConfig:
             raise ConfigError(
                 f"the sampler {self.sampler!r} proposes multipliers: choose --sampler tpe for {self.parametrisation}"
             )
+        if self.until_settled and (self.sampler != ADDITIVE or self.recipe is not None):
+            found = f"the sampler {self.sampler!r}" if self.recipe is None else f"the recipe {self.recipe!r} alone"
+            raise ConfigError(f"until_settled asks the sampler {ADDITIVE!r} what a further trial is worth, got {found}")
         if self.parametrisation == "sizes" and len(self.target) > 1:
             raise ConfigError(f"parametrisation sizes serves one target, got {', '.join(self.target)}: search them one by one")
         for name in self.recipes:

@@ -18,6 +18,9 @@ WEIGHTS, METRICS, STDERR, CHECKPOINT = "weights.safetensors", "metrics.jsonl", "
 OUTCOMES = "outcomes.safetensors"
 
 
+FIRST = "first.json"
+
+
 EVIDENCE = "evidence.safetensors"
 
 

@@ -23,11 +23,14 @@ class Proposal:
         allocation: what to build; None while a recipe has not made it.
         space: name of the space of the allocation.
         seed: for its fine-tune.
-        label: name of the baseline that it is, if it is one.
+        label: name of the baseline that it is, if it is one; of a repeat, what it repeats.
         parameters: what the sampler sees; empty for an allocation outside of the sampled band.
         attributes: what the sampler noted with it, by Optuna's names; part of no trial that is read from the journal.
         recipe: name of the recipe that makes the model, in place of an allocation.
         limits: the recipe's budget: cost -> bound; counted costs alone.
+        repeats: number of the first trial of its allocation, where it is another fine-tune of that.
+        gain: by how much the sampler expected it to lower the front, as an error averaged over the band of its target.
+        known_to: standard deviation of the front's level then.
     """
 
     number: int
@@ -39,6 +42,9 @@ class Proposal:
     attributes: Mapping[str, Any] = field(default_factory=dict, compare=False)
     recipe: str | None = None
     limits: Mapping[Cost, float] = field(default_factory=dict)
+    repeats: int | None = None
+    gain: float | None = None
+    known_to: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -111,10 +117,17 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Screened:
-    """Divergences of the candidates of a trial to be, in nats; NaN where it could not be measured."""
+    """What candidates are as built, in their order; NaN where it could not be measured.
+
+    Attributes:
+        number: of the trial to be.
+        divergences: from the dense model, in nats.
+        changed: shares of the images that are answered otherwise than by the dense model.
+    """
 
     number: int
     divergences: tuple[float, ...]
+    changed: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -174,7 +174,7 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
             if parameter.ndim == 2:
                 parameter.normal_(std=0.15)
     data = replace(DATA, batch_size=16, calibration_size=64, search_size=64)
-    finetune = FinetuneConfig(steps=5, recipe_share=0.5)
+    finetune = FinetuneConfig(steps=5, lr=5e-4, recipe_share=0.5)
     return evaluator_of(model, tmp_path_factory.mktemp("runs"), data=data, finetune=finetune, multiple=1)
 
 
@@ -184,7 +184,7 @@ def steps(evaluator: Evaluator) -> Iterator[Callable[[int], Evaluator]]:
     before = evaluator.dense.objective
 
     def change(count: int) -> Evaluator:
-        evaluator.dense.objective = replace(before, finetune=FinetuneConfig(steps=count, recipe_share=0.5))
+        evaluator.dense.objective = replace(before, finetune=FinetuneConfig(steps=count, lr=5e-4, recipe_share=0.5))
         return evaluator
 
     yield change

@@ -25,12 +25,18 @@ OPTIONS: dict[str, Any] = {
     "hflip": 0.0,
     "batch_size": 32,
     "calibration_size": 256,
+    "profile_images": 64,
+    "tokens": False,
+    "drop": False,
     "steps": 3,
+    "lr": 5e-4,
     "target": ["flops=60%"],
     "trials": 9,
     "device": "cpu",
     "threads": 1,
 }
+
+FRAMES = {"tokens": True, "drop": True}  # as by default; measuring them is most of what a short launch computes
 
 TIMES = ["seconds", "ended"]  # columns of trials.csv that two searches differ in
 

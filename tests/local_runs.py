@@ -9,7 +9,7 @@ import torch
 
 SIZES = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 16, "depth": 1, "num_heads": 2}
 MODEL = ["--model", "vit_tiny_patch16_224", "--model-kwargs", *(f"{key}={value}" for key, value in SIZES.items())]
-SHORT = ["--calibration-size", "64", "--steps", "1", "--trials", "2", "--workers", "0", "--device", "cpu"]
+SHORT = ["--calibration-size", "64", "--steps", "1", "--lr", "5e-4", "--trials", "2", "--workers", "0", "--device", "cpu"]
 DIGITS = ["--dataset", "digits", *SHORT]
 
 Fails = Callable[..., str]

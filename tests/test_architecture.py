@@ -19,7 +19,7 @@ ROOMS = {
     "spaces": "version lazy errors format_number schema locks scratch files tensors modules allocation sites statistics models "
     "branches tokens operators vit factors folder",
     "objectives": "units cost score runtime outcomes error latency pictures data training deploy objective profile divergence "
-    "sensitivity frames merging dropping narrowing measured_frames dense_model evaluator forecast recipes",
+    "sensitivity frames merging dropping narrowing measured_frames dense_model measures evaluator forecast recipes",
     "search": "layout masking paths values optuna_internals pareto trial evidence budgets runners samplers config run report "
     "study browse fidelity deploy driver terminal",
 }

@@ -154,7 +154,7 @@ def test_an_audit_measures_what_it_says(run: Run, audited: Audit) -> None:
     lines = [json.loads(line) for line in (run.directory / "audit.jsonl").read_text().splitlines()]
     assert len(lines) == 2 * len(audited.points)
     for point in audited.points:
-        assert point.short == run.trial(point.number).error
+        assert point.short == run.trial(point.number).objective("error")
         assert point.label != "dense"
         assert point.number in numbers_of(run.front) or not point.front
         ours = [line for line in lines if line["trial"] == point.number]
@@ -169,10 +169,10 @@ def test_an_audit_measures_what_it_says(run: Run, audited: Audit) -> None:
 
 
 @pytest.mark.slow
-def test_the_long_fine_tune_is_that_of_a_search_with_so_many_steps(run: Run, audited: Audit, tmp_path: Path) -> None:
+def test_the_long_fine_tune_is_that_of_a_search_with_so_many_steps(run: Run, audited: Audit) -> None:
     """A search of 4 steps with seed 1 has the same warm starts."""
-    options = {**OPTIONS, "steps": 4, "seed": 1, "trials": 7, "checkpoint": run.config.model.checkpoint}
-    longer = launch(SearchConfig.from_flat({**run.config.flat(), **options, "output": str(tmp_path / "run")}), Silent())
+    options = {**OPTIONS, "steps": 4, "seed": 1, "trials": 7, "output": str(run.directory.parent / "longer")}
+    longer = launch(SearchConfig.from_flat({**run.config.flat(), **options}), Silent())
     errors = {trial.allocation: trial.error for trial in longer.ended}
     compared = [point for point in audited.points if run.trial(point.number).allocation in errors]
     assert compared
@@ -247,19 +247,21 @@ def test_a_page_without_an_audit_says_nothing_of_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_launch_with_an_audit(tmp_path: Path) -> None:
+def test_a_launch_with_an_audit(run: Run) -> None:
     stages: list[str] = []
 
     class Watching(Silent):
         def stage(self, what: str, done: int, total: int) -> None:
             stages.append(what)
 
-    run = launch(config_of(tmp_path, **{**OPTIONS, "steps": 1, "audit": 3}), Watching())
-    assert run.audit is not None
-    assert run.audit.steps == Steps(short=1, long=10)
+    folder = run.directory.parent
+    options = {**OPTIONS, "steps": 1, "audit": 3, "output": str(folder / "audited at once")}
+    found = launch(config_of(folder, **options), Watching()).audit
+    assert found is not None
+    assert found.steps == Steps(short=1, long=10)
     assert stages[-1].startswith("audit ")
     stages.clear()
-    launch(config_of(tmp_path, **{**OPTIONS, "steps": 1, "audit": 3}), Watching())
+    launch(config_of(folder, **options), Watching())
     assert not any(what.startswith("audit") for what in stages)
 
 

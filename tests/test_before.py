@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from objectives.dense_model import load_dense
 from objectives.error import evaluate, predict
 from objectives.evaluator import Evaluator
+from objectives.measures import Measures
 from objectives.objective import Objective
 from objectives.recipes.registry import evaluate_recipe
 from objectives.runtime.distributed import Group
@@ -26,6 +27,7 @@ from spaces.errors import DataError, RunError
 from spaces.models.create import create_model
 
 SEARCHED, PROFILED, STEPS = 297, 100, 4
+GOOD, BAD = FinetuneConfig(steps=STEPS, lr=1e-3), FinetuneConfig(steps=STEPS, lr=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def objective(tmp_path_factory: pytest.TempPathFactory) -> Objective:
     with torch.no_grad():
         model.get_parameter("head.weight").normal_(std=0.5)  # so that candidates diverge by more than rounding
     data, folder = replace(DATA, profile_images=PROFILED), tmp_path_factory.mktemp("runs")
-    evaluator = evaluator_of(model, folder, data=data, finetune=FinetuneConfig(steps=STEPS))
+    evaluator = evaluator_of(model, folder, data=data, finetune=GOOD)
     _ = evaluator.dense.factors
     return evaluator.dense.objective
 
@@ -76,22 +78,37 @@ def counting(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 @pytest.mark.parametrize(
     ("changes", "images"),
     [
-        ({}, [64, 36, 256, 41]),
+        ({}, [64, 36, 256, 41, 256, 41]),
+        ({"finetune": BAD}, [64, 36, 256, 41, 256, 41]),
         ({"measure_before": True}, [256, 41, 256, 41]),
+        ({"measure_before": True, "finetune": BAD}, [256, 41, 256, 41]),
         ({"finetune": FinetuneConfig(steps=0)}, [256, 41]),
         ({"finetune": FinetuneConfig(steps=0), "measure_before": True}, [256, 41]),
         ({"data": replace(DATA, profile_images=0)}, [256, 41, 256, 41]),
-        ({"data": replace(DATA, profile_images=PROFILED, eval_batch_size=50)}, [50, 14, 36, 50, 50, 50, 50, 50, 47]),
+        ({"data": replace(DATA, profile_images=PROFILED, eval_batch_size=50)}, [50, 14, 36, *2 * [50, 50, 50, 50, 50, 47]]),
     ],
-    ids=["default", "asked for", "no steps", "no steps, asked for", "no profile", "small batches"],
+    ids=[
+        "default",
+        "in vain",
+        "asked for",
+        "asked for, in vain",
+        "no steps",
+        "no steps, asked for",
+        "no profile",
+        "small batches",
+    ],
 )
 def test_images_that_pass_a_candidate(
     objective: Objective, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], images: list[int]
 ) -> None:
+    """Those it is screened with, those of rungs and the search split; once more where the weights as built are kept."""
     evaluator = opened(objective, **changes)
     with counting(evaluator, monkeypatch) as seen:
         score = evaluator.evaluate(smallest(evaluator), seed=0)
-    assert seen == images
+    passes = -(-SEARCHED // evaluator.dense.objective.data.eval_batch_size)
+    in_vain = score.kept_step == 0 and evaluator.dense.objective.split_before == "train"
+    assert seen == [*images, *(images[len(images) - passes :] if in_vain else [])]
+    assert score.kept_step == 0 or changes.get("finetune") != BAD
     if not evaluator.dense.objective.finetune.steps:
         assert (score.error, score.kl) == (score.error_before, score.kl_before)
 
@@ -130,18 +147,16 @@ def test_processes_of_a_group_take_turns_at_the_batches(objective: Objective, mo
         shares.append([len(labels) for _, labels in batches])
         assert [len(some) for some in answers] == shares[-1]
 
-    monkeypatch.setattr("objectives.evaluator.evaluate", recorded)
+    monkeypatch.setattr("objectives.measures.evaluate", recorded)
     for rank in range(3):
-        evaluator = Evaluator(dense)
-        evaluator.group = Group(rank=rank, size=3)
-        evaluator._before(dense.model, 1)
+        Measures(dense, Group(rank=rank, size=3)).as_built(dense.model)
     assert shares == [[64], [36], []]
 
 
 @pytest.mark.parametrize("share", [0.25, 0.99])
 def test_a_recipe_is_measured_on_the_same_images(objective: Objective, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
     """Also one whose steps are all spent before its cut: its error is never that on training images."""
-    evaluator = opened(objective, finetune=FinetuneConfig(steps=STEPS, recipe_share=share))
+    evaluator = opened(objective, finetune=replace(GOOD, recipe_share=share))
     counts = list[int]()
 
     def counted(*arguments: Any) -> Any:
@@ -149,9 +164,10 @@ def test_a_recipe_is_measured_on_the_same_images(objective: Objective, monkeypat
         counts.append(found.count)
         return found
 
-    monkeypatch.setattr("objectives.evaluator.evaluate", counted)
+    monkeypatch.setattr("objectives.measures.evaluate", counted)
     score, _ = evaluate_recipe(evaluator, "vtp", limits_of(evaluator.dense, macs=0.7), seed=0)
-    assert counts == [PROFILED, SEARCHED]
+    left = STEPS - round(share * STEPS)
+    assert counts == [PROFILED, *([SEARCHED, SEARCHED] if left else [SEARCHED])]
     assert score.kl != score.kl_before
 
 

@@ -21,6 +21,7 @@ from objectives.runtime.progress import Step
 from objectives.score import Score
 from objectives.training.checkpoint import Checkpoint, Passed
 from objectives.training.config import FinetuneConfig
+from objectives.training.kept import Best
 from spaces.allocation import Allocation
 from spaces.errors import DivergedError
 from spaces.models.create import create_model
@@ -37,7 +38,9 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
     kwargs = {**MODEL.model_kwargs, "proj_drop_rate": 0.1, "drop_path_rate": 0.1}
     folder = tmp_path_factory.mktemp("runs")
     data = replace(DATA, calibration_size=64, crop_padding=1, hflip=0.5)
-    prepared = evaluator_of(create_model(MODEL), folder, data=data, finetune=FinetuneConfig(steps=9), rungs=(1 / 3, 2 / 3))
+    prepared = evaluator_of(
+        create_model(MODEL), folder, data=data, finetune=FinetuneConfig(steps=9, lr=5e-4), rungs=(1 / 3, 2 / 3)
+    )
     model = replace(prepared.dense.objective.model, model_kwargs=kwargs)
     return Evaluator(load_dense(replace(prepared.dense.objective, model=model)))
 
@@ -190,7 +193,13 @@ def test_out_of_memory_after_a_rung_goes_on_in_parts(evaluator: Evaluator, tmp_p
     assert [step.step for step in again.steps] == [7, 8, 9]
 
 
-PASSED = Passed(before=Evaluation(error=0.9, kl=0.1 + 0.2, count=7), step=2, rungs={1: 0.1, 2: 1 / 3}, parts=2)
+PASSED = Passed(
+    before=Evaluation(error=0.9, kl=0.1 + 0.2, count=7),
+    best=Best(step=1, loss=0.1 + 0.2),
+    step=2,
+    rungs={1: 0.1, 2: 1 / 3},
+    parts=2,
+)
 
 
 @pytest.mark.parametrize("opt", ["adamw", "nadamw", "sgd", "lion", "adafactor", "lamb", "muon", "lookahead_adamw"])
@@ -214,12 +223,13 @@ def test_the_state_of_every_optimizer_is_kept(tmp_path: Path, opt: str) -> None:
     assert first.resume(model, optimizer, scaler) == 0
     train(model, optimizer, 7)
     scaler.load_state_dict({**scaler.state_dict(), "scale": 1024.0, "_growth_tracker": 5})
-    first.save(PASSED)
+    first.save(PASSED, {"weight": torch.arange(3)})
     train(model, optimizer, 3)
     second, (resumed, other, scaling) = Checkpoint(tmp_path / "state", opt), made()
     assert second.passed is not None
     assert asdict(replace(second.passed, seconds=0)) == asdict(PASSED)
     assert second.resume(resumed, other, scaling) == 2
+    assert torch.equal((second.best() or {})["weight"], torch.arange(3))
     assert (scaling.get_scale(), scaling._get_growth_tracker()) == (1024.0, 5)
     train(resumed, other, 3)
     for one, its in zip(model.parameters(), resumed.parameters(), strict=True):
@@ -232,6 +242,6 @@ def test_an_optimizer_that_notes_functions_is_not_kept(tmp_path: Path) -> None:
     optimizer.param_groups[0]["when"] = lambda step: 0.5
     state = Checkpoint(tmp_path / "state")
     state.resume(model, optimizer, torch.amp.GradScaler("cpu"))
-    state.save(PASSED)
+    state.save(PASSED, {})
     assert list(tmp_path.iterdir()) == []
     assert state.passed is None

@@ -23,7 +23,7 @@ from test_study import open_study
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from objectives import evaluator as evaluator_module
+from objectives import measures as measures_module
 from objectives.cost.spec import Cost
 from objectives.data.config import DataConfig
 from objectives.data.loaders import Data
@@ -36,6 +36,7 @@ from objectives.training.config import FinetuneConfig
 from search import SearchConfig, export, launch
 from search.driver.demo import train_dense
 from search.run.run import Run
+from search.run.trial_table import EXPECTED
 from search.runners import job
 from search.study.early_stopping import dominating, margin, reason_to_stop
 from search.study.study import Study
@@ -178,7 +179,7 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
     model = replace(MODEL, model_kwargs=kwargs, checkpoint=str(folder / "dense.safetensors"))
     torch.manual_seed(0)
     save_tensors(folder / "dense.safetensors", create_model(replace(model, checkpoint=None)).state_dict())
-    finetune = FinetuneConfig(steps=8)
+    finetune = FinetuneConfig(steps=8, lr=5e-4)
     factors = folder / "one" / "factors"
     objective = Objective(model=model, data=DATA, finetune=finetune, rungs=(0.25, 0.5), factors=factors, device="cpu")
     return Evaluator(load_dense(objective))
@@ -187,7 +188,7 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
 def test_rungs_are_steps_before_the_last(evaluator: Evaluator) -> None:
     assert evaluator.dense.objective.rung_steps == {2, 4}
     for steps, expected in ((0, set()), (1, set()), (2, {1}), (3, {1, 2}), (100, {25, 50})):
-        short = replace(evaluator.dense.objective, finetune=FinetuneConfig(steps=steps))
+        short = replace(evaluator.dense.objective, finetune=FinetuneConfig(steps=steps, lr=5e-4))
         assert short.rung_steps == expected
 
 
@@ -239,14 +240,14 @@ def test_the_error_at_a_rung_is_that_of_the_model_there(evaluator: Evaluator, mo
         return found
 
     counts: list[int] = []
-    monkeypatch.setattr(evaluator_module, "evaluate", recorded)
+    monkeypatch.setattr(measures_module, "evaluate", recorded)
     whole = evaluator.evaluate(half(evaluator), 0, on_rung=lambda step, error: False)
-    assert counts == [256, 297, 297, 297]
-    assert errors == [whole.error_before, whole.rungs[2], whole.rungs[4], whole.error]
+    assert counts == [256, 297, 297, 297, 297]
+    assert [errors[0], *errors[2:]] == [whole.error_before, whole.rungs[2], whole.rungs[4], whole.error]
     counts.clear()
-    monkeypatch.setattr(evaluator_module, "RUNG_IMAGES", 100)
+    monkeypatch.setattr(measures_module, "RUNG_IMAGES", 100)
     evaluator.evaluate(half(evaluator), 0, on_rung=lambda step, error: False)
-    assert counts == [256, 100, 100, 297]
+    assert counts == [256, 100, 100, 100, 297]
 
 
 def test_a_part_of_a_split_is_always_the_same_and_spread_over_it() -> None:
@@ -437,7 +438,7 @@ def test_without_rungs_nothing_is_stopped_and_the_others_are_the_same(run: Run, 
     whole = launch(searched(tmp_path / "whole", dense, rungs=["none"]), Silent())
     assert (whole.trials["state"] == "COMPLETE").all()
     assert whole.trials["rung"].isna().all()
-    same = [name for name in whole.trials.columns if name not in (*TIMES, "rung", "rung_error")]
+    same = [name for name in whole.trials.columns if name not in (*TIMES, *EXPECTED, "rung", "rung_error")]
     before = HOPELESS[0]
     pd.testing.assert_frame_equal(whole.trials[same][:before], run.trials[same][:before], check_dtype=False)
     assert whole.trials["macs"][before] == run.trials["macs"][before]

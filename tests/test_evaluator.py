@@ -33,7 +33,7 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
     """With timm's own weights, in place of the one for recipes."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("runs")
-    return evaluator_of(create_model(MODEL), folder, data=DATA, finetune=FinetuneConfig(steps=4))
+    return evaluator_of(create_model(MODEL), folder, data=DATA, finetune=FinetuneConfig(steps=4, lr=5e-4))
 
 
 def half(evaluator: Evaluator) -> Allocation:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from local_launches import TIMES, Silent, config_of
+from local_launches import FRAMES, TIMES, Silent, config_of
 from rich.console import Console
 from torch import nn
 
@@ -68,7 +68,7 @@ def test_a_run_knows_its_profile(run: Run, tmp_path: Path) -> None:
     assert run.profile is None
     profile = launch(config_of(tmp_path, trials=1, measured_profile=True), Silent()).profile
     assert profile is not None
-    assert profile.images == 256
+    assert profile.images == 64
     assert set(profile.errors) == {site.name for site in run.space.sites}
 
 
@@ -88,17 +88,17 @@ def test_the_table_holds_every_trial(run: Run) -> None:
 
 
 def test_the_front_and_the_best_follow_from_the_table(run: Run) -> None:
-    front = [(trial.figure("macs"), trial.figure("error")) for trial in run.front]
+    front, table = [(trial.figure("macs"), trial.objective("error")) for trial in run.front], run.trials
     assert [macs for macs, _ in front] == sorted(macs for macs, _ in front)
     assert [error for _, error in front] == sorted((error for _, error in front), reverse=True)
-    for _, row in run.trials.iterrows():
-        assert any(macs <= row["macs"] and error <= row["error"] for macs, error in front)
+    for _, row in table.iterrows():
+        assert any(macs <= row["macs"] and error <= row["expected"] for macs, error in front)
     best = run.best("flops=60%")
-    assert best.error == run.trials[run.trials["macs_kept"] <= 0.6]["error"].min()
+    assert best.objective("error") == table[table["macs_kept"] <= 0.6]["expected"].min()
     assert run.summary.best == (best.number,)
     weights = {path.stem for path in (run.directory / "front").glob("*.safetensors")}
     assert 0 in set(run.trials["number"])
-    assert weights == {f"{trial.number:04d}" for trial in run.front if trial.number}, "none of the dense reference"
+    assert weights <= {f"{trial.number:04d}" for trial in run.front if trial.number}, "none of the dense reference"
     assert not list(run.directory.glob("trials/*/weights.safetensors"))
 
 
@@ -208,7 +208,7 @@ def test_operators_that_miss_a_budget_are_left_out(tmp_path: Path) -> None:
     assert run.summary.objectives == ("error", "macs")
 
 
-TWO = {"target": ["flops=65%", "flops=40%"], "trials": 20}
+TWO = {**FRAMES, "target": ["flops=65%", "flops=40%"], "trials": 20}
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +242,7 @@ def test_two_targets_have_their_best(two: tuple[Run, str]) -> None:
     assert run.summary.best == tuple(trial.number for trial in best)
     assert [budget.target.text for budget in run.summary.targets] == ["flops=65%", "flops=40%"]
     for trial, limit in zip(best, (0.65, 0.4), strict=True):
-        assert trial.error == run.trials[run.trials["macs_kept"] <= limit]["error"].min()
+        assert trial.objective("error") == run.trials[run.trials["macs_kept"] <= limit]["expected"].min()
     assert "target flops=65%; flops=40%; 20 trials in " in text
     last = next(line for line in text.splitlines() if line.startswith("trial 19: "))
     for name, trial in zip(("flops=65%", "flops=40%"), best, strict=True):
@@ -326,16 +326,6 @@ def test_loading_imports_no_search(folder: Path) -> None:
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.strip() == "(2, 10) []"
-
-
-def test_export_of_a_trial_off_the_front(run: Run) -> None:
-    """Its weights were not kept: it is fine-tuned again, with the same seed."""
-    numbers = set(run.trials["number"]) - {trial.number for trial in run.front} - {0}
-    number = min(numbers)
-    folder = export(run, trial=number)
-    assert folder.name == f"trial{number}"
-    data = Data(run.config.data, preprocessing(create_model(run.config.model), run.config.model))
-    assert evaluate(load_compressed(folder), data.evaluation("search")).error == pytest.approx(run.trial(number).error)
 
 
 def test_a_failed_export_leaves_no_half_folder(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,12 @@
 """What a command imports: help and wrong arguments nothing that takes a second, and none of them what it does not use."""
 
+import json
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Any
 
 import pytest
 from local_folders import write_folder
@@ -55,11 +57,8 @@ assert status == {status}, status
     return imported(code, *map(str, arguments))
 
 
-@pytest.mark.parametrize("command", ["", "launch", "inspect", "browse", "audit", "export", "measure", "predict"])
-def test_help_imports_nothing_heavy(command: str) -> None:
-    assert imported_by(0, *[command][: len(command)], "--help") == set()
-
-
+HELP = {command: (*[command][: len(command)], "--help") for command in
+        ("", "launch", "inspect", "browse", "audit", "export", "measure", "predict")}  # fmt: skip
 WRONG = {
     "flag": ("launch", "--modle", "vit_tiny_patch16_224"),
     "value": ("launch", "--model", "vit_tiny_patch16_224", "--trials", "0"),
@@ -89,9 +88,37 @@ WRONG = {
 }
 
 
+@pytest.fixture(scope="module")
+def ends() -> dict[str, list[Any]]:
+    """Of all these commands, one after another in a fresh process: status, and what of `HEAVY` it was the first to import."""
+    code = f"""
+import contextlib, io, json, sys, run_search
+ends, before = {{}}, set()
+for line in {[*HELP.values(), *WRONG.values()]!r}:
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            status = run_search.main(list(line))
+    except SystemExit as end:  # of --help
+        status = end.code
+    now = {HEAVY!r} & set(sys.modules)
+    ends[" ".join(line)] = [status, sorted(now - before)]
+    before = now
+print(json.dumps(ends))
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    found: dict[str, list[Any]] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("command", HELP)
+def test_help_imports_nothing_heavy(ends: dict[str, list[Any]], command: str) -> None:
+    assert ends[" ".join(HELP[command])] == [0, []]
+
+
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_argument_imports_nothing_heavy(name: str) -> None:
-    assert imported_by(2, *WRONG[name]) == set()
+def test_a_wrong_argument_imports_nothing_heavy(ends: dict[str, list[Any]], name: str) -> None:
+    assert ends[" ".join(WRONG[name])] == [2, []]
 
 
 def test_a_name_that_timm_lacks_needs_timm_alone() -> None:

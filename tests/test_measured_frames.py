@@ -227,10 +227,15 @@ def test_a_worker_measures_frames_where_allocations_are_built(asked: bool) -> No
 # On disk
 
 
-@pytest.fixture
-def stored(vit: nn.Module, images: Tensor, tmp_path: Path) -> tuple[Path, MeasuredFrames, Factors]:
+@pytest.fixture(scope="module")
+def found(vit: nn.Module, images: Tensor) -> tuple[MeasuredFrames, Factors]:
     factors = factors_of(vit, images, "contract")
-    frames = measured(factors, images)
+    return measured(factors, images), factors
+
+
+@pytest.fixture
+def stored(found: tuple[MeasuredFrames, Factors], tmp_path: Path) -> tuple[Path, MeasuredFrames, Factors]:
+    frames, factors = found
     frames.save(tmp_path / "mark.json", "mark")
     return tmp_path / "mark.json", frames, factors
 

@@ -16,6 +16,7 @@ from local_tables import summary_of
 
 from objectives.frames import MeasuredFrames
 from objectives.outcomes import Outcomes
+from objectives.score import AsBuilt
 from search.budgets.targets import Bound, Target
 from search.config import SearchConfig
 from search.deploy.exact_budget import exact_of, is_worse, materialise
@@ -90,10 +91,10 @@ class Built:
         )  # fmt: skip
         self.error, self.screened, self.trained = error, list[Allocation](), list[Allocation]()
 
-    def divergence(self, allocation: Allocation) -> float:
-        """The wider the second branch, the less."""
+    def as_built(self, allocation: Allocation) -> AsBuilt:
+        """The wider the second branch, the less it diverges."""
         self.screened.append(allocation)
-        return 1 / allocation[SITES[1]]
+        return AsBuilt(divergence=1 / allocation[SITES[1]], changed=0.0)
 
     def evaluate(self, allocation: Allocation, seed: int, on_step: Any, weights: Path, outcomes: Path) -> Any:
         self.trained.append(allocation)

@@ -16,6 +16,7 @@ from objectives.cost.tracing import torch_macs
 from objectives.dense_model import load_dense
 from objectives.evaluator import Evaluator
 from objectives.recipes.registry import RECIPES, check_reach, evaluate_recipe, make_cut, open_workbench, recipe_of
+from objectives.runtime.progress import Step
 from spaces.errors import AllocationError, CompressionError, ConfigError
 from spaces.factors import fingerprint
 from spaces.operators.linears import linear_of
@@ -81,10 +82,13 @@ def test_what_is_not_refused_at_once_runs(steps: Callable[[int], Evaluator], nam
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_seed_decides(evaluator: Evaluator, tmp_path: Path, name: str) -> None:
+    steps: list[list[Step]] = [[], [], []]
     for index, seed in enumerate((0, 0, 1)):
-        evaluate_recipe(evaluator, name, limits_of(evaluator.dense, macs=0.5), seed, weights=tmp_path / str(index))
+        limits = limits_of(evaluator.dense, macs=0.5)
+        evaluate_recipe(evaluator, name, limits, seed, steps[index].append, weights=tmp_path / str(index))
         torch.rand(index + 1)  # whatever others draw in between
-    assert (tmp_path / "0").read_bytes() == (tmp_path / "1").read_bytes() != (tmp_path / "2").read_bytes()
+    assert steps[0] == steps[1] != steps[2]
+    assert (tmp_path / "0").read_bytes() == (tmp_path / "1").read_bytes(), "those as built, or trained"
 
 
 @pytest.mark.parametrize("name", RECIPES)

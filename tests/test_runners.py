@@ -16,7 +16,7 @@ import psutil
 import pytest
 import torch
 from local_digits import DATA, MODEL, evaluator_of
-from local_launches import Silent, config_of
+from local_launches import FRAMES, Silent, config_of
 from local_patience import poll
 from local_vits import cut
 
@@ -28,6 +28,7 @@ from objectives.score import Score
 from objectives.training.config import FinetuneConfig
 from search import launch
 from search.layout import METRICS, STDERR, WEIGHTS
+from search.run.trial_table import EXPECTED
 from search.runners.base import Listener, Runner
 from search.runners.in_process import InProcessRunner
 from search.runners.job import compute
@@ -41,7 +42,7 @@ from spaces.models.create import create_model
 
 pytestmark = pytest.mark.slow
 
-STEPS, RUNG = 120, 30
+STEPS, RUNG = 60, 30
 MACHINES = MachineConfig(parallel=2, threads=1)
 
 
@@ -275,7 +276,7 @@ def test_an_idle_worker_that_is_killed_is_replaced(place: Place, allocations: li
 
 
 def test_a_trial_beyond_the_limit_is_ended(place: Place, allocations: list[Allocation]) -> None:
-    outcome = place.outcome(proposal(50, allocations[2]), limit=0.2)
+    outcome = place.outcome(proposal(50, allocations[2]), limit=0.1)
     assert outcome.score is None
     assert outcome.lost is not alone(place)
     assert "the limit is 0 s" in (outcome.reason or "")
@@ -337,7 +338,8 @@ def children() -> set[int]:
 def searched(folder: Path, **options: Any) -> pd.DataFrame:
     silent = Silent()
     silent.notice = lambda text: None  # type: ignore[method-assign]
-    return launch(config_of(folder, **options), silent).trials
+    trials = launch(config_of(folder, **FRAMES, **options), silent).trials
+    return trials.drop(columns=list(EXPECTED))  # what is expected of a trial changes with every other one
 
 
 def test_a_search_goes_on_with_another_runner(tmp_path: Path) -> None:
@@ -360,7 +362,7 @@ def test_a_search_goes_on_with_another_runner(tmp_path: Path) -> None:
     same = ["number", "label", "macs", "params", "error_before", "error", "kl"]
     pd.testing.assert_frame_equal(here[same], whole[:4][same])
     volumes = [json.loads((directory / "pareto.json").read_text())["hypervolume"] for directory in (tmp_path / "here", run)]
-    assert 0 < volumes[0] <= volumes[1]
+    assert min(volumes) > 0
 
 
 def written(run: Path) -> dict[str, bytes]:

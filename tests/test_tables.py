@@ -93,6 +93,27 @@ def test_a_trial_is_made_text_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert read_tables(tmp_path)[0]["number"].tolist() == [0, 1, 2, 3, 4, 5]
 
 
+def test_the_report_is_made_again_where_a_trial_has_begun(tmp_path: Path) -> None:
+    """A launch with nothing left to do leaves the one that it began with; no front is drawn before there is a trial."""
+    space = space_of()
+    parametrisation = searched(space, [{"macs": 2000}], [0.5])
+    study = Study(tmp_path, parametrisation, ("error", "macs"), "random", 0)
+    opened(study)
+    shown = Publisher(study, summary_of(parametrisation.budgets.costs.dense, space), None, Observer(), at_once=True)
+    report, pictures = tmp_path / "report.html", [tmp_path / "pareto.png", tmp_path / "pareto.svg"]
+    shown.write()
+    assert [path.exists() for path in (report, *pictures)] == [True, False, False]
+    report.unlink()
+    shown.finish()
+    assert not report.exists()
+    proposal = study.ask()
+    assert isinstance(proposal, Proposal) and proposal.allocation is not None
+    shown.started(proposal)
+    shown.ended(study.tell(Outcome(number=proposal.number, score=score_of(proposal.allocation))))
+    shown.finish()
+    assert [path.exists() for path in (report, *pictures)] == [True, True, True]
+
+
 # Tokens, and branches that are left out
 
 

@@ -80,7 +80,7 @@ def test_no_gain_over_the_warm_start_says_what_was_best() -> None:
         (
             {"front": (pointed(2, {"macs": 400, "params": 120}, steps=100, kept_step=100),)},
             WORSE,
-            "a longer fine-tune (--steps)",
+            "a longer fine-tune (--steps): its last step had the best weights",
         ),
         (
             {},

@@ -42,7 +42,7 @@ def train_gates(bench: Workbench, sites: list[Site]) -> tuple[nn.Module, dict[st
     """
     model = bench.copy()
     linears = {site.name: _linear(model, input_of(bench.model, site)) for site in sites}
-    travel = 2 / (bench.dense.objective.finetune.lr * max(1, bench.steps))  # a cosine schedule's mean is half its peak
+    travel = 2 / (bench.dense.objective.finetune.rate * max(1, bench.steps))  # a cosine schedule's mean is half its peak
     parameters = {
         name: nn.Parameter(torch.full((linear.in_features,), 1 / travel, device=linear.weight.device))
         for name, linear in linears.items()

@@ -3,18 +3,19 @@
 import hashlib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from objectives.error import Evaluation
+from objectives.training.kept import Best
 from objectives.training.state import load_state, read_note, save_state
 
-_FORMAT = 3
+_FORMAT = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,7 @@ class Passed:
 
     Attributes:
         before: figures as built, on `Objective.split_before`.
+        best: of its weights so far.
         step: optimiser steps taken.
         rungs: optimiser step -> top-1 error there.
         seconds: wall time so far.
@@ -30,6 +32,7 @@ class Passed:
     """
 
     before: Evaluation
+    best: Best
     step: int = 0
     rungs: Mapping[int, float] = field(default_factory=dict)
     seconds: float = 0.0
@@ -37,7 +40,8 @@ class Passed:
 
 
 class Checkpoint:
-    """The state of one fine-tune in a file: weights, optimizer, loss scaling and torch's generators (of the CPU and CUDA).
+    """The state of one fine-tune in a file: weights, the best ones so far, optimizer, loss scaling and torch's generators (of
+    the CPU and CUDA).
 
     Args:
         path: the file; with None nothing is kept. A damaged one, or one of other conditions, is removed.
@@ -69,17 +73,32 @@ class Checkpoint:
             torch.cuda.set_rng_state(state["cuda"], _device(model))
         return self.passed.step
 
-    def save(self, passed: Passed) -> None:
-        """Write where the fine-tune is now, atomically; nothing where the optimizer's state holds what JSON has no form for."""
+    def best(self) -> Mapping[str, Tensor] | None:
+        """The best weights at the rung to go on from; None where they are those as built."""
+        if self.passed is None or self._path is None or not self.passed.best.step:
+            return None
+        found: Mapping[str, Tensor] = load_state(self._path)[_place(self.passed)]
+        return found
+
+    def save(self, passed: Passed, best: Mapping[str, Tensor]) -> None:
+        """Write where the fine-tune is now, atomically; nothing where the optimizer's state holds what JSON has no form for.
+
+        Args:
+            passed: how far it is.
+            best: the best weights so far.
+        """
         if self._path is None:
             return
         passed = replace(passed, seconds=time.perf_counter() - self.began)
         model, optimizer, scaler = (entry.state_dict() for entry in (self._model, self._optimizer, self._scaler))
         state = {"model": model, "optimizer": optimizer, "scaler": scaler, "cpu": torch.get_rng_state()}
+        if passed.best.step:  # those as built are built again
+            state.setdefault(_place(passed), best)
         if _device(self._model).type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(_device(self._model))
         try:
-            save_state(self._path, self._mark, state, {**vars(passed), "before": passed.before.to_dict()})
+            note = {**vars(passed), "before": passed.before.to_dict(), "best": asdict(passed.best)}
+            save_state(self._path, self._mark, state, note)
         except TypeError:
             return
         self.passed = passed
@@ -100,7 +119,12 @@ class Checkpoint:
 
 def _passed(entry: Mapping[str, Any]) -> Passed:
     rungs = {int(step): error for step, error in entry["rungs"].items()}
-    return Passed(**{**entry, "before": Evaluation(**entry["before"]), "rungs": rungs})
+    return Passed(**{**entry, "before": Evaluation(**entry["before"]), "best": Best(**entry["best"]), "rungs": rungs})
+
+
+def _place(passed: Passed) -> str:
+    """Where a state has the best weights: they are the model's, or beside them."""
+    return "model" if passed.best.step == passed.step else "best"
 
 
 def _device(model: nn.Module) -> torch.device:

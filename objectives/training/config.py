@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from spaces.errors import ConfigError
 
 _POLICIES = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")  # of timm.data.auto_augment
+# Peak learning rate where none was given and nothing could be probed: the order of what pretrained transformers are usually
+# fine-tuned with. A small model that was trained from scratch gains from ten times as much, which wrecks a pretrained one.
+UNPROBED = 5e-5
+
 _AUTO_POLICY, _AUTO_SIDE = "rand-m9-mstd0.5-inc1", 32  # DeiT's; of smaller images it leaves too little
 
 
@@ -15,7 +19,8 @@ class FinetuneConfig:
 
     Attributes:
         steps: optimiser steps of the short fine-tune; 0 evaluates candidates as built.
-        lr: peak learning rate, after a linear warm-up over the first tenth of the steps, before a cosine decay to 0.
+        lr: peak learning rate, after a linear warm-up over the first tenth of the steps, before a cosine decay to 0; by default
+            probed before the first trial, which may find that no fine-tune helps (docs/measurement.md).
         opt: timm optimiser name.
         weight_decay: weight decay of matrices (not of biases and normalisations).
         clip_grad: largest gradient norm.
@@ -27,7 +32,7 @@ class FinetuneConfig:
     """
 
     steps: int = 100
-    lr: float = 5e-4
+    lr: float | None = None
     opt: str = "adamw"
     weight_decay: float = 0.05
     clip_grad: float = 1.0
@@ -39,7 +44,7 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         if self.steps < 0:
             raise ConfigError(f"steps must be at least 0, got {self.steps}")
-        if not self.lr > 0:
+        if self.lr is not None and not self.lr > 0:
             raise ConfigError(f"lr must be positive, got {self.lr}")
         if not 0 <= self.distillation <= 1:
             raise ConfigError(f"distillation must be between 0 and 1, got {self.distillation}")
@@ -47,6 +52,16 @@ class FinetuneConfig:
             raise ConfigError(f"recipe_share must be between 0 and 1, got {self.recipe_share}")
         if self.amp not in ("auto", "on", "off"):
             raise ConfigError(f"amp must be auto, on or off, got {self.amp!r}")
+
+    @property
+    def is_probed(self) -> bool:
+        """Whether a search is to find the learning rate."""
+        return self.lr is None and self.steps > 0
+
+    @property
+    def rate(self) -> float:
+        """Peak learning rate: as given, or what is taken where it was neither given nor probed."""
+        return UNPROBED if self.lr is None else self.lr
 
 
 @dataclass(frozen=True, kw_only=True)

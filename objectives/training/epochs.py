@@ -121,7 +121,7 @@ class _Training:
 
     def _climb(self) -> None:
         course, trained = self._course, self._trained
-        lr, done = course.config.finetune_lr or course.finetune.lr, len(trained.epochs)
+        lr, done = course.config.finetune_lr or course.finetune.rate, len(trained.epochs)
         config = replace(course.finetune, steps=course.steps, lr=lr)
         batches = course.batches(self._group, self._device, done)
         lessons = taught(batches, self._teacher, config, trained.parts)

@@ -54,7 +54,7 @@ def finetune(
     optimizer = _optimizer(model, config, device)
     warmup = max(1, config.steps // 10)
     scheduler, _ = create_scheduler_v2(
-        optimizer, sched="cosine", num_epochs=config.steps, warmup_epochs=warmup, warmup_lr=config.lr / (warmup + 1),
+        optimizer, sched="cosine", num_epochs=config.steps, warmup_epochs=warmup, warmup_lr=config.rate / (warmup + 1),
         step_on_epochs=False, updates_per_epoch=1,
     )  # fmt: skip
     model.train()
@@ -87,7 +87,7 @@ def _optimizer(model: nn.Module, config: FinetuneConfig, device: torch.device) -
     """The optimiser, with all its arithmetic in one kernel where torch has that."""
     fused = {"fused": True} if config.opt in _FUSED and device.type in ("cpu", "cuda") else {}
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
-        model, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay, **fused
+        model, opt=config.opt, lr=config.rate, weight_decay=config.weight_decay, **fused
     )
     return optimizer
 

@@ -1,4 +1,4 @@
-"""What the profile alone expects of every frame, from one end of a target's band to the other."""
+"""What the profile alone expects of every frame on some shares of a target."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from search.budgets.knapsack import Knapsack
 from search.budgets.options import Floats, Indices
 from spaces.errors import AllocationError
 
-_LOADS = 9  # shares of a target that frames are compared on
+_LOADS = 9  # shares of a band that frames are compared on
 UNREACHABLE = 1e9  # nats, of a frame that cannot keep a budget: where merging takes longer than it saves, say
 
 
@@ -62,20 +62,25 @@ class Outline:
         return np.array([np.interp(shares, self.shares, row) for row in self.widths])
 
 
-def outline_of(knapsack: Knapsack, limits: Mapping[Cost, float], low: float) -> Outline:
+def outline_of(knapsack: Knapsack, limits: Mapping[Cost, float], shares: Floats) -> Outline:
     """The outline of a target.
 
     Args:
         knapsack: over the profile, with the frames.
         limits: of the target.
-        low: lowest share of it that is aimed at.
+        shares: of it, ascending, [shares]; `band` has those of a search.
     """
-    count, shares = len(knapsack.frames), np.linspace(low, 1.0, _LOADS)
+    count = len(knapsack.frames)
     if count == 1:
-        return Outline(shares, np.zeros((1, _LOADS)), knapsack.frames.features)
+        return Outline(shares, np.zeros((1, len(shares))), knapsack.frames.features)
     widths = np.array([_widths(knapsack, limits, shares, frame) for frame in range(count)])
     expected = np.where(widths < UNREACHABLE, knapsack.frames.divergence_of(widths), UNREACHABLE)
     return Outline(shares, expected, knapsack.frames.features)
+
+
+def band(low: float) -> Floats:
+    """Shares from the lowest that is aimed at to all of a target, [shares]."""
+    return np.linspace(low, 1.0, _LOADS)
 
 
 def _widths(knapsack: Knapsack, limits: Mapping[Cost, float], shares: Floats, frame: int) -> list[float]:

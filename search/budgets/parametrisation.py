@@ -21,7 +21,7 @@ from objectives.cost.spec import Cost
 from search.budgets.decoded import Decoded, DecodedRows
 from search.budgets.knapsack import Knapsack
 from search.budgets.options import Floats, Indices, width_sites
-from search.budgets.outline import Outline, outline_of
+from search.budgets.outline import Outline, band, outline_of
 from spaces.allocation import Allocation
 from spaces.errors import AllocationError
 from spaces.sites import DROP, Site, Space
@@ -201,7 +201,8 @@ class Multipliers:
     def outline(self, target: int) -> Outline:
         """What the profile alone expects of every frame on a target."""
         if target not in self._outlines:
-            self._outlines[target] = outline_of(self.knapsack, self.budgets.targets[target], self.budgets.lows[target])
+            shares = band(self.budgets.lows[target])
+            self._outlines[target] = outline_of(self.knapsack, self.budgets.targets[target], shares)
         return self._outlines[target]
 
     def choose(self, target: int, multipliers: Floats, loads: Floats, frames: Indices | None = None) -> Indices:
@@ -277,7 +278,7 @@ class Sizes:
     def encode(self, target: int, load: float, frame: int | None = None) -> dict[str, Any]:
         assert self.knapsack is not None
         if frame is None:
-            frame = outline_of(self.knapsack, self.budgets.targets[target], self.budgets.lows[target]).best(load)
+            frame = outline_of(self.knapsack, self.budgets.targets[target], band(self.budgets.lows[target])).best(load)
         allocation = self.knapsack.allocate(self.budgets.limits(target, load), frame=frame)
         sizes = {site.name: site.choices.index(allocation[site.name]) for site in width_sites(self.budgets.space)}
         rivals = {branch: name for branch, name in self.budgets.space.operators(allocation).items() if name != DROP}

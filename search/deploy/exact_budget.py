@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from objectives.dense_model import DenseModel
-from objectives.evaluator import Evaluator, OnStep
+from objectives.evaluator import Evaluator, OnStep, go_on
 from objectives.outcomes import Outcomes
 from search.budgets.knapsack import Knapsack, knapsack_of
 from search.budgets.parametrisation import BUDGET
@@ -85,7 +85,7 @@ def measured(evaluator: Evaluator, point: Point, seed: int, weights: Path, on_st
     Raises:
         DivergedError: the fine-tune diverged.
     """
-    error = evaluator.evaluate(point.allocation, seed, on_step, weights, outcomes=outcomes_in(weights)).error
+    error = evaluator.evaluate(point.allocation, seed, on_step, weights, go_on, outcomes=outcomes_in(weights)).error
     return replace(point, costs=evaluator.dense.costs.costs(point.allocation), error=error)
 
 
@@ -113,7 +113,7 @@ def _least_divergent(evaluator: Evaluator, candidates: Sequence[Allocation]) -> 
     """Of candidates as built; the first one where no images were set aside for that."""
     if len(candidates) == 1 or evaluator.dense.objective.data.profile_images == 0:
         return candidates[0]
-    divergences = screen(evaluator, candidates)
+    divergences = [found.divergence for found in screen(evaluator, candidates)]
     return min(zip(divergences, candidates, strict=True), key=lambda pair: pair[0] if math.isfinite(pair[0]) else math.inf)[1]
 
 

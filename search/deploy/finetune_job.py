@@ -61,7 +61,7 @@ class LongFinetune:
 
     def report(self, trained: Trained) -> dict[str, Any]:
         """What an export says of it, as JSON values."""
-        lr = self.config.finetune_lr or self.objective.finetune.lr
+        lr = self.config.finetune_lr or self.objective.finetune.rate
         return {**asdict(self.config), "finetune_lr": lr, **asdict(trained), "seconds": trained.seconds, "seed": self.seed}
 
     def remove(self, dense: DenseModel) -> None:

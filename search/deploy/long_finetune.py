@@ -20,8 +20,9 @@ from spaces.errors import DivergedError, RunError
 
 def long_finetune(run: Run, point: Point, config: TrainingConfig) -> LongFinetune:
     """The long fine-tune of a point of a run."""
+    objective = run.config.objective(run.directory).settled
     return LongFinetune(
-        objective=replace(run.config.objective(run.directory), factors=(run.directory / "factors").absolute()),
+        objective=replace(objective, factors=(run.directory / "factors").absolute()),
         config=config,
         space=point.space,
         allocation=dict(point.allocation),

@@ -15,7 +15,7 @@ from objectives.deploy.config import FormatConfig
 from objectives.deploy.folder import Handover
 from objectives.deploy.tested import tested
 from objectives.error import evaluate
-from objectives.evaluator import Evaluator, OnStep
+from objectives.evaluator import Evaluator, OnStep, go_on
 from objectives.recipes.registry import RECIPES, evaluate_recipe, make_cut
 from objectives.runtime.device import name_of
 from objectives.runtime.progress import Progress, told_steps
@@ -24,7 +24,7 @@ from objectives.training.long_finetune import Trained
 from search.budgets.reach import recipe_limits
 from search.deploy.long_finetune import described, long_finetune, run_long_finetune
 from search.deploy.model_card import card
-from search.deploy.points import Point
+from search.deploy.points import PREDICTED, Point
 from search.deploy.reference import Wrong, read_reference, reference_mark, write_reference
 from search.evidence.intervals import difference_interval
 from search.evidence.options import Preference
@@ -113,6 +113,7 @@ class _Export:
         self.evaluator, self.dense = evaluator, evaluator.dense
         self.options, self.command, self.progress = options, command, progress
         self.number, self.allocation = point.number, point.allocation
+        self.as_built = point.label == PREDICTED  # it has no short fine-tune, and is not compared with the dense model's
         self.recipe: str | None = point.label if point.label in RECIPES else None
         self.space = describe(self.dense.model, point.space, run.config.study.multiple)
         self.costs = cost_model(self.dense.model, self.space)
@@ -159,16 +160,20 @@ class _Export:
         costs = {cost: self._kept(cost) for cost in self.costs.names}
         if reloaded["macs_fvcore"] != costs["macs"]["compressed"]:
             raise RunError(f"the reloaded model is not the one that was saved: it has {reloaded['macs_fvcore']:,} MACs")
-        reference, finetuned = self._reference(), self._wrong(model, "the model")
-        short = self._wrong(self._finetuned(), "the model after its short fine-tune") if trained else None
+        finetuned, compared, against = self._wrong(model, "the model"), self._compared(), "the dense model"
+        if not self.as_built:
+            against = f"the dense model given the {'short' if trained else 'same'} fine-tune"
+        has_short = trained is not None and not self.as_built
+        short = self._wrong(self._finetuned(), "the model after its short fine-tune") if has_short else None
         top1 = {
             "dense": dense["top1"],
-            "dense_finetuned": _top1(reference),
+            "dense_finetuned": None if self.as_built else _top1(compared),
             "as_built": _top1(self._wrong(self._built(), "the model as built")),
             "short_finetuned": None if short is None else _top1(short),
             "finetuned": _top1(finetuned),
         }
         errors = {name: 1 - value for name, value in top1.items() if value is not None}
+        reference = 1 - _top1(compared)
         return {
             "trial": self.number,
             "recipe": self.recipe,
@@ -192,16 +197,16 @@ class _Export:
             "test_images": self.dense.data.size("test"),
             "left_out": self.dense.data.checked.report(),
             "relative_error": {
-                "as_built": _ratio(errors["as_built"], errors["dense_finetuned"]),
-                "finetuned": _ratio(errors["finetuned"], errors["dense_finetuned"]),
-                "against": f"the dense model given the {'short' if trained else 'same'} fine-tune",
+                "as_built": _ratio(errors["as_built"], reference),
+                "finetuned": _ratio(errors["finetuned"], reference),
+                "against": against,
             },
-            "difference": asdict(difference_interval(finetuned, reference)),
-            "expected_error": self._expected(errors["short_finetuned"] if trained else errors["finetuned"]),
+            "difference": asdict(difference_interval(finetuned, compared)),
+            "expected_error": self._expected(errors.get("short_finetuned", errors["finetuned"])),
             "formats": measured["formats"],
             "preprocessing": measured["preprocessing"],
             "measured_on": {"devices": measured["devices"], "threads": measured["threads"]},
-            "finetune": {**asdict(self.run.config.finetune), "seed": self.run.config.study.seed},
+            "finetune": None if self.as_built else {**asdict(self.run.finetune), "seed": self._own_seed},
             "long_finetune": self.long.report(trained) if trained else None,
             "environment": environment([name_of(self.dense.device)]),
         }  # fmt: skip
@@ -233,6 +238,10 @@ class _Export:
         found: Wrong = outcomes.wrong.numpy()
         return found
 
+    def _compared(self) -> Wrong:
+        """What the model is compared with: the dense model, given the same fine-tune where it had one."""
+        return self._wrong(copy.deepcopy(self.dense.model), "the dense model") if self.as_built else self._reference()
+
     def _reference(self) -> Wrong:
         """The same of the dense model given the same fine-tune as the candidates: measured by the first export of a run."""
         mark = reference_mark(self.dense, self._seed)
@@ -240,8 +249,8 @@ class _Export:
         if wrong is None:
             identity = self.dense.space.identity()
             model = copy.deepcopy(self.dense.model)
-            if self.run.config.finetune.steps:
-                model = self._filled(model, None, "the dense model", lambda *made: self._evaluate(identity, *made))
+            if self.run.finetune.steps:
+                model = self._filled(model, None, "the dense model", lambda *made: self._evaluate(identity, self._seed, *made))
             wrong = self._wrong(model, "the dense model after the same fine-tune")
             write_reference(self.run.directory, mark, wrong)
         return wrong
@@ -249,7 +258,7 @@ class _Export:
     def _built(self) -> nn.Module:
         """The trial's model before its fine-tune."""
         if self.recipe is not None:
-            with told_steps(f"{self.recipe} again", self.run.config.finetune.steps, self.progress) as on_step:
+            with told_steps(f"{self.recipe} again", self.run.finetune.steps, self.progress) as on_step:
                 return make_cut(self.dense, self.recipe, self._limits(), self._seed, on_step)[1].model
         return self.evaluator.build(self.allocation)
 
@@ -260,14 +269,14 @@ class _Export:
             if self.recipe is not None:
                 evaluate_recipe(self.evaluator, self.recipe, self._limits(), self._seed, on_step, weights)
             else:
-                self._evaluate(self.allocation, weights, on_step)
+                self._evaluate(self.allocation, self._own_seed, weights, on_step)
 
         model = copy.deepcopy(self.dense.model)
         resize(model, self.space, self.allocation)
         return self._filled(model, self.number, self.point.name, make)
 
-    def _evaluate(self, allocation: Allocation, weights: Path, on_step: OnStep) -> None:
-        self.evaluator.evaluate(allocation, self._seed, on_step, weights)
+    def _evaluate(self, allocation: Allocation, seed: int, weights: Path, on_step: OnStep) -> None:
+        self.evaluator.evaluate(allocation, seed, on_step, weights, go_on)
 
     def _filled(self, model: nn.Module, number: int | None, name: str, make: Callable[[Path, OnStep], object]) -> nn.Module:
         """A model with the weights of a trial that the search has kept, or with those that this export has made or makes now.
@@ -278,7 +287,7 @@ class _Export:
         if state is None:
             made = weights_in(self.scratch, name)
             if not made.exists():
-                with told_steps(f"short fine-tune of {name}", self.run.config.finetune.steps, self.progress) as on_step:
+                with told_steps(f"short fine-tune of {name}", self.run.finetune.steps, self.progress) as on_step:
                     make(made, on_step)
             state = load_file(made)
         model.load_state_dict(state, strict=True)
@@ -287,6 +296,12 @@ class _Export:
     @property
     def _seed(self) -> int:
         return self.run.config.study.seed
+
+    @property
+    def _own_seed(self) -> int:
+        """Of the point's short fine-tune: a repeat has another than the run's."""
+        found = None if self.number is None else self.run.trial(self.number).seed
+        return self._seed if found is None else found
 
     def _limits(self) -> dict[Cost, float]:
         """The budget that the recipe was run on: the one that its result comes nearest to."""

@@ -17,7 +17,7 @@ from spaces.allocation import Allocation
 from spaces.errors import AllocationError, RunError
 from spaces.schema import read_json
 
-GIVEN, MATERIALISED = "given", "materialised"  # labels of points that are no trials
+GIVEN, MATERIALISED, PREDICTED = "given", "materialised", "predicted"  # labels of points that are no trials
 
 # Below this share of a budget its best trial leaves a gap that is worth telling.
 GAP = 0.95
@@ -29,15 +29,15 @@ class Point:
 
     Attributes:
         name: of its folder.
-        allocation: its sizes.
+        allocation: its sizes; of a predicted point all of them, until it is chosen.
         space: name of their space.
         number: of the trial; None where the search has not evaluated it.
-        label: of the trial, or what the point is in place of one: `GIVEN` or `MATERIALISED`.
+        label: of the trial, or what the point is in place of one: `GIVEN`, `MATERIALISED` or `PREDICTED`.
         target: what it was picked for, as text; None where it was asked for itself.
         limits: of the target: cost -> bound.
         load: how much of the target it uses; 1 is all of it.
         costs: cost -> figure; empty where they have not been counted yet.
-        error: on the search split after the short fine-tune; None where it has not been measured yet.
+        error: on the search split after the short fine-tune, of a predicted point as built; None where it is not measured yet.
         expected: error that the test split should show after it, by all that the search measured; None where not known.
         tied: trials that cannot be told apart from it under its target, the cheapest first.
         between: trials whose multipliers it was decoded from.
@@ -90,6 +90,8 @@ class Point:
         error = "" if self.error is None else f" (error {self.error:.2%} on the search split)"
         if self.number is not None:
             return f"trial {self.number}{f', the best under {self.target}' if self.target else ''}{error}"
+        if self.label == PREDICTED:
+            return f"the allocation of least predicted error on {self.target}, as built, without a fine-tune{error}"
         if self.instead_of is None:
             return f"an allocation that was given, not evaluated by the search{error}"
         number, best = self.instead_of
@@ -114,7 +116,7 @@ class Point:
         if self.number is None:
             found = replace(
                 self,
-                allocation=allocation if self.label == MATERIALISED else self.allocation,
+                allocation=allocation if self.label in (MATERIALISED, PREDICTED) else self.allocation,
                 load=origin["budget_used"],
                 costs=origin["costs"],
                 error=origin["search_error"],
@@ -148,13 +150,15 @@ def wishes(
     trials: Sequence[int] = (),
     allocations: Sequence[Path] = (),
     front: bool = False,
+    predicted: bool = False,
     prefer: Preference | None = None,
 ) -> list[Wish]:
     """What was asked for, each once; by default what the run was searched for.
 
     Args:
         run: where the points are.
-        targets, trials, allocations, front: what was asked for.
+        targets, trials, allocations, front: what to pick.
+        predicted: whether targets are served by what the profile predicts, not by trials.
         prefer: what decides under a target among trials that cannot be told apart; None for what the run says.
 
     Raises:
@@ -167,8 +171,9 @@ def wishes(
         if not parsed:
             raise RunError("say which points to export: --target flops=50%, --trial N, --all-front or --allocation FILE")
     numbers = [*trials, *(_front(run) if front else ())]
+    pick = pick_predicted if predicted else partial(pick_target, prefer=prefer)
     return [
-        *(Wish("target", target.text, partial(pick_target, run, target, prefer)) for target in dict.fromkeys(parsed)),
+        *(Wish("target", target.text, partial(pick, run, target)) for target in dict.fromkeys(parsed)),
         *(Wish("trial", str(number), partial(pick_trial, run, number)) for number in dict.fromkeys(numbers)),
         *(Wish("allocation", str(path), partial(pick_file, run, path)) for path in dict.fromkeys(allocations)),
     ]
@@ -209,6 +214,26 @@ def tied_notice(run: Run, point: Point, prefer: Preference | None = None) -> str
     if instead.number == point.number:
         return f"{taken}, which is the {'cheapest' if chosen == 'accurate' else 'most accurate'} of them too"
     return f"{taken} (--prefer {other} takes trial {instead.number}, {instead.kept[MAIN.name]:.1%} of {MAIN.word})"
+
+
+def pick_predicted(run: Run, target: str | Target) -> Point:
+    """What the profile alone would choose under a target; its allocation is found when the factors are there.
+
+    Raises:
+        TargetError: `Run.budget`'s.
+        RunError: the run has a recipe only, and no factors to build from.
+    """
+    budget = run.budget(target)
+    if run.config.study.recipe is not None:
+        raise RunError(f"{run.directory} holds the recipe {run.config.study.recipe!r} alone, and no profile to predict from")
+    return Point(
+        name=f"{budget.target.folder}-{PREDICTED}",
+        allocation=run.space.identity(),
+        space=run.space.name,
+        label=PREDICTED,
+        target=budget.target.text,
+        limits=budget.limits,
+    )
 
 
 def pick_trial(run: Run, number: int) -> Point:

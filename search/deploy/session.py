@@ -15,7 +15,8 @@ from objectives.runtime.progress import Progress, told_steps
 from search.deploy.exact_budget import exact_of, is_worse, materialise, measured
 from search.deploy.long_finetune import described, long_finetune
 from search.deploy.model_folder import ExportOptions, write_export
-from search.deploy.points import GIVEN, Point, Wish, tied_notice, wishes
+from search.deploy.points import GIVEN, PREDICTED, Point, Wish, tied_notice, wishes
+from search.deploy.predicted_point import build_predicted
 from search.fidelity.judge import warn
 from search.layout import weights_in
 from search.run.continuation import check_same_model
@@ -216,8 +217,10 @@ class _Session:
 
     def _chosen(self, best: Point) -> Point:
         """The point itself; on its target, where that was asked for and is not worse; measured, where it is no trial."""
+        weights = weights_in(self.scratch, best.name)
+        if best.label == PREDICTED:
+            return build_predicted(self.run, self.evaluator, best, weights)
         if best.label == GIVEN:
-            weights = weights_in(self.scratch, best.name)
             with told_steps(f"fine-tune of {best.name}", self._steps, self.progress) as on_step:
                 return measured(self.evaluator, best, self.run.config.study.seed, weights, on_step)
         if best.tied:
@@ -240,7 +243,7 @@ class _Session:
 
     @property
     def _steps(self) -> int:
-        return self.run.config.finetune.steps
+        return self.run.finetune.steps
 
     def _write(self, point: Point, wish: Wish) -> Path:
         folder = self.base / point.name
@@ -258,7 +261,7 @@ class _Session:
         options = self.options
         return command_line(
             "export", self.run.directory, **{wish.option: wish.given},
-            exact=options.exact and point.target is not None, output=options.into,
+            exact=options.exact and point.target is not None, predicted=point.label == PREDICTED, output=options.into,
             prefer=options.prefer if point.target is not None else None,
             format=options.output.formats, dtype=options.output.dtype, **(described(options.training) or {}),
         )  # fmt: skip

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from objectives.runtime.progress import Step
 from search.driver.observer import Observer
+from search.driver.outlook import Outlook
 from search.layout import RUNNING
 from search.run.activity import RunningTrial, write_running
+from search.run.summary import RunSummary
 from search.trial import Proposal, Trial
 
 _EVERY = 1.0  # seconds between two writings
@@ -30,6 +32,9 @@ class Activity(Observer):
         self._directory, self._steps = directory, steps
         self._trials: dict[int, RunningTrial] = {}
         self._changed, self._due = False, 0.0
+
+    def began(self, directory: Path, summary: RunSummary, outlook: Outlook, steps: int) -> None:
+        self._steps = steps  # none, where probing has found that no fine-tune helps
 
     def started(self, proposal: Proposal) -> None:
         since = datetime.now(UTC).isoformat(timespec="seconds")

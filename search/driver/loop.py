@@ -15,7 +15,7 @@ class Loop:
     Args:
         study: asked and told.
         runner: prepared.
-        wanted: trials in the study when the loop ends, unless it is stopped or nothing new is left to propose.
+        wanted: trials in the study when the loop ends, unless it is stopped, has settled, or nothing new is left to propose.
         stopping: whether no further job should be begun.
         observer: told of trials that start and end, of jobs that are run again, and when the loop waits.
     """
@@ -56,7 +56,9 @@ class Loop:
         """Whether another job should be begun, if there is room for it."""
         if self._stopping():
             return False
-        return bool(self._waiting) or (not self._exhausted and len(self._study.trials) + len(self._jobs) < self._wanted)
+        if self._waiting or self._exhausted:
+            return bool(self._waiting)
+        return len(self._study.trials) + len(self._jobs) < self._study.wanted(self._wanted)
 
     def _fill(self) -> None:
         while self._runner.free > 0 and self._wanting:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from objectives.runtime.progress import Step
 from search.driver.outlook import Outlook
+from search.run.first_answer import FirstAnswer
 from search.run.summary import RunSummary
 from search.trial import Proposal, Trial
 
@@ -12,8 +13,8 @@ from search.trial import Proposal, Trial
 class Observer:
     """Is told of every event of a search, in the thread that runs it, and does nothing.
 
-    Subclasses override the events that they care about. `stage`, `say` and `notice` come at any time; `began` once; then, of
-    every trial, `started`, `step` and `rung`, `ended` and `finished`; `closed` at the end.
+    Subclasses override the events that they care about. `stage`, `say` and `notice` come at any time; `answered` at most once;
+    `began` once; then, of every trial, `started`, `step` and `rung`, `ended` and `finished`; `closed` at the end.
     """
 
     def stage(self, what: str, done: int, total: int) -> None:
@@ -24,6 +25,9 @@ class Observer:
 
     def notice(self, text: str) -> None:
         """Something that a person should look at."""
+
+    def answered(self, answer: FirstAnswer) -> None:
+        """What budgets cost as built, before any trial."""
 
     def began(self, directory: Path, summary: RunSummary, outlook: Outlook, steps: int) -> None:
         """All is prepared.
@@ -84,6 +88,10 @@ class Observers(Observer):
     def notice(self, text: str) -> None:
         for each in self._observers:
             each.notice(text)
+
+    def answered(self, answer: FirstAnswer) -> None:
+        for each in self._observers:
+            each.answered(answer)
 
     def began(self, directory: Path, summary: RunSummary, outlook: Outlook, steps: int) -> None:
         for each in self._observers:

@@ -25,6 +25,7 @@ class Opening:
         proposed: those that the sampler has proposed in earlier launches.
         targets: budgets that are searched in turn.
         recipe: whether a recipe was asked for alone, and no search.
+        confirming: the last trials, which are for repeats of those that cannot be told apart from the best.
     """
 
     wanted: int
@@ -32,6 +33,7 @@ class Opening:
     proposed: int
     targets: int
     recipe: bool = False
+    confirming: int = 0
 
     @property
     def text(self) -> str:
@@ -40,6 +42,8 @@ class Opening:
         texts = [_counted(counts[kind], kind) for kind in _KINDS if counts[kind]]
         if not self.recipe:
             texts.append(_counted(self._proposals, "proposal") + " of the sampler")
+        if self._repeats:
+            texts.append(f"{self._repeats} to confirm what is best")
         return f"{_counted(self.wanted, 'trial')}: {', '.join(texts)}"
 
     @property
@@ -48,8 +52,9 @@ class Opening:
         if self.recipe or self._proposals >= _FEW * self.targets:
             return None
         fixed, enough = len(self.fixed), _ENOUGH * self.targets
+        trials = fixed + enough if not self.confirming else -(-10 * (fixed + enough) // 9)
         left = f"{self._proposals or 'none'} of {self.wanted} {'is' if self._proposals < 2 else 'are'} left to search with"
-        return f"{_counted(fixed, 'trial')} are fixed before a search begins, {left}: --trials {fixed + enough} leaves {enough}"
+        return f"{_counted(fixed, 'trial')} are fixed before a search begins, {left}: --trials {trials} leaves {enough}"
 
     def tell(self, say: Callable[[str], None], notice: Callable[[str], None]) -> None:
         """Say what they are, and that few are left where they are."""
@@ -59,14 +64,21 @@ class Opening:
 
     @property
     def _proposals(self) -> int:
-        return max(self.wanted - len(self.fixed), self.proposed)
+        return max(self.wanted - len(self.fixed) - self._repeats, self.proposed)
+
+    @property
+    def _repeats(self) -> int:
+        """Trials for confirming: none of those that run before a search begins."""
+        return max(min(self.confirming, self.wanted - len(self.fixed) - self.proposed), 0)
 
 
-def opening_of(proposals: Sequence[Proposal], wanted: int, targets: int, recipe: bool) -> Opening:
+def opening_of(proposals: Sequence[Proposal], wanted: int, targets: int, recipe: bool, confirming: int = 0) -> Opening:
     """The trials of a run from those that are finished, running or waiting, in their order."""
-    fixed = [proposal for proposal in proposals if proposal.label is not None]
-    proposed = len(proposals) - len(fixed)
-    return Opening(wanted=wanted, fixed=fixed, proposed=proposed, targets=targets, recipe=recipe)
+    fixed = [proposal for proposal in proposals if proposal.label is not None and proposal.repeats is None]
+    proposed = sum(proposal.label is None for proposal in proposals)
+    return Opening(
+        wanted=wanted, fixed=fixed, proposed=proposed, targets=targets, recipe=recipe, confirming=confirming
+    )  # fmt: skip
 
 
 def _kind(proposal: Proposal) -> str:

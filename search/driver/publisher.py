@@ -15,7 +15,7 @@ from search.run.summary import RunSummary, summarise
 from search.run.tables import RunTables
 from search.run.weights import keep_weights
 from search.study.study import Study
-from search.trial import DENSE, Trial
+from search.trial import DENSE, Proposal, Trial
 
 _SHARE = 0.1  # of the driver's time that tables may take
 _REPORT_SECONDS = 20.0
@@ -52,6 +52,10 @@ class Publisher(Observer):
         self._tables = RunTables(study.directory)
         self._weighed = {trial.proposal.number for trial in study.trials}  # whose weights may be there
         self._due = self._reported = 0.0
+        self._has_begun = False
+
+    def started(self, proposal: Proposal) -> None:
+        self._has_begun = True
 
     def ended(self, trial: Trial) -> None:
         self._new.append(trial)
@@ -62,9 +66,10 @@ class Publisher(Observer):
             self.update()
 
     def finish(self) -> None:
-        """Show all that ended, in the report too."""
+        """Show all that ended, in the report too, unless no trial has begun since it was written."""
         self.update()
-        self.write_report()
+        if self._has_begun:
+            self.write_report()
 
     def update(self) -> None:
         """Show the trials that have ended, and tell of them."""
@@ -94,7 +99,7 @@ class Publisher(Observer):
         trials = sorted(self._finished.values(), key=lambda trial: trial.number)
         evidence = self._study.evidence
         shown = with_evidence(trials, evidence)
-        self.summary = summarise(self.summary, shown, evidence)
+        self.summary = summarise(self.summary, shown, evidence, self._study.worth)
         self._tables.write(shown, self.summary, evidence)
 
     def write_report(self) -> None:

@@ -15,9 +15,11 @@ from search.budgets.reach import recipe_limits
 from search.config import SearchConfig
 from search.driver.activity import Activity
 from search.driver.baselines import enqueue_baselines
+from search.driver.closing import closing
 from search.driver.deadline import Deadline
 from search.driver.facts import facts_of
 from search.driver.feasibility import Feasible, check_feasible, settle
+from search.driver.first_answer import first_answer
 from search.driver.interrupts import Interrupts
 from search.driver.loop import Loop
 from search.driver.observer import Observer, Observers
@@ -25,6 +27,7 @@ from search.driver.opening import opening_of
 from search.driver.outlook import Outlook, outlook_of
 from search.driver.pace import Pace
 from search.driver.publisher import Publisher
+from search.driver.rate_probe import check_rate, settle_rate
 from search.evidence.gathered import Gathered
 from search.fidelity.judge import judge, tell_found
 from search.layout import CONFIG, JOURNAL
@@ -35,6 +38,7 @@ from search.runners.base import Listener, Runner
 from search.runners.create import create_runner
 from search.runners.job import Need, needs_of
 from search.study.early_stopping import reason_to_stop
+from search.study.ending import ending_of
 from search.study.replay import journal_numbers
 from search.study.study import Study
 from search.trial import Proposal
@@ -58,6 +62,7 @@ class Session:
 
     def __init__(self, config: SearchConfig, directory: Path, observer: Observer, began: float) -> None:
         self.config, self.directory, self._is_judged = config, directory, False
+        check_rate(directory, config)
         self.observers = Observers([observer, Activity(directory, config.finetune.steps)])
         with ExitStack() as opened:
             opened.callback(self.observers.closed)
@@ -93,10 +98,16 @@ class Session:
             KeyboardInterrupt: after Ctrl-C.
         """
         wanted = len(self.study.proposals) if self.config.study.recipe else self.config.study.trials
+        self._first_answer()
+        settle_rate(
+            self.config, self.directory, self.dense, self.study.parametrisation, self.runner, self.observers
+        )  # fmt: skip
         self._begin(wanted)
         self._loop(wanted)
         for _, sentence in lower_edges(self.publisher.summary, self.config.study.band):
             self.observers.notice(sentence)
+        for sentence in closing(self.study, self.publisher.summary):
+            self.observers.say(sentence)
         return self._is_done(wanted)
 
     def _load(self) -> DenseModel:
@@ -148,7 +159,7 @@ class Session:
         self.observers.rung(proposal.number, step, error)
         known = self.dense.costs.costs(proposal.allocation)
         costs = {name: cost for name, cost in known.items() if name in self.objectives}
-        return reason_to_stop(proposal, self.study.trials, costs, step, self.config.finetune.steps, error)
+        return reason_to_stop(proposal, self.study.trials, costs, step, self._steps, error)
 
     def _settle_latency(self) -> None:
         """Settle what latencies are bounded by, now that they are known."""
@@ -164,7 +175,7 @@ class Session:
         screening = study.screening and self.config.data.profile_images > 0
         return Study(
             self.directory, self._parametrisation(), self.objectives, study.sampler, study.seed, screening,
-            study.storage, identity, self._gathered(),
+            study.storage, identity, self._gathered(), ending_of(self.config, self.budgets.targets),
         )  # fmt: skip
 
     def _gathered(self) -> Gathered:
@@ -181,10 +192,22 @@ class Session:
         limits = recipe_limits(self.feasible.targets, self.dense.costs)
         enqueue_baselines(self.study, self.study.parametrisation, self.config.study, limits)
 
+    @property
+    def _steps(self) -> int:
+        """Of every trial's fine-tune."""
+        return self.dense.objective.finetune.steps
+
     def _create_publisher(self) -> Publisher:
         spaces = [proposal.space for proposal in self.study.proposals]
         facts = facts_of(self.config, self.dense, self.feasible.reach, self.feasible.targets, self.objectives, spaces)
         return Publisher(self.study, facts, self.config.machines.disk_limit, self.observers, self.runner.workers == 1)
+
+    def _first_answer(self) -> None:
+        """Tell what budgets cost as built, where candidates are chosen by a profile and there are images to measure them on."""
+        if self.config.study.recipe is None and self.dense.profile_images:
+            self.observers.answered(
+                first_answer(self.directory, self.config.study, self.dense, self.feasible, self.runner, self.observers.stage)
+            )
 
     def _begin(self, wanted: int) -> None:
         """Write the run down, and tell what is ahead."""
@@ -193,10 +216,10 @@ class Session:
         self.config.dump(self.directory / CONFIG)
         self.publisher.write()
         pace.write(environment(self.runner.devices))
-        self.observers.began(self.directory, self.publisher.summary, outlook, self.config.finetune.steps)
+        self.observers.began(self.directory, self.publisher.summary, outlook, self._steps)
         if outlook.left:
             is_recipe = self.config.study.recipe is not None
-            opening = opening_of(self.study.proposals, wanted, len(self.feasible.limits), is_recipe)
+            opening = opening_of(self.study.proposals, wanted, len(self.feasible.limits), is_recipe, self.study.confirming)
             opening.tell(self.observers.say, self.observers.notice)
 
     def _outlook(self, wanted: int, pace: Pace) -> Outlook:
@@ -243,7 +266,7 @@ class Session:
         if not any(trial.state == "COMPLETE" for trial in self.study.trials):
             reasons = sorted({trial.reason or "" for trial in self.study.trials})
             raise RunError(f"all {ended} trials failed: {reasons[0]} (see {self.directory / 'trials'})")
-        is_done = ended >= wanted or not self.deadline.is_late
+        is_done = ended >= self.study.wanted(wanted) or not self.deadline.is_late
         if not is_done:
             self.observers.notice(f"no time is left within --max-hours after {ended} of {wanted} trials: launch again to go on")
         return is_done

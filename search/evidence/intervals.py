@@ -33,8 +33,9 @@ def error_interval(mean: float, variance: float) -> Interval:
         mean: the error, in [0, 1].
         variance: above 0.
     """
-    spread = max(mean * (1 - mean), 0.25 * variance)
-    images = spread / variance
+    likely = max(mean, math.sqrt(variance))
+    spread = mean * (1 - mean)
+    images = likely * (1 - min(likely, 0.5)) / variance
     square = WIDTH**2 / images
     center = (mean + square / 2) / (1 + square)
     half = WIDTH / (1 + square) * math.sqrt(spread / images + square / 4 / images)

@@ -12,7 +12,7 @@ errors. All is Gaussian, and the posterior is exact. Alternatives: benchmarks/re
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -24,7 +24,7 @@ from search.evidence.sample import Floats, Sample
 _SLOPE, _SPREAD = (0.4, 0.25), (0.12, 0.7)
 _SPREADS = (0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.45, 0.7)
 _LEVEL = 0.3  # standard deviation of the level's prior: it says nothing
-_OF_ALLOCATION = 0.5  # share of a deviation's variance that fine-tunes of one allocation have in common
+OF_ALLOCATION = 0.5  # share of a deviation's variance that fine-tunes of one allocation have in common
 _LEAST = 1e-8  # variance
 _MOST = 300  # models that the spread is learnt from, evenly spaced over all
 _DENSE = -1  # in place of a number
@@ -40,6 +40,9 @@ class Evidence:
         covariance: [trials, trials].
         images: of the search split; 0 where nothing is known of single images.
         tested: of the test split; intervals are those of an error on so many.
+        own: variance of each error that fine-tunes of one allocation do not have in common, [trials]; empty where the
+            evidence was read from a file.
+        luck: covariance that what was measured has by the luck of the images, [trials, trials]; likewise.
     """
 
     numbers: tuple[int, ...] = ()
@@ -47,6 +50,8 @@ class Evidence:
     covariance: Floats
     images: int = 0
     tested: int = 0
+    own: Floats = field(default_factory=lambda: np.zeros(0))
+    luck: Floats = field(default_factory=lambda: np.zeros((0, 0)))
 
     def __contains__(self, number: int) -> bool:
         return number in self._rows
@@ -81,13 +86,34 @@ class Evidence:
         """Whether one of the two is better beyond chance."""
         return number != other and not self.difference(number, other).holds_zero
 
+    def of(self, numbers: Sequence[int]) -> tuple[Floats, Floats]:
+        """Expected errors of some trials and their covariance, [trials] and [trials, trials].
+
+        Raises:
+            KeyError: nothing is known of one of them.
+        """
+        rows = [self._rows[number] for number in numbers]
+        return self.means[rows], self.covariance[np.ix_(rows, rows)]
+
+    def own_variance(self, number: int) -> float:
+        """Variance of a trial's error by what another fine-tune of its allocation would not have."""
+        return float(self.own[self._rows[number]])
+
+    def luck_between(self, number: int, other: int) -> float:
+        """Variance of the measured difference of two trials' errors by the luck of the images."""
+        return max(_variance(self.luck, self._rows[number], self._rows[other]), 0.0)
+
     def _variance_between(self, first: int, second: int) -> float:
-        found = self.covariance
-        return float(found[first, first] + found[second, second] - 2 * found[first, second])
+        return _variance(self.covariance, first, second)
 
     @cached_property
     def _rows(self) -> dict[int, int]:
         return {number: row for row, number in enumerate(self.numbers)}
+
+
+def _variance(covariance: Floats, first: int, second: int) -> float:
+    """Of the difference of two."""
+    return float(covariance[first, first] + covariance[second, second] - 2 * covariance[first, second])
 
 
 NO_EVIDENCE = Evidence(means=np.zeros(0), covariance=np.zeros((0, 0)))
@@ -122,13 +148,14 @@ def evidence_of(sample: Sample, allocations: Mapping[int, object], tested: int) 
     return Evidence(
         numbers=tuple(numbers[skipped:]), means=means[skipped:], covariance=covariance[skipped:, skipped:],
         images=sample.images, tested=tested,
+        own=((1 - OF_ALLOCATION) * np.square(spread * divergences))[skipped:], luck=luck[skipped:, skipped:],
     )  # fmt: skip
 
 
 def _together(allocations: Sequence[object]) -> Floats:
     """Correlation of the deviations of models, [models, models]."""
     same = np.array([[mine is not None and mine == other for other in allocations] for mine in allocations])
-    shared: Floats = _OF_ALLOCATION * same.astype(float)
+    shared: Floats = OF_ALLOCATION * same.astype(float)
     np.fill_diagonal(shared, 1.0)
     return shared
 

@@ -48,31 +48,36 @@ class Sample:
 
     def errors(self) -> tuple[Floats, Floats]:
         """Error of every model, and the covariance of these figures if other images had been drawn."""
-        return _mean(np.stack(self._wrong).astype(np.float32))
+        return _mean(np.stack(self._wrong).astype(np.float32), nested=True)
 
     def divergences(self) -> tuple[Floats, Floats]:
         """The same of mean divergences from the dense model, in nats."""
         return _mean(np.stack(self._kl).astype(np.float32))
 
 
-def _mean(values: NDArray[np.float32]) -> tuple[Floats, Floats]:
+def _mean(values: NDArray[np.float32], nested: bool = False) -> tuple[Floats, Floats]:
     """Means of rows, [rows], and the covariance of these, [rows, rows]."""
-    return values.mean(1, dtype=np.float64), shrunk_covariance(values) / values.shape[1]
+    return values.mean(1, dtype=np.float64), shrunk_covariance(values, nested) / values.shape[1]
 
 
-def shrunk_covariance(values: NDArray[np.float32]) -> Floats:
+def shrunk_covariance(values: NDArray[np.float32], nested: bool = False) -> Floats:
     """Covariance of rows, [rows, rows], shrunk to one correlation for all pairs as far as the columns are too few to tell.
+
+    Wrong answers of a good model are mostly among those of a bad one. So the covariance of two is at most the smaller variance,
+    and the target is one share of that. One correlation for all would say that the errors of bad models have the luck of good
+    ones many times over, and a regression would follow it to below all errors that were measured (Peelle's puzzle).
 
     Ledoit and Wolf 2004, "Honey, I shrunk the sample covariance matrix", without the covariance of target and sample.
 
     Args:
         values: [rows, columns].
+        nested: whether they are wrong answers: 0 or 1.
     """
     count = values.shape[1]
     centred = values - values.mean(1, keepdims=True)
     found = (centred @ centred.T / count).astype(np.float64)
     variances = np.maximum(np.diag(found), 1e-12)
-    scale = np.sqrt(np.outer(variances, variances))
+    scale = np.minimum.outer(variances, variances) if nested else np.sqrt(np.outer(variances, variances))
     others = ~np.eye(len(found), dtype=bool)
     target = scale * (float((found / scale)[others].mean()) if others.any() else 0.0)
     np.fill_diagonal(target, variances)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from objectives.cost.spec import counted_costs
 from objectives.dense_model import load_dense
 from objectives.error import evaluate
-from objectives.evaluator import Evaluator, OnStep
+from objectives.evaluator import Evaluator, OnStep, go_on
 from objectives.runtime.device import name_of, resolve_device
 from objectives.runtime.progress import Progress, told_steps
 from objectives.training.run_batches import remove_batches
@@ -105,7 +105,7 @@ def audit(
 
 
 def _check(run: Run) -> None:
-    if run.config.finetune.steps == 0:
+    if run.finetune.steps == 0:
         raise RunError(f"the trials of {run.directory} were measured as built: there is no short fine-tune to audit")
 
 
@@ -114,7 +114,7 @@ class _Audit:
 
     def __init__(self, run: Run, points: int, factor: int, seeds: int) -> None:
         self.run, self.factor, self.config = run, factor, run.config
-        self.steps = factor * self.config.finetune.steps
+        self.steps = factor * run.finetune.steps
         self.seeds = [self.config.study.seed + 1 + index for index in range(seeds)]
         self.cost = run.summary.first_cost
         finished, front = candidates(run.ended), {point.number for point in run.summary.front}
@@ -162,7 +162,7 @@ class _Audit:
         try:
             with Scratch() as folder:
                 weights = folder / "weights.safetensors"
-                score = evaluator.evaluate(trial.allocation, seed, on_step, weights)
+                score = evaluator.evaluate(trial.allocation, seed, on_step, weights, go_on)
                 model.load_state_dict(load_file(weights))
         except DivergedError as error:
             raise RunError(f"the long fine-tune of trial {trial.number} with seed {seed} failed: {error}") from error
@@ -177,7 +177,7 @@ class _Audit:
         points = tuple(self._point(trial, measured) for trial in self.trials)
         return Audit(
             factor=self.factor,
-            steps=Steps(short=self.config.finetune.steps, long=self.steps),
+            steps=Steps(short=self.run.finetune.steps, long=self.steps),
             seeds=tuple(self.seeds),
             cost=self.cost,
             points=points,
@@ -195,7 +195,7 @@ class _Audit:
             kept={spec.name: trial.kept[spec.name] for spec in counted_costs()},
             front=trial in self.front,
             similar=trial in self.similar,
-            short=trial.figure("error"),
+            short=trial.objective("error"),
             long=long,
             mean=statistics.mean(long),
             spread=statistics.stdev(long),

@@ -17,8 +17,9 @@ from search.trial import DENSE
 
 
 def candidates(trials: Iterable[FinishedTrial]) -> list[FinishedTrial]:
-    """Complete trials that are built from the factors: neither the dense model nor made by a recipe."""
-    return [trial for trial in trials if trial.is_complete and trial.label not in (DENSE, *RECIPES)]
+    """Complete trials that are built from the factors, one of each allocation: neither the dense model nor made by a recipe."""
+    first = [trial for trial in trials if trial.is_complete and trial.repeats is None]
+    return [trial for trial in first if trial.label not in (DENSE, *RECIPES)]
 
 
 def spread_over(trials: Sequence[FinishedTrial], figure: str, count: int) -> list[FinishedTrial]:

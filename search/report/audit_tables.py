@@ -41,7 +41,7 @@ def audit_tables(audit: Audit) -> tuple[AuditTable, ...]:
 
 
 def _trials(audit: Audit) -> AuditTable:
-    short, long = (f"error after {steps} steps" for steps in (audit.steps.short, audit.steps.long))
+    short, long = f"expected error, {audit.steps.short} steps", f"error after {audit.steps.long} steps"
     columns = ("trial", "label", f"keeps of {MAIN.word}", "on the front", short, long, f"{long}, test")
     rows = tuple(
         (

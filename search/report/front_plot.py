@@ -112,7 +112,7 @@ def front_plot(
         (trial for trial in points if trial.number in numbers),
         key=lambda trial: (trial.costs[spec.name], trial.objective("error")),
     )
-    named = [trial for trial in points if trial.label not in (None, DENSE)]
+    named = [trial for trial in points if trial.label not in (None, DENSE) and trial.repeats is None]
     star = next((trial.number for trial in points if trial.label == DENSE), None)
     traces = {
         "trials": _trace(points, spec.name, dense),

@@ -8,6 +8,7 @@ import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ from plotly.offline import get_plotlyjs
 
 from objectives.cost.spec import MAIN, Cost
 from search.report.comparison import differences, run_names
+from search.report.first_shown import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
 from search.report.page_data import Content
 from search.report.site_grid import SHARES
+from search.run.first_answer import READING
 
 _TEMPLATES = Path(__file__).with_name("templates")
-_PARTS = ("head", "rows", "notes")  # of the page, by the ids of their elements; each has a template
+_PARTS = ("head", "first", "rows", "notes")  # of the page, by the ids of their elements; each has a template
+_DRAWING = {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM}
 _SCRIPTS = ("front.js", "charts.js", "sensitivity.js", "allocation.js", "page.js")
 
 
@@ -62,6 +66,8 @@ def assemble(contents: Sequence[Content], waiting: Sequence[tuple[str, str]] = (
         "costs": costs,
         "differences": differences([content.summary for content in contents], [content.options for content in contents]),
         "waiting": waiting,
+        "size": _DRAWING,
+        "reading": READING,
     }
     templates = _environment()
     parts = {name: templates.get_template(f"{name}.html.j2").render(shown) for name in _PARTS}
@@ -118,6 +124,7 @@ def _digest(script: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
+@cache
 def _environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(_TEMPLATES)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)

@@ -8,6 +8,7 @@ from objectives.cost.spec import MAIN, CostSpec
 from search.evidence.intervals import Interval
 from search.evidence.posterior import NO_EVIDENCE, Evidence
 from search.report.audit_tables import AuditTable, audit_tables
+from search.report.first_shown import FirstShown, first_shown
 from search.report.front_plot import drawn
 from search.report.script_data import ScriptData, Sensitivity, script_data, sensitivity_of
 from search.report.trial_texts import TrialTexts, number_text, reference_name, texts_of
@@ -16,11 +17,12 @@ from search.run.activity import RunningTrial
 from search.run.audit_file import Audit
 from search.run.edge import lower_edges
 from search.run.finished_trial import FinishedTrial
+from search.run.first_answer import FirstAnswer, read_first_answer
 from search.run.options import stored_options
 from search.run.run import Run
 from search.run.summary import RunSummary
 from search.trial import DENSE
-from spaces.errors import CheckpointError
+from spaces.errors import CheckpointError, RunError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,7 @@ class Content:
         stopped: trials that were stopped early.
         failed: trials without a result.
         audit: tables of its audit.
+        first: what budgets cost before any trial.
         data: what the script reads.
     """
 
@@ -114,6 +117,7 @@ class Content:
     stopped: tuple[StoppedRow, ...]
     failed: tuple[FailedRow, ...]
     audit: tuple[AuditTable, ...]
+    first: tuple[FirstShown, ...]
     data: ScriptData
 
 
@@ -128,6 +132,7 @@ def content_of(run: Run, live: bool = False) -> Content:
         running=run.running if live else (),
         stderr=run.stderr,
         sensitivity=_sensitivity_of(run),
+        first=_first_of(run),
         evidence=run.evidence,
         options=stored_options(run.directory),
     )
@@ -142,6 +147,7 @@ def content(
     running: Sequence[RunningTrial] = (),
     stderr: Callable[[int], str] = lambda number: "",
     sensitivity: Sensitivity | None = None,
+    first: FirstAnswer | None = None,
     evidence: Evidence = NO_EVIDENCE,
     options: Mapping[str, Any] | None = None,
 ) -> Content:
@@ -158,6 +164,7 @@ def content(
         running: trials that run now.
         stderr: number of a failed trial -> what it left.
         sensitivity: of the run's profile, if it has one.
+        first: what budgets cost before any trial, where that was measured.
         evidence: of the run, for differences from the dense model.
         options: that the run was launched with.
     """
@@ -177,6 +184,7 @@ def content(
         stopped=tuple(_stopped(trial, texts[trial.number]) for trial in stopped),
         failed=tuple(_failed(trial, stderr(trial.number)) for trial in trials if trial.number not in texts),
         audit=() if audit is None else audit_tables(audit),
+        first=() if first is None else first_shown(first),
         data=script_data(run, summary, points, stopped, texts, sensitivity, csv),
     )
 
@@ -185,6 +193,13 @@ def _sensitivity_of(run: Run) -> Sensitivity | None:
     try:
         return None if run.profile is None else sensitivity_of(run.profile, run.space)
     except CheckpointError:  # whoever needs the profile is told; a search writes its report without
+        return None
+
+
+def _first_of(run: Run) -> FirstAnswer | None:
+    try:
+        return read_first_answer(run.directory)
+    except RunError:  # a launch tells, and a search writes its report without
         return None
 
 

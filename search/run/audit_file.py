@@ -48,7 +48,7 @@ class AuditedPoint:
         kept: counted cost -> share of the dense model's.
         front: whether it is one of those along the front.
         similar: whether it is one of those of similar cost.
-        short: its error in the search.
+        short: error that the search expects of it, after its fine-tune.
         long: for each seed, its error after the long fine-tune, on the search split.
         mean, spread: of those; the standard deviation.
         test, test_mean, test_spread: the same on the test split.

@@ -8,6 +8,7 @@ from typing import Any
 
 from objectives.latency.table import LATENCY, LatencyTable
 from search.config import SearchConfig
+from search.layout import JOURNAL
 from search.masking import is_masked
 from search.paths import placeless
 from search.run.options import comparable, stored_config, stored_options
@@ -19,6 +20,7 @@ from spaces.errors import RunError
 _FREE = frozenset(
     (
         "trials",
+        "until_settled",
         "sampler",
         "screening",
         "baselines",
@@ -37,13 +39,26 @@ _FREE = frozenset(
 )
 
 
+def is_new(directory: Path) -> bool:
+    """Whether no launch has begun here: there is no run, or only what a first answer has written, whose options may change."""
+    options = stored_options(directory)
+    if not options:
+        return True
+    if options.get("storage") or (directory / JOURNAL).exists():
+        return False
+    try:
+        return not read_summary(directory).states
+    except (OSError, RunError):
+        return False
+
+
 def check_same_run(directory: Path, config: SearchConfig) -> None:
     """Raise unless `config` may continue what is in `directory`.
 
     Raises:
         RunError: the directory holds a run with another value of an option that its trials depend on.
     """
-    if not stored_options(directory):
+    if is_new(directory):
         return
     if config.study.storage is not None and is_masked(config.study.storage):
         raise RunError(f"{directory} does not keep the password of {config.study.storage}: give --storage with it again")
@@ -75,7 +90,7 @@ def check_same_latencies(directory: Path, config: SearchConfig, fingerprint: str
         RunError: measured anew, they would not be those of its trials.
     """
     path = directory / LATENCY
-    if not config.study.times or not stored_options(directory):
+    if not config.study.times or is_new(directory):
         return
     if not path.exists():
         raise RunError(f"{path} is missing: restore it, or choose another --output")
@@ -105,5 +120,5 @@ def check_same_model(directory: Path, fingerprint: str) -> None:
         before = read_summary(directory).fingerprint
     except FileNotFoundError:
         return
-    if before != fingerprint:
+    if before != fingerprint and not is_new(directory):
         raise RunError(f"{directory} was searched with other weights or images than these: choose another --output")

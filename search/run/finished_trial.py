@@ -21,7 +21,7 @@ class FinishedTrial:
     Attributes:
         number: counted from 0 in the order of proposing.
         state: COMPLETE; PRUNED where it was stopped at a rung; or FAIL.
-        label: name of the baseline or recipe that it is, if it is one.
+        label: name of the baseline or recipe that it is, if it is one; of a repeat, what it repeats.
         space: name of the space of its allocation.
         reason: why it failed or was stopped.
         error: top-1 error on the search split after the short fine-tune, in [0, 1]; None unless it is COMPLETE.
@@ -38,6 +38,7 @@ class FinishedTrial:
         seed: of its fine-tune.
         ended: when it was recorded, as ISO 8601 in UTC.
         allocation: its sizes; empty where a recipe failed before it had made one.
+        repeats: number of the first trial of its allocation, where it is another fine-tune of that.
         expected: error that the test split should show, by all that was measured of the run; None where that is not known.
     """
 
@@ -61,6 +62,7 @@ class FinishedTrial:
     seed: int | None
     ended: str
     allocation: Allocation
+    repeats: int | None = None
     expected: Interval | None = None
 
     @property
@@ -137,6 +139,7 @@ def _finished(trial: Trial, dense: Mapping[Cost, float]) -> FinishedTrial:
         seed=proposal.seed,
         ended=trial.ended,
         allocation=proposal.allocation or Allocation({}),
+        repeats=proposal.repeats,
     )
 
 

@@ -4,6 +4,8 @@ from functools import cached_property
 from pathlib import Path
 
 from objectives.profile import Profile, profile_name
+from objectives.training.config import FinetuneConfig
+from objectives.training.rate import RATE, settled
 from search.budgets.targets import Budget, Target, parse_target
 from search.config import SearchConfig
 from search.evidence.file import read_evidence
@@ -44,6 +46,18 @@ class Run:
     def config(self) -> SearchConfig:
         """The options that the run was launched with."""
         return stored_config(self.directory)
+
+    @cached_property
+    def finetune(self) -> FinetuneConfig:
+        """How its trials were fine-tuned: at the learning rate that was given or probed.
+
+        Raises:
+            RunError: that rate is missing, or cannot be read.
+        """
+        finetune = settled(self.config.finetune, self.directory)
+        if finetune.is_probed:
+            raise RunError(f"{self.directory / RATE}, the learning rate of the run, is missing: restore it from a backup")
+        return finetune
 
     @cached_property
     def space(self) -> Space:

@@ -10,6 +10,7 @@ from search.budgets.targets import Budget, Reach
 from search.evidence.intervals import Interval
 from search.evidence.options import Preference
 from search.evidence.posterior import NO_EVIDENCE, Evidence
+from search.evidence.settled import Worth
 from search.pareto import front, hypervolume
 from search.run.finished_trial import FinishedTrial, pick_within
 from search.trial import DENSE, WARM_START
@@ -119,6 +120,7 @@ class RunSummary:
         hypervolume: of the front in the unit box: errors as they are, costs as shares of the dense model's.
         bests: of every target, the best trial under it; None where there is none.
         front: in ascending order of the first cost among the objectives.
+        worth: what a further trial was worth when the last one was proposed; None where that is not known.
     """
 
     model: str
@@ -137,6 +139,7 @@ class RunSummary:
     hypervolume: float = 0.0
     bests: tuple[Best | None, ...] = ()
     front: tuple[FrontPoint, ...] = ()
+    worth: Worth | None = None
 
     @property
     def images_before(self) -> str:
@@ -172,13 +175,16 @@ class RunSummary:
         return point.costs[cost] / self.dense.costs[cost]
 
 
-def summarise(run: RunSummary, trials: Sequence[FinishedTrial], evidence: Evidence = NO_EVIDENCE) -> RunSummary:
+def summarise(
+    run: RunSummary, trials: Sequence[FinishedTrial], evidence: Evidence = NO_EVIDENCE, worth: Worth | None = None
+) -> RunSummary:
     """A run's summary with what its trials came to.
 
     Args:
         run: model, spaces, dense figures, reach, objectives and targets of the run; the rest is replaced.
         trials: in the order of their numbers, with the errors that are expected of them.
         evidence: where these are from.
+        worth: what a further trial is worth.
     """
     complete = [trial for trial in trials if trial.is_complete]
     points = [tuple(map(trial.objective, run.objectives)) for trial in complete]
@@ -195,6 +201,7 @@ def summarise(run: RunSummary, trials: Sequence[FinishedTrial], evidence: Eviden
         hypervolume=hypervolume(points, [1.0] * len(run.objectives)),
         bests=tuple(_best(budget, complete, evidence, run.prefer) for budget in run.targets),
         front=tuple(map(front_point, chosen)),
+        worth=worth,
     )
 
 

@@ -13,6 +13,7 @@ from objectives.score import figure_names
 from search.budgets.targets import Budget, parse_target
 from search.evidence.intervals import Interval
 from search.evidence.options import Preference
+from search.evidence.settled import Worth
 from search.layout import ANOTHER_RUN, RUN_FORMAT, SUMMARY
 from search.run.summary import Best, DenseFigures, FrontPoint, LatencySource, RunSummary
 from search.run.trial_table import HEAD, RUNG
@@ -20,7 +21,22 @@ from spaces.allocation import Allocation
 from spaces.errors import RunError, TargetError
 from spaces.files import write_json
 from spaces.format_number import FORMAT, check_format
-from spaces.schema import NUMBER, OBJECT, POSITIVE, SHARE, SIZE, TEXT, WHOLE, Each, Maybe, SchemaError, check, choice, read_json
+from spaces.schema import (
+    FLAG,
+    NUMBER,
+    OBJECT,
+    POSITIVE,
+    SHARE,
+    SIZE,
+    TEXT,
+    WHOLE,
+    Each,
+    Maybe,
+    SchemaError,
+    check,
+    choice,
+    read_json,
+)
 from spaces.sites import Kind as SiteKind
 from spaces.sites import Operator, Site, Skipped, Space
 
@@ -82,6 +98,7 @@ def summary_to_json(summary: RunSummary) -> dict[str, Any]:
         "hypervolume": summary.hypervolume,
         "best": [None if best is None else asdict(best) for best in summary.bests],
         "front": [_point_to_json(point) for point in summary.front],
+        "worth": None if summary.worth is None else asdict(summary.worth),
     }
 
 
@@ -118,6 +135,7 @@ def summary_from_json(content: Any) -> RunSummary:
         hypervolume=content["hypervolume"],
         bests=tuple(map(_best, content["best"])),
         front=tuple(_point(entry, costs) for entry in content["front"]),
+        worth=None if content["worth"] is None else Worth(**content["worth"]),
     )
 
 
@@ -278,6 +296,7 @@ def _schema() -> dict[str, Any]:
         "targets": [{"text": TEXT, "cost": choice(*COSTS), "limit": POSITIVE, "group": WHOLE}],
         "states": Each(WHOLE),
         "hypervolume": NUMBER,
+        "worth": Maybe({"gain": NUMBER, "known_to": NUMBER, "settled": FLAG}),
         "best": [
             Maybe({
                 "number": WHOLE, "tied": [WHOLE], "among": WHOLE, "start": Maybe(WHOLE),

@@ -31,9 +31,10 @@ def trial_table(trials: Sequence[FinishedTrial], costs: Sequence[CostSpec], site
     """A row per trial.
 
     Columns: number, state, label, space (of the allocation), reason, the figures of `Score`, rung (the last one that it was
-    measured at, in optimiser steps) and rung_error, of every cost its share of the dense model's (macs_kept), seed, ended
-    (when, ISO 8601 in UTC), one column per site with its size, and the expected error with the ends of its interval. Figures
-    of failed trials are NaN, as are the final ones of trials stopped at a rung.
+    measured at, in optimiser steps) and rung_error, of every cost its share of the dense model's (macs_kept), seed, repeats
+    (number of the first trial of the same allocation), ended (when, ISO 8601 in UTC), one column per site with its size, and
+    the expected error with the ends of its interval. Figures of failed trials are NaN, as are the final ones of trials stopped
+    at a rung.
 
     Args:
         trials: in the order of the rows.
@@ -41,10 +42,17 @@ def trial_table(trials: Sequence[FinishedTrial], costs: Sequence[CostSpec], site
         sites: of all trials' spaces; a trial has the dense size of those that are not in its own.
     """
     names, shares = figure_names(spec.name for spec in costs), [spec.kept for spec in costs]
-    columns = [*HEAD, *names, *RUNG, *shares, "seed", "ended", *(site.name for site in sites), *EXPECTED]
+    columns = [*HEAD, *names, *RUNG, *shares, "seed", "repeats", "ended", *(site.name for site in sites), *EXPECTED]
     rows = [_row(trial, costs, sites) for trial in trials]
     table = pd.DataFrame(rows, columns=None if rows else columns)
-    counts = (*(spec.name for spec in costs if spec.is_whole), "steps", "kept_step", "rung", *(site.name for site in sites))
+    counts = (
+        *(spec.name for spec in costs if spec.is_whole),
+        "steps",
+        "kept_step",
+        "rung",
+        "repeats",
+        *(site.name for site in sites),
+    )
     numbers = (*(name for name in names if name not in counts), "rung_error", *shares, *EXPECTED)
     return table.astype({**dict.fromkeys(counts, "Int64"), **dict.fromkeys(numbers, "float64")})
 
@@ -74,7 +82,7 @@ def check_trials(trials: pd.DataFrame, summary: RunSummary) -> None:
         SchemaError: the line, counted as an editor does, and what is wrong in it; or a column that is missing.
     """
     costs, shares = [spec.name for spec in summary.costs], [spec.kept for spec in summary.costs]
-    names = ["number", *figure_names(costs), *RUNG, *shares, "seed", *EXPECTED]
+    names = ["number", *figure_names(costs), *RUNG, *shares, "seed", "repeats", *EXPECTED]
     sites = {site.name: site.choices[0] for site in summary.sites}
     for column in (*HEAD, *names, "ended", *sites):
         if column not in trials.columns:
@@ -122,6 +130,7 @@ def _row(trial: FinishedTrial, costs: Sequence[CostSpec], sites: Sequence[Site])
         "rung_error": trial.rung_error,
         **{spec.kept: trial.kept.get(spec.name) for spec in costs},
         "seed": trial.seed,
+        "repeats": trial.repeats,
         "ended": trial.ended,
         **{site.name: sizes.get(site.name, site.dense) if sizes else None for site in sites},
         **dict(zip(EXPECTED, _ends(trial.expected), strict=True)),
@@ -154,6 +163,7 @@ def _trial(row: Mapping[Any, Any], costs: Sequence[CostSpec], spaces: Mapping[st
         seed=_whole(row["seed"]),
         ended=row["ended"],
         allocation=Allocation(known if len(known) == len(sizes) else {}),
+        repeats=_whole(row["repeats"]),
         expected=_interval(*(_number(row[name]) for name in EXPECTED)),
     )
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import socket
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -14,16 +16,19 @@ from objectives.recipes.registry import evaluate_recipe
 from objectives.runtime.distributed import ALONE, Group
 from objectives.runtime.out_of_memory import is_out_of_memory
 from objectives.runtime.progress import Step
-from objectives.score import Score
+from objectives.score import AsBuilt, Score
+from objectives.training.rate import RATE
 from search.layout import CHECKPOINT, METRICS, OUTCOMES, STDERR, WEIGHTS
 from search.trial import Ended, Job, Outcome, Probe, Probed, Proposal, Screened, Screening
 from spaces.allocation import Allocation
-from spaces.errors import CompressionError
+from spaces.errors import CompressionError, RunError
 from spaces.files import cut_torn_line
 
 # What trials of a search use, besides the dense model's figures.
 Need = Literal["latency", "factors", "profile", "frames", "batches"]
 
+
+RATE_SECONDS = 120.0  # a network disk may show a new file only after a minute
 
 # Asked at a rung, in the process that tells the study: proposal, optimiser step, error there -> why to stop, or None.
 AskRung = Callable[[Proposal, int, float], str | None]
@@ -36,14 +41,20 @@ def run_job(evaluator: Evaluator, job: Job, folder: Path, on_step: OnStep, ask_r
         CompressionError: what concerns every trial.
     """
     if isinstance(job, Screening):
-        return Screened(number=job.number, divergences=screen(evaluator, job.candidates))
+        found = screen(evaluator, job.candidates)
+        divergences, changed = tuple(each.divergence for each in found), tuple(each.changed for each in found)
+        return Screened(number=job.number, divergences=divergences, changed=changed)
     if isinstance(job, Probe):
         return Probed(number=job.number, kl=probe(evaluator, job))
     return run_trial(evaluator, job, folder, on_step, ask_rung)
 
 
 def run_trial(evaluator: Evaluator, proposal: Proposal, folder: Path, on_step: OnStep, ask_rung: AskRung) -> Outcome:
-    """Evaluate one proposal; leaves metrics.jsonl and, on success, weights.safetensors or, on failure, stderr.log."""
+    """Evaluate one proposal; leaves metrics.jsonl and, on success, weights.safetensors or, on failure, stderr.log.
+
+    Raises:
+        CompressionError: what concerns every trial.
+    """
     reason: str | None = None
 
     def on_rung(step: int, error: float) -> bool:
@@ -51,6 +62,7 @@ def run_trial(evaluator: Evaluator, proposal: Proposal, folder: Path, on_step: O
         reason = ask_rung(proposal, step, error)
         return reason is not None
 
+    wait_for_rate(evaluator.dense)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _metrics(folder) as metrics:
@@ -66,6 +78,21 @@ def run_trial(evaluator: Evaluator, proposal: Proposal, folder: Path, on_step: O
     except Exception as error:  # whatever ends a trial is that trial's result, not the search's end
         return failed(proposal.number, error, folder)
     return Outcome(number=proposal.number, score=score, reason=reason, allocation=allocation)
+
+
+def wait_for_rate(dense: DenseModel) -> None:
+    """Return when the learning rate of the run is known here: before any trial it was probed, and written to a disk that may
+    be another node's.
+
+    Raises:
+        RunError: it does not appear.
+    """
+    end = time.monotonic() + RATE_SECONDS
+    while dense.objective.finetune.is_probed:
+        if time.monotonic() >= end:
+            path = dense.objective.factors.parent / RATE
+            raise RunError(f"{path} is not to be seen from {socket.gethostname()}: choose an --output that all nodes share")
+        time.sleep(0.5)
 
 
 def _metrics(folder: Path) -> IO[str]:
@@ -112,9 +139,9 @@ def evaluate(
     return score, proposal.allocation
 
 
-def screen(evaluator: Evaluator, candidates: Sequence[Allocation]) -> tuple[float, ...]:
-    """Divergences of candidates as built, in nats; NaN where it could not be measured."""
-    return tuple(_divergence(evaluator, each) for each in candidates)
+def screen(evaluator: Evaluator, candidates: Sequence[Allocation]) -> tuple[AsBuilt, ...]:
+    """What candidates are as built; NaN where it could not be measured."""
+    return tuple(_as_built(evaluator, each) for each in candidates)
 
 
 def probe(evaluator: Evaluator, job: Probe) -> float:
@@ -127,14 +154,14 @@ def probe(evaluator: Evaluator, job: Probe) -> float:
         return math.nan
 
 
-def _divergence(evaluator: Evaluator, allocation: Allocation) -> float:
+def _as_built(evaluator: Evaluator, allocation: Allocation) -> AsBuilt:
     """What screening measures; a candidate that cannot be measured is the sampler's to avoid, and ends nothing."""
     try:
-        return evaluator.divergence(allocation)
+        return evaluator.as_built(allocation)
     except CompressionError:
         raise
     except Exception:
-        return math.nan
+        return AsBuilt(divergence=math.nan, changed=math.nan)
 
 
 def needs_of(*, latency: bool, factors: bool, profile: bool, frames: bool, batches: bool) -> list[Need]:

@@ -23,7 +23,7 @@ from objectives.objective import Objective
 from objectives.runtime.device import name_of
 from objectives.runtime.distributed import Group, join_group
 from objectives.runtime.progress import Step
-from search.runners.job import Need, compute, run_job
+from search.runners.job import Need, compute, run_job, wait_for_rate
 from search.trial import Ended, Job, Proposal
 from spaces.allocation import Allocation
 from spaces.errors import RunError
@@ -133,6 +133,7 @@ class Worker:
         """Take part in a trial that the first process of the group runs."""
         torch.set_num_threads(self._threads)
         assert proposal.allocation is not None
+        wait_for_rate(self._ready.dense)
         self._ready.evaluate(proposal.allocation, proposal.seed)
 
     def forecast(self, allocation: Allocation) -> Forecast:

@@ -37,6 +37,9 @@ class AdditiveSampler(BaseSampler):
         seed: of the draws; the same study and seed give the same proposal.
         screen: measures the divergence of a candidate as built, where it is to be measured while a trial is asked for. Without
             it, candidates are compared by the models alone. `draw` leaves the measuring to the caller.
+
+    Attributes:
+        drawn: the candidates that it drew last; None before.
     """
 
     def __init__(self, parametrisation: Multipliers, seed: int | None = None, screen: Screen | None = None) -> None:
@@ -44,6 +47,7 @@ class AdditiveSampler(BaseSampler):
         self._names = set(parametrisation.distributions)
         self._rng = np.random.default_rng(seed)
         self._screen = screen
+        self.drawn: Draw | None = None
         self._other = TPESampler(seed=seed, multivariate=True)
 
     def reseed_rng(self) -> None:
@@ -74,7 +78,9 @@ class AdditiveSampler(BaseSampler):
         screened = [pair for entry in trials[-_RECENT:] for pair in entry.system_attrs.get(SCREENED, [])]
         target = self._turn(asked, len(pending) + skipped)
         expected = [(errors or {}).get(entry.number, entry.values[0]) for entry in done]
-        return Draw(self._parametrisation, self._rng, target, done, expected, [*unfinished, *pending], screened)
+        open_ones: list[Parameters] = [*unfinished, *pending]
+        self.drawn = Draw(self._parametrisation, self._rng, target, done, expected, open_ones, screened)
+        return self.drawn
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))

@@ -64,6 +64,9 @@ class Draw:
         errors: of these: measured ones, or those that are expected by all that was measured.
         unfinished: parameters of trials without an error: they count as finished with the error that is expected of them.
         screened: what was measured of candidates before.
+
+    Attributes:
+        target: as given.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class Draw:
         unfinished: Sequence[Parameters],
         screened: Measured,
     ) -> None:
-        self._parametrisation, self._rng, self._target = parametrisation, rng, target
+        self._parametrisation, self._rng, self.target = parametrisation, rng, target
         self._sites = len(parametrisation.knapsack.sites)
         self._tried = self._decoded([*(entry.params for entry in done), *unfinished])
         self._screened = self._decoded([parameters for parameters, _ in screened])
@@ -96,6 +99,11 @@ class Draw:
     def candidates(self) -> tuple[Allocation, ...]:
         """What is worth to be screened, the most promising one first; at most eight."""
         return self._parametrisation.allocations(self.parameters)
+
+    @property
+    def gain(self) -> float:
+        """By how much the most promising one should lower the front: the expected error, averaged over the target's band."""
+        return float(self._gains.max()) / (self._reference[0] - self._parametrisation.budgets.lows[self.target])
 
     def best(self) -> dict[str, Any]:
         """Parameters of the largest expected gain, by the models alone: those of the first candidate."""
@@ -166,15 +174,15 @@ class Draw:
         drawn, parents, frames = np.clip(drawn, -SPAN, SPAN), *self._moved(done, divergences)
         shares, of_draws = self._framed(drawn[:, self._sites :])
         multipliers = np.concatenate([drawn[:, : self._sites], np.clip(parents, -SPAN, SPAN)])
-        low = self._parametrisation.budgets.lows[self._target]
+        low = self._parametrisation.budgets.lows[self.target]
         shares = np.concatenate([shares, self._rng.uniform(low, 1.0, (len(parents), _LOADS))])
         of_rows = np.concatenate([of_draws, frames])
         if len(self._parametrisation.knapsack.frames) > 1:
-            least = self._parametrisation.outline(self._target).least
+            least = self._parametrisation.outline(self.target).least
             of_rows = np.where(np.isfinite(least[of_rows]), of_rows, 0)
             shares = np.maximum(shares, least[of_rows, None])
         each = np.repeat(of_rows, _LOADS)
-        chosen = self._parametrisation.choose(self._target, multipliers, shares, of_rows).reshape(shares.size, -1)
+        chosen = self._parametrisation.choose(self.target, multipliers, shares, of_rows).reshape(shares.size, -1)
         pool, seen = self._of(np.repeat(multipliers, _LOADS, axis=0), chosen, each), set(map(bytes, self._tried.features))
         new = np.array([bytes(row) not in seen for row in pool.features])
         return (pool[new], shares.ravel()[new]) if new.any() else (pool, shares.ravel())
@@ -185,12 +193,12 @@ class Draw:
         Args:
             multipliers: of the parts of frames, [draws, parts].
         """
-        low = self._parametrisation.budgets.lows[self._target]
+        low = self._parametrisation.budgets.lows[self.target]
         if len(self._parametrisation.knapsack.frames) == 1:
             return self._rng.uniform(low, 1.0, (len(multipliers), _LOADS)), np.zeros(len(multipliers), dtype=int)
         middles = self._rng.uniform(low, 1.0, len(multipliers))
         apart = self._rng.uniform(-_NEAR, _NEAR, (len(multipliers), _LOADS)) * (1 - low)
-        frames = self._parametrisation.outline(self._target).drawn(self._rng, middles, multipliers, _UNSURE)
+        frames = self._parametrisation.outline(self.target).drawn(self._rng, middles, multipliers, _UNSURE)
         return np.clip(middles[:, None] + apart, low, 1.0), frames
 
     def _moved(self, done: int, divergences: Floats) -> tuple[Floats, Indices]:
@@ -209,7 +217,7 @@ class Draw:
         frames = np.concatenate([known.frames, self._screened.frames])[rows]
         if len(knapsack.frames) > 1:
             learnt = np.tile(self._error.multipliers[self._sites :], (_MOVES, 1))
-            others = self._parametrisation.outline(self._target).drawn(self._rng, loads[rows], learnt, _UNSURE)
+            others = self._parametrisation.outline(self.target).drawn(self._rng, loads[rows], learnt, _UNSURE)
             frames = np.where(self._rng.random(_MOVES) < _REFRAMED, others, frames)
         return children, frames
 
@@ -235,15 +243,15 @@ class Draw:
             none = np.zeros((0, self._sites)), np.zeros(0), np.zeros((0, self._sites + len(knapsack.frames.ranges)))
             return _Points(np.zeros(0, dtype=int), *none)
         found = self._parametrisation.decoded(parameters)
-        return _Points(found.frames, found.multipliers, found.loads[:, self._target], found.features)
+        return _Points(found.frames, found.multipliers, found.loads[:, self.target], found.features)
 
     def _of(self, multipliers: Floats, chosen: Indices, frames: Indices) -> _Points:
-        loads = self._parametrisation.loads(chosen, frames, self._target)
+        loads = self._parametrisation.loads(chosen, frames, self.target)
         return _Points(frames, multipliers, loads, self._parametrisation.knapsack.features(chosen, frames))
 
     def _name(self, row: int) -> dict[str, Any]:
         pool = self._pool
-        return self._parametrisation.name(self._target, float(self._shares[row]), pool.multipliers[row], int(pool.frames[row]))
+        return self._parametrisation.name(self.target, float(self._shares[row]), pool.multipliers[row], int(pool.frames[row]))
 
 
 def _divergence_of(trial: FrozenTrial) -> float:

@@ -22,6 +22,16 @@ class Candidates(Protocol):
         """What is worth to be screened, the most promising one first."""
         ...
 
+    @property
+    def target(self) -> int:
+        """Index of the target that they are for."""
+        ...
+
+    @property
+    def gain(self) -> float:
+        """By how much the most promising one should lower the front: the expected error, averaged over the target's band."""
+        ...
+
     def best(self) -> Parameters:
         """Parameters of the one to take if nothing is measured."""
         ...
@@ -42,6 +52,11 @@ class Candidates(Protocol):
 @runtime_checkable
 class ScreeningSampler(Protocol):
     """A sampler of Optuna's kind that can say what it would have screened."""
+
+    @property
+    def drawn(self) -> Candidates | None:
+        """The candidates that it drew last; None before."""
+        ...
 
     def draw(
         self,

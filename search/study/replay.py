@@ -1,7 +1,7 @@
 """Whether what a journal or a database holds are the trials of a search: checked before Optuna replays it, and after."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from objectives.cost.spec import COSTS
 from objectives.recipes.registry import recipe_of
 from search.optuna_internals import contains
-from search.trial import SCREENED, Proposal
+from search.trial import SCREENED, Proposal, Trial
 from spaces.errors import RunError
 from spaces.schema import (
     NUMBER,
@@ -50,7 +50,8 @@ _TIME = Kind("a time, as 2026-11-27T12:00:00+00:00", _is_time)
 _STEPS = Kind("numbers by whole numbers", lambda value: isinstance(value, dict) and all(key.isdecimal() for key in value))
 _PROPOSAL = {
     "number": _NUMBER, "allocation": Maybe(Each(WHOLE)), "space": TEXT, "seed": _SEED, "label": Maybe(TEXT),
-    "recipe": Maybe(TEXT), "limits": Each(POSITIVE),
+    "recipe": Maybe(TEXT), "limits": Each(POSITIVE), "repeats": Maybe(_NUMBER),
+    "gain": Maybe(NUMBER), "known_to": Maybe(NUMBER),
 }  # fmt: skip
 _BEGUN = {**_PROPOSAL, "parameters": Each(NUMBER), "attributes": {f"{SCREENED}?": [(Each(NUMBER), NUMBER)]}}
 _SCORE = {
@@ -189,18 +190,35 @@ def check_allocation(proposal: Proposal, space: Space) -> None:
         space.validate(proposal.allocation)
 
 
-def read_begun(path: Path, distributions: Mapping[str, BaseDistribution], space: Space) -> Proposal | None:
+def check_repeat(proposal: Proposal, trials: Iterable[Trial]) -> None:
+    """Raise unless a proposal repeats nothing, or one of these trials.
+
+    Raises:
+        ValueError: it repeats another.
+    """
+    if proposal.repeats is None:
+        return
+    first = next((trial.proposal for trial in trials if trial.proposal.number == proposal.repeats), None)
+    if first is None or first.allocation != proposal.allocation or proposal.parameters:
+        raise ValueError(f"it does not repeat trial {proposal.repeats}, as it says")
+
+
+def read_begun(
+    path: Path, distributions: Mapping[str, BaseDistribution], space: Space, trials: Iterable[Trial]
+) -> Proposal | None:
     """The trial that a file says was started; None where the file is damaged: its number is then proposed again.
 
     Args:
         path: allocation.json in the folder of the trial.
         distributions: of this search.
         space: that is searched.
+        trials: that have ended.
     """
     try:
         proposal = Proposal.from_dict(read_json(path, _BEGUN))
         check_parameters(proposal.parameters, proposal.attributes, distributions)
         check_allocation(proposal, space)
+        check_repeat(proposal, trials)
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return proposal if path.parent.name == f"{proposal.number:04d}" else None

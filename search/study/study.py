@@ -22,12 +22,14 @@ from objectives.score import Score
 from search.budgets.parametrisation import Parametrisation
 from search.evidence.gathered import Gathered
 from search.evidence.posterior import Evidence
+from search.evidence.settled import Worth, worth_of
 from search.run.losses import check_nothing_lost
 from search.samplers.registry import create_sampler
 from search.samplers.screening import SCORE, Candidates, ScreeningSampler
+from search.study.ending import Ending, with_worth
 from search.study.journal import Journal, thaw
 from search.study.ordered_storage import OrderedStorage
-from search.study.replay import check_allocation, check_parameters, check_result, read_begun
+from search.study.replay import check_allocation, check_parameters, check_repeat, check_result, read_begun
 from search.trial import SCREENED, Outcome, Proposal, Screening, Trial
 from spaces.allocation import Allocation
 from spaces.files import write_json
@@ -52,10 +54,12 @@ class Study:
         storage: URL of a database that keeps the finished trials, in a study of the directory's name.
         identity: says which search it is, so that a study of another one is not continued.
         gathered: reads what trials made of single images; by default nothing is known of the dense model.
+        ending: when picks are confirmed, and when the search is over; by default neither.
 
     Attributes:
         journal: what outlives the process.
         memory: what samplers see.
+        stuck: whether contenders for a pick could not be told apart by more seeds, when one was last looked for.
 
     Raises:
         RunError: the journal cannot be read, or it is of another search.
@@ -72,8 +76,10 @@ class Study:
         storage: str | None = None,
         identity: str | None = None,
         gathered: Gathered | None = None,
+        ending: Ending | None = None,
     ) -> None:
         self._gathered = gathered or Gathered(directory, None, 0)
+        self._ending, self.stuck = ending, False
         self.directory = directory
         self.parametrisation = parametrisation
         self.objectives = objectives
@@ -115,6 +121,7 @@ class Study:
         if trial.proposal.number in self._taken:
             raise ValueError("it is there twice")
         check_allocation(trial.proposal, self.parametrisation.budgets.space)
+        check_repeat(trial.proposal, self.trials)
 
     def check_nothing_lost(self) -> None:
         """Raise where the tables in the run directory have trials that this study lacks.
@@ -143,7 +150,8 @@ class Study:
             self._queue.append(replace(proposal, space=recipe_of(name).space, recipe=name, limits=dict(limits)))
 
     def ask(self) -> Proposal | Screening | None:
-        """The next trial: what was interrupted or enqueued first, then the sampler's. None if it finds nothing new.
+        """The next trial: what was interrupted or enqueued first, then the sampler's, in the end repeats. None if it finds
+        nothing new, or the search is over.
 
         Or candidates of it, whose divergences `choose` is to be told before or after other trials are asked for and told. They
         have the trial's number; where the process ends before that, the number is asked for again, with the same seed.
@@ -153,7 +161,10 @@ class Study:
             if proposal.parameters:
                 self._show(proposal.number, self._running_trial(proposal))
             return self._start(proposal)
-        return self._sought(self._next_number())
+        number = self._next_number()
+        if (repeat := self._repeat(number)) is not None:
+            return self._start(repeat)
+        return None if self.is_settled else self._sought(number)
 
     def choose(self, number: int, divergences: Sequence[float]) -> Proposal | Screening | None:
         """The trial that was screened for, or other candidates where the best is known by now. None if there is nothing new.
@@ -173,7 +184,7 @@ class Study:
         allocation = self.parametrisation.decode(parameters)
         if allocation in self._known:
             return self._sought(number, attempt + 1)
-        proposal = replace(self._propose(number, allocation, None, parameters), attributes={SCREENED: screened})
+        proposal = replace(self._propose(number, allocation, None, parameters, draw), attributes={SCREENED: screened})
         self._show(number, self._running_trial(proposal))
         return self._start(proposal)
 
@@ -197,6 +208,25 @@ class Study:
     def evidence(self) -> Evidence:
         """What the search split tells of the finished trials' errors."""
         return self._gathered.of(self.trials)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the search is over, but for confirming, since a further trial is worth too little."""
+        return self._ending is not None and self._ending.settled(self.proposals) is not None
+
+    @property
+    def worth(self) -> Worth | None:
+        """What a further trial is worth, by the last proposals of the sampler; None where that is not known."""
+        return worth_of(self.proposals, len(self.parametrisation.budgets.targets))
+
+    @property
+    def confirming(self) -> int:
+        """How many of the trials are for confirming picks, where the search does not settle before."""
+        return 0 if self._ending is None else self._ending.confirming
+
+    def wanted(self, trials: int) -> int:
+        """How many trials the search has when it is over: these, or fewer where it has settled."""
+        return trials if self._ending is None else min(trials, self._ending.wanted(self.proposals))
 
     @property
     def proposals(self) -> list[Proposal]:
@@ -243,7 +273,8 @@ class Study:
                 sampled = self._sample(number, sampler)
                 allocation = self.parametrisation.decode(sampled.params)
                 if allocation not in self._known:
-                    proposal = self._propose(number, allocation, None, sampled.params)
+                    drawn = sampler.drawn if isinstance(sampler, ScreeningSampler) else None
+                    proposal = self._propose(number, allocation, None, sampled.params, drawn)
                     return self._start(replace(proposal, attributes=self._attributes(number)))
                 self.memory.tell(sampled, state=TrialState.FAIL)  # a repetition is not paid for, and must not count
                 repetitions.append(self._seen.latest(number))
@@ -293,13 +324,32 @@ class Study:
     def _attributes(self, number: int) -> dict[str, Any]:
         return dict(self._seen.get_trial_system_attrs(self._seen.latest(number)))
 
+    def _repeat(self, number: int) -> Proposal | None:
+        """Another fine-tune of a contender for a pick, where the search is about to end and one is worth it."""
+        proposals = self.proposals
+        if self._ending is None or not self._ending.is_confirming(number, proposals):
+            return None
+        found = self._ending.repeat(self.trials, proposals, self.evidence)
+        self.stuck = found.stuck
+        if found.number is None:
+            return None
+        allocation = next(entry.allocation for entry in proposals if entry.number == found.number)
+        same = [entry.number for entry in proposals if entry.allocation == allocation and entry.recipe is None]
+        proposal = self._propose(number, allocation, f"again {min(same)}", {})
+        return replace(proposal, seed=self.seed + len(same), repeats=min(same))
+
     def _propose(
-        self, number: int, allocation: Allocation | None, label: str | None, parameters: Mapping[str, float]
+        self,
+        number: int,
+        allocation: Allocation | None,
+        label: str | None,
+        parameters: Mapping[str, float],
+        draw: Candidates | None = None,
     ) -> Proposal:
         self._taken.add(number)
         if allocation is not None:
             self._known.add(allocation)
-        return Proposal(
+        proposal = Proposal(
             number=number,
             allocation=allocation,
             space=self.parametrisation.budgets.space.name,
@@ -307,6 +357,8 @@ class Study:
             label=label,
             parameters=dict(parameters),
         )
+        budgets = self.parametrisation.budgets
+        return proposal if draw is None else with_worth(proposal, draw, budgets, self.trials, self.evidence)
 
     def _start(self, proposal: Proposal) -> Proposal:
         write_json(self.folder(proposal.number) / "allocation.json", proposal.to_dict())
@@ -323,7 +375,10 @@ class Study:
         """Trials that were started and never told, in the order of their numbers."""
         told = {trial.proposal.number for trial in self.trials}
         distributions, space = self.parametrisation.distributions, self.parametrisation.budgets.space
-        found = [read_begun(path, distributions, space) for path in (self.directory / "trials").glob("*/allocation.json")]
+        found = [
+            read_begun(path, distributions, space, self.trials)
+            for path in (self.directory / "trials").glob("*/allocation.json")
+        ]
         waiting = [proposal for proposal in found if proposal is not None and proposal.number not in told]
         return sorted(waiting, key=lambda proposal: proposal.number)
 

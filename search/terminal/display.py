@@ -19,7 +19,9 @@ from objectives.units import format_duration, format_kept, format_size
 from search.driver.observer import Observer
 from search.driver.outlook import Outlook
 from search.report.verdict import TIED, expected_text
+from search.run.first_answer import FirstAnswer
 from search.run.summary import RunSummary
+from search.terminal.first_tables import first_tables
 from search.terminal.lines import Lines
 from search.trial import Proposal, Trial
 
@@ -35,6 +37,8 @@ _STAGES = {
     "dense model": "evaluating the dense model",
     "training": "training the demo model",
     "latency": "measuring latency",
+    "learning rate": "probing learning rates",
+    "first answer": "measuring budgets as built",
     "forecast": "timing a trial",
     "workers": "starting a worker",
     "loading": "loading the model and the images",
@@ -99,6 +103,10 @@ class Display(Observer):
             self.bars.reset(self._tasks[what])
         self.bars.update(self._tasks[what], completed=done, total=total, visible=done < total)
         self._refresh()
+
+    def answered(self, answer: FirstAnswer) -> None:
+        for table in first_tables(answer):
+            self.console.print(table)
 
     def began(self, directory: Path, summary: RunSummary, outlook: Outlook, steps: int) -> None:
         dense = summary.dense

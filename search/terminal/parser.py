@@ -24,11 +24,11 @@ _TITLES = {
     "MachineConfig": "machines",
 }
 
-# What inspect takes of the options of launch; the data options are for --profile.
+# What inspect takes of the options of launch; the data options are for --profile and --front.
 _INSPECTED: dict[type[Any], tuple[str, ...]] = {
     ModelConfig: tuple(name for name in get_type_hints(ModelConfig) if name != "model"),
     DataConfig: tuple(get_type_hints(DataConfig)),
-    StudyConfig: ("space", "multiple", "output"),
+    StudyConfig: ("space", "tokens", "drop", "multiple", "target", "objectives", "output"),
     MachineConfig: ("device", "threads"),
 }
 
@@ -37,7 +37,7 @@ examples:
   run_search.py launch
       the built-in demo: trains a small model on the digits, searches, needs no network
   run_search.py inspect deit_small_patch16_224
-      what can be made smaller, and how far; with --profile and images, what it costs
+      what can be made smaller, and how far; with --front and images, what budgets cost before any search
   run_search.py launch --model deit_small_patch16_224 --pretrained --data-dir imagenet --target flops=50% --trials 200
   run_search.py launch --model vit_base_patch16_224 --checkpoint mine.safetensors --data-dir my_images --target params=20M
   run_search.py launch --model local-dir:my_model --data-dir my_images --target flops=50%
@@ -88,10 +88,17 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument(
         "model", help="timm model name, local-dir:FOLDER, hf-hub:ORG/NAME, or a run directory, whose options then apply"
     )
-    inspect.add_argument(
+    shown = inspect.add_mutually_exclusive_group()
+    shown.add_argument(
         "--profile",
         action="store_true",
         help="what every size of every site costs, in closed form and measured on calibration images: a table and a heat map",
+    )
+    shown.add_argument(
+        "--front",
+        action="store_true",
+        help="what budgets cost before anything is fine-tuned: a dozen shares of the cost, measured as built. Writes a run "
+        "directory without trials, which launch continues",
     )
     for owner, names in _INSPECTED.items():
         _add_options(inspect.add_argument_group(_TITLES[owner.__name__]), owner, only=names)
@@ -175,11 +182,18 @@ def _add_points(group: Any) -> None:
         metavar="FILE",
         help="sizes from a JSON file, as the page saves it",
     )
-    group.add_argument(
+    built = group.add_mutually_exclusive_group()
+    built.add_argument(
         "--exact",
         action="store_true",
         help="where the best trial leaves some of its target, build a point on it from the factors, give it the short "
         "fine-tune, and export it if it is not worse",
+    )
+    built.add_argument(
+        "--predicted",
+        action="store_true",
+        help="on every target, what the profile alone chooses, as built and without a fine-tune: needs no trial (see inspect "
+        "--front)",
     )
     group.add_argument(
         "--prefer",

@@ -157,7 +157,7 @@ def _load(config: ModelConfig) -> _Loaded:
             f"{path} has {classes} classes, but --num-classes is {config.num_classes}: "
             "leave the flag out to use the checkpoint's"
         )
-    expected = _skeleton(config, classes or None).state_dict()
+    expected = (skeleton if (classes or None) == config.num_classes else _skeleton(config, classes or None)).state_dict()
     patches = getattr(getattr(skeleton, "patch_embed", None), "num_patches", 0)
     problem = misfit(found.tensors, expected, config.model, patches) or value_problem(found.tensors, expected)
     if problem is not None:

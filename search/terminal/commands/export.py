@@ -41,7 +41,9 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     )
     opened = open_run(arguments.run)
     files = [Path(path) for path in arguments.allocation]
-    wanted = wishes(opened, arguments.target, arguments.trial, files, arguments.all_front, arguments.prefer)
+    wanted = wishes(
+        opened, arguments.target, arguments.trial, files, arguments.all_front, arguments.predicted, arguments.prefer
+    )
     with Display(console) as display:
         exported = export_points(opened, wanted, display.stage, options, display.notice)
     if len(exported) > 1:
