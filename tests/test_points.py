@@ -96,7 +96,7 @@ class Built:
         self.screened.append(allocation)
         return AsBuilt(divergence=1 / allocation[SITES[1]], changed=0.0)
 
-    def evaluate(self, allocation: Allocation, seed: int, on_step: Any, weights: Path, outcomes: Path) -> Any:
+    def evaluate(self, allocation: Allocation, seed: int, on_step: Any, weights: Path, on_rung: Any, outcomes: Path) -> Any:
         self.trained.append(allocation)
         return replace(score_of(allocation), error=self.error)
 
