@@ -124,7 +124,14 @@ def _trials(count: int, space: Space, costs: Sequence[str], random: np.random.Ge
     error = 0.2 + 0.4 * (1 - kept) ** 4 + np.concatenate([[0.0], random.exponential(0.02, count - 1)])
     state = np.where(np.arange(count) % 50 == 49, "FAIL", np.where(np.arange(count) % 10 == 9, "PRUNED", "COMPLETE"))
     done = state == "COMPLETE"
-    table: dict[str, Any] = {"number": np.arange(count), "state": state, "space": space.name, "seed": 0, "seconds": 60.0}
+    table: dict[str, Any] = {
+        "number": np.arange(count),
+        "state": state,
+        "space": space.name,
+        "seed": 0,
+        "repeats": None,
+        "seconds": 60.0,
+    }
     table["label"] = ["dense", *[None] * (count - 1)]
     table["reason"] = [{"COMPLETE": None, "FAIL": "the loss is NaN"}.get(each, "dominated by trial 1") for each in state]
     table |= {

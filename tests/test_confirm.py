@@ -11,12 +11,14 @@ import pytest
 from local_launches import config_of
 from local_outcomes import Searched
 from local_problems import Problem
+from local_searches import scored
 
 from search.evidence.confirm import Contender, Repeat, chances_of, to_repeat
 from search.evidence.posterior import Evidence
 from search.study.ending import Ending, ending_of
 from search.study.study import Study
-from search.trial import Proposal
+from search.trial import Proposal, Trial
+from spaces.allocation import Allocation
 from spaces.errors import RunError
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -176,14 +178,37 @@ def test_without_evidence_nothing_is_repeated(problem: Problem, tmp_path: Path) 
     assert len(study.trials) == 10 and not repeats_of(search) and not study.stuck
 
 
-def test_targets_take_turns(tmp_path: Path) -> None:
-    problem = Problem(shares=(0.5, 0.25), sizes=((8, 16, 32, 48, 64), (8, 128)))
-    search = Searched(tmp_path, ending(problem, trials=30), problem, LUCK)
-    search.run(30)
-    repeats = repeats_of(search)
-    loads = [problem.load(entry.allocation, 1) for entry in repeats if entry.allocation]
-    assert len(loads) == 3
-    assert loads[1] <= 1, "the second one is under the second target"
+def ended(number: int, macs: int, params: int, repeats: int | None = None, steps: int = 10) -> Trial:
+    score = replace(scored(0.1, macs), costs={"macs": macs, "params": params}, steps=steps)
+    label = None if repeats is None else f"again {repeats}"
+    proposal = Proposal(
+        number=number, allocation=Allocation({"b.hidden": repeats or number + 1}), space="test", seed=0,
+        label=label, repeats=repeats,
+    )  # fmt: skip
+    return Trial(proposal=proposal, score=score, reason=None, ended="")
+
+
+def test_targets_take_turns() -> None:
+    """Trials 0 and 1 are under the first target alone, 2 and 3 under the second one; no two can be told apart."""
+    both = Ending(trials=50, targets=[{"macs": 100}, {"params": 100}])
+    first, second = [ended(0, 90, 900), ended(1, 80, 800)], [ended(2, 900, 90), ended(3, 800, 80)]
+    repeat = ended(4, 90, 900, repeats=1)
+    same = evidence([0.1] * 5, [1e-4] * 5)
+
+    def found(*trials: Trial) -> int | None:
+        return both.repeat(trials, [trial.proposal for trial in trials], same).number
+
+    assert found(*first, *second) in (0, 1)
+    assert found(*first, *second, repeat) in (2, 3)
+    assert found(*second) in (2, 3), "where nothing is tied under one target, the next one goes first"
+    assert found(*first, repeat) in (0, 1, 4)
+    assert found(first[0], second[0]) is None
+
+
+def test_what_is_not_trained_is_not_trained_again() -> None:
+    as_built = [ended(0, 90, 900, steps=0), ended(1, 80, 800, steps=0)]
+    found = Ending(trials=50, targets=[{"macs": 100}])
+    assert found.repeat(as_built, [trial.proposal for trial in as_built], evidence([0.1] * 2, [1e-4] * 2)) == Repeat()
 
 
 @pytest.mark.parametrize(("trials", "confirming"), [(9, 0), (10, 1), (11, 2), (50, 5), (51, 6)])

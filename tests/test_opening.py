@@ -52,6 +52,19 @@ def test_trials_by_kind_and_whether_few_are_left(labels: list[str | None], wante
     assert warning is None or f"{sum(label is not None for label in labels)} trials are fixed" in (opening.warning or "")
 
 
+def test_the_last_trials_confirm_what_is_best() -> None:
+    opening = opening_of(proposals(*FIXED), 50, targets=1, recipe=False, confirming=5)
+    assert opening.text == f"50 trials: {KINDS}, 36 proposals of the sampler, 5 to confirm what is best"
+    few = opening_of(proposals(*FIXED), 16, targets=1, recipe=False, confirming=2)
+    assert "5 of 16 are left" in str(few.warning)
+    assert "--trials 33 leaves 20" in str(few.warning), "9 fixed ones, and 4 that confirm"
+    again = [*proposals(*FIXED, None, None), *(replace(entry, repeats=3) for entry in proposals("again 3"))]
+    assert opening_of(again, 12, targets=1, recipe=False, confirming=2).text.endswith(
+        "2 proposals of the sampler, 1 to confirm what is best"
+    )
+    assert "confirm" not in opening_of(proposals(*FIXED), 9, targets=1, recipe=False, confirming=1).text, "none is left"
+
+
 def test_every_target_wants_proposals_of_its_own() -> None:
     assert opening_of(proposals(*FIXED), 17 + 7, targets=2, recipe=False).warning is not None
     assert opening_of(proposals(*FIXED), 17 + 8, targets=2, recipe=False).warning is None

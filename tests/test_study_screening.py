@@ -291,6 +291,8 @@ def test_many_trials_at_once_are_all_different(tmp_path: Path, screening: bool) 
 class Pair:
     """Two candidates, the one of whose divergence is smaller is taken."""
 
+    target, gain = 0, 0.5
+
     def __init__(self, problem: Problem) -> None:
         self._starts = problem.starts[:2]
         self.candidates = tuple(problem.parametrisation.decode(start) for start in self._starts)
@@ -306,6 +308,8 @@ class Pair:
 
 
 class Pairs(RandomSampler):
+    drawn = None
+
     def draw(
         self,
         study: optuna.Study,
@@ -323,7 +327,8 @@ def test_any_sampler_that_can_draw_has_its_candidates_screened(tmp_path: Path, m
     screening = study.ask()
     assert isinstance(screening, Screening) and screening.candidates == Pair(problem).candidates
     proposal = study.choose(screening.number, [2.0, 1.0])
-    assert isinstance(proposal, Proposal) and proposal.allocation == screening.candidates[1]
+    assert isinstance(proposal, Proposal) and (proposal.gain, proposal.known_to) == (0.5, None)
+    assert proposal.allocation == screening.candidates[1]
     assert [value for _, value in proposal.attributes[SCREENED]] == [2.0, 1.0]
 
 

@@ -49,8 +49,10 @@ def read_reference(directory: Path, mark: str) -> Wrong | None:
         found = read_json(path)
         if found["mark"] != mark:
             return None
-        packed = np.frombuffer(b64decode(found["wrong"], validate=True), dtype=np.uint8)
-        return np.unpackbits(packed, count=int(found["images"])).astype(bool)
+        packed, images = np.frombuffer(b64decode(found["wrong"], validate=True), dtype=np.uint8), int(found["images"])
+        if len(packed) != -(-images // 8):
+            raise ValueError(f"it has answers to other than {images} images")
+        return np.unpackbits(packed, count=images).astype(bool)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

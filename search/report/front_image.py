@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from objectives.cost.spec import MAIN
-from search.report.front_plot import PLACES, FrontPlot, Labels, Limit, Trace, drawn, front_plot
+from search.report.front_plot import FrontPlot, Limit, Trace, drawn, front_plot
+from search.report.label_places import PLACES, Labels
 from search.run.finished_trial import FinishedTrial
 from search.run.summary import RunSummary
 from spaces.files import replacing
@@ -57,7 +58,15 @@ def _draw(axes: Axes, drawn: FrontPlot) -> None:
     if intervals.x and intervals.error_y is not None:
         ends = [intervals.error_y.arrayminus, intervals.error_y.array]
         axes.errorbar(
-            intervals.x, intervals.y, ends, fmt="none", ecolor="#1d5fa8", elinewidth=0.8, capsize=2, label="95 % intervals"
+            intervals.x,
+            intervals.y,
+            ends,
+            fmt="none",
+            ecolor="#1d5fa8",
+            alpha=0.6,
+            elinewidth=0.8,
+            capsize=2,
+            label="95 % intervals",
         )
     if tied.x:
         axes.scatter(

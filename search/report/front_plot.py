@@ -7,26 +7,15 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from objectives.cost.spec import Cost, CostSpec, counted_costs, word_of
+from search.report.label_places import Labels, placed_labels
 from search.report.trial_texts import reference_name, reference_of
 from search.report.verdict import TIED, mark_of
 from search.run.finished_trial import FinishedTrial
 from search.run.summary import RunSummary
 from search.trial import DENSE
 
-Box = tuple[float, float, float, float]
 Span = tuple[float, float]
 
-# Where a label may stand beside its point, best first: Plotly's name -> offset in points and alignment for matplotlib.
-PLACES = {
-    "top right": (5, 4, "left", "bottom"),
-    "bottom left": (-5, -4, "right", "top"),
-    "top left": (-5, 4, "right", "bottom"),
-    "bottom right": (5, -4, "left", "top"),
-}
-# Assumed width of a label's character, as a share of the axes, on a wide screen and on a telephone.
-_CHARACTERS = {"wide": 0.013, "narrow": 0.025}
-# Distance, as a share of the axes, below which two baselines share a label.
-_NEAR = 0.04
 # Most intervals that are drawn of a front.
 _BARS = 40
 
@@ -52,14 +41,6 @@ class Trace:
     y: list[float]
     customdata: list[int | None]
     error_y: Bars | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Labels:
-    """The texts beside the baselines, '' for none, and where each stands: one of `PLACES`."""
-
-    text: list[str]
-    textposition: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +130,7 @@ def front_plot(
     return FrontPlot(
         traces={**traces, "stopped": _trace(at_rung, spec.name, dense)},
         ranges=ranges,
-        labels={screen: _labels(names, traces, ranges, width) for screen, width in _CHARACTERS.items()},
+        labels=_labels(names, traces, ranges),
         limits=tuple(_limit(index, x, text, ranges["x"]) for index, (x, text) in enumerate(limits)),
         title=f"{spec.word} kept (% of the dense {spec.format(dense)})",
         errors=error_title(points),
@@ -233,68 +214,16 @@ def _limit(index: int, x: float, text: str, span: Span) -> Limit:
     return Limit(x=x, y=0.01 + 0.06 * index, side=side, text=html.escape(text))
 
 
-def _labels(names: Sequence[str], traces: Mapping[str, Trace], ranges: Mapping[str, Span], width: float) -> Labels:
-    """The baselines' labels, each placed where it covers no label and no point of the front; '' where all places do.
-
-    Points that nearly coincide share one label, on the first of them.
-
-    Args:
-        names: one per baseline.
-        traces, ranges: of the plot.
-        width: assumed width of a character, as a share of the axes.
-    """
+def _labels(names: Sequence[str], traces: Mapping[str, Trace], ranges: Mapping[str, Span]) -> dict[str, Labels]:
+    """The baselines' labels, which cover no point of the front, on a wide and on a narrow screen."""
     (left, right), (low, high) = ranges["x"], ranges["y"]
-    scaled = {
-        name: [((x - left) / (right - left), (y - low) / (high - low)) for x, y in zip(trace.x, trace.y, strict=True)]
-        for name, trace in traces.items()
-    }
-    taken = [(x - 0.01, y - 0.01, x + 0.01, y + 0.01) for name in ("baselines", "front", "dense") for x, y in scaled[name]]
-    points = scaled["baselines"]
-    labels = Labels(text=[""] * len(names), textposition=["top right"] * len(names))
-    for group in _groups(points):
-        together = ", ".join(dict.fromkeys(names[index] for index in group))
-        if len(group) > 1 and (place := _place(points[group[0]], width * len(together), taken)):
-            labels.text[group[0]], labels.textposition[group[0]] = html.escape(together), place
-            continue
-        for index in group:
-            if place := _place(points[index], width * len(names[index]), taken):
-                labels.text[index], labels.textposition[index] = html.escape(names[index]), place
-    return labels
 
+    def scaled(name: str) -> list[tuple[float, float]]:
+        return [
+            ((x - left) / (right - left), (y - low) / (high - low)) for x, y in zip(traces[name].x, traces[name].y, strict=True)
+        ]
 
-def _groups(points: Sequence[tuple[float, float]]) -> list[list[int]]:
-    """Indices of points that lie so near to each other that they share a label."""
-    groups: list[list[int]] = []
-    for index, (x, y) in enumerate(points):
-        near = (group for group in groups if abs(points[group[0]][0] - x) < _NEAR and abs(points[group[0]][1] - y) < _NEAR)
-        group = next(near, None)
-        if group is None:
-            groups.append([index])
-        else:
-            group.append(index)
-    return groups
-
-
-def _place(point: tuple[float, float], width: float, taken: list[Box]) -> str | None:
-    """Where a label of this width covers nothing that is `taken`, to which it is added; None if there is no such place."""
-    for place in PLACES:
-        box = _box(*point, width, place)
-        if _is_free(box, taken):
-            taken.append(box)
-            return place
-    return None
-
-
-def _box(x: float, y: float, width: float, place: str, height: float = 0.055) -> Box:
-    left = x + 0.012 if "right" in place else x - 0.012 - width
-    low = y + 0.012 if "top" in place else y - 0.012 - height
-    return left, low, left + width, low + height
-
-
-def _is_free(box: Box, taken: Sequence[Box]) -> bool:
-    if min(box) < 0.0 or max(box) > 1.0:
-        return False
-    return all(box[2] <= other[0] or other[2] <= box[0] or box[3] <= other[1] or other[3] <= box[1] for other in taken)
+    return placed_labels(names, scaled("baselines"), [*scaled("front"), *scaled("dense")])
 
 
 def _is_finite(value: float | None) -> bool:

@@ -100,7 +100,7 @@ def _help(best: Best, point: FrontPoint | None, summary: RunSummary) -> Iterator
     if 0 < images < _FEW:
         yield f"more search images: with {4 * images:,}, differences are known about twice as well"
     if point is not None and point.steps and point.kept_step == point.steps:
-        yield "a longer fine-tune (--steps)"
+        yield "a longer fine-tune (--steps): its last step had the best weights"
     if best.lost is not None and best.lost.low <= 0:
         yield "a lower target: the best trial cannot be told apart from the dense model, or is better"
     if best.number == best.start:

@@ -34,7 +34,7 @@ function traces(run, place) {
     trials: { name: "trials", mode: "markers", showlegend: alone,
       marker: { symbol, color: colour("trial"), size: alone ? 6 : 5, opacity: alone ? 0.65 : 0.3 } },
     intervals: { name: "95 % intervals", mode: "markers", hoverinfo: "skip", showlegend: alone && figure.traces.intervals.x.length > 0,
-      marker: { symbol, color: colour("front"), size: 1 },
+      marker: { symbol: "line-ns", size: 6, line: { color: colour("front"), width: 1 } },
       error_y: { ...figure.traces.intervals.error_y, color: colour("front"), thickness: 1, width: 3 } },
     line: { name: alone ? (small ? "front" : figure.front) : plain(run.name), mode: alone ? "lines" : "lines+markers", hoverinfo: "skip",
       marker: { symbol, color: colour("front"), size: 8 }, line: { color: colour("front"), width: 2, dash: DASHES[place % DASHES.length] } },
