@@ -107,7 +107,7 @@ def test_ties_are_marked_and_told() -> None:
     assert "best under the target: 26.1 % (20.0–45.0) expected at 40.0% of MACs (trial 2, ≈ 2 more)" in shown(found)
     text = StringIO()
     Console(file=text, width=200).print(front_table(found))
-    assert [" ".join(line.split()) for line in text.getvalue().splitlines()][4:6] == [
+    assert [" ".join(line.split()) for line in text.getvalue().splitlines()][5:7] == [
         "│ ≈ 4 │ │ 300 │ 30.0 % (−70.0 %) │ 150 │ 75.0 % (−25.0 %) │ 70.00% │ 40.00% │ 41.1 % (20.0–45.0) │",
         "│ 2 │ uniform │ 400 │ 40.0 % (−60.0 %) │ 120 │ 60.0 % (−40.0 %) │ 40.00% │ 25.00% │ 26.1 % (20.0–45.0) │",
     ]

@@ -51,8 +51,9 @@ def front_table(summary: RunSummary) -> Table:
     notes = [note for note in (built, legend(summary)) if note]
     table.caption, table.caption_justify = "\n".join(notes) or None, "left"
     known = any(point.expected is not None for point in summary.front)
-    columns = ["trial", "label", *cost_columns(dense), "error as built", "error fine-tuned"]
-    for name in (*columns, *(("expected (95 %)",) if known else ())):
+    costs = [name.replace("keeps of ", "keeps of\n") for name in cost_columns(dense)]
+    columns = ["trial", "label", *costs, "error\nas built", "error\nfine-tuned", *(["expected\n(95 %)"] if known else [])]
+    for name in columns:
         table.add_column(name, justify="left" if name == "label" else "right", no_wrap=True)
     for point in summary.front:
         style = "bold green" if point.number in summary.best else None
