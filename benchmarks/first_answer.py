@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--data-dir", default=fashion_mnist.OPTIONS["data_dir"])
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--lr", type=float, default=5e-5)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--answer-only", action="store_true", help="fine-tune nothing")
     parser.add_argument("--output", help="run directory that is kept; by default none is")
@@ -51,8 +52,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
     with tempfile.TemporaryDirectory() as folder:
         output = arguments.output or folder
-        given = {"checkpoint": arguments.checkpoint, "data_dir": arguments.data_dir, "steps": arguments.steps, "output": output}
-        config = SearchConfig.from_flat({**fashion_mnist.OPTIONS, **given})
+        given = {name: getattr(arguments, name) for name in ("checkpoint", "data_dir", "steps", "lr")}
+        config = SearchConfig.from_flat({**fashion_mnist.OPTIONS, **given, "output": output})
         config = replace(config, machines=replace(config.machines, threads=arguments.threads))
         stages = Stages()
         answer = preview(config, stages)

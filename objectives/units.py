@@ -19,6 +19,27 @@ def format_kept(share: float) -> str:
     return f"{share * 100:.1f} % ({'±0.0' if change[1:] == '0.0' else change} %)"
 
 
+def format_interval(mean: float, low: float, high: float) -> str:
+    """Shares with the ends of their interval: '13.4 % (12.5–14.4)'; with two digits where the ends are within a point."""
+    return _spread(100 * mean, 100 * low, 100 * high, " %")
+
+
+def format_ratio(mean: float, low: float, high: float) -> str:
+    """A ratio with the ends of its interval: '×1.04 (1.01–1.07)'."""
+    return f"×{mean:.2f} ({low:.2f}–{high:.2f})"
+
+
+def format_points(mean: float, low: float, high: float) -> str:
+    """A difference of shares, in points, with the ends of its interval: '0.12 points (−0.05 to 0.29)'."""
+    middle, *ends = (f"{100 * value:.2f}".replace("-0.00", "0.00").replace("-", "−") for value in (mean, low, high))
+    return f"{middle} points ({' to '.join(ends)})"
+
+
+def _spread(mean: float, low: float, high: float, unit: str) -> str:
+    digits = 1 if high - low >= 1 else 2
+    return f"{mean:.{digits}f}{unit} ({low:.{digits}f}–{high:.{digits}f})"
+
+
 def format_time(seconds: float) -> str:
     """0.00821 -> '8.21 ms': three digits."""
     unit, name = _unit(seconds, _TIMES) if seconds else _TIMES[0]

@@ -49,3 +49,8 @@ def outcomes_of(directory: Path, number: int) -> Path:
 def weights_in(scratch: Path, name: str) -> Path:
     """Where an export keeps weights that it makes, in a folder that goes with it."""
     return scratch / f"{name}.safetensors"
+
+
+def outcomes_in(weights: Path) -> Path:
+    """Where an export keeps what such weights make of every single image of the search split, beside them."""
+    return weights.with_suffix(".outcomes")

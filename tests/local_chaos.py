@@ -315,7 +315,7 @@ def _front_faults(run: Path, done: pd.DataFrame) -> Iterator[str]:
         yield f"the front is {sorted(front)}, pareto.json has {sorted(shown)}"
     dense = set(done[done["label"] == "dense"]["number"])
     kept = {int(path.stem) for path in (run / "front").glob("*.safetensors")}
-    if kept != front - dense:
+    if not kept <= front - dense:  # one that comes back to the front, when more is known of its error, has none any more
         yield f"weights of {sorted(kept)}, the front without the dense reference is {sorted(front - dense)}"
     yield from (f"{path} is empty" for path in (run / "front").iterdir() if not load_file(path))
 

@@ -65,11 +65,13 @@ def test_every_run_has_its_front_as_a_line_of_its_own(visit: Visit, runs: list[R
     for line, run in zip(lines, runs, strict=True):
         front = sorted(run.front, key=lambda trial: trial.costs["macs"])
         assert line["x"] == pytest.approx([100 * trial.kept["macs"] for trial in front], abs=1e-3)
-        assert line["y"] == pytest.approx([100 * trial.figure("error") for trial in front], abs=1e-3)
+        assert line["y"] == pytest.approx([100 * trial.objective("error") for trial in front], abs=1e-3)
     looks = [(line["line"]["color"], line["line"]["dash"], line["marker"]["symbol"]) for line in lines]
     assert all(one != two for one, two in zip(*looks, strict=True)), "told apart without colours too"
     visit.page.emulate_media(color_scheme="dark")
-    visit.page.wait_for_function("(color) => plot.data[2].line.color !== color", arg=looks[0][0])
+    visit.page.wait_for_function(
+        "(color) => plot.data.find((each) => each.mode === 'lines+markers').line.color !== color", arg=looks[0][0]
+    )
     assert visit.problems == []
 
 

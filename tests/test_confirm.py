@@ -71,6 +71,12 @@ def test_of_equal_chances_the_one_that_seeds_move_more_is_repeated() -> None:
     assert to_repeat(contenders(1, 1), evidence([0.1, 0.1], [1e-4, 1e-6])) == Repeat(number=0)
 
 
+def test_what_was_kept_as_built_is_not_fine_tuned_again() -> None:
+    found, trained = evidence([0.1, 0.1], [1e-4, 1e-4]), Contender(number=1)
+    assert to_repeat([Contender(number=0, trains=False), trained], found) == Repeat(number=1)
+    assert to_repeat([Contender(number=number, trains=False) for number in (0, 1)], found) == Repeat(stuck=True)
+
+
 @pytest.mark.parametrize(("luck", "number"), [(0.0, 0), (1.1, 0), (1.4, None), (1e6, None)])
 def test_where_the_luck_of_the_images_dominates_no_seed_helps(luck: float, number: int | None) -> None:
     """Of two allocations with own variances of 1 the distance has a variance of 2 before and a noise of 2 + L, where L is twice
@@ -227,7 +233,7 @@ def test_which_searches_confirm(tmp_path: Path) -> None:
 
     confirmed = found()
     assert confirmed is not None and confirmed.confirms
-    for name, value in (("steps", 0), ("target", [])):
+    for name, value in (("steps", 0), ("target", list[str]())):
         other = found(**{name: value})
         assert other is not None and not other.confirms
     assert found(recipe="vtp") is None

@@ -1,6 +1,7 @@
 """What a search shows while it runs, of one target and of several."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from io import StringIO
 from itertools import count
 from pathlib import Path
@@ -13,7 +14,8 @@ from rich.console import Console
 from objectives.score import Score
 from search.budgets.targets import Budget
 from search.driver.outlook import Outlook
-from search.run.summary import RunSummary
+from search.evidence.intervals import Interval
+from search.run.summary import Best, RunSummary
 from search.terminal.display import Display
 from search.terminal.tables import front_table
 from search.trial import Proposal, Trial
@@ -96,6 +98,20 @@ def test_targets_and_their_best_are_shown(targets: Sequence[Budget], best: list[
 def test_a_best_trial_off_the_front_is_named() -> None:
     """Beaten in error and MACs by one that breaks a bound on parameters."""
     assert "best under the target: trial 3, not on the front" in shown(summary(TARGETS[1:], [3]))
+
+
+def test_ties_are_marked_and_told() -> None:
+    """The expected error stands in place of the measured one in a line, and beside it in the table."""
+    points = tuple(replace(point, expected=Interval(mean=point.error + 0.011, low=0.2, high=0.45)) for point in POINTS)
+    found = replace(summary(TARGETS[:1], [2]), front=points, bests=(Best(number=2, tied=(4, 7), among=5),))
+    assert "best under the target: 26.1 % (20.0–45.0) expected at 40.0% of MACs (trial 2, ≈ 2 more)" in shown(found)
+    text = StringIO()
+    Console(file=text, width=200).print(front_table(found))
+    assert [" ".join(line.split()) for line in text.getvalue().splitlines()][5:7] == [
+        "│ ≈ 4 │ │ 300 │ 30.0 % (−70.0 %) │ 150 │ 75.0 % (−25.0 %) │ 70.00% │ 40.00% │ 41.1 % (20.0–45.0) │",
+        "│ 2 │ uniform │ 400 │ 40.0 % (−60.0 %) │ 120 │ 60.0 % (−40.0 %) │ 40.00% │ 25.00% │ 26.1 % (20.0–45.0) │",
+    ]
+    assert "≈ cannot be told apart from the best under flops=45%" in text.getvalue()
 
 
 def test_every_target_has_a_line_of_the_table_in_colour() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from local_images import fill
 from local_launches import OPTIONS, Silent, config_of
 from local_runs import Fails, content
@@ -21,10 +22,12 @@ import run_search
 from objectives.data.loaders import Data
 from objectives.deploy.config import FormatConfig
 from objectives.error import evaluate
+from objectives.outcomes import Outcomes
 from search import SearchConfig, export, launch
 from search.deploy import session as exports
 from search.deploy.model_folder import ExportOptions
 from search.deploy.points import Point, wishes
+from search.layout import outcomes_of
 from search.run.run import Run
 from search.run.summary import RunSummary
 from search.terminal.parser import build_parser
@@ -85,6 +88,13 @@ def rated(run: Run, error: float) -> Run:
     return Run(run.directory)
 
 
+def answered(run: Run, number: int, wrong: bool) -> None:
+    """Say that a trial answered every image of the search split so."""
+    path = outcomes_of(run.directory, number)
+    before = Outcomes.load(path)
+    Outcomes(torch.full_like(before.wrong, wrong), before.cross_entropy, before.kl).save(path)
+
+
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> list[Point]:
     """Points that were exported, to folders of the dense model, measured by nobody: that takes most of the time."""
@@ -119,6 +129,7 @@ def test_a_point_on_the_budget_is_exported_as_it_was_measured_and_marked(run: Ru
     best, limit = run.best(target), run.budget(target).limits["macs"]
     assert best.costs["macs"] < 0.95 * limit, "a gap"
     before = content(run.directory / "front")
+    answered(run, best.number, wrong=True)
     assert command(run.directory, "--target", target, "--exact") == 0
     (folder,) = (run.directory / "export").iterdir()
     origin, text = origin_of(folder), " ".join(capsys.readouterr().out.split())
@@ -138,7 +149,8 @@ def test_a_point_on_the_budget_is_exported_as_it_was_measured_and_marked(run: Ru
 def test_where_it_is_worse_the_trial_is_exported_and_that_is_said(
     run: Run, written: list[Point], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, target = rated(run, 0.0), gap_of(run)
+    target = gap_of(run)
+    answered(run, run.best(target).number, wrong=False)
     assert command(run.directory, "--target", target, "--exact") == 0
     (folder,) = (run.directory / "export").iterdir()
     assert folder.name == f"{target.replace('=', '').rstrip('%')}"
@@ -215,7 +227,18 @@ def test_weights_that_the_search_has_dropped_are_made_again_outside_of_the_run(r
     shutil.rmtree(run.directory / "front")
     number = run.front[0].number
     folder = export(run, trial=number)
-    assert error_of(run, folder) == pytest.approx(run.trial(number).error)
+    trial, report = run.trial(number), json.loads((folder / "report.json").read_text())
+    assert error_of(run, folder) == pytest.approx(trial.error)
+    assert trial.expected is not None
+    expected, measured = report["expected_error"], 1 - report["test_top1"]["finetuned"]
+    inside = trial.expected.low <= measured <= trial.expected.high
+    assert (expected["mean"], expected["measured"], expected["within"]) == (trial.expected.mean, measured, inside)
+    difference = report["difference"]
+    assert difference["mean"] == pytest.approx(measured - 1 + report["test_top1"]["dense_finetuned"])
+    assert difference["low"] <= difference["mean"] <= difference["high"]
+    card = " ".join((folder / "README.md").read_text().split())
+    assert f"on the test split {100 * measured:.2f} %: {'within' if inside else 'outside'}" in card
+    assert "exact interval of 95 % for the same images" in card
     assert not (run.directory / "front").exists()
     assert [path.name for path in (run.directory / "export").iterdir()] == [f"trial{number}"]
 

@@ -213,11 +213,13 @@ def test_a_launch_goes_on_from_it_and_measures_nothing_again(tmp_path: Path) -> 
 
 
 def test_a_launch_may_have_other_options_until_there_is_a_trial(tmp_path: Path) -> None:
+    """Another target, and a learning rate that it probes itself."""
     inspected(tmp_path, target=[])
-    changed, told = config_of(tmp_path, trials=1, baselines=["none"], steps=1, target=["params=40%"]), Silent()
+    changed = config_of(tmp_path, trials=1, baselines=["none"], steps=1, target=["params=40%"], lr=None)
+    told = Silent()
     assert read_first_answer(launch(changed, told).directory).costs == ("params",)  # type: ignore[union-attr]
-    assert STAGE in told.stages, "another cost is another question"
-    with pytest.raises(RunError, match="was searched with target"):
+    assert told.told.index(STAGE) < told.told.index("learning rate"), "the answer comes before any fine-tune"
+    with pytest.raises(RunError, match="was searched with lr=None"):
         launch(config_of(tmp_path, trials=1, baselines=["none"], steps=1), Silent())
 
 
@@ -236,7 +238,7 @@ def test_inspect_front_prints_it_and_what_to_do_next(
 
 @pytest.mark.slow
 def test_what_was_predicted_is_exported_without_a_trial_and_says_that_it_had_no_fine_tune(tmp_path: Path) -> None:
-    config, answer, _ = inspected(tmp_path)
+    config, answer, _ = inspected(tmp_path, lr=None)
     output = config.study.output
     assert run_search.main(["export", output, "--target", "flops=60%", "--predicted"]) == 0
     folder = Path(output) / "export" / "flops60-predicted"

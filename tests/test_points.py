@@ -7,18 +7,23 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from local_runs import Fails
 from local_searches import FINE, costs_of, errors_of, score_of, space_of
 from local_tables import summary_of
 
 from objectives.frames import MeasuredFrames
+from objectives.outcomes import Outcomes
 from objectives.score import AsBuilt
 from search.budgets.targets import Bound, Target
 from search.config import SearchConfig
-from search.deploy.exact_budget import exact_of, materialise
-from search.deploy.points import GIVEN, MATERIALISED, Point, pick_file, pick_target, pick_trial, wishes
-from search.run.finished_trial import finished_trials
+from search.deploy.exact_budget import exact_of, is_worse, materialise
+from search.deploy.points import GIVEN, MATERIALISED, Point, pick_file, pick_target, pick_trial, tied_notice, wishes
+from search.evidence.posterior import NO_EVIDENCE, Evidence
+from search.layout import outcomes_in, outcomes_of, weights_in
+from search.run.finished_trial import finished_trials, with_evidence
 from search.run.run import Run
 from search.run.summary import summarise
 from search.run.tables import RunTables
@@ -43,7 +48,9 @@ TRIALS: dict[int, tuple[tuple[int, int], float | None, dict[str, float] | None]]
 }
 
 
-def made(folder: Path, trials: dict[int, Any] = TRIALS, space: Space = SPACE, **options: Any) -> Run:
+def made(
+    folder: Path, trials: dict[int, Any] = TRIALS, space: Space = SPACE, evidence: Evidence = NO_EVIDENCE, **options: Any
+) -> Run:
     ended, names = [], [site.name for site in space.sites]
     for number, (sizes, error, multipliers) in trials.items():
         parameters = {} if multipliers is None else {"budget": 0.5, **multipliers}
@@ -62,8 +69,8 @@ def made(folder: Path, trials: dict[int, Any] = TRIALS, space: Space = SPACE, **
         reason = None if score else "ValueError: broken"
         ended.append(Trial(proposal=proposal, score=score, reason=reason, ended="2026-11-24T01:00:00+00:00"))
     facts = summary_of(DENSE, space, reach={"macs": (32, 2000), "params": (32, 2000)})
-    found = finished_trials(ended, DENSE)
-    RunTables(folder).write(found, summarise(facts, found))
+    found = with_evidence(finished_trials(ended, DENSE), evidence)
+    RunTables(folder).write(found, summarise(facts, found, evidence), evidence)
     SearchConfig.from_flat({"model": "made-up", "measured_profile": True, **options}).dump(folder / "config.yaml")
     return Run(folder)
 
@@ -89,7 +96,7 @@ class Built:
         self.screened.append(allocation)
         return AsBuilt(divergence=1 / allocation[SITES[1]], changed=0.0)
 
-    def evaluate(self, allocation: Allocation, seed: int, on_step: Any, weights: Path) -> Any:
+    def evaluate(self, allocation: Allocation, seed: int, on_step: Any, weights: Path, on_rung: Any, outcomes: Path) -> Any:
         self.trained.append(allocation)
         return replace(score_of(allocation), error=self.error)
 
@@ -290,6 +297,58 @@ def test_a_run_of_recipes_only_has_nothing_to_build_from(tmp_path: Path) -> None
     run = made(tmp_path, recipe="magnitude", target=["flops=50%"])
     with pytest.raises(RunError, match="holds the recipe 'magnitude' alone"):
         built(run, "flops=70%", Built())
+
+
+def answers(path: Path, wrong: Sequence[int], images: int = 20) -> None:
+    """Keep that these of so many images are answered wrong."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Outcomes(torch.isin(torch.arange(images), torch.tensor(wrong)), torch.zeros(images)).save(path)
+
+
+def test_a_built_point_is_worse_only_beyond_chance(run: Run, tmp_path: Path) -> None:
+    """Of images that one of two alone has wrong, six of six are more than chance (2/64 < 0.05), and five of five are not."""
+    best = pick_target(run, "flops=70%")
+    point = replace(exact_of(best), error=0.3)
+    assert best.number is not None and best.error == 0.3
+    assert not is_worse(run, point, best, tmp_path), "nothing is known of the images, and the errors are equal"
+    assert is_worse(run, replace(point, error=0.31), best, tmp_path)
+    answers(outcomes_of(run.directory, best.number), [19])
+    for wrong, worse in ((6, True), (5, False)):
+        answers(outcomes_in(weights_in(tmp_path, point.name)), [*range(wrong), 19])
+        assert is_worse(run, replace(point, error=(wrong + 1) / 20), best, tmp_path) is worse
+
+
+# Trials that cannot be told apart
+
+
+def tied(folder: Path, **options: Any) -> Run:
+    """Trials 1 and 2 differ by 0.01 ± 0.0196; trial 2 is the cheaper one."""
+    covariance = np.array([[1e-4, 0.5e-4], [0.5e-4, 1e-4]])
+    return made(folder, evidence=Evidence(numbers=(1, 2), means=np.array([0.30, 0.31]), covariance=covariance), **options)
+
+
+def test_what_cannot_be_told_apart_is_part_of_the_point(tmp_path: Path) -> None:
+    run = tied(tmp_path)
+    accurate, cheap = pick_target(run, "flops=50%"), pick_target(run, "flops=50%", "cheap")
+    assert (accurate.number, accurate.tied, cheap.number, cheap.tied) == (1, (2,), 2, (1,))
+    assert accurate.expected == run.trial(1).expected
+    origin = accurate.origin("f")
+    assert (origin["tied"], origin["expected"]["mean"]) == ([2], 0.30)
+    assert tied_notice(run, accurate) == (
+        "2 trials cannot be told apart under flops=50%: the most accurate was taken "
+        "(--prefer cheap takes trial 2, 25.0% of MACs)"
+    )
+    assert tied_notice(run, cheap, "cheap").endswith(
+        ": the cheapest was taken (--prefer accurate takes trial 1, 50.0% of MACs)"
+    )
+    assert [wish.pick().number for wish in wishes(run, ["flops=50%"], prefer="cheap")] == [2]
+    assert [wish.pick().number for wish in wishes(run, ["flops=50%"])] == [1]
+
+
+def test_a_point_is_the_same_whatever_is_believed_of_it(tmp_path: Path) -> None:
+    point = pick_target(tied(tmp_path), "flops=50%")
+    later = replace(point, expected=None, tied=())
+    assert later.restored(json.loads(json.dumps(point.origin("f"))), point.allocation, "f") == later
 
 
 # What an export keeps

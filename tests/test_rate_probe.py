@@ -20,8 +20,9 @@ from objectives.forecast import Forecast
 from objectives.objective import Objective
 from objectives.training.config import UNPROBED, FinetuneConfig
 from objectives.training.rate import RATE, Rate, RateProbe, settled
-from search import launch, open_run
+from search import audit, launch, open_run
 from search.driver import rate_probe
+from search.driver.preview import preview
 from search.driver.rate_probe import RATES, best_rate, settle_rate
 from search.layout import METRICS
 from search.runners.job import Need, wait_for_rate
@@ -249,12 +250,14 @@ def test_a_search_probes_before_its_first_trial(tmp_path: Path, monkeypatch: pyt
     """Its trials use the rate, also those of a later launch, which probes nothing; without the file it is refused."""
     monkeypatch.setattr(rate_probe, "_WORTH", -1.0)  # of an untrained model no fine-tune need help
     observer, run = Silent(), tmp_path / "run"
+    preview(searching(tmp_path), Silent())  # writes a run without trials, and so without a rate
     found = launch(searching(tmp_path), observer)
     rate = Rate.load(run)
     assert rate is not None and rate.lr in RATES and found.finetune == FinetuneConfig(steps=4, lr=rate.lr)
     assert [text for text in observer.said if text.startswith(f"learning rate: {rate.lr:.0e}, of ")]
     assert observer.stages["learning rate"][-1] == (len(rate.probes), len(rate.probes))
     assert observer.told.index("learning rate") < observer.told.index("forecast")
+    assert not (run / "probes").exists(), "no worker was lost"
     again, written = Silent(), (run / RATE).read_bytes()
     launch(searching(tmp_path, trials=4), again)
     assert "learning rate" not in again.stages
@@ -271,8 +274,23 @@ def test_a_search_probes_before_its_first_trial(tmp_path: Path, monkeypatch: pyt
         launch(searching(tmp_path, trials=5), Silent())
 
 
+def test_trials_of_no_steps_are_measured_as_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the search split, once; nothing is confirmed with other seeds, and there is no short fine-tune to audit."""
+    monkeypatch.setattr(rate_probe, "_WORTH", math.inf)
+    observer = Silent(stop_at=3)
+    with pytest.raises(KeyboardInterrupt):
+        launch(searching(tmp_path, trials=12), observer)
+    found = open_run(tmp_path / "run")
+    assert [text for text in observer.said if text.startswith("learning rate: none of 6 helps (KL as built ")]
+    assert (found.finetune.steps, found.summary.split_before, observer.steps) == (0, "search", 0)
+    assert found.trials[["steps", "kept_step"]].to_numpy().tolist() == [[0, 0]] * 3
+    assert not [text for text in observer.said if "to confirm" in text]
+    with pytest.raises(RunError, match="measured as built: there is no short fine-tune to audit"):
+        audit(found)
+
+
 def test_an_interrupted_probe_is_repeated_and_a_given_rate_is_not_probed(tmp_path: Path) -> None:
-    """What lies in a directory that holds no run is of nothing that was begun."""
+    """What lies in a directory without a trial is of nothing that was begun."""
     run = tmp_path / "run"
     run.mkdir()
     (run / RATE).write_text("damaged")

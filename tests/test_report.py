@@ -18,12 +18,14 @@ from local_tables import bests_of, budget_of, finished, space_with, summary_of
 from matplotlib.image import imread
 from plotly.offline import get_plotlyjs
 
+from search.evidence.intervals import WIDTH, Interval
+from search.evidence.posterior import Evidence
 from search.report.front_image import write_pictures
 from search.report.html import assemble
 from search.report.html import page as html
 from search.report.page_data import content
 from search.run.finished_trial import FinishedTrial
-from search.run.summary import DenseFigures, RunSummary, front_point
+from search.run.summary import Best, DenseFigures, RunSummary, front_point
 from search.run.trial_table import trial_table
 from spaces.allocation import Allocation
 from spaces.files import write_text
@@ -230,6 +232,61 @@ def test_header_states_both_sides_and_the_ratio(page: Any) -> None:
     for figure in ("keeps 40.0 % (−60.0 %)", "keeps 60.0 % (−40.0 %)", "25.00 %, ×1.25 of dense", "trial 2"):
         assert figure in words
     assert "dense, given the same fine-tune 20.00 %" in words
+
+
+def expecting() -> tuple[list[FinishedTrial], RunSummary]:
+    """A point more error is expected of every trial than was measured, 2 points less to 3 more; 4 is tied with the best."""
+    trials = [replace(trial, expected=None if trial.error is None else interval(trial.error + 0.01)) for trial in trials_of()]
+    front = tuple(front_point(trials[number]) for number in (0, 4, 2))
+    dense = DenseFigures(costs=DENSE, error=0.24, error_finetuned=0.20, images=200, expected=interval(0.20))
+    return trials, summary(front=front, dense=dense, bests=(Best(number=2, tied=(4,), among=3),))
+
+
+def interval(mean: float) -> Interval:
+    return Interval(mean=mean, low=mean - 0.02, high=mean + 0.03)
+
+
+def test_expected_errors_are_drawn_with_their_intervals_and_ties_with_rings(page: Any) -> None:
+    figure = page(*expecting()).data["figures"]["macs"]
+    traces = figure["traces"]
+    assert traces["trials"]["y"] == pytest.approx([21, 51, 26, 41])
+    assert (traces["line"]["y"], traces["dense"]["y"]) == (pytest.approx([41, 26, 21]), [20])
+    assert (traces["intervals"]["customdata"], traces["tied"]["customdata"]) == ([0, 2, 4], [4])
+    assert traces["intervals"]["error_y"]["array"] == pytest.approx([3, 3, 3])
+    assert traces["intervals"]["error_y"]["arrayminus"] == pytest.approx([2, 2, 2])
+    assert figure["errors"] == "expected top-1 error (%)"
+    for name in ("intervals", "tied", "trials"):
+        go.Scatter(traces[name])
+
+
+def test_the_table_and_the_head_have_the_expected_error_and_the_verdict(page: Any) -> None:
+    words = page(*expecting()).words
+    assert "4 ≈ 30.0 % (−70.0 %) 75.0 % (−25.0 %) 70.00 % 40.00 % 41.0 % (39.0–44.0)" in words
+    assert "2 best 40.0 % (−60.0 %) 60.0 % (−40.0 %) 40.00 % 25.00 % 26.0 % (24.0–29.0)" in words
+    assert "dense, given the same fine-tune 20.0 % (18.0–23.0)" in words
+    assert "On 200 search images 2 of 3 finished trials under flops=45% cannot be told apart" in words
+
+
+def test_the_ratio_to_dense_has_the_interval_of_the_difference(tmp_path: Path) -> None:
+    """Trial 2 has 0.05 ± 0.01 more error than the dense 0.20; nothing is known of trial 4 but what was measured."""
+    trials, found = expecting()
+    own = (0.01 / WIDTH) ** 2
+    evidence = Evidence(numbers=(0, 2), means=np.array([0.2, 0.25]), covariance=np.array([[1.0, 1.0], [1.0, 1.0 + own]]))
+    write_report(tmp_path / "report.html", found, trials, evidence=evidence)
+    written = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert written.data["points"]["2"]["ratio"] == "×1.25 (1.20–1.30)"
+    assert written.data["points"]["4"]["ratio"] == "×2.00"
+    assert "26.0 % (24.0–29.0), ×1.25 (1.20–1.30) of dense" in written.words
+
+
+def test_a_picture_has_intervals_and_ties(tmp_path: Path) -> None:
+    trials, found = expecting()
+    write_pictures([tmp_path / "pareto.svg"], found, trials)
+    text = (tmp_path / "pareto.svg").read_text(encoding="utf-8")
+    assert all(name in text for name in ("95 % intervals", "not told apart from the best", "expected top-1 error"))
+    write_pictures([tmp_path / "pareto.svg"], summary(), trials_of())
+    text = (tmp_path / "pareto.svg").read_text(encoding="utf-8")
+    assert not any(name in text for name in ("95 % intervals", "not told apart", "expected top-1 error"))
 
 
 def test_without_a_fine_tuned_dense_error_the_page_says_so(page: Any) -> None:

@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 
 from objectives.dense_model import DenseModel
 from objectives.evaluator import Evaluator, OnStep, go_on
+from objectives.outcomes import Outcomes
 from search.budgets.knapsack import Knapsack, knapsack_of
 from search.budgets.parametrisation import BUDGET
 from search.deploy.points import MATERIALISED, Point
-from search.layout import weights_in
+from search.evidence.intervals import difference_interval
+from search.layout import outcomes_in, outcomes_of, weights_in
 from search.run.run import Run
 from search.runners.job import screen
 from spaces.allocation import Allocation
-from spaces.errors import RunError
+from spaces.errors import CheckpointError, RunError
 from spaces.schema import NUMBER, Each, read_json
 
 Floats = NDArray[np.float64]
@@ -65,7 +67,9 @@ def exact_of(best: Point) -> Point:
     assert best.number is not None and best.error is not None
     instead_of = (best.number, best.error)
     name = f"{best.name}-exact"
-    return replace(best, name=name, number=None, label=MATERIALISED, costs={}, error=None, instead_of=instead_of)
+    return replace(
+        best, name=name, number=None, label=MATERIALISED, costs={}, error=None, expected=None, tied=(), instead_of=instead_of
+    )
 
 
 def measured(evaluator: Evaluator, point: Point, seed: int, weights: Path, on_step: OnStep) -> Point:
@@ -75,14 +79,34 @@ def measured(evaluator: Evaluator, point: Point, seed: int, weights: Path, on_st
         evaluator: of the run.
         point: of the searched space.
         seed: of the run's fine-tunes.
-        weights: file for its fine-tuned weights.
+        weights: file for its fine-tuned weights; beside it lies what they make of every image, in `outcomes_in` it.
         on_step: called after every optimiser step.
 
     Raises:
         DivergedError: the fine-tune diverged.
     """
-    error = evaluator.evaluate(point.allocation, seed, on_step, weights, go_on).error
+    error = evaluator.evaluate(point.allocation, seed, on_step, weights, go_on, outcomes=outcomes_in(weights)).error
     return replace(point, costs=evaluator.dense.costs.costs(point.allocation), error=error)
+
+
+def is_worse(run: Run, built: Point, best: Point, scratch: Path) -> bool:
+    """Whether a point that was built is worse than the best trial beyond chance, image by image on the search split.
+
+    Where the images of the trial are not known, whether its error is larger.
+
+    Args:
+        run: of the trial.
+        built: by `materialise`.
+        best: what it was built in place of.
+        scratch: as `materialise` was given it.
+    """
+    assert best.number is not None and best.error is not None and built.error is not None
+    try:
+        mine = Outcomes.load(outcomes_in(weights_in(scratch, built.name))).wrong.numpy()
+        trial = Outcomes.load(outcomes_of(run.directory, best.number)).wrong.numpy()
+    except CheckpointError:
+        return built.error > best.error
+    return difference_interval(mine, trial).low > 0 if len(mine) == len(trial) else built.error > best.error
 
 
 def _least_divergent(evaluator: Evaluator, candidates: Sequence[Allocation]) -> Allocation:

@@ -10,6 +10,8 @@ from torch import nn
 from objectives.cost.spec import MAIN, known_costs
 from objectives.units import format_count, format_kept, format_size, format_spread
 from search.config import SearchConfig
+from search.evidence.intervals import Interval
+from search.report.verdict import difference_text, expected_text, numbered
 from spaces.errors import CheckpointError, printable
 
 # Licences that the hub knows by these identifiers; those of other names are `other` there, with their name beside it.
@@ -38,6 +40,7 @@ def card(report: dict[str, Any], config: SearchConfig, dense: nn.Module, space: 
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, autoescape=False
     )
+    templates.filters.update(points=_points, interval=_interval)
     templates.filters.update(count=format_count, kept=format_kept, size=format_size, time=_time, percent=_percent, code=_code)
     base = _base(config, dense)
     metadata = _metadata(report, config, base).to_yaml()
@@ -48,6 +51,7 @@ def card(report: dict[str, Any], config: SearchConfig, dense: nn.Module, space: 
         base=base,
         metadata=metadata,
         main=MAIN,
+        tied=_tied(report["origin"]),
         costs=known_costs(report["costs"]),
     )
 
@@ -103,6 +107,22 @@ def _accuracy(report: dict[str, Any], config: SearchConfig) -> EvalResult:
         metric_name="top-1",
         metric_value=round(report["test_top1"]["after_reload"], 6),
     )
+
+
+def _tied(origin: dict[str, Any]) -> str | None:
+    """Which trials were as good as this one, as far as the search could tell."""
+    if not origin["tied"]:
+        return None
+    claim = f"Under {origin['target']} the search could not tell {numbered(origin['tied'])} apart from it"
+    return f"{claim}, the cheapest first."
+
+
+def _points(found: dict[str, float]) -> str:
+    return difference_text(Interval(mean=found["mean"], low=found["low"], high=found["high"]))
+
+
+def _interval(found: dict[str, float]) -> str:
+    return expected_text(Interval(mean=found["mean"], low=found["low"], high=found["high"]))
 
 
 def _time(timing: dict[str, Any]) -> str:

@@ -25,7 +25,9 @@ from search.budgets.reach import recipe_limits
 from search.deploy.long_finetune import described, long_finetune, run_long_finetune
 from search.deploy.model_card import card
 from search.deploy.points import PREDICTED, Point
-from search.deploy.reference import read_reference, reference_mark, write_reference
+from search.deploy.reference import Wrong, read_reference, reference_mark, write_reference
+from search.evidence.intervals import difference_interval
+from search.evidence.options import Preference
 from search.layout import weights_in, weights_of
 from search.run.provenance import environment
 from search.run.run import Run
@@ -51,6 +53,7 @@ class ExportOptions:
             killed in the middle of it, it goes on from its last epoch.
         machines: that share the long fine-tune.
         output: formats and dtype.
+        prefer: what decides under a target among trials that cannot be told apart; None for what the run says.
     """
 
     exact: bool = False
@@ -60,6 +63,7 @@ class ExportOptions:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     machines: MachineConfig = field(default_factory=MachineConfig)
     output: FormatConfig = field(default_factory=FormatConfig)
+    prefer: Preference | None = None
 
 
 def write_export(
@@ -156,22 +160,20 @@ class _Export:
         costs = {cost: self._kept(cost) for cost in self.costs.names}
         if reloaded["macs_fvcore"] != costs["macs"]["compressed"]:
             raise RunError(f"the reloaded model is not the one that was saved: it has {reloaded['macs_fvcore']:,} MACs")
+        finetuned, compared, against = self._wrong(model, "the model"), self._compared(), "the dense model"
+        if not self.as_built:
+            against = f"the dense model given the {'short' if trained else 'same'} fine-tune"
+        has_short = trained is not None and not self.as_built
+        short = self._wrong(self._finetuned(), "the model after its short fine-tune") if has_short else None
         top1 = {
             "dense": dense["top1"],
-            "dense_finetuned": None if self.as_built else self._reference(),
-            "as_built": self._top1(self._built(), "the model as built"),
-            "short_finetuned": self._top1(self._finetuned(), "the model after its short fine-tune")
-            if trained and not self.as_built
-            else None,
-            "finetuned": self._top1(model, "the model"),
+            "dense_finetuned": None if self.as_built else _top1(compared),
+            "as_built": _top1(self._wrong(self._built(), "the model as built")),
+            "short_finetuned": None if short is None else _top1(short),
+            "finetuned": _top1(finetuned),
         }
         errors = {name: 1 - value for name, value in top1.items() if value is not None}
-        reference, against = errors["dense"], "the dense model"
-        if not self.as_built:
-            reference, against = (
-                errors["dense_finetuned"],
-                f"the dense model given the {'short' if trained else 'same'} fine-tune",
-            )
+        reference = 1 - _top1(compared)
         return {
             "trial": self.number,
             "recipe": self.recipe,
@@ -199,6 +201,8 @@ class _Export:
                 "finetuned": _ratio(errors["finetuned"], reference),
                 "against": against,
             },
+            "difference": asdict(difference_interval(finetuned, compared)),
+            "expected_error": self._expected(errors.get("short_finetuned", errors["finetuned"])),
             "formats": measured["formats"],
             "preprocessing": measured["preprocessing"],
             "measured_on": {"devices": measured["devices"], "threads": measured["threads"]},
@@ -220,21 +224,36 @@ class _Export:
         dense, compressed = self.costs.dense[cost], self.costs.count(self.allocation, cost)
         return {"dense": dense, "compressed": compressed, "kept": compressed / dense}
 
-    def _top1(self, model: nn.Module, what: str) -> float:
-        return 1 - evaluate(model.to(self.dense.device), tested(self.dense.data, what, self.progress)).error
+    def _expected(self, measured: float) -> dict[str, Any] | None:
+        """The error that the search expected after the short fine-tune, and whether the test split shows it."""
+        found = self.point.expected
+        if found is None:
+            return None
+        return {**asdict(found), "measured": measured, "within": found.low <= measured <= found.high}
 
-    def _reference(self) -> float:
-        """Top-1 of the dense model given the same fine-tune as the candidates: measured by the first export of a run."""
+    def _wrong(self, model: nn.Module, what: str) -> Wrong:
+        """Whether its answer to each image of the test split is wrong."""
+        outcomes = evaluate(model.to(self.dense.device), tested(self.dense.data, what, self.progress)).outcomes
+        assert outcomes is not None
+        found: Wrong = outcomes.wrong.numpy()
+        return found
+
+    def _compared(self) -> Wrong:
+        """What the model is compared with: the dense model, given the same fine-tune where it had one."""
+        return self._wrong(copy.deepcopy(self.dense.model), "the dense model") if self.as_built else self._reference()
+
+    def _reference(self) -> Wrong:
+        """The same of the dense model given the same fine-tune as the candidates: measured by the first export of a run."""
         mark = reference_mark(self.dense, self._seed)
-        top1 = read_reference(self.run.directory, mark)
-        if top1 is None:
+        wrong = read_reference(self.run.directory, mark)
+        if wrong is None:
             identity = self.dense.space.identity()
             model = copy.deepcopy(self.dense.model)
             if self.run.finetune.steps:
                 model = self._filled(model, None, "the dense model", lambda *made: self._evaluate(identity, self._seed, *made))
-            top1 = self._top1(model, "the dense model after the same fine-tune")
-            write_reference(self.run.directory, mark, top1)
-        return top1
+            wrong = self._wrong(model, "the dense model after the same fine-tune")
+            write_reference(self.run.directory, mark, wrong)
+        return wrong
 
     def _built(self) -> nn.Module:
         """The trial's model before its fine-tune."""
@@ -288,6 +307,10 @@ class _Export:
         """The budget that the recipe was run on: the one that its result comes nearest to."""
         budgets = [self.run.budget(target) for target in self.run.config.study.targets]
         return min(recipe_limits(budgets, self.costs), key=lambda limits: abs(self.costs.load(self.allocation, limits) - 1))
+
+
+def _top1(wrong: Wrong) -> float:
+    return 1 - float(wrong.mean())
 
 
 def _ratio(error: float, reference: float) -> float | None:

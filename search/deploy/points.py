@@ -2,13 +2,15 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from objectives.cost.spec import Cost
+from objectives.cost.spec import MAIN, Cost
 from search.budgets.targets import Target, parse_target
+from search.evidence.intervals import Interval
+from search.evidence.options import Preference
 from search.run.finished_trial import FinishedTrial
 from search.run.run import Run
 from spaces.allocation import Allocation
@@ -36,6 +38,8 @@ class Point:
         load: how much of the target it uses; 1 is all of it.
         costs: cost -> figure; empty where they have not been counted yet.
         error: on the search split after the short fine-tune, of a predicted point as built; None where it is not measured yet.
+        expected: error that the test split should show after it, by all that the search measured; None where not known.
+        tied: trials that cannot be told apart from it under its target, the cheapest first.
         between: trials whose multipliers it was decoded from.
         instead_of: the best trial under its target, and its error; of a materialised point.
     """
@@ -50,6 +54,8 @@ class Point:
     load: float | None = None
     costs: Mapping[Cost, float] = field(default_factory=dict)
     error: float | None = None
+    expected: Interval | None = None
+    tied: tuple[int, ...] = ()
     between: tuple[int, ...] = ()
     instead_of: tuple[int, float] | None = None
 
@@ -71,6 +77,8 @@ class Point:
             "budget_used": self.load,
             "costs": dict(self.costs),
             "search_error": self.error,
+            "expected": None if self.expected is None else asdict(self.expected),
+            "tied": list(self.tied),
             "between_trials": list(self.between),
             "instead_of": None
             if self.instead_of is None
@@ -114,7 +122,8 @@ class Point:
                 error=origin["search_error"],
                 between=tuple(origin["between_trials"]),
             )
-        return found if found.origin(fingerprint) == origin and found.allocation == allocation else None
+        same = _without_beliefs(found.origin(fingerprint)) == _without_beliefs(origin)
+        return found if same and found.allocation == allocation else None
 
 
 class Wish(NamedTuple):
@@ -130,6 +139,11 @@ class Wish(NamedTuple):
         return self.given if self.option == "allocation" else f"{self.option} {self.given}"
 
 
+def _without_beliefs(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """What an origin says of a point itself: what is believed of it changes with every trial that ends."""
+    return {name: value for name, value in origin.items() if name not in ("expected", "tied")}
+
+
 def wishes(
     run: Run,
     targets: Sequence[str] = (),
@@ -137,6 +151,7 @@ def wishes(
     allocations: Sequence[Path] = (),
     front: bool = False,
     predicted: bool = False,
+    prefer: Preference | None = None,
 ) -> list[Wish]:
     """What was asked for, each once; by default what the run was searched for.
 
@@ -144,6 +159,7 @@ def wishes(
         run: where the points are.
         targets, trials, allocations, front: what to pick.
         predicted: whether targets are served by what the profile predicts, not by trials.
+        prefer: what decides under a target among trials that cannot be told apart; None for what the run says.
 
     Raises:
         TargetError: a target is malformed.
@@ -154,7 +170,8 @@ def wishes(
         parsed = run.config.study.targets
         if not parsed:
             raise RunError("say which points to export: --target flops=50%, --trial N, --all-front or --allocation FILE")
-    numbers, pick = [*trials, *(_front(run) if front else ())], pick_predicted if predicted else pick_target
+    numbers = [*trials, *(_front(run) if front else ())]
+    pick = pick_predicted if predicted else partial(pick_target, prefer=prefer)
     return [
         *(Wish("target", target.text, partial(pick, run, target)) for target in dict.fromkeys(parsed)),
         *(Wish("trial", str(number), partial(pick_trial, run, number)) for number in dict.fromkeys(numbers)),
@@ -162,15 +179,41 @@ def wishes(
     ]
 
 
-def pick_target(run: Run, target: str | Target) -> Point:
-    """The trial of the smallest error under a target.
+def pick_target(run: Run, target: str | Target, prefer: Preference | None = None) -> Point:
+    """The best trial under a target.
+
+    Args:
+        run: where it is.
+        target: as it was searched, or another.
+        prefer: what decides among trials that cannot be told apart; None for what the run says.
 
     Raises:
-        TargetError, RunError: `Run.best`'s.
+        TargetError, RunError: `Run.pick`'s.
     """
     budget = run.budget(target)
-    best, limits, asked = run.best(budget), budget.limits, budget.target
-    return replace(_point(best, asked.folder), target=asked.text, limits=limits, load=best.load(limits))
+    picked, limits, asked = run.pick(budget, prefer), budget.limits, budget.target
+    best = run.trial(picked.number)
+    point = replace(_point(best, asked.folder), target=asked.text, limits=limits, load=best.load(limits))
+    return replace(point, tied=picked.tied)
+
+
+def tied_notice(run: Run, point: Point, prefer: Preference | None = None) -> str:
+    """That trials cannot be told apart under a point's target, which one was taken, and what takes the other.
+
+    Args:
+        run: of the point.
+        point: picked for a target, with ties.
+        prefer: as it was picked.
+    """
+    assert point.target is not None
+    chosen: Preference = prefer or run.summary.prefer
+    other: Preference = "cheap" if chosen == "accurate" else "accurate"
+    claim = f"{len(point.tied) + 1} trials cannot be told apart under {point.target}"
+    taken = f"{claim}: the {'most accurate' if chosen == 'accurate' else 'cheapest'} was taken"
+    instead = run.trial(run.pick(point.target, other).number)
+    if instead.number == point.number:
+        return f"{taken}, which is the {'cheapest' if chosen == 'accurate' else 'most accurate'} of them too"
+    return f"{taken} (--prefer {other} takes trial {instead.number}, {instead.kept[MAIN.name]:.1%} of {MAIN.word})"
 
 
 def pick_predicted(run: Run, target: str | Target) -> Point:
@@ -234,6 +277,7 @@ def _point(trial: FinishedTrial, name: str) -> Point:
         label=trial.label,
         costs=trial.costs,
         error=trial.error,
+        expected=trial.expected,
     )
 
 

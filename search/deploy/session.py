@@ -12,10 +12,10 @@ from objectives.deploy.config import FILES
 from objectives.deploy.formats import DTYPES
 from objectives.evaluator import Evaluator
 from objectives.runtime.progress import Progress, told_steps
-from search.deploy.exact_budget import exact_of, materialise, measured
+from search.deploy.exact_budget import exact_of, is_worse, materialise, measured
 from search.deploy.long_finetune import described, long_finetune
 from search.deploy.model_folder import ExportOptions, write_export
-from search.deploy.points import GIVEN, PREDICTED, Point, Wish, wishes
+from search.deploy.points import GIVEN, PREDICTED, Point, Wish, tied_notice, wishes
 from search.deploy.predicted_point import build_predicted
 from search.fidelity.judge import warn
 from search.layout import weights_in
@@ -86,7 +86,8 @@ def export(
         CheckpointError: the model cannot be written in one of the formats.
     """
     targets = [] if target is None or trial is not None else [target]
-    given = wishes(run, targets, [] if trial is None else [trial], [] if allocation is None else [allocation])
+    trials, files = [] if trial is None else [trial], [] if allocation is None else [allocation]
+    given = wishes(run, targets, trials, files, prefer=options.prefer)
     (exported,) = export_points(run, given[:1], progress, options, notice)
     assert exported.folder is not None
     return exported.folder
@@ -222,6 +223,8 @@ class _Session:
         if best.label == GIVEN:
             with told_steps(f"fine-tune of {best.name}", self._steps, self.progress) as on_step:
                 return measured(self.evaluator, best, self.run.config.study.seed, weights, on_step)
+        if best.tied:
+            self.notice(f"{best.name}: {tied_notice(self.run, best, self.options.prefer)}")
         if best.target is None or not self.options.exact:
             if best.leaves_gap:
                 self.notice(f"{best.name}: {best.describe()}, uses {best.load:.1%} of the target; --exact builds a point on it")
@@ -234,9 +237,9 @@ class _Session:
         if built is None:
             self.notice(f"{best.name}: nothing new uses more of the target than trial {best.number}")
             return best
-        assert built.error is not None and best.error is not None
-        self.notice(f"{built.name}: {built.describe()}; {'taken' if built.error <= best.error else 'the trial is taken'}")
-        return built if built.error <= best.error else best
+        worse = is_worse(self.run, built, best, self.scratch)
+        self.notice(f"{built.name}: {built.describe()}; {'the trial is taken' if worse else 'taken'}")
+        return best if worse else built
 
     @property
     def _steps(self) -> int:
@@ -259,6 +262,7 @@ class _Session:
         return command_line(
             "export", self.run.directory, **{wish.option: wish.given},
             exact=options.exact and point.target is not None, predicted=point.label == PREDICTED, output=options.into,
+            prefer=options.prefer if point.target is not None else None,
             format=options.output.formats, dtype=options.output.dtype, **(described(options.training) or {}),
         )  # fmt: skip
 

@@ -15,8 +15,10 @@ from search.budgets.parametrisation import Parametrisation
 from search.config import SearchConfig
 from search.driver.observer import Observer
 from search.driver.preliminary import run_before
-from search.run.options import stored_options
+from search.layout import JOURNAL
+from search.run.summary_file import read_summary
 from search.runners.base import Runner
+from search.study.replay import journal_numbers
 from search.trial import Probe, Probed
 from spaces.allocation import Allocation
 from spaces.errors import RunError
@@ -31,16 +33,24 @@ Kls = Sequence[float]  # of the two candidates, in nats; NaN where a fine-tune d
 
 
 def check_rate(directory: Path, config: SearchConfig) -> None:
-    """Before a run is continued, or begun in a directory where probing was interrupted.
+    """Before a run is continued, or begun where a launch ended before its first trial: that one's rate is not taken.
 
     Raises:
-        RunError: the run has lost its learning rate; probed on another machine, it might be another.
+        RunError: the run has lost the rate of its trials; probed on another machine, it might be another.
     """
     path = directory / RATE
-    if not stored_options(directory):
+    if not _has_trials(directory):
         path.unlink(missing_ok=True)
     elif config.finetune.is_probed and not path.exists():
         raise RunError(f"{path} is missing: restore it, or choose another --output")
+
+
+def _has_trials(directory: Path) -> bool:
+    try:
+        shown = read_summary(directory).states
+    except FileNotFoundError:
+        shown = {}
+    return bool(shown) or bool(journal_numbers(directory / JOURNAL))  # tables lag behind
 
 
 def settle_rate(
@@ -200,7 +210,10 @@ def _told(lr: float | None, built: Kls, found: Mapping[float, Kls], macs: Sequen
         kls = ", ".join(f"{kl:.3g} at {share:.1%}" for kl, share in zip(built, macs, strict=True))
         return f"learning rate: none of {len(found)} helps (KL as built {kls} of {MAIN.word}): trials take no steps"
     pairs = zip(built, found[lr], macs, strict=True)
-    kls = ", ".join(f"{before:.3g} -> {after:.3g} at {share:.1%}" for before, after, share in pairs)
+    changes = [
+        (f"{before:.3g} -> {after:.3g}" if after < before else f"{before:.3g} as built", at) for before, after, at in pairs
+    ]
+    kls = ", ".join(f"{change} at {share:.1%}" for change, share in changes)
     return f"learning rate: {_text(lr)}, of {len(found)} that were probed: KL {kls} of {MAIN.word}"
 
 

@@ -77,7 +77,9 @@ class Session:
             self.study = self._open_study()
             opened.callback(self.study.close)
             self._enqueue()
+            self._first_answer()
             settle_rate(config, directory, self.dense, self.study.parametrisation, self.runner, self.observers)
+            self.study.end(ending_of(replace(config, finetune=self.dense.objective.finetune), self.budgets.targets))
             self.deadline = Deadline(self.runner, config.machines, began)
             self.publisher = self._create_publisher()
             self.observers.add(self.deadline)
@@ -99,7 +101,6 @@ class Session:
             KeyboardInterrupt: after Ctrl-C.
         """
         wanted = len(self.study.proposals) if self.config.study.recipe else self.config.study.trials
-        self._first_answer()
         self._begin(wanted)
         self._loop(wanted)
         for _, sentence in lower_edges(self.publisher.summary, self.config.study.band):
@@ -173,7 +174,7 @@ class Session:
         screening = study.screening and self.config.data.profile_images > 0
         return Study(
             self.directory, self._parametrisation(), self.objectives, study.sampler, study.seed, screening,
-            study.storage, identity, self._gathered(), ending_of(self.config, self.budgets.targets),
+            study.storage, identity, self._gathered(),
         )  # fmt: skip
 
     def _gathered(self) -> Gathered:

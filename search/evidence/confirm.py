@@ -27,10 +27,12 @@ class Contender:
     Attributes:
         number: of its fine-tune of the least expected error, which the evidence knows.
         tunes: how often it was fine-tuned, those that run included; at least 1.
+        trains: whether its fine-tune made it better; if not, it was kept as built, and another seed would change nothing.
     """
 
     number: int
     tunes: int = 1
+    trains: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,7 @@ def to_repeat(contenders: Sequence[Contender], evidence: Evidence) -> Repeat:
     rivals = [tied[1], *[tied[0]] * (len(tied) - 1)]
     worth = [_Distance(one, other, evidence) for one, other in zip(tied, rivals, strict=True)]
     chances = chances_of([entry.number for entry in tied], evidence)
-    rows = [row for row, found in enumerate(worth) if found.removable >= _LEAST_SHARE]
+    rows = [row for row, found in enumerate(worth) if tied[row].trains and found.removable >= _LEAST_SHARE]
     if not rows:
         return Repeat(stuck=True)
     row = max(rows, key=lambda row: (chances[row] * worth[row].by_one, -tied[row].tunes, -tied[row].number))
@@ -81,7 +83,7 @@ class _Distance:
     """What is uncertain about the errors of two allocations' fine-tunes, one minus the other's."""
 
     def __init__(self, one: Contender, other: Contender, evidence: Evidence) -> None:
-        own, others = evidence.own_variance(one.number), evidence.own_variance(other.number)
+        own, others = (evidence.own_variance(entry.number) if entry.trains else 0.0 for entry in (one, other))
         self._prior = (own + others) * OF_ALLOCATION / (1 - OF_ALLOCATION)
         self._luck = evidence.luck_between(one.number, other.number)
         self._noise = own / one.tunes + others / other.tunes + self._luck

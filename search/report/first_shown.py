@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from objectives.cost.spec import Cost, known_costs, word_of
 from objectives.units import format_divergence, format_kept
-from search.report.trial_texts import MISSING
+from search.report.verdict import MISSING
 from search.run.first_answer import FirstAnswer, FirstPoint, bend_of, bend_text
 
 WIDTH, HEIGHT = 560, 260  # of the drawing

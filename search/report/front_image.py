@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from objectives.cost.spec import MAIN
-from search.report.front_plot import PLACES, FrontPlot, Labels, Limit, Trace, drawn, front_plot
+from search.report.front_plot import FrontPlot, Limit, Trace, drawn, front_plot
+from search.report.label_places import PLACES, Labels
 from search.run.finished_trial import FinishedTrial
 from search.run.summary import RunSummary
 from spaces.files import replacing
@@ -46,13 +47,31 @@ def write_pictures(paths: Sequence[Path], summary: RunSummary, trials: Sequence[
 def _draw(axes: Axes, drawn: FrontPlot) -> None:
     """Draw the coordinates with matplotlib."""
     trials, line, front, dense = (drawn.traces[name] for name in ("trials", "line", "front", "dense"))
+    intervals, tied = drawn.traces["intervals"], drawn.traces["tied"]
     axes.set(xlim=drawn.ranges["x"], ylim=drawn.ranges["y"], xlabel=drawn.title)
-    axes.set_ylabel("top-1 error on the search split (%)")
+    axes.set_ylabel(drawn.errors)
     axes.grid(color="#e4e7ea", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.scatter(trials.x, trials.y, s=13, color="#a3abb3", linewidths=0, label="trials")
     axes.plot(line.x, line.y, color="#1d5fa8", linewidth=1.6, label=drawn.front)
     axes.scatter(front.x, front.y, s=24, color="#1d5fa8", zorder=3)
+    if intervals.x and intervals.error_y is not None:
+        ends = [intervals.error_y.arrayminus, intervals.error_y.array]
+        axes.errorbar(
+            intervals.x,
+            intervals.y,
+            ends,
+            fmt="none",
+            ecolor="#1d5fa8",
+            alpha=0.6,
+            elinewidth=0.8,
+            capsize=2,
+            label="95 % intervals",
+        )
+    if tied.x:
+        axes.scatter(
+            tied.x, tied.y, s=85, facecolor="none", edgecolor="#1d5fa8", linewidths=1, label="≈ not told apart from the best"
+        )
     axes.axhline(dense.y[0], color="#3c4650", linewidth=0.9, linestyle=(0, (4, 3)), label=drawn.reference)
     axes.scatter(dense.x, dense.y, s=110, marker="*", color="#3c4650", zorder=4)
     for limit in drawn.limits:

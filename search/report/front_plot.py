@@ -7,42 +7,40 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from objectives.cost.spec import Cost, CostSpec, counted_costs, word_of
+from search.report.label_places import Labels, placed_labels
 from search.report.trial_texts import reference_name, reference_of
+from search.report.verdict import TIED, mark_of
 from search.run.finished_trial import FinishedTrial
 from search.run.summary import RunSummary
 from search.trial import DENSE
 
-Box = tuple[float, float, float, float]
 Span = tuple[float, float]
 
-# Where a label may stand beside its point, best first: Plotly's name -> offset in points and alignment for matplotlib.
-PLACES = {
-    "top right": (5, 4, "left", "bottom"),
-    "bottom left": (-5, -4, "right", "top"),
-    "top left": (-5, 4, "right", "bottom"),
-    "bottom right": (5, -4, "left", "top"),
-}
-# Assumed width of a label's character, as a share of the axes, on a wide screen and on a telephone.
-_CHARACTERS = {"wide": 0.013, "narrow": 0.025}
-# Distance, as a share of the axes, below which two baselines share a label.
-_NEAR = 0.04
+# Most intervals that are drawn of a front.
+_BARS = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bars:
+    """How far the interval of every point reaches above and below it, in percent; Plotly reads these names."""
+
+    array: list[float]
+    arrayminus: list[float]
+    type: str = "data"
+    symmetric: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """Points that are drawn alike: share of the cost kept, error, both in percent, and the numbers of the trials."""
+    """Points that are drawn alike: share of the cost kept, error, both in percent, and the numbers of the trials.
+
+    The error is the expected one where that is known.
+    """
 
     x: list[float]
     y: list[float]
     customdata: list[int | None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Labels:
-    """The texts beside the baselines, '' for none, and where each stands: one of `PLACES`."""
-
-    text: list[str]
-    textposition: list[str]
+    error_y: Bars | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +65,13 @@ class FrontPlot:
     """Everything drawn for one cost; its fields are what the page's script reads.
 
     Attributes:
-        traces: name -> points: trials, line, front, baselines, dense, stopped.
+        traces: name -> points: trials, intervals (of the front and of the best, with bars), line, front, tied (what cannot be
+            told apart from the best), baselines, dense, stopped.
         ranges: x and y -> ends of the axis, in percent.
         labels: wide and narrow screen -> labels of the baselines.
         limits: of the targets on this cost.
         title: of the axis of the cost.
+        errors: title of the other axis.
         front: what the front is of.
         reference: what the dense error is.
     """
@@ -81,6 +81,7 @@ class FrontPlot:
     labels: Mapping[str, Labels]
     limits: tuple[Limit, ...]
     title: str
+    errors: str
     front: str
     reference: str
 
@@ -108,14 +109,17 @@ def front_plot(
     dense, numbers = summary.dense.costs[spec.name], {point.number for point in summary.front}
     points, stopped = _known(points, spec.name), _known(stopped, spec.name)
     front = sorted(
-        (trial for trial in points if trial.number in numbers), key=lambda trial: (trial.costs[spec.name], trial.error)
+        (trial for trial in points if trial.number in numbers),
+        key=lambda trial: (trial.costs[spec.name], trial.objective("error")),
     )
     named = [trial for trial in points if trial.label not in (None, DENSE) and trial.repeats is None]
     star = next((trial.number for trial in points if trial.label == DENSE), None)
     traces = {
         "trials": _trace(points, spec.name, dense),
+        "intervals": _with_bars(_barred(points, front, summary), spec.name, dense),
         "line": _trace(_lower(front), spec.name, dense),
         "front": _trace(front, spec.name, dense),
+        "tied": _trace([trial for trial in points if mark_of(trial.number, summary) == TIED], spec.name, dense),
         "baselines": _trace(named, spec.name, dense),
         "dense": Trace(x=[100.0], y=[100 * reference_of(summary.dense)], customdata=[star]),
     }
@@ -126,9 +130,10 @@ def front_plot(
     return FrontPlot(
         traces={**traces, "stopped": _trace(at_rung, spec.name, dense)},
         ranges=ranges,
-        labels={screen: _labels(names, traces, ranges, width) for screen, width in _CHARACTERS.items()},
+        labels=_labels(names, traces, ranges),
         limits=tuple(_limit(index, x, text, ranges["x"]) for index, (x, text) in enumerate(limits)),
         title=f"{spec.word} kept (% of the dense {spec.format(dense)})",
+        errors=error_title(points),
         front=f"front of {', '.join(map(word_of, summary.objectives))}",
         reference=reference_name(summary.dense),
     )
@@ -138,10 +143,31 @@ def _known(trials: Sequence[FinishedTrial], cost: Cost) -> list[FinishedTrial]:
     return [trial for trial in trials if _is_finite(trial.costs.get(cost))]
 
 
+def error_title(trials: Sequence[FinishedTrial]) -> str:
+    """What the errors of a plot are."""
+    known = any(trial.expected is not None for trial in trials)
+    return "expected top-1 error (%)" if known else "top-1 error on the search split (%)"
+
+
+def _barred(points: Sequence[FinishedTrial], front: Sequence[FinishedTrial], summary: RunSummary) -> list[FinishedTrial]:
+    """The trials whose intervals are drawn: the best ones, and the front, of a long one evenly spaced points."""
+    some = {trial.number for trial in front[:: math.ceil(len(front) / _BARS) or 1]}
+    return [trial for trial in points if trial.expected is not None and trial.number in some.union(summary.best)]
+
+
+def _with_bars(trials: Sequence[FinishedTrial], cost: Cost, dense: float) -> Trace:
+    found = [trial.expected for trial in trials if trial.expected is not None]
+    bars = Bars(
+        array=[round(100 * (each.high - each.mean), 4) for each in found],
+        arrayminus=[round(100 * (each.mean - each.low), 4) for each in found],
+    )
+    return replace(_trace(trials, cost, dense), error_y=bars)
+
+
 def _trace(trials: Sequence[FinishedTrial], cost: Cost, dense: float) -> Trace:
     return Trace(
         x=[round(100 * trial.costs[cost] / dense, 4) for trial in trials],
-        y=[round(100 * trial.figure("error"), 4) for trial in trials],
+        y=[round(100 * trial.objective("error"), 4) for trial in trials],
         customdata=[trial.number for trial in trials],
     )
 
@@ -150,7 +176,7 @@ def _lower(front: Sequence[FinishedTrial]) -> list[FinishedTrial]:
     """The trials, given from the cheapest, that no cheaper one beats: all of them where the cost is the only objective."""
     kept: list[FinishedTrial] = []
     for trial in front:
-        if not kept or trial.figure("error") < kept[-1].figure("error"):
+        if not kept or trial.objective("error") < kept[-1].objective("error"):
             kept.append(trial)
     return kept
 
@@ -164,8 +190,17 @@ def _bounds(cost: Cost, summary: RunSummary) -> list[tuple[float, str]]:
 def _ranges(traces: Mapping[str, Trace], limits: list[float]) -> dict[str, Span]:
     """Axis ranges that hold every point and limit, with a margin for markers, and below for the targets' texts."""
     across = [value for trace in traces.values() for value in trace.x] + limits
-    up = [value for trace in traces.values() for value in trace.y]
+    up = [value for trace in traces.values() for value in (*trace.y, *_ends(trace))]
     return {"x": _range(across, low=1.0), "y": _range(up, low=2.0)}
+
+
+def _ends(trace: Trace) -> list[float]:
+    """Of the intervals of a trace."""
+    bars = trace.error_y
+    if bars is None:
+        return []
+    above = [y + reach for y, reach in zip(trace.y, bars.array, strict=True)]
+    return above + [y - reach for y, reach in zip(trace.y, bars.arrayminus, strict=True)]
 
 
 def _range(values: list[float], low: float) -> Span:
@@ -179,68 +214,16 @@ def _limit(index: int, x: float, text: str, span: Span) -> Limit:
     return Limit(x=x, y=0.01 + 0.06 * index, side=side, text=html.escape(text))
 
 
-def _labels(names: Sequence[str], traces: Mapping[str, Trace], ranges: Mapping[str, Span], width: float) -> Labels:
-    """The baselines' labels, each placed where it covers no label and no point of the front; '' where all places do.
-
-    Points that nearly coincide share one label, on the first of them.
-
-    Args:
-        names: one per baseline.
-        traces, ranges: of the plot.
-        width: assumed width of a character, as a share of the axes.
-    """
+def _labels(names: Sequence[str], traces: Mapping[str, Trace], ranges: Mapping[str, Span]) -> dict[str, Labels]:
+    """The baselines' labels, which cover no point of the front, on a wide and on a narrow screen."""
     (left, right), (low, high) = ranges["x"], ranges["y"]
-    scaled = {
-        name: [((x - left) / (right - left), (y - low) / (high - low)) for x, y in zip(trace.x, trace.y, strict=True)]
-        for name, trace in traces.items()
-    }
-    taken = [(x - 0.01, y - 0.01, x + 0.01, y + 0.01) for name in ("baselines", "front", "dense") for x, y in scaled[name]]
-    points = scaled["baselines"]
-    labels = Labels(text=[""] * len(names), textposition=["top right"] * len(names))
-    for group in _groups(points):
-        together = ", ".join(dict.fromkeys(names[index] for index in group))
-        if len(group) > 1 and (place := _place(points[group[0]], width * len(together), taken)):
-            labels.text[group[0]], labels.textposition[group[0]] = html.escape(together), place
-            continue
-        for index in group:
-            if place := _place(points[index], width * len(names[index]), taken):
-                labels.text[index], labels.textposition[index] = html.escape(names[index]), place
-    return labels
 
+    def scaled(name: str) -> list[tuple[float, float]]:
+        return [
+            ((x - left) / (right - left), (y - low) / (high - low)) for x, y in zip(traces[name].x, traces[name].y, strict=True)
+        ]
 
-def _groups(points: Sequence[tuple[float, float]]) -> list[list[int]]:
-    """Indices of points that lie so near to each other that they share a label."""
-    groups: list[list[int]] = []
-    for index, (x, y) in enumerate(points):
-        near = (group for group in groups if abs(points[group[0]][0] - x) < _NEAR and abs(points[group[0]][1] - y) < _NEAR)
-        group = next(near, None)
-        if group is None:
-            groups.append([index])
-        else:
-            group.append(index)
-    return groups
-
-
-def _place(point: tuple[float, float], width: float, taken: list[Box]) -> str | None:
-    """Where a label of this width covers nothing that is `taken`, to which it is added; None if there is no such place."""
-    for place in PLACES:
-        box = _box(*point, width, place)
-        if _is_free(box, taken):
-            taken.append(box)
-            return place
-    return None
-
-
-def _box(x: float, y: float, width: float, place: str, height: float = 0.055) -> Box:
-    left = x + 0.012 if "right" in place else x - 0.012 - width
-    low = y + 0.012 if "top" in place else y - 0.012 - height
-    return left, low, left + width, low + height
-
-
-def _is_free(box: Box, taken: Sequence[Box]) -> bool:
-    if min(box) < 0.0 or max(box) > 1.0:
-        return False
-    return all(box[2] <= other[0] or other[2] <= box[0] or box[3] <= other[1] or other[3] <= box[1] for other in taken)
+    return placed_labels(names, scaled("baselines"), [*scaled("front"), *scaled("dense")])
 
 
 def _is_finite(value: float | None) -> bool:

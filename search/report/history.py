@@ -17,7 +17,7 @@ class Progress:
         trials: 1, 2, ...
         hours: since the first one began.
         hypervolume: as in pareto.json.
-        best: the smallest error, in percent, under the first target; None before one is under it.
+        best: the smallest expected error, in percent, under the first target; None before one is under it.
     """
 
     trials: list[int]
@@ -44,7 +44,7 @@ def progress_of(points: Sequence[FinishedTrial], summary: RunSummary) -> Progres
             kept = [[*kept, point][index] for index in front([*kept, point])]
             volume = hypervolume(kept, [1.0] * len(point))
         if all(trial.figure(cost) <= limit for cost, limit in limits.items()):
-            error = 100 * trial.figure("error")
+            error = 100 * trial.objective("error")
             best = error if best is None else min(best, error)
         volumes.append(volume)
         bests.append(best)

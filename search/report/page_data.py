@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from objectives.cost.spec import MAIN, CostSpec
+from search.evidence.intervals import Interval
+from search.evidence.posterior import NO_EVIDENCE, Evidence
 from search.report.audit_tables import AuditTable, audit_tables
 from search.report.first_shown import FirstShown, first_shown
 from search.report.front_plot import drawn
 from search.report.script_data import ScriptData, Sensitivity, script_data, sensitivity_of
 from search.report.trial_texts import TrialTexts, number_text, reference_name, texts_of
+from search.report.verdict import best_under, mark_of, tied_under, verdicts
 from search.run.activity import RunningTrial
 from search.run.audit_file import Audit
 from search.run.edge import lower_edges
@@ -18,6 +21,7 @@ from search.run.first_answer import FirstAnswer, read_first_answer
 from search.run.options import stored_options
 from search.run.run import Run
 from search.run.summary import RunSummary
+from search.trial import DENSE
 from spaces.errors import CheckpointError, RunError
 
 
@@ -33,11 +37,22 @@ class BestTrial:
 
 @dataclass(frozen=True, kw_only=True)
 class TableRow:
-    """A row of the page's table."""
+    """A row of the page's table.
+
+    Attributes:
+        number: of the trial.
+        label: of it.
+        is_front: whether it is on the front.
+        mark: of `search.report.verdict.mark_of`.
+        why: what the mark says.
+        texts: its figures.
+    """
 
     number: int
     label: str
     is_front: bool
+    mark: str
+    why: str
     texts: TrialTexts
 
 
@@ -78,6 +93,7 @@ class Content:
         options: that it was launched with, for the comparison with other runs.
         summary: what it came to.
         bests: of every target that has one.
+        verdicts: of every target, what is known of its best trial.
         edges: of the best trials that are among the smallest that the search proposes, what to try next.
         reference: what the dense error is that trials are compared with.
         rows: of the table: the front from its cheapest point, then the baselines that are not on it.
@@ -93,6 +109,7 @@ class Content:
     options: Mapping[str, Any]
     summary: RunSummary
     bests: tuple[BestTrial, ...]
+    verdicts: tuple[str, ...]
     edges: tuple[str, ...]
     reference: str
     rows: tuple[TableRow, ...]
@@ -116,6 +133,7 @@ def content_of(run: Run, live: bool = False) -> Content:
         stderr=run.stderr,
         sensitivity=_sensitivity_of(run),
         first=_first_of(run),
+        evidence=run.evidence,
         options=stored_options(run.directory),
     )
 
@@ -130,6 +148,7 @@ def content(
     stderr: Callable[[int], str] = lambda number: "",
     sensitivity: Sensitivity | None = None,
     first: FirstAnswer | None = None,
+    evidence: Evidence = NO_EVIDENCE,
     options: Mapping[str, Any] | None = None,
 ) -> Content:
     """All that the page shows of a run.
@@ -146,25 +165,27 @@ def content(
         stderr: number of a failed trial -> what it left.
         sensitivity: of the run's profile, if it has one.
         first: what budgets cost before any trial, where that was measured.
+        evidence: of the run, for differences from the dense model.
         options: that the run was launched with.
     """
     points, options = drawn(trials), options or {}
     stopped = [trial for trial in trials if trial.state == "PRUNED"]
-    shown = {trial.number for trial in (*points, *stopped)}
+    texts = _texts(summary, (*points, *stopped), evidence)
     return Content(
         run=run,
         options=options,
         summary=summary,
-        bests=_bests(summary, points),
+        bests=_bests(summary, texts),
+        verdicts=verdicts(summary),
         edges=tuple(sentence for _, sentence in lower_edges(summary, options["band"])) if "band" in options else (),
         reference=reference_name(summary.dense),
-        rows=_table(summary, points),
+        rows=_table(summary, points, texts),
         running=tuple(RunningRow(trial=trial, error=number_text(trial.error, ".2%")) for trial in running),
-        stopped=tuple(_stopped(trial, summary) for trial in stopped),
-        failed=tuple(_failed(trial, stderr(trial.number)) for trial in trials if trial.number not in shown),
+        stopped=tuple(_stopped(trial, texts[trial.number]) for trial in stopped),
+        failed=tuple(_failed(trial, stderr(trial.number)) for trial in trials if trial.number not in texts),
         audit=() if audit is None else audit_tables(audit),
         first=() if first is None else first_shown(first),
-        data=script_data(run, summary, points, stopped, sensitivity, csv),
+        data=script_data(run, summary, points, stopped, texts, sensitivity, csv),
     )
 
 
@@ -182,18 +203,27 @@ def _first_of(run: Run) -> FirstAnswer | None:
         return None
 
 
-def _bests(summary: RunSummary, points: Sequence[FinishedTrial]) -> tuple[BestTrial, ...]:
-    shown = {trial.number: texts_of(trial, summary) for trial in points if trial.number in summary.best}
+def _texts(summary: RunSummary, trials: Sequence[FinishedTrial], evidence: Evidence) -> dict[int, TrialTexts]:
+    """Number -> figures."""
+    dense = next((trial.number for trial in trials if trial.label == DENSE and trial.number in evidence), None)
+
+    def lost(number: int) -> Interval | None:
+        return None if dense is None or number not in evidence else evidence.difference(number, dense)
+
+    return {trial.number: texts_of(trial, summary, lost(trial.number)) for trial in trials}
+
+
+def _bests(summary: RunSummary, texts: Mapping[int, TrialTexts]) -> tuple[BestTrial, ...]:
     several = len(summary.targets) > 1
     return tuple(
         BestTrial(
             under=budget.text if several else "the target",
             number=number,
-            keeps=_keeps(shown[number], summary),
-            texts=shown[number],
+            keeps=_keeps(texts[number], summary),
+            texts=texts[number],
         )
         for budget, number in zip(summary.targets, summary.best, strict=True)
-        if number is not None and number in shown
+        if number is not None and number in texts
     )
 
 
@@ -207,7 +237,7 @@ def _kept(spec: CostSpec, texts: TrialTexts) -> str:
     return f"{found.kept}, {found.amount}" if spec.is_measured else found.kept
 
 
-def _table(summary: RunSummary, points: Sequence[FinishedTrial]) -> tuple[TableRow, ...]:
+def _table(summary: RunSummary, points: Sequence[FinishedTrial], texts: Mapping[int, TrialTexts]) -> tuple[TableRow, ...]:
     front = {point.number for point in summary.front}
     ordered = sorted(points, key=lambda trial: (trial.number not in front, trial.costs[MAIN.name], trial.number))
     return tuple(
@@ -215,16 +245,24 @@ def _table(summary: RunSummary, points: Sequence[FinishedTrial]) -> tuple[TableR
             number=trial.number,
             label=trial.label or "",
             is_front=trial.number in front,
-            texts=texts_of(trial, summary),
+            mark=mark_of(trial.number, summary),
+            why=_why(trial.number, summary),
+            texts=texts[trial.number],
         )
         for trial in ordered
         if trial.number in front or trial.label
     )
 
 
-def _stopped(trial: FinishedTrial, summary: RunSummary) -> StoppedRow:
-    kept = texts_of(trial, summary).costs[MAIN.name].kept
-    return StoppedRow(number=trial.number, kept=kept, reason=trial.reason or "")
+def _why(number: int, summary: RunSummary) -> str:
+    """What the mark of a trial says."""
+    claims = [f"the best under {text}" for text in best_under(number, summary)]
+    claims += [f"cannot be told apart from the best under {text}" for text in tied_under(number, summary)]
+    return "; ".join(claims)
+
+
+def _stopped(trial: FinishedTrial, texts: TrialTexts) -> StoppedRow:
+    return StoppedRow(number=trial.number, kept=texts.costs[MAIN.name].kept, reason=trial.reason or "")
 
 
 def _failed(trial: FinishedTrial, stderr: str) -> FailedRow:

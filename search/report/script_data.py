@@ -10,7 +10,7 @@ from objectives.profile import Profile
 from search.report.front_plot import FrontPlot, front_plot
 from search.report.history import Progress, progress_of
 from search.report.site_grid import SHARES, Grid, conditions, grid_of
-from search.report.trial_texts import TrialTexts, number_text, reference_of, texts_of
+from search.report.trial_texts import TrialTexts, number_text, reference_text
 from search.run.finished_trial import FinishedTrial
 from search.run.summary import RunSummary
 from spaces.sites import Site, Space
@@ -127,6 +127,7 @@ def script_data(
     summary: RunSummary,
     points: Sequence[FinishedTrial],
     stopped: Sequence[FinishedTrial],
+    texts: Mapping[int, TrialTexts],
     sensitivity: Sensitivity | None,
     csv: str,
 ) -> ScriptData:
@@ -137,6 +138,7 @@ def script_data(
         summary: of it.
         points: the trials that are drawn.
         stopped: those that were stopped early.
+        texts: number -> figures of all of them.
         sensitivity: of its profile, if it has one.
         csv: its trials.csv.
     """
@@ -146,12 +148,12 @@ def script_data(
         sites=[_cell(site) for site in sites],
         spaces={name: sorted(index[site.name] for site in space.all_sites) for name, space in summary.spaces.items()},
         costs={spec.name: spec.word for spec in summary.costs},
-        points={trial.number: _point(trial, summary, sites) for trial in points},
+        points={trial.number: _point(trial, texts[trial.number], sites) for trial in points},
         plots={spec.name: front_plot(spec, summary, points, stopped) for spec in summary.costs},
-        stopped={trial.number: _stop(trial, summary) for trial in stopped},
+        stopped={trial.number: _stop(trial, texts[trial.number]) for trial in stopped},
         progress=progress_of(points, summary),
         chosen=_chosen(summary, points),
-        dense=number_text(reference_of(summary.dense), ".2%"),
+        dense=reference_text(summary.dense),
         images_before=summary.images_before,
         command=f"python run_search.py export {shlex.quote(run)} --trial ",
         sensitivity=sensitivity,
@@ -170,17 +172,17 @@ def _cell(site: Site) -> Cell:
     return Cell(name=site.name, block=block, column=column, kind=site.kind, dense=site.dense)
 
 
-def _point(trial: FinishedTrial, summary: RunSummary, sites: Sequence[Site]) -> ShownPoint:
+def _point(trial: FinishedTrial, texts: TrialTexts, sites: Sequence[Site]) -> ShownPoint:
     return ShownPoint(
         label=trial.label or "",
         space=trial.space,
         sizes=[trial.allocation.get(site.name, site.dense) for site in sites],
-        texts=texts_of(trial, summary),
+        texts=texts,
     )
 
 
-def _stop(trial: FinishedTrial, summary: RunSummary) -> ShownStop:
-    return ShownStop(reason=trial.reason or "", rung=number_text(trial.rung, ".0f"), texts=texts_of(trial, summary))
+def _stop(trial: FinishedTrial, texts: TrialTexts) -> ShownStop:
+    return ShownStop(reason=trial.reason or "", rung=number_text(trial.rung, ".0f"), texts=texts)
 
 
 def _chosen(summary: RunSummary, points: Sequence[FinishedTrial]) -> int | None:

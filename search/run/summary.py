@@ -28,6 +28,7 @@ class DenseFigures:
         error_finetuned: the same after the fine-tune of candidates; None until that trial has finished.
         images: of the search split; 0 where that is not known.
         tested: images of the test split; 0 where that is not known.
+        expected: error that the test split should show of the fine-tuned one; None where that is not known.
     """
 
     costs: Mapping[Cost, float]
@@ -35,6 +36,7 @@ class DenseFigures:
     error_finetuned: float | None = None
     images: int = 0
     tested: int = 0
+    expected: Interval | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +83,20 @@ class Best:
 
     Attributes:
         number: of the trial.
-        tied: of the others under the target those that cannot be told apart from the one of least expected error.
+        tied: of the others under the target those that cannot be told apart from the one of least expected error, the
+            cheapest first.
+        among: finished trials under the target whose errors are known by more than one figure, this one included.
         start: number of the warm start on the whole target: what the profile alone chose; None without one.
         gained: error of the start minus that of the best, on endless images; None where that is not known.
+        lost: error of the best minus that of the dense model given the same fine-tune; likewise.
     """
 
     number: int
     tied: tuple[int, ...] = ()
+    among: int = 0
     start: int | None = None
     gained: Interval | None = None
+    lost: Interval | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,9 +189,14 @@ def summarise(
     complete = [trial for trial in trials if trial.is_complete]
     points = [tuple(map(trial.objective, run.objectives)) for trial in complete]
     chosen = sorted((complete[index] for index in front(points)), key=lambda trial: trial.objective(run.first_cost))
+    dense = next((trial for trial in complete if trial.label == DENSE), None)
     return replace(
         run,
-        dense=replace(run.dense, error_finetuned=next((trial.error for trial in complete if trial.label == DENSE), None)),
+        dense=replace(
+            run.dense,
+            error_finetuned=None if dense is None else dense.error,
+            expected=None if dense is None else dense.expected,
+        ),
         states=dict(Counter(trial.state for trial in trials).most_common()),
         hypervolume=hypervolume(points, [1.0] * len(run.objectives)),
         bests=tuple(_best(budget, complete, evidence, run.prefer) for budget in run.targets),
@@ -197,11 +209,25 @@ def _best(budget: Budget, trials: Sequence[FinishedTrial], evidence: Evidence, p
     found = pick_within(trials, budget.limits, evidence, prefer)
     if found is None:
         return None
-    starts = [trial for trial in trials if trial.label == WARM_START and trial.load(budget.limits) <= 1]
+    within = [trial for trial in trials if trial.load(budget.limits) <= 1]
+    starts = [trial for trial in within if trial.label == WARM_START]
     start = max(starts, key=lambda trial: trial.load(budget.limits)).number if starts else None
-    known = start is not None and start in evidence and found.number in evidence
-    gained = evidence.difference(start, found.number) if known and start is not None else None
-    return Best(number=found.number, tied=found.tied, start=start, gained=gained)
+    dense = next((trial.number for trial in trials if trial.label == DENSE), None)
+    return Best(
+        number=found.number,
+        tied=found.tied,
+        among=sum(trial.number in evidence for trial in within),
+        start=start,
+        gained=_difference(evidence, start, found.number),
+        lost=_difference(evidence, found.number, dense),
+    )
+
+
+def _difference(evidence: Evidence, number: int | None, other: int | None) -> Interval | None:
+    """By how much the error of one is above that of the other; None unless both are known."""
+    if number is None or other is None or number not in evidence or other not in evidence:
+        return None
+    return evidence.difference(number, other)
 
 
 def front_point(trial: FinishedTrial) -> FrontPoint:

@@ -86,6 +86,7 @@ def summary_to_json(summary: RunSummary) -> dict[str, Any]:
             "error_finetuned": dense.error_finetuned,
             "images": dense.images,
             "tested": dense.tested,
+            "expected": None if dense.expected is None else asdict(dense.expected),
         },
         "split_before": summary.split_before,
         "reach": {cost: list(ends) for cost, ends in summary.reach.items()},
@@ -122,6 +123,7 @@ def summary_from_json(content: Any) -> RunSummary:
             error_finetuned=dense["error_finetuned"],
             images=dense["images"],
             tested=dense["tested"],
+            expected=_interval(dense["expected"]),
         ),
         split_before=content["split_before"],
         reach={cost: (least, most) for cost, (least, most) in content["reach"].items()},
@@ -141,8 +143,13 @@ def _best(entry: Mapping[str, Any] | None) -> Best | None:
     if entry is None:
         return None
     return Best(
-        number=entry["number"], tied=tuple(entry["tied"]), start=entry["start"], gained=_interval(entry["gained"])
-    )  # fmt: skip
+        number=entry["number"],
+        tied=tuple(entry["tied"]),
+        among=entry["among"],
+        start=entry["start"],
+        gained=_interval(entry["gained"]),
+        lost=_interval(entry["lost"]),
+    )
 
 
 def _interval(entry: Mapping[str, float] | None) -> Interval | None:
@@ -277,7 +284,10 @@ def _schema() -> dict[str, Any]:
         "space": TEXT,
         "spaces": Each([_SITE]),
         "skipped": [{"name": TEXT, "reason": TEXT}],
-        "dense": {**costs, "error": SHARE, "error_finetuned": Maybe(SHARE), "images": WHOLE, "tested": WHOLE},
+        "dense": {
+            **costs, "error": SHARE, "error_finetuned": Maybe(SHARE), "images": WHOLE, "tested": WHOLE,
+            "expected": Maybe(_INTERVAL),
+        },
         "split_before": choice(*get_args(SplitBefore)),
         "reach": _of_costs((POSITIVE, POSITIVE)),
         "latency?": {"text": TEXT, "error": NUMBER},
@@ -287,7 +297,12 @@ def _schema() -> dict[str, Any]:
         "states": Each(WHOLE),
         "hypervolume": NUMBER,
         "worth": Maybe({"gain": NUMBER, "known_to": NUMBER, "settled": FLAG}),
-        "best": [Maybe({"number": WHOLE, "tied": [WHOLE], "start": Maybe(WHOLE), "gained": Maybe(_INTERVAL)})],
+        "best": [
+            Maybe({
+                "number": WHOLE, "tied": [WHOLE], "among": WHOLE, "start": Maybe(WHOLE),
+                "gained": Maybe(_INTERVAL), "lost": Maybe(_INTERVAL),
+            })
+        ],
         "front": [
             {
                 "number": WHOLE, "label": Maybe(TEXT), "space": TEXT, **costs, "error": SHARE, **figures,

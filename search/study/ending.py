@@ -127,4 +127,5 @@ def _contenders(
     best: dict[Allocation, int] = {}
     for number in sorted(known, key=lambda number: (evidence.mean(number), number)):
         best.setdefault(allocations[number], number)
-    return [Contender(number=number, tunes=tunes[allocation]) for allocation, number in best.items()]
+    moved = {trial.proposal.number for trial in trained if trial.score is not None and trial.score.kept_step != 0}
+    return [Contender(number=number, tunes=tunes[allocation], trains=number in moved) for allocation, number in best.items()]

@@ -219,6 +219,10 @@ class Study:
         """What a further trial is worth, by the last proposals of the sampler; None where that is not known."""
         return worth_of(self.proposals, len(self.parametrisation.budgets.targets))
 
+    def end(self, ending: Ending | None) -> None:
+        """Say how the search ends, where that was not known when the study was opened."""
+        self._ending = ending
+
     @property
     def confirming(self) -> int:
         """How many of the trials are for confirming picks, where the search does not settle before."""

@@ -18,6 +18,7 @@ from objectives.score import Score
 from objectives.units import format_duration, format_kept, format_size
 from search.driver.observer import Observer
 from search.driver.outlook import Outlook
+from search.report.verdict import TIED, expected_text
 from search.run.first_answer import FirstAnswer
 from search.run.summary import RunSummary
 from search.terminal.first_tables import first_tables
@@ -240,17 +241,19 @@ def _kept(spec: CostSpec, score: Score, summary: RunSummary) -> str:
 
 
 def _best(summary: RunSummary) -> str:
-    if not summary.best:
+    if not summary.bests:
         return f"{len(summary.front)} on the front"
     points, texts = {point.number: point for point in summary.front}, []
-    for budget, number in zip(summary.targets, summary.best, strict=True):
-        under = budget.text if len(summary.best) > 1 else "the target"
+    for budget, best in zip(summary.targets, summary.bests, strict=True):
+        under, number = budget.text if len(summary.bests) > 1 else "the target", None if best is None else best.number
         if number is None:
             texts.append(f"none under {under} yet")
         elif number not in points:  # beaten in the objectives, but not within a bound on another cost
             texts.append(f"best under {under}: trial {number}, not on the front")
         else:
             point = points[number]
-            figures = f"{point.error:.2%} at {summary.kept(point, MAIN.name):.1%} of {MAIN.word}"
-            texts.append(f"best under {under}: {figures} (trial {number})")
+            error = f"{point.error:.2%}" if point.expected is None else f"{expected_text(point.expected)} expected"
+            figures = f"{error} at {summary.kept(point, MAIN.name):.1%} of {MAIN.word}"
+            ties = f", {TIED} {len(best.tied)} more" if best is not None and best.tied else ""
+            texts.append(f"best under {under}: {figures} (trial {number}{ties})")
     return "; ".join(texts)

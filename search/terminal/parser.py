@@ -9,6 +9,7 @@ from objectives.data.config import DataConfig
 from objectives.deploy.config import FILES, Dtype
 from objectives.training.config import TrainingConfig
 from search.config import OWNERS, StudyConfig, option_help, option_types
+from search.evidence.options import Preference
 from search.runners.resources import MachineConfig
 from search.terminal.key_values import KeyValues
 from spaces.errors import ConfigError
@@ -193,6 +194,12 @@ def _add_points(group: Any) -> None:
         action="store_true",
         help="on every target, what the profile alone chooses, as built and without a fine-tune: needs no trial (see inspect "
         "--front)",
+    )
+    group.add_argument(
+        "--prefer",
+        choices=get_args(Preference),
+        help="what decides under a target among trials that cannot be told apart: accurate, the least expected error; cheap, "
+        "the least cost (default: what the search was launched with)",
     )
     group.add_argument("--output", metavar="FOLDER", help="where the folders go (default: RUN/export)")
     group.add_argument("--force", action="store_true", help="write them again where they are there")

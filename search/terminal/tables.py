@@ -10,6 +10,7 @@ from objectives.cost.spec import Cost, CostSpec, known_costs
 from objectives.units import format_kept
 from search.report.audit_tables import audit_tables
 from search.report.comparison import differences, opened, run_names
+from search.report.verdict import TIED, expected_text, legend, mark_of, verdicts
 from search.run.audit_file import Audit
 from search.run.options import stored_options
 from search.run.summary import RunSummary
@@ -29,10 +30,11 @@ def fronts(directories: Sequence[Path]) -> Iterator[Table | str]:
     runs, broken = opened(directories)
     options = []
     for name, run in zip(run_names([str(run.directory) for run in runs]), runs, strict=True):
-        table = front_table(run.summary)
+        table, said = front_table(run.summary), verdicts(run.summary)
         if len(directories) > 1:
             table.title = f"{name}: {table.title}"
         yield table
+        yield from said
         try:
             options.append(stored_options(run.directory))
         except RunError as error:
@@ -45,15 +47,22 @@ def fronts(directories: Sequence[Path]) -> Iterator[Table | str]:
 def front_table(summary: RunSummary) -> Table:
     """The front as a table for the terminal."""
     table, dense = Table(title="Pareto front (errors on the search split)", title_justify="left"), summary.dense.costs
-    if summary.split_before != "search":
-        table.caption, table.caption_justify = f"errors as built are on {summary.images_before}", "left"
-    for name in ("trial", "label", *cost_columns(dense), "error as built", "error fine-tuned"):
+    built = None if summary.split_before == "search" else f"errors as built are on {summary.images_before}"
+    notes = [note for note in (built, legend(summary)) if note]
+    table.caption, table.caption_justify = "\n".join(notes) or None, "left"
+    known = any(point.expected is not None for point in summary.front)
+    costs = [name.replace("keeps of ", "keeps of\n") for name in cost_columns(dense)]
+    columns = ["trial", "label", *costs, "error\nas built", "error\nfine-tuned", *(["expected\n(95 %)"] if known else [])]
+    for name in columns:
         table.add_column(name, justify="left" if name == "label" else "right", no_wrap=True)
     for point in summary.front:
         style = "bold green" if point.number in summary.best else None
         before = "–" if point.error_before is None else f"{point.error_before:.2%}"
-        errors = before, f"{point.error:.2%}"
-        table.add_row(str(point.number), point.label or "", *cost_cells(point.costs, dense), *errors, style=style)
+        errors = [before, f"{point.error:.2%}"]
+        if known:
+            errors.append(expected_text(point.expected))
+        number = f"{TIED} {point.number}" if mark_of(point.number, summary) == TIED else str(point.number)
+        table.add_row(number, point.label or "", *cost_cells(point.costs, dense), *errors, style=style)
     return table
 
 

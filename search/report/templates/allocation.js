@@ -12,7 +12,8 @@ function facts(run, number) {
   return [
     ...Object.entries(run.costs).map(([cost, name]) => [`${name} kept`, `${point[`${cost}_kept`]}, ${point[cost]}`]),
     [`error as built (${run.images_before})`, point.before],
-    ["error fine-tuned", point.error],
+    ["error fine-tuned, search split", point.error],
+    ...(point.expected === "–" ? [] : [["expected error (95 %)", point.expected]]),
     ["error / dense error", `${point.ratio} of ${run.dense}`],
     [`KL to dense as built (${run.images_before})`, point.kl_before],
     ["KL to dense, fine-tuned", point.kl],

@@ -33,9 +33,14 @@ function traces(run, place) {
       marker: { symbol: "x-thin", size: 6, opacity: alone ? 0.7 : 0.4, line: { color: colour("trial"), width: 1.2 } } },
     trials: { name: "trials", mode: "markers", showlegend: alone,
       marker: { symbol, color: colour("trial"), size: alone ? 6 : 5, opacity: alone ? 0.65 : 0.3 } },
+    intervals: { name: "95 % intervals", mode: "markers", hoverinfo: "skip", showlegend: alone && figure.traces.intervals.x.length > 0,
+      marker: { symbol: "line-ns", size: 6, line: { color: colour("front"), width: 1 } },
+      error_y: { ...figure.traces.intervals.error_y, color: colour("front"), thickness: 1, width: 3 } },
     line: { name: alone ? (small ? "front" : figure.front) : plain(run.name), mode: alone ? "lines" : "lines+markers", hoverinfo: "skip",
       marker: { symbol, color: colour("front"), size: 8 }, line: { color: colour("front"), width: 2, dash: DASHES[place % DASHES.length] } },
     front: { mode: "markers", showlegend: false, marker: { symbol, color: colour("front"), size: 8 } },
+    tied: { name: "≈ not told apart from the best", mode: "markers", showlegend: alone && figure.traces.tied.x.length > 0,
+      marker: { symbol: `${symbol}-open`, color: colour("front"), size: 14, line: { width: 1.5 } } },
     baselines: { name: "baselines", mode: alone ? "markers+text" : "markers", showlegend: alone && figure.traces.baselines.x.length > 0,
       ...figure.labels[small ? "narrow" : "wide"], textfont: { color: colour("baseline"), size: small ? 10 : 12 },
       marker: { symbol: "diamond", color: colour("panel"), size: 9, line: { color: colour("baseline"), width: 2 } } },
@@ -88,11 +93,16 @@ function axisTitle() {
   return titles.size === 1 ? [...titles][0] : `${data.costs[cost]} kept (% of each run's own dense model)`;
 }
 
+function errorTitle() {
+  const titles = new Set(runs.map((run) => run.figures[cost].errors));
+  return titles.size > 1 || narrow.matches ? "top-1 error (%)" : [...titles][0];
+}
+
 function drawFront() {
   const colour = colours();
   const base = basicLayout(colour, {
     xaxis: { title: { text: axisTitle() }, range: span("x") },
-    yaxis: { title: { text: narrow.matches ? "top-1 error (%)" : "top-1 error on the search split (%)" }, range: span("y") },
+    yaxis: { title: { text: errorTitle() }, range: span("y") },
   });
   return Plotly.react(plot, runs.flatMap(traces), {
     ...base, margin: { l: 50, r: 34, t: 28, b: 44 }, hovermode: "closest", uirevision: cost, shapes: shapes(),

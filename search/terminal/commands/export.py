@@ -37,10 +37,13 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         training=training,
         machines=machines,
         output=output,
+        prefer=arguments.prefer,
     )
     opened = open_run(arguments.run)
     files = [Path(path) for path in arguments.allocation]
-    wanted = wishes(opened, arguments.target, arguments.trial, files, arguments.all_front, arguments.predicted)
+    wanted = wishes(
+        opened, arguments.target, arguments.trial, files, arguments.all_front, arguments.predicted, arguments.prefer
+    )
     with Display(console) as display:
         exported = export_points(opened, wanted, display.stage, options, display.notice)
     if len(exported) > 1:

@@ -35,6 +35,7 @@ def _search(config: SearchConfig, is_demo: bool, console: Console) -> Path:
 
     from search.driver.demo import with_dense_model
     from search.driver.launch import launch
+    from search.report.verdict import verdicts
     from search.run.provenance import command_line
     from search.terminal.display import Display
     from search.terminal.quiet import quiet_optuna
@@ -46,6 +47,8 @@ def _search(config: SearchConfig, is_demo: bool, console: Console) -> Path:
             config = with_dense_model(config, display.stage)
         found = launch(config, display)
     console.print(front_table(found.summary))
+    for sentence in verdicts(found.summary):
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
     for table in audit_view(found.audit) if config.study.audit and found.audit else ():
         console.print(table)
     print_path(console, f"report: {found.directory / 'report.html'}")
