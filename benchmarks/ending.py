@@ -31,12 +31,19 @@ def proposals_of(run: Run) -> list[Proposal]:
     return sorted(found, key=lambda proposal: proposal.number)
 
 
-def level(run: Run, trials: list[FinishedTrial], after: int) -> float:
-    """Mean expected error of the front over the band of the first target, of the first so many trials, in points."""
-    limits, low = run.summary.targets[0].limits, run.config.study.band
+def level(run: Run, trials: list[FinishedTrial], after: int, low: float) -> float:
+    """Mean expected error of the front of the first so many trials, over the first target's loads from `low` on, in points."""
+    limits = run.summary.targets[0].limits
     points = [(trial.load(limits), trial.objective("error")) for trial in trials if trial.number < after]
     within = [(max(load, low), error) for load, error in points if load <= 1]
     return 100 * (_WORST - hypervolume(within, (1.0 + 1e-9, _WORST)) / (1 - low))
+
+
+def lowered(run: Run, trials: list[FinishedTrial], after: int) -> float:
+    """By how much the trials after the first so many lowered the front, over the loads that these reach, in points."""
+    loads = [trial.load(run.summary.targets[0].limits) for trial in trials if trial.number < after]
+    low = max(run.config.study.band, min(loads))
+    return level(run, trials, after, low) - level(run, trials, len(trials), low)
 
 
 def best(run: Run, trials: list[FinishedTrial], after: int) -> float:
@@ -70,9 +77,8 @@ def report(run: Run) -> None:
             print(f"| {share:.0%} of the spread | not | | | |")
             continue
         gain = proposals[after - 1].gain or 0.0
-        lowered = level(run, trials, after) - level(run, trials, last)
         better = best(run, trials, after) - best(run, trials, last)
-        print(f"| {share:.0%} of the spread | {after} | {100 * gain:.4f} | {lowered:.4f} | {better:.4f} |")
+        print(f"| {share:.0%} of the spread | {after} | {100 * gain:.4f} | {lowered(run, trials, after):.4f} | {better:.4f} |")
 
 
 if __name__ == "__main__":
