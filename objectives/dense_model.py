@@ -136,8 +136,12 @@ class DenseModel:
     @cached_property
     def outcomes(self) -> Outcomes:
         """What the dense model, as given, makes of every image of the search split; its divergence from itself is 0."""
-        found = compare(zip(self.answers, self.batches.search_labels(), strict=True), self.answers).outcomes
-        assert found is not None
+        path = self._file(f"{self._search_mark}.outcomes.safetensors")
+        found = read_stored(path, Outcomes.load)
+        if found is None:
+            found = compare(zip(self.answers, self.batches.search_labels(), strict=True), self.answers).outcomes
+            assert found is not None
+            found.save(path)
         return found
 
     @cached_property

@@ -296,8 +296,9 @@ def faults_of(run: Path) -> Iterator[str]:
     for number, error in done[["number", "error"]].itertuples(index=False):
         if journal[number].values is None or journal[number].values[0] != error:
             yield f"trial {number} has error {error} in trials.csv, {journal[number].values} in the journal"
-    sizes = Counter(json.dumps(trial.user_attrs["allocation"], sort_keys=True) for trial in journal.values() if trial.values)
-    yield from (f"evaluated {count} times: {allocation}" for allocation, count in sizes.items() if count > 1)
+    told = (trial.user_attrs for trial in journal.values() if trial.values)
+    tunes = Counter(json.dumps([entry["allocation"], entry["seed"]], sort_keys=True) for entry in told)
+    yield from (f"evaluated {count} times: {tune}" for tune, count in tunes.items() if count > 1)
     yield from _front_faults(run, done)
     yield from _file_faults(run, journal)
 

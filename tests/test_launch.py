@@ -21,6 +21,7 @@ from objectives.data.loaders import Data
 from objectives.error import evaluate
 from objectives.training.finetune import finetune
 from search import export, launch, open_run
+from search.report.verdict import expected_text
 from search.run.run import Run
 from search.study import replay
 from search.terminal.display import Display
@@ -246,8 +247,8 @@ def test_two_targets_have_their_best(two: tuple[Run, str]) -> None:
     assert "target flops=65%; flops=40%; 20 trials in " in text
     last = next(line for line in text.splitlines() if line.startswith("trial 19: "))
     for name, trial in zip(("flops=65%", "flops=40%"), best, strict=True):
-        figures = f"{trial.error:.2%} at {trial.kept['macs']:.1%} of MACs"
-        assert f"best under {name}: {figures} (trial {trial.number})" in last
+        figures = f"{expected_text(trial.expected)} expected at {trial.kept['macs']:.1%} of MACs"
+        assert f"best under {name}: {figures} (trial {trial.number}" in last
     report = (run.directory / "report.html").read_text()
     assert "best under flops=65%" in report
     assert "best under flops=40%" in report

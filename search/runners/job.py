@@ -204,7 +204,7 @@ def compute(
         _ = dense.profile
     if "frames" in needs:
         _ = dense.frames
-    _ = dense.answers  # else the first trial would pay for them
+    _ = dense.answers, dense.outcomes  # else the first trial would pay for them
     if "batches" in needs:
         dense.keep_training(group)
         if dense.objective.split_before == "train":
