@@ -168,7 +168,7 @@ def loop(trials: int) -> None:
 def share(arguments: argparse.Namespace) -> None:
     """Print how a run's wall time was spent, from its first trial to its end."""
     began, screened = [], [0.0]
-    measure = Evaluator.divergence
+    measure = Evaluator.as_built
 
     def timed(evaluator: Evaluator, allocation: Allocation) -> float:
         start = time.perf_counter()
@@ -185,7 +185,7 @@ def share(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder, Watch(Console(width=130)) as display:
         options = {**fashion_mnist.OPTIONS, "checkpoint": arguments.checkpoint, "threads": arguments.threads}
         options |= {"target": ("flops=12%",), "band": 0.4, "trials": arguments.trials, "output": str(Path(folder) / "run")}
-        with patch.object(Evaluator, "divergence", timed):
+        with patch.object(Evaluator, "as_built", timed):
             run = launch(SearchConfig.from_flat({**options, "baselines": ["none"]}), display)
         total = time.perf_counter() - began[0]
         trained = float(run.trials["seconds"].sum())

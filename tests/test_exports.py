@@ -23,13 +23,14 @@ from objectives.data.loaders import Data
 from objectives.deploy.config import FormatConfig
 from objectives.error import evaluate
 from objectives.outcomes import Outcomes
-from search import SearchConfig, export, launch
+from search import SearchConfig, export, launch, open_run
 from search.deploy import session as exports
 from search.deploy.model_folder import ExportOptions
 from search.deploy.points import Point, wishes
 from search.layout import outcomes_of
 from search.run.run import Run
-from search.run.summary import RunSummary
+from search.run.summary import RunSummary, front_point
+from search.run.summary_file import write_summary
 from search.terminal.parser import build_parser
 from search.trial import Trial
 from spaces import load_compressed
@@ -188,8 +189,10 @@ def test_the_whole_front_is_exported_but_for_what_fails(
         write(folder, run, point, *rest)
 
     monkeypatch.setattr(exports, "write_export", fail)
-    front = [trial.number for trial in run.front if trial.number]
-    assert front
+    front = [1, 2]
+    shutil.copytree(run.directory, tmp_path / "another")
+    write_summary(tmp_path / "another", replace(run.summary, front=tuple(front_point(run.trial(number)) for number in front)))
+    run = open_run(tmp_path / "another")
     assert command(run.directory, "--all-front", "--trial", "0", "77", "--output", tmp_path / "out") == 2
     out, err = capsys.readouterr()
     assert err.splitlines() == [f"error: 2 of {2 + len(front)} points could not be exported; trial 0: no room"]
