@@ -33,6 +33,7 @@ from simulated import SimulatedRunner, Sleep
 from surrogate import Surrogate
 
 from objectives.evaluator import Evaluator
+from objectives.score import AsBuilt
 from search import launch
 from search.budgets.knapsack import Knapsack
 from search.budgets.parametrisation import Budgets, Multipliers
@@ -170,7 +171,7 @@ def share(arguments: argparse.Namespace) -> None:
     began, screened = [], [0.0]
     measure = Evaluator.as_built
 
-    def timed(evaluator: Evaluator, allocation: Allocation) -> float:
+    def timed(evaluator: Evaluator, allocation: Allocation) -> AsBuilt:
         start = time.perf_counter()
         try:
             return measure(evaluator, allocation)
