@@ -174,7 +174,7 @@ class Row:
 
 
 def rows_of(search: Search, figures: Mapping[str, NDArray[np.float64]]) -> Iterator[tuple[str, Row]]:
-    """Of every figure, of the warm start, and of the measured error as versions before 0.4 picked."""
+    """Of every figure, of the warm start, and of the measured error with the cheapest of equal ones."""
     for name, values in figures.items():
         tau = float(kendalltau(values, search.test).statistic)
         yield name, Row(tau=tau, gaps=tuple(_gap(search, share, values, -search.loads) for share in SHARES))
