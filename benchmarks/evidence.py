@@ -222,11 +222,18 @@ def coverage_of(search: Search, evidence: Evidence) -> Coverage:
 def report(repetitions: int) -> None:
     """Print the tables of all searches in `RUNS`."""
     for problem, sizes in (("digits", (None,)), ("fmnist", (None, 1000, 220))):
-        searches = [read(path) for path in sorted(RUNS.glob(f"{problem}*")) if (path / "pareto.json").exists()]
+        searches = [read(path) for path in sorted(RUNS.glob(f"{problem}*")) if _is_done(path)]
         for size in sizes if searches else ():
             _table(problem, searches, size, repetitions if size else 1)
         if searches:
             _fine_tunes(searches)
+
+
+def _is_done(directory: Path) -> bool:
+    if not (directory / "pareto.json").exists():
+        return False
+    run = open_run(directory)
+    return len(run.ended) >= run.config.study.trials
 
 
 def _table(problem: str, searches: Sequence[Search], size: int | None, repetitions: int) -> None:

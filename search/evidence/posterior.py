@@ -5,24 +5,29 @@ model is known far better, since it needs no labels. So errors are taken to grow
 
     error = level + (slope + deviation) * KL.
 
-The level is that of the dense model (KL 0), which is measured on the same images. One slope for all has a wide prior. The
-deviation of every model is normal, with a spread of the largest posterior density. What is measured differs from that by the
-luck of the images. Its covariance over models is measured too: they share most of it, so differences are known better than
+The level is that of the dense model (KL 0), which is measured on the same images. The slope, one for all and above 0, is
+uncertain; the deviation of every model is normal; both have the size of the largest posterior density. What is measured
+differs from that by the luck of the images. Its covariance over models is measured too: they share most of it, so differences are known better than
 errors. All is Gaussian, and the posterior is exact. Alternatives: benchmarks/results/evidence_cpu_202611.md.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product, starmap
+from typing import NamedTuple
 
 import numpy as np
 
 from search.evidence.intervals import WIDTH, Interval, error_interval
 from search.evidence.sample import Floats, Sample
 
-# Prior of the slope, error by nat, and of the spread of the deviations: mean and standard deviation, the second in logarithms.
-_SLOPE, _SPREAD = (0.4, 0.25), (0.12, 0.7)
+# Priors of the slope, error by nat, and of the spread of the deviations: median, and standard deviation of the logarithm; and
+# which ones are tried. All slopes are above 0: else luck would have whoever diverges most picked.
+_SLOPE, _SPREAD = (0.4, 0.6), (0.12, 0.7)
+_SLOPES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.55, 0.75, 1.0)
 _SPREADS = (0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.45, 0.7)
+_UNSURE = 0.25  # standard deviation of the slope as a share of it
 _LEVEL = 0.3  # standard deviation of the level's prior: it says nothing
 OF_ALLOCATION = 0.5  # share of a deviation's variance that fine-tunes of one allocation have in common
 _LEAST = 1e-8  # variance
@@ -142,13 +147,13 @@ def evidence_of(sample: Sample, allocations: Mapping[int, object], tested: int) 
     luck = luck + _SLOPE[0] ** 2 * moved + _LEAST * np.eye(len(numbers))
     chosen = np.unique(np.linspace(0, len(numbers) - 1, min(len(numbers), _MOST)).round().astype(int))
     some = np.ix_(chosen, chosen)
-    spread = _spread(errors[chosen], divergences[chosen], luck[some], together[some])
-    means, covariance = _posterior(errors, divergences, luck, together, spread)
+    curve = _curve(errors[chosen], divergences[chosen], luck[some], together[some])
+    means, covariance = _posterior(errors, divergences, luck, together, curve)
     skipped = len(anchored) - len(rows)
     return Evidence(
         numbers=tuple(numbers[skipped:]), means=means[skipped:], covariance=covariance[skipped:, skipped:],
         images=sample.images, tested=tested,
-        own=((1 - OF_ALLOCATION) * np.square(spread * divergences))[skipped:], luck=luck[skipped:, skipped:],
+        own=((1 - OF_ALLOCATION) * np.square(curve.spread * divergences))[skipped:], luck=luck[skipped:, skipped:],
     )  # fmt: skip
 
 
@@ -160,29 +165,41 @@ def _together(allocations: Sequence[object]) -> Floats:
     return shared
 
 
-def _prior(divergences: Floats, together: Floats, spread: float, level: float) -> tuple[Floats, Floats]:
+class _Curve(NamedTuple):
+    """How errors grow with the divergence: the slope that is likeliest, and the spread of the models' deviations from it."""
+
+    slope: float
+    spread: float
+
+
+def _prior(divergences: Floats, together: Floats, curve: _Curve, level: float) -> tuple[Floats, Floats]:
     """Mean and covariance of errors by their divergences alone, [models] and [models, models]."""
-    mean = level + _SLOPE[0] * divergences
+    mean = level + curve.slope * divergences
     products = np.outer(divergences, divergences)
-    return mean, _LEVEL**2 + products * (_SLOPE[1] ** 2 + spread**2 * together)
+    return mean, _LEVEL**2 + products * ((_UNSURE * curve.slope) ** 2 + curve.spread**2 * together)
 
 
-def _spread(errors: Floats, divergences: Floats, luck: Floats, together: Floats) -> float:
-    """The spread of the deviations of the largest posterior density."""
+def _curve(errors: Floats, divergences: Floats, luck: Floats, together: Floats) -> _Curve:
+    """The curve of the largest posterior density."""
 
-    def density(spread: float) -> float:
-        mean, covariance = _prior(divergences, together, spread, float(errors[0]))
+    def density(curve: _Curve) -> float:
+        mean, covariance = _prior(divergences, together, curve, float(errors[0]))
         factor = np.linalg.cholesky(covariance + luck)
         solved = np.linalg.solve(factor, errors - mean)
-        prior = ((np.log(spread) - np.log(_SPREAD[0])) / _SPREAD[1]) ** 2
+        prior = _distance(curve.slope, *_SLOPE) ** 2 + _distance(curve.spread, *_SPREAD) ** 2
         return float(-np.log(np.diag(factor)).sum() - 0.5 * solved @ solved - 0.5 * prior)
 
-    return max(_SPREADS, key=density)
+    return max(starmap(_Curve, product(_SLOPES, _SPREADS)), key=density)
 
 
-def _posterior(errors: Floats, divergences: Floats, luck: Floats, together: Floats, spread: float) -> tuple[Floats, Floats]:
+def _distance(value: float, median: float, deviation: float) -> float:
+    """From the median, in standard deviations of the logarithm."""
+    return float(np.log(value / median) / deviation)
+
+
+def _posterior(errors: Floats, divergences: Floats, luck: Floats, together: Floats, curve: _Curve) -> tuple[Floats, Floats]:
     """Mean and covariance of errors by all that was measured."""
-    mean, covariance = _prior(divergences, together, spread, float(errors[0]))
+    mean, covariance = _prior(divergences, together, curve, float(errors[0]))
     weights = np.linalg.solve(covariance + luck, covariance).T
     found: Floats = covariance - weights @ covariance
     return mean + weights @ (errors - mean), (found + found.T) / 2
