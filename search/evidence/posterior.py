@@ -7,8 +7,9 @@ model is known far better, since it needs no labels. So errors are taken to grow
 
 The level is that of the dense model (KL 0), which is measured on the same images. The slope, one for all and above 0, is
 uncertain; the deviation of every model is normal; both have the size of the largest posterior density. What is measured
-differs from that by the luck of the images. Its covariance over models is measured too: they share most of it, so differences are known better than
-errors. All is Gaussian, and the posterior is exact. Alternatives: benchmarks/results/evidence_cpu_202611.md.
+differs from that by the luck of the images. Its covariance over models is measured too: they share most of it, so differences
+are known better than errors. All is Gaussian, and the posterior is exact. Alternatives and how often intervals hold:
+benchmarks/results/evidence_cpu_202611.md.
 """
 
 from collections.abc import Mapping, Sequence
