@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-_PRIOR = 4.0  # columns a row that the target of a covariance counts as
+_PRIOR = 16.0  # columns a row that the target of a covariance counts as
 
 
 @dataclass
@@ -65,7 +65,7 @@ def _mean(values: NDArray[np.float32], nested: bool = False) -> tuple[Floats, Fl
 def shrunk_covariance(values: NDArray[np.float32], nested: bool = False) -> Floats:
     """Covariance of rows, [rows, rows], drawn to one correlation for all pairs as far as the columns are too few to tell.
 
-    The target counts as four columns a row: the mean of an inverse Wishart posterior. Fewer leave covariances of some hundred
+    The target counts as sixteen columns a row: the mean of an inverse Wishart posterior. Fewer leave covariances of some hundred
     columns that a regression follows too far; measured in benchmarks/results/evidence_cpu_202611.md.
 
     Wrong answers of a good model are mostly among those of a bad one. So the covariance of two is at most the smaller variance,
