@@ -65,8 +65,8 @@ def _mean(values: NDArray[np.float32], nested: bool = False) -> tuple[Floats, Fl
 def shrunk_covariance(values: NDArray[np.float32], nested: bool = False) -> Floats:
     """Covariance of rows, [rows, rows], drawn to one correlation for all pairs as far as the columns are too few to tell.
 
-    The target counts as sixteen columns a row: the mean of an inverse Wishart posterior. Fewer leave covariances of some hundred
-    columns that a regression follows too far; measured in benchmarks/results/evidence_cpu_202611.md.
+    The target counts as sixteen columns a row: the mean of an inverse Wishart posterior. Fewer leave covariances of some
+    hundred columns that a regression follows too far; measured in benchmarks/results/evidence_cpu_202611.md.
 
     Wrong answers of a good model are mostly among those of a bad one. So the covariance of two is at most the smaller variance,
     and the target is one share of that. One correlation for all would say that the errors of bad models have the luck of good
