@@ -1,4 +1,4 @@
-"""The front, its hypervolume, and the best point under a budget. All objectives are minimised.
+"""The front and its hypervolume. All objectives are minimised.
 
 A point with a NaN or an infinite value is on no front and adds no volume.
 """
@@ -61,19 +61,6 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
         for i, end in enumerate(ends)
         if end > inside[i][-1]
     )
-
-
-def best_under(errors: Sequence[float], costs: Sequence[Point], limits: Point) -> int | None:
-    """Index of the smallest error whose costs all keep their limits; of equal ones the cheapest, then the first.
-
-    None if there is none.
-    """
-    feasible = [
-        i
-        for i, (error, cost) in enumerate(zip(errors, costs, strict=True))
-        if math.isfinite(error) and all(value <= limit for value, limit in zip(cost, limits, strict=True))
-    ]
-    return min(feasible, key=lambda i: (errors[i], tuple(costs[i]), i), default=None)
 
 
 def _covers(a: Point, b: Point) -> bool:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna._hypervolume import compute_hypervolume
 
-from search.pareto import best_under, front, hypervolume, staircase
+from search.pareto import front, hypervolume, staircase
 
 
 def brute_front(points: list[tuple[float, ...]]) -> set[tuple[float, ...]]:
@@ -63,11 +63,3 @@ def test_hypervolume_by_hand() -> None:
     assert hypervolume([], (1, 1)) == hypervolume([(math.nan, 0.1), (1.0, 0.0)], (1, 1)) == 0.0
     for order in itertools.permutations([(0.2, 0.8), (0.5, 0.5), (0.8, 0.2)]):
         assert hypervolume(list(order), (1, 1)) == pytest.approx(0.2 * 0.3 + 0.5 * 0.3 + 0.8 * 0.2)
-
-
-def test_best_under_takes_the_cheaper_of_equal_errors() -> None:
-    errors, costs = [0.1, 0.2, 0.1, math.nan, 0.05], [(5,), (1,), (4,), (0,), (9,)]
-    assert best_under(errors, costs, (5,)) == 2
-    assert best_under(errors, costs, (3,)) == 1
-    assert best_under(errors, costs, (0.5,)) is None
-    assert best_under(errors, costs, (100,)) == 4

@@ -30,11 +30,6 @@ class Gathered:
         if dense is not None:
             self._sample.add(_DENSE, dense)
 
-    @property
-    def sample(self) -> Sample:
-        """Of the trials that were asked for so far."""
-        return self._sample
-
     def of(self, trials: Sequence[Trial]) -> Evidence:
         """The evidence of trials, those that finished; one whose file is missing or damaged is not part of it.
 
