@@ -94,6 +94,7 @@ class DenseModel:
         _check_classes(classes, self.data)
         self.fingerprint = self._fingerprint(objective.space)
         self._factors: dict[tuple[object, ...], Factors] = {}
+        self._rung_answers: dict[int, list[Tensor]] = {}
         progress("loading", 1, 1)
 
     @property
@@ -156,10 +157,14 @@ class DenseModel:
 
     def rung_answers(self, most: int) -> list[Tensor]:
         """Those on at most so many images of the search split: on every batch of `RunBatches.search`."""
-        answers = torch.cat(self.answers)
-        if self.data.size("search") is None:  # of a stream the first ones
-            return list(torch.split(answers[:most], self.objective.data.eval_batch_size))
-        return [answers[places] for places in self.data.places(len(answers), most)]
+        if most not in self._rung_answers:  # every trial asks, and of a large split the whole is not copied each time
+            answers = torch.cat(self.answers)
+            if self.data.size("search") is None:  # of a stream the first ones
+                found = list(torch.split(answers[:most].clone(), self.objective.data.eval_batch_size))
+            else:
+                found = [answers[places] for places in self.data.places(len(answers), most)]
+            self._rung_answers[most] = found
+        return self._rung_answers[most]
 
     @cached_property
     def costs(self) -> CostModel:
