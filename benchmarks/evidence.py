@@ -34,7 +34,7 @@ from search.driver.demo_options import OPTIONS as DIGITS
 from search.driver.observer import Observer
 from search.evidence.intervals import WIDTH, difference_interval
 from search.evidence.posterior import Evidence, evidence_of
-from search.evidence.sample import Sample
+from search.evidence.sample import DENSE, Sample
 from search.layout import WEIGHTS, outcomes_of
 from search.run.finished_trial import FinishedTrial
 from search.run.weights import read_weights
@@ -42,7 +42,6 @@ from search.trial import WARM_START, Trial
 
 RUNS = Path("runs/evidence")
 SHARES = (1.0, 0.8, 0.6)  # of the target
-_DENSE = -1
 _PROBLEMS = {
     "digits": {**DIGITS, "target": ("flops=25%",), "band": 0.4},
     "fmnist": {**fashion_mnist.OPTIONS, "target": ("flops=10%",), "steps": 60},
@@ -127,7 +126,7 @@ def read(directory: Path) -> Search:
     return Search(
         trials=trials,
         loads=np.array([trial.load(limits) for trial in trials]),
-        sample={_DENSE: kept, **sample},
+        sample={DENSE: kept, **sample},
         test=np.array([float(found.wrong.double().mean()) for found in tested]),
         wrong=np.array([found.wrong.numpy() for found in tested]),
         built=np.array([found.wrong.numpy() for found in built]),
@@ -240,7 +239,7 @@ def _table(problem: str, searches: Sequence[Search], size: int | None, repetitio
     random = np.random.default_rng(0)
     rows, covered = defaultdict[str, list[Row]](list), list[Coverage]()
     for search in searches:
-        images = len(search.sample[_DENSE].wrong)
+        images = len(search.sample[DENSE].wrong)
         for _ in range(repetitions):
             chosen = None if size is None else random.choice(images, size, replace=False)
             evidence, figures = evidence_on(search, chosen)

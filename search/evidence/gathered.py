@@ -5,13 +5,11 @@ from pathlib import Path
 
 from objectives.outcomes import Outcomes
 from search.evidence.posterior import NO_EVIDENCE, Evidence, evidence_of
-from search.evidence.sample import Sample
+from search.evidence.sample import DENSE, Sample
 from search.layout import outcomes_of
 from search.trial import Trial
 from spaces.allocation import Allocation
 from spaces.errors import CheckpointError
-
-_DENSE = -1
 
 
 class Gathered:
@@ -28,7 +26,7 @@ class Gathered:
         self._seen: set[int] = set()
         self._made: tuple[int, Evidence] = (0, NO_EVIDENCE)
         if dense is not None:
-            self._sample.add(_DENSE, dense)
+            self._sample.add(DENSE, dense)
 
     def of(self, trials: Sequence[Trial]) -> Evidence:
         """The evidence of trials, those that finished; one whose file is missing or damaged is not part of it.

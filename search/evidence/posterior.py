@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from search.evidence.intervals import WIDTH, Interval, error_interval
-from search.evidence.sample import Floats, Sample
+from search.evidence.sample import DENSE, Floats, Sample
 
 # Priors of the slope, error by nat, and of the spread of the deviations: median, and standard deviation of the logarithm; and
 # which ones are tried. All slopes are above 0: else luck would have whoever diverges most picked.
@@ -33,7 +33,6 @@ _LEVEL = 0.3  # standard deviation of the level's prior: it says nothing
 OF_ALLOCATION = 0.5  # share of a deviation's variance that fine-tunes of one allocation have in common
 _LEAST = 1e-8  # variance
 _MOST = 300  # models that the spread is learnt from, evenly spaced over all
-_DENSE = -1  # in place of a number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +136,7 @@ def evidence_of(sample: Sample, allocations: Mapping[int, object], tested: int) 
     if not rows:
         return NO_EVIDENCE
     rows.sort(key=lambda row: sample.numbers[row])
-    anchored = [*([sample.numbers.index(_DENSE)] if _DENSE in sample.numbers else []), *rows]
+    anchored = [*([sample.numbers.index(DENSE)] if DENSE in sample.numbers else []), *rows]
     errors, luck = (
         found[np.ix_(anchored)] if found.ndim == 1 else found[np.ix_(anchored, anchored)] for found in sample.errors()
     )

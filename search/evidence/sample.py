@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
+DENSE = -1  # in place of a number: the dense model as loaded
 _PRIOR = 16.0  # columns a row that the target of a covariance counts as
 
 
