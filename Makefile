@@ -15,19 +15,22 @@ MINUTES ?= 9
 GPU_OPTIONS ?=
 GPU_PATH = $(CURDIR)/wheels/site:$(CURDIR):$(CURDIR)/benchmarks
 
-.PHONY: demo test test-quick test-oldest coverage check lint types install data wheels gpu clean
+.PHONY: demo test test-all test-quick test-oldest coverage check lint types install data wheels gpu clean
 
 demo: install            ## train a small model on the digits, search for flops=50%, export; leaves runs/demo
 	$(BIN)/python run_search.py launch
 
-test: install            ## all tests; the tests of a file share what they prepare
+test: install            ## the tests; those of a file share what they prepare
+	$(BIN)/python -m pytest $(THREE) -m "not long"
+
+test-all: install        ## those that take a minute each too
 	$(BIN)/python -m pytest $(THREE)
 
 test-quick: install      ## the tests of functions and commands in this process; no searches in other processes
-	$(BIN)/python -m pytest $(TWO_CORES) -m "not slow"
+	$(BIN)/python -m pytest $(TWO_CORES) -m "not slow and not long"
 
 test-oldest: $(OLDEST)/.ready  ## the quick tests with the oldest versions that pyproject.toml allows
-	$(OLDEST)/bin/python -m pytest $(TWO_CORES) -m "not slow"
+	$(OLDEST)/bin/python -m pytest $(TWO_CORES) -m "not slow and not long"
 
 coverage: install        ## all tests, and which lines of the packages they run: at least the share that pyproject.toml says
 	$(BIN)/coverage erase

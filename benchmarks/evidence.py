@@ -8,6 +8,10 @@
 Every trial of every search is measured on the test split too, from its weights and as built; the search does not know of it.
 The gap of a pick is its test error minus the least test error of all trials under the budget: of the whole target, and of 80
 and 60 % of it. What fewer search images would have told is seen by taking some of them, drawn anew in every repetition.
+
+The best in hindsight has the luck of the test split, so no pick has a gap of nothing. What even a pick by the true errors would
+lose is simulated: these are taken to be the expected errors by the images of both splits, and the luck of the test split has
+the covariance that is measured on it.
 """
 
 import argparse
@@ -25,22 +29,23 @@ from scipy.stats import kendalltau
 from torch import nn
 
 from objectives.dense_model import load_dense
-from objectives.error import compare, evaluate
+from objectives.error import compare, evaluate, predict
 from objectives.evaluator import Evaluator
-from objectives.outcomes import Outcomes
+from objectives.outcomes import Outcomes, joined
 from search import SearchConfig, launch, open_run
 from search.driver.demo import with_dense_model
 from search.driver.demo_options import OPTIONS as DIGITS
 from search.driver.observer import Observer
 from search.evidence.intervals import WIDTH, difference_interval
 from search.evidence.posterior import Evidence, evidence_of
-from search.evidence.sample import DENSE, Sample
+from search.evidence.sample import DENSE, Sample, shrunk_covariance
 from search.layout import WEIGHTS, outcomes_of
 from search.run.finished_trial import FinishedTrial
 from search.run.weights import read_weights
 from search.trial import WARM_START, Trial
 
 RUNS = Path("runs/evidence")
+TRUTH = "the true error (simulated)"
 SHARES = (1.0, 0.8, 0.6)  # of the target
 _PROBLEMS = {
     "digits": {**DIGITS, "target": ("flops=25%",), "band": 0.4},
@@ -55,6 +60,7 @@ class Tested(Observer):
         self._dense = load_dense(config.objective(directory))
         self._evaluator, self._folder = Evaluator(self._dense), directory / "test"
         self._images = list(self._dense.data.evaluation("test"))
+        self._answers = predict(self._dense.teacher, self._images)
         self._directory = directory
         self._keep(self._dense.teacher, "dense")
 
@@ -70,7 +76,7 @@ class Tested(Observer):
         self._keep(model, f"{number:04d}")
 
     def _keep(self, model: nn.Module, name: str) -> None:
-        found = evaluate(model.to(self._dense.device), self._images)
+        found = evaluate(model.to(self._dense.device), self._images, self._answers)
         assert found.outcomes is not None
         found.outcomes.save(self._folder / f"{name}.safetensors")
 
@@ -99,7 +105,7 @@ class Search:
     Attributes:
         trials: in the order of their numbers; those under the target.
         loads: how much of the target each uses.
-        sample: outcomes on the search split, of the dense model under -1.
+        sample, tested: outcomes on the search and the test split, of the dense model under -1.
         test: errors on the test split after the fine-tune.
         wrong, built: answers that are wrong, on every image of the test split, after it and as built.
     """
@@ -107,6 +113,7 @@ class Search:
     trials: tuple[FinishedTrial, ...]
     loads: NDArray[np.float64]
     sample: Mapping[int, Outcomes]
+    tested: Mapping[int, Outcomes]
     test: NDArray[np.float64]
     wrong: NDArray[np.bool_]
     built: NDArray[np.bool_]
@@ -117,7 +124,9 @@ def read(directory: Path) -> Search:
     run = open_run(directory)
     limits = run.budget(run.config.study.targets[0]).limits
     trials = tuple(trial for trial in run.complete if trial.load(limits) <= 1)
-    tested = [Outcomes.load(directory / "test" / f"{trial.number:04d}.safetensors") for trial in trials]
+    names = {DENSE: "dense", **{trial.number: f"{trial.number:04d}" for trial in trials}}
+    tested = {number: Outcomes.load(directory / "test" / f"{name}.safetensors") for number, name in names.items()}
+    wrong = np.array([tested[trial.number].wrong.numpy() for trial in trials])
     built = [Outcomes.load(directory / "test" / f"{trial.number:04d}-built.safetensors") for trial in trials]
     sample = {trial.number: Outcomes.load(outcomes_of(directory, trial.number)) for trial in trials}
     dense = load_dense(run.config.objective(directory))
@@ -127,8 +136,9 @@ def read(directory: Path) -> Search:
         trials=trials,
         loads=np.array([trial.load(limits) for trial in trials]),
         sample={DENSE: kept, **sample},
-        test=np.array([float(found.wrong.double().mean()) for found in tested]),
-        wrong=np.array([found.wrong.numpy() for found in tested]),
+        tested=tested,
+        test=wrong.mean(1, dtype=np.float64),
+        wrong=wrong,
         built=np.array([found.wrong.numpy() for found in built]),
     )
 
@@ -136,7 +146,7 @@ def read(directory: Path) -> Search:
 def evidence_on(search: Search, images: NDArray[np.int64] | None) -> tuple[Evidence, dict[str, NDArray[np.float64]]]:
     """What some images of the search split tell: the evidence, and figure -> its value for every trial."""
     places = slice(None) if images is None else torch.as_tensor(images)
-    some = {number: _some(found, places) for number, found in search.sample.items()}
+    some = {number: found.at(places) for number, found in search.sample.items()}
     sample = Sample()
     for number, found in some.items():
         sample.add(number, found)
@@ -152,11 +162,6 @@ def evidence_on(search: Search, images: NDArray[np.int64] | None) -> tuple[Evide
     figures["error and cross-entropy"] = list(_standard(figures["error"]) + _standard(figures["cross-entropy"]))
     figures["KL and cross-entropy"] = list(_standard(figures["KL"]) + _standard(figures["cross-entropy"]))
     return evidence, {name: np.array(values) for name, values in figures.items()}
-
-
-def _some(found: Outcomes, places: slice | torch.Tensor) -> Outcomes:
-    assert found.kl is not None
-    return Outcomes(found.wrong[places], found.cross_entropy[places], found.kl[places])
 
 
 def _standard(values: Sequence[float]) -> NDArray[np.float64]:
@@ -181,6 +186,25 @@ def rows_of(search: Search, figures: Mapping[str, NDArray[np.float64]]) -> Itera
     yield "error, then the cheapest", Row(tau=float("nan"), gaps=cheapest)
     starts = np.array([0.0 if trial.label == WARM_START else 1.0 for trial in search.trials])
     yield "warm start", Row(tau=float("nan"), gaps=tuple(_gap(search, share, starts, -search.loads) for share in SHARES))
+
+
+def truth_of(search: Search, random: np.random.Generator, draws: int = 1000) -> tuple[float, ...]:
+    """Mean gaps of a pick that knows the true errors, by simulation, for every share of the target."""
+    sample = Sample()
+    for number, found in search.sample.items():
+        sample.add(number, joined([found, search.tested[number]]))
+    evidence = evidence_of(sample, {trial.number: trial.allocation for trial in search.trials}, 0)
+    truth = np.array([evidence.mean(trial.number) for trial in search.trials])
+    luck = shrunk_covariance(search.wrong.astype(np.float32), nested=True) / search.wrong.shape[1]
+    drawn = truth + random.multivariate_normal(np.zeros(len(truth)), luck, draws)
+    return tuple(_mean_gap(drawn, truth, search.loads <= share) for share in SHARES)
+
+
+def _mean_gap(drawn: NDArray[np.float64], truth: NDArray[np.float64], under: NDArray[np.bool_]) -> float:
+    if not under.any():
+        return float("nan")
+    drawn = drawn[:, under]
+    return float((drawn[:, truth[under].argmin()] - drawn.min(1)).mean())
 
 
 def _gap(search: Search, share: float, values: NDArray[np.float64], then: NDArray[np.float64]) -> float:
@@ -239,6 +263,7 @@ def _table(problem: str, searches: Sequence[Search], size: int | None, repetitio
     random = np.random.default_rng(0)
     rows, covered = defaultdict[str, list[Row]](list), list[Coverage]()
     for search in searches:
+        rows[TRUTH].append(Row(tau=float("nan"), gaps=truth_of(search, random)))
         images = len(search.sample[DENSE].wrong)
         for _ in range(repetitions):
             chosen = None if size is None else random.choice(images, size, replace=False)
@@ -250,7 +275,7 @@ def _table(problem: str, searches: Sequence[Search], size: int | None, repetitio
     print(f"\n{problem}: {len(searches)} searches, {where}, {searches[0].wrong.shape[1]} test images\n")
     print("| picked by | tau | " + " | ".join(f"gap under {share:.0%} of the target" for share in SHARES) + " |")
     print("|---|---|" + "---|" * len(SHARES))
-    for name, found in rows.items():
+    for name, found in (*[item for item in rows.items() if item[0] != TRUTH], (TRUTH, rows[TRUTH])):
         tau = statistics.mean(row.tau for row in found)
         gaps = " | ".join(_spread([row.gaps[index] for row in found]) for index in range(len(SHARES)))
         print(f"| {name} | {'–' if tau != tau else f'{tau:.2f}'} | {gaps} |")

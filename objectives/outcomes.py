@@ -29,7 +29,7 @@ class Outcomes:
     cross_entropy: Tensor
     kl: Tensor | None = None
 
-    def at(self, places: Tensor) -> "Outcomes":
+    def at(self, places: Tensor | slice) -> "Outcomes":
         """Those of some of the images, by their places in the split."""
         return Outcomes(self.wrong[places], self.cross_entropy[places], None if self.kl is None else self.kl[places])
 

@@ -19,6 +19,7 @@ def launches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launches]:
     found.close()
 
 
+@pytest.mark.long
 def test_a_search_outlives_kills_at_random_moments(launches: Launches) -> None:
     """-9, to its workers and to itself: no result is lost or had twice, and no process, half file or weight is left over.
 

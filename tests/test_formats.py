@@ -20,6 +20,7 @@ from objectives.deploy.formats import open_format, write_formats
 from spaces.errors import CheckpointError, ConfigError
 
 ALL: tuple[Format, ...] = get_args(Format)
+LONG = ("distilled", "layer-scale", "no class token", "merged")  # of which the others have a mixture
 # What they are called -> kind of model, space that it is cut in, and further options.
 CUT: dict[str, tuple[str, str, dict[str, Any]]] = {
     "plain": ("plain", "hybrid", {}),
@@ -51,7 +52,7 @@ def plain(made: Callable[[str], Folder]) -> Folder:
     return made("plain")
 
 
-@pytest.mark.parametrize("kind", CUT)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.long] * (kind in LONG)) for kind in CUT])
 def test_all_formats_agree_on_real_images_in_batches_of_any_size(made: Callable[[str], Folder], kind: str) -> None:
     folder = made(kind)
     sizes = json.loads((folder.path / "config.json").read_text())["allocation"]

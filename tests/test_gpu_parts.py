@@ -32,6 +32,7 @@ def row(part: str, unit: str, what: str, **figures: object) -> Row:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_calls_share_the_work_and_the_page_has_both(tmp_path: Path) -> None:
     """The second call measures what the first one had no model for, and nothing again."""
 

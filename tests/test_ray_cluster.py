@@ -1,11 +1,12 @@
 """A Ray cluster of two nodes, simulated on one machine, that a search joins; one of the nodes is lost, and another comes."""
 
-import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import pytest
 import ray
 from local_launches import Silent, config_of
@@ -16,9 +17,9 @@ from objectives.runtime.progress import Step
 from search import launch
 from search.run.summary import RunSummary
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
-TRIALS, STEPS = 10, 600
+TRIALS = 4
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 128 << 20}
 
 
@@ -33,21 +34,23 @@ def cluster() -> Iterator[Cluster]:
 
 
 class Loses(Silent):
-    """Removes a node while two trials run; another one joins when two more have ended."""
+    """Removes a node while two trials run; another one joins when both have ended."""
 
     def __init__(self, cluster: Cluster) -> None:
         super().__init__()
         self.cluster, self.running, self.at_loss, self.rejoined = cluster, set[int](), set[int](), False
+        self.held = list[psutil.Process]()
 
     def step(self, number: int, step: Step) -> None:
         super().step(number, step)
-        if number == 0 and not self.running:
-            time.sleep(10.0)  # the second worker starts now, and all trials might have ended before it is there
+        if not self.held:
+            self._hold()
         self.running.add(number)
         if len(self.running) == 2 and not self.at_loss:
             self.at_loss = set(self.running)
             (lost,) = self.cluster.worker_nodes
             self.cluster.remove_node(lost, allow_graceful=False)
+            self._release()
 
     def finished(self, trial: Any, summary: RunSummary, count: int) -> None:
         super().finished(trial, summary, count)
@@ -56,19 +59,32 @@ class Loses(Silent):
             self.rejoined = True
             self.cluster.add_node(wait=False, **NODE)
 
+    def _hold(self) -> None:
+        """The first worker does nothing until the second, which starts now, runs a trial too."""
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                if "ray::Worker" in process.cmdline()[0]:
+                    process.suspend()
+                    self.held.append(process)
+
+    def _release(self) -> None:
+        for process in self.held:
+            with suppress(psutil.NoSuchProcess):  # it may have been on the node that is lost
+                process.resume()
+
 
 def test_a_search_outlives_a_node(tmp_path: Path, cluster: Cluster) -> None:
     """What ran there is run again on the other one with the same result, and the search does not wait for a third."""
-    config = config_of(tmp_path, trials=TRIALS, steps=STEPS, ray_address=cluster.address, parallel=2, sampler="random")
-    reporter = Loses(cluster)
+    reporter, options = Loses(cluster), {"trials": TRIALS, "sampler": "random"}
+    config = config_of(tmp_path, ray_address=cluster.address, parallel=2, trial_timeout=PATIENCE, **options)
     table = launch(config, reporter).trials
     assert len(reporter.at_loss) == 2
+    assert len(reporter.held) == 1
     assert sorted(table["number"]) == list(range(TRIALS))
     assert set(table["state"]) == {"COMPLETE"}
     assert any("is run again: its worker was lost" in notice for notice in reporter.notices)
     alone = tmp_path / "alone"
     alone.mkdir()
-    count = max(reporter.at_loss) + 1
-    expected = launch(config_of(alone, trials=count, steps=STEPS, sampler="random"), Silent()).trials
+    expected = launch(config_of(alone, **options), Silent()).trials
     columns = ["number", "error", "macs", "params"]
-    pd.testing.assert_frame_equal(table.sort_values("number")[columns].reset_index(drop=True)[:count], expected[columns])
+    pd.testing.assert_frame_equal(table.sort_values("number")[columns].reset_index(drop=True), expected[columns])

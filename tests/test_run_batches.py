@@ -281,6 +281,7 @@ def make(objective: Objective) -> None:
     opened(objective)
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(objective: Objective) -> None:
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=make, args=(objective,)) for _ in range(2)]

@@ -141,6 +141,7 @@ def record(number: int, share: float, error: float, cpu: float) -> Record:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_both_engines_are_measured_and_never_twice(tmp_path: Path) -> None:
     def run(part: str, *options: str) -> str:
         command = [

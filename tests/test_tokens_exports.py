@@ -20,7 +20,8 @@ from objectives.deploy.formats import write_formats
 from objectives.deploy.onnx_file import checked_onnx
 from objectives.deploy.pt2_archive import load_archive
 
-KINDS = ("distilled", "averaged", "no classes", "contracted", "low-rank")
+LONG = ("distilled", "no classes", "low-rank")
+KINDS = ("averaged", "contracted", *(pytest.param(kind, marks=pytest.mark.long) for kind in LONG))
 BATCHES = (1, 5)
 
 
