@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from objectives.data.config import ClassOrder
 
@@ -102,6 +101,8 @@ def _matrix(labels: NDArray[np.int64], answers: NDArray[np.int64], classes: int)
 def _assigned(labels: NDArray[np.int64], answers: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
     """For every label the output that means its class, by the assignment of most agreement; as they are where they tie."""
     matrix = _matrix(labels, answers, classes).astype(np.float64)
+    from scipy.optimize import linear_sum_assignment  # half a second to import, and needed by few
+
     _, order = linear_sum_assignment(matrix + 0.5 * np.eye(classes) / classes, maximize=True)
     return np.asarray(order)
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import RegularGridInterpolator
 
 from spaces.schema import WHOLE, Each, Kind
 
@@ -44,6 +43,8 @@ class Grid:
         if not free:
             return float(self.saved.item())
         axes = list(self.axes.values())
+        from scipy.interpolate import RegularGridInterpolator  # half a second to import, and needed by few
+
         found = RegularGridInterpolator([axes[i] for i in free], self.saved.squeeze(), bounds_error=False, fill_value=None)
         return float(found([point[i] for i in free])[0])
 

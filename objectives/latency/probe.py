@@ -15,7 +15,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from objectives.cost.closed_form import CostModel
@@ -207,6 +206,8 @@ def _factors(table: LatencyTable, space: Space, allocations: Sequence[Allocation
             row[names.index(operator.name)] += saved / table.dense
     rows = np.vstack([rows, _PRIOR * np.eye(len(names))])
     whole = np.array([table.whole(space.schedule(allocation)) / table.dense for allocation in allocations])
+    from scipy.optimize import nnls  # half a second to import, and needed by few
+
     found, _ = nnls(rows, np.concatenate([whole - np.array(kept), np.full(len(names), _PRIOR)]))
     return dict(zip(names, found.tolist(), strict=True))
 

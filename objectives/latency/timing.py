@@ -9,29 +9,41 @@ import logging
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from time import monotonic
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
-# Importing the timers looks for a compiler of CUDA, and says so where there is one without a GPU: nothing to do with timing.
-_building = logging.getLogger("torch.utils.cpp_extension")
-_level = _building.level
-_building.setLevel(logging.ERROR)
-from torch.utils.benchmark import Timer  # noqa: E402
-from torch.utils.benchmark.utils import timer as _timer  # noqa: E402
-
-_building.setLevel(_level)
-
-from objectives.latency.config import Setting  # noqa: E402
-from objectives.runtime.device import half_type  # noqa: E402
+from objectives.latency.config import Setting
+from objectives.runtime.device import half_type
 
 Call = Callable[[], object]
 
-wall_clock: Callable[[], float] = _timer.timer  # waits for a GPU before it looks
-
 _SHORTEST = 0.002  # seconds of one round of one call: the clock and the loop are then below 0.1 %
 _FEWEST, _MOST = 9, 1000  # rounds
+
+
+@cache
+def _benchmark() -> ModuleType:
+    """PyTorch's timers, which few processes need.
+
+    Importing them looks for a compiler of CUDA, and says so where there is one without a GPU: nothing to do with timing.
+    """
+    building = logging.getLogger("torch.utils.cpp_extension")
+    level = building.level
+    building.setLevel(logging.ERROR)
+    import torch.utils.benchmark
+
+    building.setLevel(level)
+    return torch.utils.benchmark
+
+
+def wall_clock() -> float:
+    """Seconds; waits for a GPU before it looks."""
+    seconds: float = _benchmark().utils.timer.timer()
+    return seconds
 
 
 @dataclass(frozen=True)
@@ -73,8 +85,10 @@ def time_calls(
         threads: of torch on the CPU, while it is measured; by default as they are.
         clock: seconds since any moment; by default wall time, after work on a GPU is done.
     """
-    threads = threads or torch.get_num_threads()
-    timers = {name: Timer("call()", globals={"call": call}, timer=clock, num_threads=threads) for name, call in calls.items()}
+    threads, timer_of = threads or torch.get_num_threads(), _benchmark().Timer
+    timers = {
+        name: timer_of("call()", globals={"call": call}, timer=clock, num_threads=threads) for name, call in calls.items()
+    }
     with torch.inference_mode():
         # What is compiled, allocated or tuned at a first call is paid for in the first of these.
         once = {name: [timer.timeit(1).median for _ in range(3)][-1] for name, timer in timers.items()}

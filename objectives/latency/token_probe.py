@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy.optimize import nnls
 
 from objectives.latency.grid import Floats, Grid
 from objectives.latency.samples import some_schedules
@@ -99,5 +98,7 @@ def _with_merging(times: TokenTimes, known: Sequence[tuple[int, ...]], kept: Seq
     left = np.array(kept) - [times.whole(schedule) for schedule in known]
     reading = replace(times, reading=1.0)
     rows = [(reading.whole(each) - times.whole(each), *times.added(each)) for each in known]
+    from scipy.optimize import nnls  # half a second to import, and needed by few
+
     share, merging, matched, weighed = nnls(np.array(rows, dtype=float), left)[0].tolist()
     return replace(times, reading=min(1.0, share), merging=merging, matched=matched, weighed=weighed)
