@@ -3,6 +3,9 @@
     python benchmarks/fashion_mnist.py
     python benchmarks/evidence.py collect digits --seeds 0 1 2 3 4 5 6 7 8 9
     python benchmarks/evidence.py collect fmnist --seeds 0 1 2 3 4 5 6 7 8 9
+    python benchmarks/evidence.py collect probed --seeds 0 1 2           # the same, the learning rate probed
+    python benchmarks/solar_cells.py
+    python benchmarks/evidence.py collect solar --seeds 0 --trials 10
     python benchmarks/evidence.py report
 
 Every trial of every search is measured on the test split too, from its weights and as built; the search does not know of it.
@@ -23,6 +26,7 @@ from pathlib import Path
 
 import fashion_mnist
 import numpy as np
+import solar_cells
 import torch
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
@@ -47,9 +51,12 @@ from search.trial import WARM_START, Trial
 RUNS = Path("runs/evidence")
 TRUTH = "the true error (simulated)"
 SHARES = (1.0, 0.8, 0.6)  # of the target
+_FASHION = {**fashion_mnist.OPTIONS, "checkpoint": "data/fmnist_vit.safetensors", "target": ("flops=10%",), "steps": 60}
 _PROBLEMS = {
     "digits": {**DIGITS, "target": ("flops=25%",), "band": 0.4},
-    "fmnist": {**fashion_mnist.OPTIONS, "target": ("flops=10%",), "steps": 60},
+    "fmnist": _FASHION,
+    "probed": {**_FASHION, "lr": None},
+    "solar": {**solar_cells.OPTIONS, "target": ("flops=50%",), "batch_size": 32},
 }
 
 
@@ -81,19 +88,15 @@ class Tested(Observer):
         found.outcomes.save(self._folder / f"{name}.safetensors")
 
 
-def collect(problem: str, seeds: Sequence[int], trials: int, checkpoint: str, data: str) -> None:
+def collect(problem: str, seeds: Sequence[int], trials: int, options: Mapping[str, str]) -> None:
     """Run one search a seed."""
     for seed in seeds:
         directory = RUNS / f"{problem}{seed}"
         given = {**_PROBLEMS[problem], "trials": trials, "seed": seed, "output": str(directory), "runner": "in-process"}
-        config = SearchConfig.from_flat(given)
+        config = SearchConfig.from_flat({**given, **options})
         if problem == "digits":
             config = replace(config, data=replace(config.data, split_seed=seed))
             config = with_dense_model(config, lambda what, done, total: None)
-        else:
-            config = replace(
-                config, model=replace(config.model, checkpoint=checkpoint), data=replace(config.data, data_dir=data)
-            )
         launch(config, Tested(config, directory))
         print(f"{directory}: {len(open_run(directory).complete)} trials", flush=True)
 
@@ -244,7 +247,7 @@ def coverage_of(search: Search, evidence: Evidence) -> Coverage:
 
 def report(repetitions: int) -> None:
     """Print the tables of all searches in `RUNS`."""
-    for problem, sizes in (("digits", (None,)), ("fmnist", (None, 1000, 220))):
+    for problem, sizes in (("digits", (None,)), ("fmnist", (None, 1000, 220)), ("probed", (None, 220)), ("solar", (None,))):
         searches = [read(path) for path in sorted(RUNS.glob(f"{problem}*")) if _is_done(path)]
         for size in sizes if searches else ():
             _table(problem, searches, size, repetitions if size else 1)
@@ -309,14 +312,15 @@ def main() -> None:
     collecting.add_argument("problem", choices=list(_PROBLEMS))
     collecting.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
     collecting.add_argument("--trials", type=int, default=24)
-    collecting.add_argument("--checkpoint", default="data/fmnist_vit.safetensors")
-    collecting.add_argument("--data-dir", default="data")
+    collecting.add_argument("--checkpoint", default=argparse.SUPPRESS, help="where it is not in data/")
+    collecting.add_argument("--data-dir", default=argparse.SUPPRESS)
     reporting = commands.add_parser("report")
     reporting.add_argument("--repetitions", type=int, default=10)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.command == "collect":
-        collect(arguments.problem, arguments.seeds, arguments.trials, arguments.checkpoint, arguments.data_dir)
+        options = {name: value for name, value in vars(arguments).items() if name in ("checkpoint", "data_dir")}
+        collect(arguments.problem, arguments.seeds, arguments.trials, options)
     else:
         report(arguments.repetitions)
 

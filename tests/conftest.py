@@ -2,7 +2,7 @@
 
 import signal
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -221,6 +221,19 @@ def _few_rounds() -> Iterator[None]:
     """No test asks how exact the times in a report are."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("objectives.deploy.folder.TIMED_SECONDS", 0.01)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_pictures() -> Iterator[None]:
+    """Drawing them takes a third of a short search; what they show is tested in test_report."""
+
+    def touch(paths: Sequence[Path], *shown: object) -> None:
+        for path in paths:
+            path.write_bytes(b"a picture")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("search.report.front_image.write_pictures", touch)
         yield
 
 

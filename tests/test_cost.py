@@ -19,7 +19,7 @@ MODELS = [
     "vit_tiny_patch16_224",
     "deit_tiny_distilled_patch16_224",
     "deit3_small_patch16_224",
-    "vit_small_patch14_reg4_dinov2",
+    pytest.param("vit_small_patch14_reg4_dinov2", marks=pytest.mark.long),  # 1,374 tokens
     "vit_small_patch16_dinov3",
     "vit_wee_patch16_reg1_gap_256",
     "vit_base_patch16_siglip_224",

@@ -112,7 +112,7 @@ def test_all_stop_at_a_rung(run: Run) -> None:
     assert run.outcome().score is not None
 
 
-@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("which", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_a_group_that_loses_a_process_is_replaced(run: Run, which: int) -> None:
     run.wait_free()
     before = processes()

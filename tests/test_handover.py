@@ -256,6 +256,7 @@ def test_what_cannot_be_written_is_told_before_anything_is_computed(
     assert "vit-compression-search[onnx]" in fails("export", run, "--trial", "1", "--format", "onnx")
 
 
+@pytest.mark.long
 def test_half_types_are_measured_as_they_are(run: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(run, tmp_path / "run"))
     assert run_search.main(["export", str(copied), "--trial", "1", "--dtype", "bf16"]) == 0

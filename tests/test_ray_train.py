@@ -81,13 +81,13 @@ class Killer:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("own_ray")
-@pytest.mark.parametrize("kill", [False, pytest.param(True, marks=pytest.mark.long)])
-def test_two_processes_train_as_one_and_outlive_a_kill(evaluator: Evaluator, tmp_path: Path, kill: bool) -> None:
+def test_two_processes_train_as_one_and_outlive_a_kill(evaluator: Evaluator, tmp_path: Path) -> None:
     expected, alone = trained(job_of(evaluator, tmp_path / "one", epochs=4), evaluator, MachineConfig())
     killer, job = Killer(), job_of(evaluator, tmp_path / "two", epochs=4)
-    weights, found = trained(job, evaluator, TWO, *([killer] if kill else []))
-    assert (killer.killed is not None) is kill
+    weights, found = trained(job, evaluator, TWO, killer)
+    assert killer.killed is not None
     assert [epoch.processes for epoch in found.epochs] == [2] * 4
     assert [epoch.loss for epoch in found.epochs] == pytest.approx([epoch.loss for epoch in alone.epochs], rel=1e-3)
     assert (found.best_epoch, found.best_weights) == (alone.best_epoch, alone.best_weights)

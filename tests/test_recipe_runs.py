@@ -159,7 +159,7 @@ def test_a_recipe_of_no_target_gets_half_of_the_macs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vtp", "losparse"])
+@pytest.mark.parametrize("name", ["vtp", pytest.param("losparse", marks=pytest.mark.long)])
 def test_the_model_of_a_recipe_reloads_as_it_was_measured(run: Run, name: str) -> None:
     """Of those whose space no search has."""
     trial = run.trial(LABELS.index(name))

@@ -282,6 +282,7 @@ def make(objective: Objective) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_at_once(objective: Objective) -> None:
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=make, args=(objective,)) for _ in range(2)]

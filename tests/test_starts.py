@@ -62,6 +62,7 @@ def test_its_files_lie_where_paths_of_sockets_are_short_enough(monkeypatch: pyte
         assert str(path).startswith(temporary if len(temporary) <= 26 else "/tmp/")
 
 
+@pytest.mark.long
 def test_where_the_first_worker_is_given_up_the_second_goes_on(tmp_path: Path) -> None:
     """And is replaced when it dies while a trial is timed."""
     runner, deaths, notices = prepared(tmp_path, deaths=3, timings=1)

@@ -49,6 +49,7 @@ def test_both_formats_give_the_same_outputs_for_batches_of_any_size(
         assert largest(outputs(loaded, images[:count]) - wanted) < 1e-4
 
 
+@pytest.mark.long
 def test_how_much_files_compute_is_known_before_they_run(make_vit: MakeVit, tmp_path: Path) -> None:
     """Shapes are static, so what computes too much is refused; fewer tokens compute less."""
     numbers: dict[str, list[int]] = {"onnx": [], "pt2": []}

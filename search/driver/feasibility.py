@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from objectives.cost.check import check_count
 from objectives.cost.closed_form import CostModel, cost_model
@@ -12,8 +13,12 @@ from objectives.recipes.registry import RECIPES, check_reach, recipe_of
 from search.budgets.parametrisation import Budgets, Limits
 from search.budgets.reach import check_jointly, reach_of, recipe_limits
 from search.budgets.targets import Budget, Reach, budgets_of
-from search.config import StudyConfig
+from search.config import SearchConfig, StudyConfig
 from search.driver.baselines import recipes_of
+from search.driver.observer import Observer
+from search.fidelity.judge import tell_found
+from search.run.continuation import check_same_latencies, check_same_model
+from spaces.models.create import weights_of
 from spaces.sites import Space
 from spaces.vit import describe
 
@@ -46,6 +51,19 @@ class Feasible:
         load = partial(costs.load, limits=limits)
         least = load(space.smallest(load))
         return min(max(least, band), 1.0) if self.targets else least
+
+
+def accepted(config: SearchConfig, directory: Path, dense: DenseModel, observer: Observer) -> Feasible:
+    """Tell what was read; refuse another model's run and what is not feasible, before factors are computed.
+
+    Raises:
+        CompressionError: the run has another model or has lost its latencies, or `check_feasible` refuses.
+    """
+    tell_found(dense.data, observer.say, observer.notice)
+    check_same_model(directory, dense.fingerprint)
+    observer.say(f"weights: {weights_of(dense.model)}")
+    check_same_latencies(directory, config, dense.fingerprint)
+    return check_feasible(config.study, dense)
 
 
 def check_feasible(study: StudyConfig, dense: DenseModel) -> Feasible:

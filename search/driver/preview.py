@@ -9,14 +9,13 @@ from objectives.evaluator import Evaluator
 from objectives.runtime.device import name_of
 from search.config import SearchConfig
 from search.driver.facts import facts_of
-from search.driver.feasibility import Feasible, check_feasible, settle
+from search.driver.feasibility import Feasible, accepted, settle
 from search.driver.first_answer import first_answer
 from search.driver.observer import Observer
 from search.driver.pace import Pace
-from search.fidelity.judge import tell_found
 from search.layout import CONFIG
 from search.report.write import render
-from search.run.continuation import check_same_model, check_same_run, is_new
+from search.run.continuation import check_same_run, is_new
 from search.run.directory import default_output, lock_run, make_directory, remove_if_empty
 from search.run.first_answer import FirstAnswer
 from search.run.places import check_no_export
@@ -28,7 +27,6 @@ from search.runners.base import Listener
 from search.runners.in_process import InProcessRunner
 from search.runners.job import needs_of
 from spaces.errors import ConfigError
-from spaces.models.create import weights_of
 
 
 def preview(config: SearchConfig, observer: Observer) -> FirstAnswer:
@@ -61,10 +59,7 @@ def _preview(config: SearchConfig, directory: Path, observer: Observer) -> First
     found: list[Feasible] = []
 
     def accept(dense: DenseModel) -> None:
-        tell_found(dense.data, observer.say, observer.notice)
-        check_same_model(directory, dense.fingerprint)
-        observer.say(f"weights: {weights_of(dense.model)}")
-        found.append(check_feasible(config.study, dense))
+        found.append(accepted(config, directory, dense, observer))
 
     study = config.study
     dense = load_dense(config.objective(directory), observer.stage, accept)

@@ -18,7 +18,7 @@ from search.driver.baselines import enqueue_baselines
 from search.driver.closing import closing
 from search.driver.deadline import Deadline
 from search.driver.facts import facts_of
-from search.driver.feasibility import Feasible, check_feasible, settle
+from search.driver.feasibility import Feasible, accepted, settle
 from search.driver.first_answer import first_answer
 from search.driver.interrupts import Interrupts
 from search.driver.loop import Loop
@@ -29,9 +29,9 @@ from search.driver.pace import Pace
 from search.driver.publisher import Publisher
 from search.driver.rate_probe import check_rate, settle_rate
 from search.evidence.gathered import Gathered
-from search.fidelity.judge import judge, tell_found
+from search.fidelity.judge import judge
 from search.layout import CONFIG, JOURNAL
-from search.run.continuation import check_same_latencies, check_same_model, identity_of
+from search.run.continuation import identity_of
 from search.run.edge import lower_edges
 from search.run.provenance import environment
 from search.runners.base import Listener, Runner
@@ -44,7 +44,6 @@ from search.study.study import Study
 from search.trial import Proposal
 from spaces.allocation import Allocation
 from spaces.errors import RunError
-from spaces.models.create import weights_of
 
 
 class Session:
@@ -118,12 +117,7 @@ class Session:
         return load_dense(objective, self.observers.stage, self._accept)
 
     def _accept(self, dense: DenseModel) -> None:
-        """Tell what was read; refuse another model's run and what is not feasible, before factors are computed."""
-        tell_found(dense.data, self.observers.say, self.observers.notice)
-        check_same_model(self.directory, dense.fingerprint)
-        self.observers.say(f"weights: {weights_of(dense.model)}")
-        check_same_latencies(self.directory, self.config, dense.fingerprint)
-        self.feasible: Feasible = check_feasible(self.config.study, dense)
+        self.feasible: Feasible = accepted(self.config, self.directory, dense, self.observers)
 
     def _create_runner(self) -> Runner:
         listener = Listener(

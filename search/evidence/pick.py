@@ -1,8 +1,10 @@
 """Which trial is best under a budget, and which ones cannot be told apart from it."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from objectives.cost.spec import Cost
 from search.evidence.options import Preference
 from search.evidence.posterior import Evidence
 
@@ -33,6 +35,21 @@ class Pick:
 
     number: int
     tied: tuple[int, ...] = ()
+
+
+def within(trials: Iterable[tuple[int, float | None, Mapping[Cost, float]]], limits: Mapping[Cost, float]) -> list[Candidate]:
+    """The trials that have an error and are within limits.
+
+    Args:
+        trials: number, measured error and costs of each.
+        limits: cost -> bound, in the unit of the costs; a cost that a trial does not have is above every bound.
+    """
+    found = []
+    for number, error, costs in trials:
+        load = max(costs.get(cost, math.inf) / limit for cost, limit in limits.items())
+        if error is not None and math.isfinite(error) and load <= 1:
+            found.append(Candidate(number=number, error=error, load=load))
+    return found
 
 
 def pick(candidates: Sequence[Candidate], evidence: Evidence, prefer: Preference = "accurate") -> Pick | None:

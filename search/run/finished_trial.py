@@ -8,7 +8,7 @@ from objectives.cost.spec import COSTS, Cost, known_costs
 from objectives.score import Score
 from search.evidence.intervals import Interval
 from search.evidence.options import Preference
-from search.evidence.pick import Candidate, Pick, pick
+from search.evidence.pick import Pick, pick, within
 from search.evidence.posterior import Evidence
 from search.trial import Trial
 from spaces.allocation import Allocation
@@ -109,9 +109,8 @@ def pick_within(
     trials: Iterable[FinishedTrial], limits: Mapping[Cost, float], evidence: Evidence, prefer: Preference = "accurate"
 ) -> Pick | None:
     """The best complete trial within limits, and those that cannot be told apart from it; None if there is none."""
-    loads = [(trial, trial.load(limits)) for trial in trials if trial.is_complete and math.isfinite(trial.figure("error"))]
-    candidates = [Candidate(number=trial.number, error=trial.figure("error"), load=load) for trial, load in loads if load <= 1]
-    return pick(candidates, evidence, prefer)
+    complete = [(trial.number, trial.error, trial.costs) for trial in trials if trial.is_complete]
+    return pick(within(complete, limits), evidence, prefer)
 
 
 def _finished(trial: Trial, dense: Mapping[Cost, float]) -> FinishedTrial:

@@ -8,7 +8,7 @@ from objectives.cost.spec import Cost
 from search.budgets.parametrisation import Budgets
 from search.config import SearchConfig
 from search.evidence.confirm import Contender, Repeat, to_repeat
-from search.evidence.pick import Candidate
+from search.evidence.pick import Candidate, within
 from search.evidence.posterior import Evidence
 from search.evidence.settled import known_to, settled_after
 from search.samplers.screening import Candidates
@@ -98,20 +98,13 @@ def ending_of(config: SearchConfig, targets: Sequence[Mapping[Cost, float]]) -> 
 def with_worth(proposal: Proposal, draw: Candidates, budgets: Budgets, trials: Sequence[Trial], evidence: Evidence) -> Proposal:
     """A proposal with what is noted of the candidates that it was chosen from: what it was worth."""
     dense = next((trial.proposal.number for trial in trials if trial.proposal.label == DENSE), None)
-    within = candidates_of(trials, budgets.targets[draw.target])
-    known = known_to(within, evidence, budgets.lows[draw.target], dense)
+    known = known_to(_within(trials, budgets.targets[draw.target]), evidence, budgets.lows[draw.target], dense)
     return replace(proposal, gain=draw.gain, known_to=known)
 
 
-def candidates_of(trials: Sequence[Trial], limits: Mapping[Cost, float]) -> list[Candidate]:
-    """The finished trials within limits."""
-    found = []
-    for trial in trials:
-        if trial.score is not None and trial.score.error is not None:
-            load = max(trial.score.costs.get(cost, float("inf")) / limit for cost, limit in limits.items())
-            if load <= 1:
-                found.append(Candidate(number=trial.proposal.number, error=trial.score.error, load=load))
-    return found
+def _within(trials: Sequence[Trial], limits: Mapping[Cost, float]) -> list[Candidate]:
+    scored = [(trial.proposal.number, trial.score) for trial in trials if trial.score is not None]
+    return within([(number, score.error, score.costs) for number, score in scored], limits)
 
 
 def _contenders(
@@ -121,9 +114,7 @@ def _contenders(
     trained = [trial for trial in trials if trial.score is not None and trial.score.steps > 0]
     proposals = [trial.proposal for trial in trained if trial.proposal.recipe is None]
     allocations = {entry.number: entry.allocation for entry in proposals if entry.allocation is not None}
-    known = [
-        entry.number for entry in candidates_of(trials, limits) if entry.number in evidence and entry.number in allocations
-    ]
+    known = [entry.number for entry in _within(trials, limits) if entry.number in evidence and entry.number in allocations]
     best: dict[Allocation, int] = {}
     for number in sorted(known, key=lambda number: (evidence.mean(number), number)):
         best.setdefault(allocations[number], number)
