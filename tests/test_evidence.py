@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from local_searches import scored
 
+from objectives.cost.spec import Cost
 from objectives.outcomes import Outcomes
 from search.evidence.file import read_evidence, write_evidence
 from search.evidence.gathered import Gathered
 from search.evidence.intervals import difference_interval, error_interval
-from search.evidence.pick import Candidate, pick
+from search.evidence.pick import Candidate, pick, within
 from search.evidence.posterior import NO_EVIDENCE, Evidence, evidence_of
 from search.evidence.sample import Sample, shrunk_covariance
 from search.layout import EVIDENCE, outcomes_of
@@ -235,6 +236,19 @@ def test_without_evidence_the_measured_error_decides() -> None:
     found = pick(entries, NO_EVIDENCE)
     assert found is not None and (found.number, found.tied) == (1, ())
     assert pick([], NO_EVIDENCE) is None
+
+
+def test_trials_without_an_error_or_above_a_bound_are_no_candidates() -> None:
+    costs: dict[Cost, float] = {"macs": 30.0, "params": 5.0}
+    trials: list[tuple[int, float | None, dict[Cost, float]]] = [
+        (0, 0.1, costs),
+        (1, None, costs),
+        (2, math.nan, costs),
+        (3, 0.1, {"macs": 30.0}),
+        (4, 0.1, {**costs, "macs": 41.0}),
+    ]
+    assert within(trials, {"macs": 40.0, "params": 10.0}) == [Candidate(number=0, error=0.1, load=0.75)]
+    assert [entry.number for entry in within(trials, {"macs": 41.0})] == [0, 3, 4]
 
 
 def test_trials_of_which_nothing_is_known_do_not_compete_with_others() -> None:
