@@ -63,7 +63,7 @@ class Loses(Silent):
         """The first worker does nothing until the second, which starts now, runs a trial too."""
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
-                if "ray::Worker" in process.cmdline()[0]:
+                if process.name().startswith("ray::Worker"):
                     process.suspend()
                     self.held.append(process)
 
